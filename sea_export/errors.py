@@ -1,0 +1,17 @@
+"""The two ways in which a job can end badly, and the exit status that each one has."""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "SeaExportError"]
+
+
+class SeaExportError(Exception):
+    """The job failed (exit status 1). The message is one or two sentences for the user."""
+
+    exit_code = 1
+
+
+class InputError(SeaExportError):
+    """Bad usage or bad input (exit status 2): found before work starts and before anything is written."""
+
+    exit_code = 2
