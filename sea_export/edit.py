@@ -1,0 +1,452 @@
+"""The fitted edit: frozen tensors in factor form, applied to activations, folded into weights, saved and loaded.
+
+Implements the editing half of Qiu et al., "Spectral Editing of Activations for Large Language Model Alignment",
+NeurIPS 2024 (arXiv 2405.09719). With U+ (d, k+) and U- (d, k-) the leading left singular vectors of Ω+ and Ω-,
+
+    P+ = U+ U+ᵀ,   P- = I - U- U-ᵀ,   M = P+ + P- = I + U+ U+ᵀ - U- U-ᵀ,   M' = D (I + s (M - I)),
+
+s the strength and D the diagonal of the normalization. The edit of an activation h is M' h; a centred edit has
+μ + M' (h - μ) = M' h + (I - M') μ (`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sea_export.errors import InputError
+from sea_export.spectral import LayerSpectrum, rank_for_variance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "NORMALIZATIONS",
+    "PROJECTIONS",
+    "EditOptions",
+    "LayerEdit",
+    "SpectralEdit",
+    "Target",
+    "build_layer_edit",
+    "compose",
+]
+
+PROJECTIONS = ("both", "positive", "negative", "reversed")
+NORMALIZATIONS = ("none", "average", "calibrated")
+COMPONENTS = ("mlp", "attention")
+
+_TENSORS_FILE = "sea_edit.safetensors"
+_DESCRIPTION_FILE = "sea_edit.json"
+_FORMAT_VERSION = 1
+
+
+class Target(NamedTuple):
+    """A place whose output is edited: the MLP or the attention block of one decoder layer, counted from 0."""
+
+    layer: int
+    component: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.component}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """The inverse of `str(target)`. Raises ValueError for anything else."""
+        layer, component = text.split(".")
+        if component not in COMPONENTS:
+            raise ValueError(f"unknown component {component!r}")
+        return cls(int(layer), component)
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """How a spectrum becomes an edit. Changing any of these never needs another forward pass."""
+
+    positive_variance: float = 0.9
+    """Share of Ω+'s squared spectrum that U+ keeps, in (0, 1]."""
+    negative_variance: float = 0.9
+    """Share of Ω-'s squared spectrum that U- keeps, in (0, 1]."""
+    positive_rank: int | None = None
+    """k+ itself, instead of a share."""
+    negative_rank: int | None = None
+    """k- itself, instead of a share."""
+    projections: str = "both"
+    """One of `PROJECTIONS`."""
+    strength: float = 1.0
+    """s in I + s (M - I)."""
+    normalization: str = "none"
+    """One of `NORMALIZATIONS`."""
+
+    def __post_init__(self) -> None:
+        for name in ("positive_variance", "negative_variance"):
+            if not 0 < getattr(self, name) <= 1:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is {getattr(self, name)}: it must be above 0 and at most 1")
+        for name in ("positive_rank", "negative_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it cannot be negative")
+        _check_choice("projections", self.projections, PROJECTIONS)
+        _check_choice("normalization", self.normalization, NORMALIZATIONS)
+        if not abs(self.strength) < float("inf"):
+            raise InputError(f"--strength is {self.strength}: it must be a finite number")
+
+
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"--{option} is {value!r}: choose one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class LayerEdit:
+    """The edit of one target: h ↦ M' h, plus a constant for centred edits. Tensors are float32."""
+
+    positive: Tensor
+    """(d, k+) orthonormal columns U+: the directions that P+ keeps."""
+    negative: Tensor
+    """(d, k-) orthonormal columns U-: the directions that P- drops."""
+    identity: float
+    """Coefficient of I in I + s (M - I): 1, but 1 - s for `projections="positive"`."""
+    strength: float
+    """s: the coefficient of U+ U+ᵀ, and less that of U- U-ᵀ."""
+    scale: Tensor | None
+    """(d,) diagonal of D, or None for the identity."""
+    shift: Tensor | None
+    """(d,) (I - M') μ for centred edits, else None."""
+    reader: Tensor | None
+    """(d,) u with uᵀh ≈ 1, for `center="linear"`: the shift is then multiplied by uᵀh."""
+    positive_values: Tensor
+    """(r+,) all singular values of Ω+ (of Ω- for `projections="reversed"`), for reports."""
+    negative_values: Tensor
+    """(r-,) all singular values of Ω- (of Ω+ for `projections="reversed"`), for reports."""
+    relative_change: float
+    """‖(M' - I) applied to the (centred) neutral activations‖ / ‖H0‖, Frobenius norms."""
+    signature: float
+    """The layer's signature value: see `sea_export.spectral.signature`."""
+    reader_error: float | None
+    """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
+
+    @property
+    def size(self) -> int:
+        """The hidden size d."""
+        return self.positive.shape[0]
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether folding the edit adds a constant, so that the writer must have a bias."""
+        return self.shift is not None and self.reader is None
+
+    def linear(self, activations: Tensor) -> Tensor:
+        """The linear part of the edit, without the constant of an `affine` edit.
+
+        Args:
+            activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
+
+        Returns:
+            (..., d) rows M' h, plus (I - M') μ (uᵀh) for `center="linear"`.
+        """
+        factors = self._cast(activations)
+        kept = (activations @ factors.positive) @ factors.positive.T
+        dropped = (activations @ factors.negative) @ factors.negative.T
+        edited = self.identity * activations + self.strength * (kept - dropped)
+        if factors.scale is not None:
+            edited = edited * factors.scale
+        if factors.shift is not None and factors.reader is not None:
+            edited = edited + (activations @ factors.reader)[..., None] * factors.shift
+        return edited
+
+    def apply(self, activations: Tensor) -> Tensor:
+        """The edit of rows h: see `linear`, with the constant of an `affine` edit.
+
+        Args:
+            activations: (..., d) of any floating dtype; half precision is computed in float32.
+
+        Returns:
+            (..., d) in the dtype of `activations`.
+        """
+        wide = activations if activations.dtype == torch.float64 else activations.float()
+        edited = self.linear(wide)
+        if self.needs_bias:
+            assert self.shift is not None
+            edited = edited + self.shift.to(edited)
+        return edited.to(activations.dtype)
+
+    def fold_weight(self, weight: Tensor) -> Tensor:
+        """W' = M' W: the weights that write the edited output (its columns are edited like activations).
+
+        Args:
+            weight: (d, m), float32 or float64.
+        """
+        return self.linear(weight.T).T
+
+    def fold_bias(self, bias: Tensor | None) -> Tensor | None:
+        """b' = M' b + (I - M') μ, or None where neither the writer nor the edit has a constant.
+
+        Args:
+            bias: (d,) float32 or float64, or None for a writer without one.
+        """
+        if bias is None:
+            if not self.needs_bias:
+                return None
+            bias = torch.zeros(self.size)
+        return self.apply(bias)
+
+    def to(self, device: torch.device) -> LayerEdit:
+        """The same edit with its tensors on `device`."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The edit's tensors by field name, those that are None left out."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def numbers(self) -> dict[str, float | None]:
+        """The edit's other fields by name: together with `tensors`, all of it."""
+        names = ("identity", "strength", "relative_change", "signature", "reader_error")
+        return {name: getattr(self, name) for name in names}
+
+    def _cast(self, like: Tensor) -> LayerEdit:
+        if like.dtype == self.positive.dtype and like.device == self.positive.device:
+            return self
+        return replace(self, **{name: tensor.to(like) for name, tensor in self.tensors().items()})
+
+
+def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit:
+    """Truncates a spectrum to an edit, in float64, rounded once to float32.
+
+    `average` halves M; `calibrated` scales feature j by ‖H0 e_j‖ / ‖H0 Mᵀ e_j‖ over the demonstrations (1 where
+    either norm is zero), on centred activations where the spectrum is centred.
+
+    Args:
+        spectrum: the layer's spectrum.
+        options: truncation, projections, strength and normalization.
+
+    Raises:
+        InputError: a rank is asked for that the spectrum does not have.
+    """
+    positive = _truncate(spectrum.positive_vectors, spectrum.positive_values, "positive", options)
+    negative = _truncate(spectrum.negative_vectors, spectrum.negative_values, "negative", options)
+    positive_values, negative_values = spectrum.positive_values, spectrum.negative_values
+    if options.projections == "reversed":
+        positive, negative = negative, positive
+        positive_values, negative_values = negative_values, positive_values
+    identity = 1.0
+    if options.projections == "positive":
+        identity, negative = 1.0 - options.strength, negative[:, :0]
+    elif options.projections == "negative":
+        positive = positive[:, :0]
+
+    edit = LayerEdit(
+        positive=positive,
+        negative=negative,
+        identity=identity,
+        strength=options.strength,
+        scale=None,
+        shift=None,
+        reader=None,
+        positive_values=positive_values,
+        negative_values=negative_values,
+        relative_change=0.0,
+        signature=spectrum.signature,
+        reader_error=spectrum.reader_error,
+    )
+    if options.normalization == "average":
+        edit = replace(edit, scale=torch.full_like(spectrum.neutral_mean, 0.5))
+    elif options.normalization == "calibrated":
+        before, after = spectrum.neutral_factor.norm(dim=0), edit.linear(spectrum.neutral_factor).norm(dim=0)
+        ratio = torch.where((before > 0) & (after > 0), before / after, 1.0)
+        edit = replace(edit, scale=ratio)
+
+    change = (edit.linear(spectrum.neutral_factor) - spectrum.neutral_factor).norm()
+    energy = spectrum.neutral_factor.square().sum()
+    if spectrum.center != "off":
+        energy = energy + spectrum.count * spectrum.neutral_mean.square().sum()
+        shift = spectrum.neutral_mean - edit.linear(spectrum.neutral_mean)
+        edit = replace(edit, shift=shift, reader=spectrum.reader)
+    relative_change = float(change / energy.sqrt()) if energy > 0 else 0.0
+    edit = replace(edit, relative_change=relative_change)
+    rounded = {name: tensor.float().contiguous().cpu() for name, tensor in edit.tensors().items()}
+    return replace(edit, **rounded)
+
+
+def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) -> Tensor:
+    rank = getattr(options, f"{kind}_rank")
+    if rank is None:
+        rank = rank_for_variance(values, getattr(options, f"{kind}_variance"))
+    elif rank > values.numel():
+        raise InputError(
+            f"--{kind}-rank {rank} is more than the {values.numel()} directions that the demonstrations span: "
+            "lower it or give more demonstrations"
+        )
+    return vectors[:, :rank]
+
+
+@dataclass(frozen=True)
+class SpectralEdit:
+    """A fitted edit of a model: for each target the layer edits that are applied to its output in turn.
+
+    A fit gives one layer edit a target; composition gives more. `provenance` is plain JSON data: the base model,
+    the demonstrations' digest and every option.
+    """
+
+    layers: Mapping[Target, tuple[LayerEdit, ...]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise InputError("the edit names no layer")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The edited places, by layer."""
+        return tuple(sorted(self.layers))
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether any writer must have a bias to hold the edit (`center="affine"`)."""
+        return any(edit.needs_bias for edits in self.layers.values() for edit in edits)
+
+    @property
+    def relative_change(self) -> float:
+        """The largest relative change of any layer: tiny means that the edit does nothing."""
+        return max(edit.relative_change for edits in self.layers.values() for edit in edits)
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """Installs the run-time edit on a live model, and takes it off again.
+
+        Args:
+            model: a causal language model of the architecture that the edit was fitted on.
+
+        Raises:
+            InputError: the model has no such layer, or another hidden size.
+        """
+        from sea_export.architecture import find_writers
+
+        writers = find_writers(model, self.targets)
+        with ExitStack() as hooks:
+            for writer in writers:
+                if writer.size != self.layers[writer.target][0].size:
+                    raise InputError(
+                        f"the edit has {self.layers[writer.target][0].size} features but {writer.module_name} "
+                        f"writes {writer.size}: it was fitted on another model"
+                    )
+            for writer in writers:
+                module = model.get_submodule(writer.module_name)
+                device = next(module.parameters()).device
+                edits = [edit.to(device) for edit in self.layers[writer.target]]
+                handle = module.register_forward_hook(_EditHook(edits))
+                hooks.callback(handle.remove)
+            yield model
+
+    def save(self, directory: Path | str) -> None:
+        """Writes `sea_edit.safetensors` and `sea_edit.json` into `directory` (made if missing).
+
+        The same edit gives the same bytes.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        layers: dict[str, list[dict[str, float | None]]] = {}
+        for target in self.targets:
+            layers[str(target)] = [edit.numbers() for edit in self.layers[target]]
+            for position, edit in enumerate(self.layers[target]):
+                for name, tensor in edit.tensors().items():
+                    tensors[f"{target}.{position}.{name}"] = tensor.contiguous()
+        description = {"format_version": _FORMAT_VERSION, "layers": layers, "provenance": dict(self.provenance)}
+        save_file(tensors, directory / _TENSORS_FILE, metadata={"format": "pt"})
+        (directory / _DESCRIPTION_FILE).write_text(
+            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, directory: Path | str) -> SpectralEdit:
+        """Reads what `save` wrote; a checkpoint that sea-export wrote is accepted as well (its `sea_edit/`).
+
+        Raises:
+            InputError: there is no edit, or it is damaged or of a later format.
+        """
+        directory = Path(directory)
+        if not (directory / _DESCRIPTION_FILE).exists() and (directory / "sea_edit").is_dir():
+            directory = directory / "sea_edit"
+        try:
+            description = json.loads((directory / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+            tensors = load_file(directory / _TENSORS_FILE)
+        except FileNotFoundError:
+            raise InputError(
+                f"{directory} holds no edit: {_DESCRIPTION_FILE} and {_TENSORS_FILE} are expected there"
+            ) from None
+        except (ValueError, OSError, SafetensorError) as error:
+            raise InputError(f"the edit in {directory} cannot be read: {error}") from error
+        if description.get("format_version") != _FORMAT_VERSION:
+            raise InputError(
+                f"{directory} has edit format {description.get('format_version')}, and this version reads "
+                f"{_FORMAT_VERSION}: upgrade sea-export"
+            )
+        try:
+            layers = {
+                Target.parse(text): tuple(
+                    _layer_edit(numbers, tensors, f"{text}.{position}.") for position, numbers in enumerate(edits)
+                )
+                for text, edits in description["layers"].items()
+            }
+            return cls(layers=layers, provenance=description["provenance"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
+
+
+def _layer_edit(numbers: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> LayerEdit:
+    own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    optional = dict.fromkeys(("scale", "shift", "reader"))
+    edit = LayerEdit(**{**optional, **own, **numbers})  # type: ignore[arg-type]
+    widths = {edit.positive.shape[0], edit.negative.shape[0]}
+    widths |= {tensor.numel() for tensor in (edit.scale, edit.shift, edit.reader) if tensor is not None}
+    if len(widths) != 1 or edit.positive.ndim != 2 or edit.negative.ndim != 2:
+        raise ValueError(f"the tensors of {prefix[:-1]} do not fit one another")
+    return edit
+
+
+class _EditHook:
+    """Forward hook that replaces a module's output (or the first of its outputs) by the edited one."""
+
+    def __init__(self, edits: Sequence[LayerEdit]) -> None:
+        self.edits = edits
+
+    def __call__(self, module: torch.nn.Module, inputs: object, output: Any) -> Any:
+        edited = output[0] if isinstance(output, tuple) else output
+        for edit in self.edits:
+            edited = edit.apply(edited)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
+    """The product of several edits, layer by layer: the first is applied first.
+
+    Args:
+        edits: at least one edit; they may edit different layers.
+
+    Raises:
+        InputError: the edits were fitted on models of different hidden size or on different bases.
+    """
+    if len(edits) == 1:
+        return edits[0]
+    sizes = {edit.size for member in edits for layer in member.layers.values() for edit in layer}
+    if len(sizes) > 1:
+        raise InputError(f"the edits have different hidden sizes ({sorted(sizes)}): they cannot be composed")
+    layers: dict[Target, tuple[LayerEdit, ...]] = {}
+    for member in edits:
+        for target, layer in member.layers.items():
+            layers[target] = layers.get(target, ()) + layer
+    provenance = {
+        "base": edits[0].provenance.get("base"),
+        "composed": [dict(member.provenance) for member in edits],
+    }
+    return SpectralEdit(layers=layers, provenance=provenance)

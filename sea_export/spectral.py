@@ -1,0 +1,327 @@
+"""Spectra of the cross-covariances between neutral, positive and negative activations.
+
+Implements the estimation half of Qiu et al., "Spectral Editing of Activations for Large Language Model
+Alignment", NeurIPS 2024 (arXiv 2405.09719), section 3: Ω± = H0ᵀ H± / n and its singular value decomposition.
+All vectors are rows; n counts demonstrations and d is the hidden size. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sea_export.errors import InputError
+
+__all__ = ["CENTERS", "Activations", "LayerSpectrum", "SpectrumFitter", "rank_for_variance", "signature"]
+
+CENTERS = ("off", "affine", "linear")
+
+_READER_FOLDS = 5
+# Penalties of the constant reader, relative to the mean eigenvalue of the activations' second moment.
+_READER_PENALTIES = tuple(10.0**exponent for exponent in range(-8, 2))
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of one edited place over the demonstrations, one row each."""
+
+    neutral: Tensor
+    """(n, d): the prompt alone, H0."""
+    positive: Tensor
+    """(n, d): the prompt followed by the positive completion, H+."""
+    negative: Tensor
+    """(n, d): the prompt followed by the negative completion, H-."""
+
+    def centered(self) -> Activations:
+        """The same activations, each kind less its own mean over the demonstrations."""
+        return Activations(*(rows - rows.mean(dim=0) for rows in (self.neutral, self.positive, self.negative)))
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Left singular vectors and singular values of Ω+ and Ω-, to their full numerical rank.
+
+    Truncating an edit is taking the first columns: nothing is ever fitted again.
+    """
+
+    positive_vectors: Tensor
+    """(d, r+) orthonormal columns: left singular vectors of Ω+."""
+    positive_values: Tensor
+    """(r+,) singular values of Ω+, descending."""
+    negative_vectors: Tensor
+    """(d, r-) orthonormal columns: left singular vectors of Ω-."""
+    negative_values: Tensor
+    """(r-,) singular values of Ω-, descending."""
+    neutral_factor: Tensor
+    """(m, d) with m <= max(n, d): FᵀF = H0ᵀH0, of the centred H0 where the spectrum is centred."""
+    neutral_mean: Tensor
+    """(d,) mean neutral activation μ."""
+    reader: Tensor | None
+    """(d,) ridge solution u of uᵀh ≈ 1, for `linear` centring only."""
+    reader_error: float | None
+    """Root mean square of uᵀh - 1 over held-out demonstrations."""
+    signature: float
+    """Sum of the singular values of Eᵀ Y / n: see `signature`."""
+    count: int
+    """Number of demonstrations n."""
+    center: str
+    """One of `CENTERS`."""
+
+
+def rank_for_variance(values: Tensor, variance: float) -> int:
+    """The smallest k with Σ_{i<=k} σ_i² / Σ σ_i² >= variance.
+
+    Args:
+        values: (r,) singular values σ, descending.
+        variance: share of the squared spectrum to keep, in (0, 1].
+
+    Returns:
+        k, between 0 (only for an empty or all-zero spectrum) and r.
+    """
+    energy = values.to(torch.float64).square().cumsum(0)
+    if energy.numel() == 0 or energy[-1] == 0:
+        return 0
+    # Rounding can leave the last ratio a little under 1, and a share of exactly 1 must be reachable.
+    threshold = min(variance, 1.0) * energy[-1] * (1 - 4 * torch.finfo(torch.float64).eps)
+    return int(torch.searchsorted(energy, threshold).item()) + 1
+
+
+def signature(positive_mean: Tensor, negative_mean: Tensor) -> float:
+    """Sum of the singular values of Eᵀ Y / n, with which `--layers signature:K` ranks layers.
+
+    E (2n, d) stacks the positive and the negative activations and Y (2n, 2) holds their one-hot labels,
+    so that Eᵀ Y / n has the two means as its columns (Qiu et al. 2024, section 4).
+
+    Args:
+        positive_mean: (d,) mean of the rows of H+.
+        negative_mean: (d,) mean of the rows of H-.
+    """
+    means = torch.stack([positive_mean, negative_mean], dim=1).to(torch.float64)
+    return float(torch.linalg.svdvals(means).sum())
+
+
+class SpectrumFitter:
+    """Accumulates activations batch by batch and returns their `LayerSpectrum`.
+
+    Rows are kept while they take less room than d x d moments would, and added to the moments beyond that:
+    memory is bounded by the hidden size, not by the number of demonstrations, and no d x d matrix is formed
+    or decomposed while n < d.
+    """
+
+    def __init__(self, center: str = "off") -> None:
+        """Args: center: one of `CENTERS`; `affine` and `linear` give the same centred spectrum."""
+        if center not in CENTERS:
+            raise InputError(f"unknown centring {center!r}: choose one of {', '.join(CENTERS)}")
+        self.center = center
+        self.count = 0
+        self._rows: list[Tensor] = []
+        self._buffered = 0
+        self._moments: _Moments | None = None
+
+    def update(self, activations: Activations) -> SpectrumFitter:
+        """Adds the activations of some demonstrations and returns the fitter itself.
+
+        Args:
+            activations: neutral, positive and negative rows, each (batch, d), of any floating dtype.
+
+        Raises:
+            InputError: the three shapes differ from one another, or a value is not finite.
+        """
+        rows = torch.stack([activations.neutral, activations.positive, activations.negative])
+        if not torch.isfinite(rows).all():
+            raise InputError("an activation is NaN or infinite: load the model in float32 (--dtype float32)")
+        self._rows.append(rows)
+        self._buffered += rows.shape[1]
+        self.count += rows.shape[1]
+        if self._buffered >= _Moments.matrices(self.center) * rows.shape[2]:
+            self._flush()
+        return self
+
+    def spectrum(self) -> LayerSpectrum:
+        """The spectrum of everything seen so far.
+
+        Raises:
+            InputError: fewer than two demonstrations were seen.
+        """
+        if self.count < 2:
+            raise InputError(f"{self.count} demonstrations: a spectrum needs at least 2")
+        rows = torch.cat(self._rows, dim=1).to(torch.float64) if self._rows else None
+        if self._moments is None and rows is not None and rows.shape[1] < rows.shape[2]:
+            return _spectrum_of_rows(Activations(*rows), self.center)
+        self._flush()
+        assert self._moments is not None
+        return self._moments.spectrum()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        rows = torch.cat(self._rows, dim=1).to(torch.float64)
+        if self._moments is None:
+            self._moments = _Moments(rows, self.center)
+        self._moments.update(rows)
+        self._rows, self._buffered = [], 0
+
+
+class _Moments:
+    """First and second moments of (3, batch, d) rows, about a pilot mean so that centring cancels little."""
+
+    def __init__(self, rows: Tensor, center: str) -> None:
+        size = rows.shape[2]
+        self.center = center
+        self.count = 0
+        self.pilot = rows.mean(dim=1) if center != "off" else rows.new_zeros(3, size)
+        self.sums_ = rows.new_zeros(3, size)
+        # Products of the neutral rows with themselves, the positive and the negative ones.
+        self.products_ = rows.new_zeros(3, size, size)
+        if center == "linear":
+            self.fold_products_ = rows.new_zeros(_READER_FOLDS, size, size)
+            self.fold_sums_ = rows.new_zeros(_READER_FOLDS, size)
+            self.fold_counts_ = rows.new_zeros(_READER_FOLDS)
+
+    @staticmethod
+    def matrices(center: str) -> int:
+        """How many d x d matrices the moments hold."""
+        return 3 + (_READER_FOLDS if center == "linear" else 0)
+
+    def update(self, rows: Tensor) -> None:
+        shifted = rows - self.pilot[:, None]
+        self.sums_ += shifted.sum(dim=1)
+        self.products_ += shifted[0].T @ shifted
+        if self.center == "linear":
+            folds = (torch.arange(rows.shape[1], device=rows.device) + self.count) % _READER_FOLDS
+            products, sums, counts = _fold_moments(rows, folds)
+            self.fold_products_ += products
+            self.fold_sums_ += sums
+            self.fold_counts_ += counts
+        self.count += rows.shape[1]
+
+    def spectrum(self) -> LayerSpectrum:
+        shifted_means = self.sums_ / self.count
+        means = shifted_means + self.pilot
+        covariances = self.products_ / self.count
+        if self.center != "off":
+            covariances = covariances - shifted_means[0][None, :, None] * shifted_means[:, None, :]
+        positive_vectors, positive_values = _left_singular(covariances[1])
+        negative_vectors, negative_values = _left_singular(covariances[2])
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariances[0] * self.count)
+        reader, error = None, None
+        if self.center == "linear":
+            reader, error = _constant_reader(self.fold_products_, self.fold_sums_, self.fold_counts_)
+        return LayerSpectrum(
+            positive_vectors=positive_vectors,
+            positive_values=positive_values,
+            negative_vectors=negative_vectors,
+            negative_values=negative_values,
+            neutral_factor=eigenvalues.clamp(min=0).sqrt()[:, None] * eigenvectors.T,
+            neutral_mean=means[0],
+            reader=reader,
+            reader_error=error,
+            signature=signature(means[1], means[2]),
+            count=self.count,
+            center=self.center,
+        )
+
+
+def _spectrum_of_rows(activations: Activations, center: str) -> LayerSpectrum:
+    """The spectrum from the factors: for n < d, with n x n decompositions only."""
+    rows = activations if center == "off" else activations.centered()
+    count = rows.neutral.shape[0]
+    # H0ᵀ = Q R0 and H±ᵀ = Q± R±, so that Ω± = Q (R0 R±ᵀ / n) Q±ᵀ: the core has the left singular vectors.
+    basis, neutral_core = torch.linalg.qr(rows.neutral.T)
+    spectra = []
+    for completion in (rows.positive, rows.negative):
+        completion_core = torch.linalg.qr(completion.T, mode="r").R
+        vectors, values = _left_singular(neutral_core @ completion_core.T / count)
+        spectra.append((_canonical_signs(basis @ vectors), values))
+    reader, error = None, None
+    if center == "linear":
+        reader, error = _constant_reader_of_rows(activations)
+    return LayerSpectrum(
+        positive_vectors=spectra[0][0],
+        positive_values=spectra[0][1],
+        negative_vectors=spectra[1][0],
+        negative_values=spectra[1][1],
+        neutral_factor=rows.neutral,
+        neutral_mean=activations.neutral.mean(dim=0),
+        reader=reader,
+        reader_error=error,
+        signature=signature(activations.positive.mean(dim=0), activations.negative.mean(dim=0)),
+        count=count,
+        center=center,
+    )
+
+
+def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and values above rounding, with signs that do not depend on the solver."""
+    vectors, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps * values[:1]
+    rank = int((values > rounding).sum())
+    return _canonical_signs(vectors[:, :rank]), values[:rank]
+
+
+def _canonical_signs(vectors: Tensor) -> Tensor:
+    """Columns with their entry of largest magnitude made positive."""
+    if vectors.shape[1] == 0:
+        return vectors
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors.dtype)
+
+
+def _fold_moments(rows: Tensor, folds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per fold: Σ h hᵀ (folds, d, d), Σ h (folds, d) and the number of h, over all kinds of rows (3, n, d)."""
+    products, sums, counts = [], [], []
+    for fold in range(_READER_FOLDS):
+        members = rows[:, folds == fold].flatten(0, 1)
+        products.append(members.T @ members)
+        sums.append(members.sum(dim=0))
+        counts.append(members.shape[0])
+    return torch.stack(products), torch.stack(sums), torch.tensor(counts, dtype=rows.dtype, device=rows.device)
+
+
+def _constant_reader_of_rows(activations: Activations) -> tuple[Tensor, float]:
+    rows = torch.stack([activations.neutral, activations.positive, activations.negative])
+    folds = torch.arange(rows.shape[1], device=rows.device) % _READER_FOLDS
+    kinds, count, size = rows.shape
+    if kinds * count >= size:
+        return _constant_reader(*_fold_moments(rows, folds))
+    # The ridge solution lies in the span of the rows: solve it in an orthonormal basis of that span.
+    basis = torch.linalg.qr(rows.flatten(0, 1).T).Q
+    reader, error = _constant_reader(*_fold_moments(rows @ basis, folds))
+    return basis @ reader, error
+
+
+def _constant_reader(products: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, float]:
+    """The ridge solution u of uᵀh ≈ 1, its penalty chosen by cross-validation over demonstrations.
+
+    Args:
+        products: (folds, d, d) Σ h hᵀ of each fold.
+        sums: (folds, d) Σ h of each fold.
+        counts: (folds,) number of h in each fold.
+
+    Returns:
+        u (d,) fitted on all folds, and the root mean square of uᵀh - 1 on held-out folds.
+    """
+    product, total = products.sum(0), sums.sum(0)
+    scale = product.diagonal().mean()
+    penalties = scale * torch.tensor(_READER_PENALTIES, dtype=product.dtype, device=product.device)
+    errors = torch.zeros_like(penalties)
+    for held_product, held_sum, held_count in zip(products, sums, counts, strict=True):
+        if held_count == 0:
+            continue
+        readers = _ridge(product - held_product, total - held_sum, penalties)
+        errors += held_count - 2 * readers @ held_sum + ((readers @ held_product) * readers).sum(dim=1)
+    best = int(errors.argmin())
+    reader = _ridge(product, total, penalties[best : best + 1])[0]
+    return reader, float((errors[best].clamp(min=0) / counts.sum()).sqrt())
+
+
+def _ridge(product: Tensor, total: Tensor, penalties: Tensor) -> Tensor:
+    """(penalties, d): (Σ h hᵀ + λ I)⁻¹ Σ h for every penalty λ, from one eigendecomposition."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(product)
+    coordinates = eigenvectors.T @ total
+    # A penalty of exactly zero can only come from activations that are zero throughout.
+    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(min=torch.finfo(product.dtype).tiny)
+    return shrunk @ eigenvectors.T
+
