@@ -361,7 +361,11 @@ class SpectralEdit:
             for position, edit in enumerate(self.layers[target]):
                 for name, tensor in edit.tensors().items():
                     tensors[f"{target}.{position}.{name}"] = tensor.contiguous()
-        description = {"format_version": _FORMAT_VERSION, "layers": layers, "provenance": dict(self.provenance)}
+        description = {
+            "format_version": _FORMAT_VERSION,
+            "layers": layers,
+            "provenance": dict(self.provenance),
+        }
         save_file(tensors, directory / _TENSORS_FILE, metadata={"format": "pt"})
         (directory / _DESCRIPTION_FILE).write_text(
             json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -277,7 +277,11 @@ def _fold_moments(rows: Tensor, folds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         products.append(members.T @ members)
         sums.append(members.sum(dim=0))
         counts.append(members.shape[0])
-    return torch.stack(products), torch.stack(sums), torch.tensor(counts, dtype=rows.dtype, device=rows.device)
+    return (
+        torch.stack(products),
+        torch.stack(sums),
+        torch.tensor(counts, dtype=rows.dtype, device=rows.device),
+    )
 
 
 def _constant_reader_of_rows(activations: Activations) -> tuple[Tensor, float]:
@@ -322,6 +326,7 @@ def _ridge(product: Tensor, total: Tensor, penalties: Tensor) -> Tensor:
     eigenvalues, eigenvectors = torch.linalg.eigh(product)
     coordinates = eigenvectors.T @ total
     # A penalty of exactly zero can only come from activations that are zero throughout.
-    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(min=torch.finfo(product.dtype).tiny)
+    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(
+        min=torch.finfo(product.dtype).tiny
+    )
     return shrunk @ eigenvectors.T
-
