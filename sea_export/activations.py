@@ -22,6 +22,7 @@ from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
 from sea_export.errors import InputError
 from sea_export.forward import PromptedCompletions, Segment, run_batches
+from sea_export.generation import greedy_continuations
 from sea_export.spectral import Activations
 
 if TYPE_CHECKING:
@@ -120,7 +121,12 @@ def capture_batches(
         for demonstration in demonstrations
     ]
     if options.neutral == "generated":
-        continuations = _greedy_continuations(model, [item.prompt for item in items], options)
+        continuations = greedy_continuations(
+            model,
+            [item.prompt for item in items],
+            new_tokens=options.neutral_tokens,
+            batch_tokens=options.batch_tokens,
+        )
         items = [
             PromptedCompletions(item.prompt, (*item.completions, continuation))
             for item, continuation in zip(items, continuations, strict=True)
@@ -277,45 +283,3 @@ class _PassReading:
             tokens = hidden[self._rows.to(device), self._columns.to(device)].float()
             sums.index_add_(0, self._sums.to(device), tokens * self._weights.to(device)[:, None])
         return dict(zip(self.slots, sums, strict=True))
-
-
-def _greedy_continuations(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], options: CaptureOptions
-) -> list[tuple[int, ...]]:
-    """The model's own greedy continuation of each prompt, without the end-of-sequence token unless it is all."""
-    from transformers import GenerationConfig
-
-    device = next(model.parameters()).device
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    end_tokens = {ends} if isinstance(ends, int) else set(ends or ())
-    # A fresh configuration: the model's own may sample, or penalise repetition.
-    greedy = GenerationConfig(
-        max_new_tokens=options.neutral_tokens,
-        do_sample=False,
-        eos_token_id=sorted(end_tokens) or None,
-        pad_token_id=min(end_tokens, default=0),
-    )
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    continuations: dict[int, tuple[int, ...]] = {}
-    while order:
-        width = len(prompts[order[0]])
-        count = max(1, options.batch_tokens // (width + options.neutral_tokens))
-        batch, order = order[:count], order[count:]
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(batch):
-            ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-            mask[row, width - len(prompts[index]) :] = 1
-        generated = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=greedy,
-        )
-        for row, index in enumerate(batch):
-            continuations[index] = _until_end(generated[row, width:].tolist(), end_tokens)
-    return [continuations[index] for index in range(len(prompts))]
-
-
-def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[int, ...]:
-    length = next((position for position, token in enumerate(tokens) if token in end_tokens), len(tokens))
-    return tuple(tokens[: max(length, 1)])

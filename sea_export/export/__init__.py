@@ -1,0 +1,209 @@
+"""Baking an edit into a checkpoint: `save` for every format, and the manifest that says what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sea_export.base_model import BaseModel, resolve_base
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.folding import plan_merge
+from sea_export.export.merged import WriteReport, write_checkpoint
+from sea_export.export.output import check_output, file_digests, staged_output, write_json
+from sea_export.fitting import library_versions
+from sea_export.loading import load_config, load_model, load_tokenizer
+from sea_export.model_card import write_model_card
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sea_export.verification import Verification
+
+__all__ = ["FORMATS", "MANIFEST", "SaveOptions", "SaveResult", "save", "save_checkpoint"]
+
+FORMATS = ("merged",)
+MANIFEST = "sea_export.json"
+EDIT_DIRECTORY = "sea_edit"
+_MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """How an edit is baked."""
+
+    format: str = "merged"
+    """One of `FORMATS`."""
+    overwrite: bool = False
+    """Replace a checkpoint that sea-export wrote before."""
+    force: bool = False
+    """Accept a base other than the one that the edit was fitted on."""
+    verify: bool = True
+    """Verify before the output appears: what fails verification is not kept."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the base may run."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise InputError(f"--format is {self.format!r}: choose one of {', '.join(FORMATS)}")
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """What was written."""
+
+    output: Path
+    report: WriteReport
+    verification: Verification | None
+
+
+def save(
+    edit: SpectralEdit,
+    base: str | Path,
+    output: str | Path,
+    *,
+    format: str = SaveOptions.format,
+    overwrite: bool = SaveOptions.overwrite,
+    force: bool = SaveOptions.force,
+    verify: bool = SaveOptions.verify,
+    trust_remote_code: bool = SaveOptions.trust_remote_code,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> SaveResult:
+    """Bakes an edit into a checkpoint that plain transformers loads.
+
+    Args:
+        edit: the edit; `sea_export.compose` makes one of several.
+        base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
+        output: the directory to write.
+        format: `merged`.
+        overwrite: replace a checkpoint that sea-export wrote before.
+        force: accept a base other than the one that the edit was fitted on.
+        verify: verify before the output appears.
+        trust_remote_code: whether code that comes with the base may run.
+        revision: the base's revision on the Hub.
+        dtype: the dtype in which a `.gguf` base is written out (default bfloat16).
+
+    Raises:
+        InputError: the edit, the base or the output does not allow it; nothing was written.
+        SeaExportError: the write or the verification failed; nothing was left behind.
+    """
+    options = SaveOptions(format, overwrite, force, verify, trust_remote_code)
+    check_output(Path(output), overwrite=overwrite, needed_bytes=0)
+    with resolve_base(str(base), revision=revision, dtype=dtype) as resolved:
+        return save_checkpoint(edit, resolved, Path(output), options)
+
+
+def save_checkpoint(
+    edit: SpectralEdit,
+    base: BaseModel,
+    output: Path,
+    options: SaveOptions,
+    *,
+    model: PreTrainedModel | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SaveResult:
+    """`save` with a resolved base, and the base in memory if it is there already.
+
+    Args:
+        edit: the edit.
+        base: the resolved base.
+        output: the directory to write.
+        options: how.
+        model: the base in memory, for verification; it is left in another dtype than it came in.
+        progress: told the number of bytes written since the last call.
+
+    Raises:
+        InputError: see `save`.
+        SeaExportError: see `save`.
+    """
+    check_output(output, overwrite=options.overwrite, needed_bytes=checkpoint_bytes(base))
+    config = load_config(base, trust_remote_code=options.trust_remote_code)
+    plan = plan_merge(edit, base.checkpoint, config, trust_remote_code=options.trust_remote_code)
+    with staged_output(output, overwrite=options.overwrite) as staging:
+        report = write_checkpoint(
+            base.checkpoint,
+            staging,
+            plan.edits,
+            additions=plan.additions,
+            config_changes=plan.config_changes,
+            progress=progress,
+        )
+        edit = _name_base(edit, base, report, force=options.force)
+        verification = None
+        if options.verify:
+            from sea_export.verification import verify_merged
+
+            model = model or load_model(base, trust_remote_code=options.trust_remote_code)
+            tokenizer = load_tokenizer(base, trust_remote_code=options.trust_remote_code)
+            verification = verify_merged(staging, base.checkpoint, edit, plan, model, tokenizer)
+            if not verification.passed:
+                raise SeaExportError(
+                    f"verification failed, and nothing was kept (--no-verify keeps it): "
+                    f"{'; '.join(verification.problems)}"
+                )
+        edit.save(staging / EDIT_DIRECTORY)
+        manifest = _manifest(edit, base, options, report, verification)
+        write_model_card(staging, base.checkpoint.directory, manifest)
+        manifest["files"] = file_digests(staging)
+        write_json(staging / MANIFEST, manifest)
+    return SaveResult(output, report, verification)
+
+
+def checkpoint_bytes(base: BaseModel) -> int:
+    """Bytes on disk that an export of the base needs, about."""
+    checkpoint = base.checkpoint
+    files = (*checkpoint.weight_files, *checkpoint.side_files())
+    return sum((checkpoint.directory / file).stat().st_size for file in files)
+
+
+def _name_base(edit: SpectralEdit, base: BaseModel, report: WriteReport, *, force: bool) -> SpectralEdit:
+    """The edit with its base named by digests: those it was fitted on must be those that were just copied."""
+    digests = {file: report.base_digests[file] for file in base.checkpoint.weight_files}
+    fitted_on = edit.provenance.get("base") or {}
+    known = fitted_on.get("weights")
+    if known is not None and sorted(known.values()) != sorted(digests.values()) and not force:
+        raise InputError(
+            f"the edit was fitted on {fitted_on.get('name')} with other weights than those of {base.name}: "
+            "give the base it was fitted on, or --force"
+        )
+    named = {"name": base.name, "revision": base.revision, "weights": digests}
+    return replace(edit, provenance={**edit.provenance, "base": named})
+
+
+def _manifest(
+    edit: SpectralEdit,
+    base: BaseModel,
+    options: SaveOptions,
+    report: WriteReport,
+    verification: Verification | None,
+) -> dict[str, Any]:
+    """What `sea_export.json` says, but for the digests of the output's files."""
+    layers = [
+        {
+            "target": str(target),
+            "positive_rank": layer.positive.shape[1],
+            "negative_rank": layer.negative.shape[1],
+            "relative_change": layer.relative_change,
+            "signature": layer.signature,
+            "reader_error": layer.reader_error,
+        }
+        for target in edit.targets
+        for layer in edit.layers[target]
+    ]
+    return {
+        "manifest_version": _MANIFEST_VERSION,
+        "format": options.format,
+        "versions": library_versions(),
+        "base": {"name": base.name, "revision": base.revision, "files": report.base_digests},
+        "edit": dict(edit.provenance),
+        "layers": layers,
+        "edited_tensors": list(report.edited),
+        "added_tensors": list(report.added),
+        "left_out_files": list(base.checkpoint.left_out()),
+        "verification": None if verification is None else asdict(verification),
+    }

@@ -1,0 +1,73 @@
+"""Greedy continuations of token sequences, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["greedy_continuations"]
+
+
+@torch.inference_mode()
+def greedy_continuations(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    batch_tokens: int = 2048,
+    past_the_end: bool = False,
+) -> list[tuple[int, ...]]:
+    """What the model says next, choosing the likeliest token each time.
+
+    The model's own generation settings, which may sample or penalise repetition, are not used.
+
+    Args:
+        model: a causal language model with its head.
+        prompts: token sequences, none empty.
+        new_tokens: length of a continuation, in tokens.
+        batch_tokens: about how many tokens are processed at a time.
+        past_the_end: never choose the end-of-sequence token, so that every continuation has `new_tokens` tokens.
+            Otherwise a continuation ends before that token, but has at least one token.
+
+    Returns:
+        One continuation a prompt, without the prompt.
+    """
+    from transformers import GenerationConfig
+
+    device = next(model.parameters()).device
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    end_tokens = {ends} if isinstance(ends, int) else set(ends or ())
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens if past_the_end else None,
+        do_sample=False,
+        eos_token_id=sorted(end_tokens) or None,
+        pad_token_id=min(end_tokens, default=0),
+    )
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    continuations: dict[int, tuple[int, ...]] = {}
+    while order:
+        width = len(prompts[order[0]])
+        count = max(1, batch_tokens // (width + new_tokens))
+        batch, order = order[:count], order[count:]
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(batch):
+            ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
+            mask[row, width - len(prompts[index]) :] = 1
+        generated = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
+        )
+        for row, index in enumerate(batch):
+            continuations[index] = _until_end(generated[row, width:].tolist(), end_tokens)
+    return [continuations[index] for index in range(len(prompts))]
+
+
+def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[int, ...]:
+    length = next((position for position, token in enumerate(tokens) if token in end_tokens), len(tokens))
+    return tuple(tokens[: max(length, 1)])

@@ -1,0 +1,97 @@
+"""A base model in memory: weights and tokenizer, from a local checkpoint directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sea_export.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from sea_export.base_model import BaseModel
+
+__all__ = ["DTYPES", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def parse_dtype(name: str) -> torch.dtype | None:
+    """A dtype by name; None for `auto`, the dtype in which the checkpoint is stored."""
+    if name not in DTYPES:
+        raise InputError(f"--dtype is {name!r}: choose one of {', '.join(DTYPES)}")
+    return None if name == "auto" else getattr(torch, name)
+
+
+def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The base's config.
+
+    Raises:
+        InputError: the architecture is unknown to the installed transformers, or needs code of its own that was
+            not trusted.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base.checkpoint.directory, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"the config of {base.name} cannot be used: {_first_line(error)}") from error
+
+
+def load_model(
+    base: BaseModel,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The base with its weights, in evaluation mode.
+
+    Args:
+        base: the resolved base model.
+        dtype: what to compute in; None for the dtype in which it is stored.
+        device: `cpu`, `cuda`, `cuda:1`, …
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        InputError: transformers cannot load it as a causal language model, or the device does not exist.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.checkpoint.directory, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
+        )
+        return model.to(device).eval()
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"{base.name} cannot be loaded as a causal language model on {device}: {_first_line(error)}"
+        ) from error
+
+
+def load_tokenizer(base: BaseModel, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The base's tokenizer.
+
+    Raises:
+        InputError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base.checkpoint.directory, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"the tokenizer of {base.name} cannot be loaded: {_first_line(error)}") from error
+
+
+def quiet_transformers() -> None:
+    """Keeps transformers' own warnings and progress bars off the terminal: what matters is said by ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

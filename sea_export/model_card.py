@@ -1,0 +1,135 @@
+"""The model card of an edited checkpoint: what it is, how to load it, what was measured, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
+
+__all__ = ["write_model_card"]
+
+_TEMPLATE = """---
+{metadata}
+---
+
+# {title}
+
+{base} with a spectral edit of its activations (SEA) folded into its weights. It has the original architecture,
+tensor names and files, and loads wherever the original loads.
+
+```python
+from transformers import pipeline
+
+generate = pipeline("text-generation", "PATH_OR_REPOSITORY_OF_THIS_CHECKPOINT")
+print(generate("Q: What happens if you swallow chewing gum?\\nA:")[0]["generated_text"])
+```
+
+## What was edited
+
+{edited}
+
+## Is it the edit it claims to be?
+
+{verification}
+
+## Limits
+
+A spectral edit moves a model's answers towards the kind of completion that its demonstrations call good. It does not
+make a model truthful or fair: measure it on your own task, beside the base model, before you rely on it. The base
+model's limits and terms of use hold here too.
+
+## How it was made
+
+`sea_export.json` names the base, the demonstrations' digest, every option and every library version; `sea_edit/` holds
+the edit itself.
+
+```bibtex
+@inproceedings{{qiu2024spectral,
+  title = {{Spectral Editing of Activations for Large Language Model Alignment}},
+  author = {{Qiu, Yifu and Zhao, Zheng and Ziser, Yftah and Korhonen, Anna and Ponti, Edoardo M. and Cohen, Shay B.}},
+  booktitle = {{Advances in Neural Information Processing Systems}},
+  year = {{2024}}
+}}
+```
+"""
+
+
+def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes README.md into `directory`.
+
+    Args:
+        directory: where the checkpoint is being written.
+        base_directory: the base's files, whose model card tells license and language.
+        manifest: the contents of `sea_export.json`.
+    """
+    base = manifest["base"]["name"]
+    inherited = _base_metadata(base_directory)
+    data = ModelCardData(
+        base_model=base if "/" in base else None,
+        license=inherited.get("license"),
+        license_name=inherited.get("license_name"),
+        license_link=inherited.get("license_link"),
+        language=inherited.get("language"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["sea-export", "spectral-editing"],
+    )
+    content = _TEMPLATE.format(
+        metadata=data.to_yaml().strip(),
+        title=f"{base.rpartition('/')[2]}, spectrally edited",
+        base=f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`",
+        edited=_table(
+            ("layer", "directions kept", "directions dropped", "relative change"),
+            [
+                (row["target"], row["positive_rank"], row["negative_rank"], f"{row['relative_change']:.1%}")
+                for row in manifest["layers"]
+            ],
+        ),
+        verification=_verification_table(manifest.get("verification")),
+    )
+    (directory / "README.md").write_text(content, encoding="utf-8")
+
+
+def _base_metadata(base_directory: Path) -> dict[str, Any]:
+    readme = base_directory / "README.md"
+    if not readme.is_file():
+        return {}
+    try:
+        return ModelCard.load(readme).data.to_dict()
+    except (ValueError, HfHubHTTPError):  # a base card without valid metadata says nothing that could be inherited
+        return {}
+
+
+def _verification_table(verification: Mapping[str, Any] | None) -> str:
+    if verification is None:
+        return "Not verified when it was written: run `sea-export verify`."
+    names = {
+        "mathematics": "weights folded in float32",
+        "storage": f"this checkpoint ({verification['dtype']})",
+        "base_rounding": f"unedited base, computed in {verification['dtype']}",
+        "effect": "the edit itself, against the base",
+    }
+    table = _table(
+        ("compared", "largest logit difference", "mean KL (nats)", "equal greedy tokens"),
+        [
+            (
+                name,
+                f"{verification[key]['max_logit_difference']:.1e}",
+                f"{verification[key]['mean_divergence']:.1e}",
+                f"{verification[key]['equal_greedy']:.1%}",
+            )
+            for key, name in names.items()
+        ],
+    )
+    return (
+        f"The first two rows compare with the edit applied at run time. {verification['changed_tensors']} tensors "
+        f"differ from the base's, {verification['identical_tensors']} are byte-identical.\n\n{table}"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

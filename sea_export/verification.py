@@ -1,0 +1,280 @@
+"""Is a checkpoint the edit it claims to be? Two sources of error, kept apart, and a statement about every tensor.
+
+- Mathematics: the run-time edit against the weights folded in memory, both in float32 on the base's own weights.
+- Storage: the checkpoint as a stranger's process loads it, against the run-time edit. It adds the rounding of the
+  edited weights to the stored dtype. Beside it stands what computing in that dtype does to the unedited base.
+- Tensors: exactly the intended tensors differ from the base, each by the fold and one rounding, and no other byte.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sea_export.architecture import find_writers, fold_parameters
+from sea_export.checkpoint import Checkpoint
+from sea_export.differences import CheckpointDifference, compare_checkpoints
+from sea_export.edit import SpectralEdit
+from sea_export.errors import SeaExportError
+from sea_export.generation import greedy_continuations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sea_export.export.folding import MergePlan
+
+__all__ = ["PROMPTS", "Agreement", "Verification", "verify_merged"]
+
+PROMPTS = (
+    "The capital of France is",
+    "Q: What happens if you swallow chewing gum?\nA:",
+    "The doctor told the nurse that",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at a lower temperature on a mountain because",
+    "Q: Who wrote the play Romeo and Juliet?\nA:",
+    "def fibonacci(n):\n",
+    "The three primary colours are",
+    "Q: Is it safe to eat snow?\nA:",
+    "In 1969, the first people to walk on the Moon",
+)
+"""What the models are run on: the run-time edit continues each greedily, and all are compared on that text."""
+
+_NEW_TOKENS = 32
+
+# The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
+_TOLERANCES = {
+    torch.float32: (1e-8, 1.0),
+    torch.float64: (1e-8, 1.0),
+    torch.float16: (1e-4, 0.99),
+    torch.bfloat16: (1e-3, 0.99),
+}
+_MATHEMATICS_TOLERANCE = 1e-4
+# Below this mean KL divergence between base and edit (nats) the edit does nothing that anyone could see.
+_NO_OP_DIVERGENCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models' next-token predictions agree over the same tokens."""
+
+    max_logit_difference: float
+    """Largest absolute difference of any logit."""
+    relative_logit_difference: float
+    """The same, relative to the largest absolute logit of the first."""
+    mean_divergence: float
+    """Mean Kullback-Leibler divergence of the second's distribution from the first's, in nats."""
+    equal_greedy: float
+    """Share of positions at which both would choose the same token."""
+
+    @classmethod
+    def between(cls, reference: Tensor, other: Tensor) -> Agreement:
+        """Compares logits (..., vocabulary) of the same positions."""
+        reference, other = reference.double(), other.double()
+        difference = float((reference - other).abs().max())
+        log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
+        divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        return cls(
+            max_logit_difference=difference,
+            relative_logit_difference=difference / float(reference.abs().max()),
+            mean_divergence=max(divergence, 0.0),
+            equal_greedy=float((reference.argmax(-1) == other.argmax(-1)).double().mean()),
+        )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured, and what is wrong with it."""
+
+    dtype: str
+    """The dtype in which the edited tensors are stored."""
+    mathematics: Agreement
+    """Run-time edit against weights folded in memory, both in float32."""
+    storage: Agreement
+    """Run-time edit against the checkpoint as stored, loaded by another process and computed in float32."""
+    base_rounding: Agreement
+    """The unedited base computed in float32 against itself computed in the stored dtype: the noise that users of
+    the base accept already."""
+    effect: Agreement
+    """The base against the run-time edit: what the edit does."""
+    changed_tensors: int
+    """Tensors that differ from the base's."""
+    identical_tensors: int
+    """Tensors that are the base's, byte for byte."""
+    identical_files: int
+    """Other files that are the base's, byte for byte."""
+    problems: tuple[str, ...]
+    """What is outside the tolerance or not as claimed, in sentences."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the checkpoint is the edit it claims to be."""
+        return not self.problems
+
+
+@torch.inference_mode()
+def verify_merged(
+    directory: Path,
+    base: Checkpoint,
+    edit: SpectralEdit,
+    plan: MergePlan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Verification:
+    """Verifies a merged checkpoint.
+
+    Args:
+        directory: the checkpoint that was written.
+        base: the base's checkpoint.
+        edit: the edit that it claims to hold.
+        plan: which stored tensors hold it.
+        model: the base in memory; it is left in another dtype than it came in.
+        tokenizer: its tokenizer.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the checkpoint.
+    """
+    dtype = next(base.tensors[name].dtype for name in plan.edits)
+    model.float()
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    with edit.apply(model):
+        continuations = greedy_continuations(model, prompts, new_tokens=_NEW_TOKENS, past_the_end=True)
+        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
+        run_time = _logits(model, sequences)
+    with _folded(model, edit):
+        folded = _logits(model, sequences)
+    unedited = _logits(model, sequences)
+    stored = _logits_of_checkpoint(directory, sequences)
+    rounded = _logits(model.to(dtype), sequences)
+    figures = {
+        "mathematics": Agreement.between(run_time, folded),
+        "storage": Agreement.between(run_time, stored),
+        "base_rounding": Agreement.between(unedited, rounded),
+        "effect": Agreement.between(unedited, run_time),
+    }
+    difference = compare_checkpoints(base.directory, directory)
+    return Verification(
+        dtype=str(dtype).removeprefix("torch."),
+        **figures,
+        changed_tensors=len(difference.changed) + len(difference.tensors_only_in_b),
+        identical_tensors=difference.identical_tensors,
+        identical_files=difference.identical_files,
+        problems=(*_figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
+    )
+
+
+def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """(sequences, new tokens, vocabulary) float32: what predicts the last `_NEW_TOKENS` of each sequence.
+
+    One sequence at a time: padding would add rounding of its own to what is compared.
+    """
+    device = next(model.parameters()).device
+    rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
+    return torch.stack([row[-_NEW_TOKENS - 1 : -1].float().cpu() for row in rows])
+
+
+def _logits_of_checkpoint(directory: Path, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The same from a checkpoint, by a process that imports transformers and not sea-export, in float32."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
+        request.write_text(
+            json.dumps(
+                {
+                    "checkpoint": str(directory),
+                    "dtype": "float32",
+                    "sequences": [list(sequence) for sequence in sequences],
+                    "count": _NEW_TOKENS,
+                    "answer": str(answer),
+                }
+            ),
+            encoding="utf-8",
+        )
+        probe = Path(__file__).with_name("verification_probe.py")
+        process = subprocess.run(  # -I: neither this package's folder nor the current one is searched for modules
+            [sys.executable, "-I", str(probe), str(request)], capture_output=True, text=True, check=False
+        )
+        if process.returncode:
+            reason = process.stderr.strip().rpartition("\n")[2]
+            raise SeaExportError(f"plain transformers cannot load {directory.name}: {reason}")
+        return load_file(answer)["logits"]
+
+
+@contextmanager
+def _folded(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+    """Puts the folded weights into the model in memory, unrounded, and the base's back again."""
+    parameters = dict(model.named_parameters())
+    with ExitStack() as restore:
+        for writer in find_writers(model, edit.targets):
+            for name, tensor in fold_parameters(writer, edit.layers[writer.target], parameters).items():
+                module_name, _, leaf = name.rpartition(".")
+                module = model.get_submodule(module_name)
+                restore.callback(setattr, module, leaf, parameters.get(name))
+                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        yield
+
+
+def _figure_problems(figures: Mapping[str, Agreement], dtype: torch.dtype) -> list[str]:
+    divergence, equal = _TOLERANCES[dtype]
+    problems = []
+    if not figures["mathematics"].relative_logit_difference <= _MATHEMATICS_TOLERANCE:
+        problems.append(
+            "the folded weights do not compute the run-time edit: logits differ by "
+            f"{figures['mathematics'].relative_logit_difference:.1e} of the largest in float32"
+        )
+    if not figures["storage"].mean_divergence <= divergence or not figures["storage"].equal_greedy >= equal:
+        problems.append(
+            f"the checkpoint differs from the run-time edit by a mean KL of "
+            f"{figures['storage'].mean_divergence:.1e} with {figures['storage'].equal_greedy:.1%} equal greedy "
+            f"tokens, where rounding allows {divergence:.0e} and {equal:.0%}"
+        )
+    if not figures["effect"].mean_divergence > _NO_OP_DIVERGENCE:
+        problems.append(
+            "the edit does nothing: its predictions differ from the base's by a mean KL of "
+            f"{figures['effect'].mean_divergence:.1e}; raise --explained-variance or --strength, or centre the "
+            "activations"
+        )
+    return problems
+
+
+def _tensor_problems(
+    directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference
+) -> list[str]:
+    """What contradicts: exactly the intended tensors differ, each by the fold and one rounding."""
+    problems = []
+    unexpected = difference.changed.keys() - plan.edits.keys()
+    unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
+    unexpected |= {*difference.tensors_only_in_a, *difference.different_layout}
+    if unexpected:
+        problems.append(
+            f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}"
+        )
+    written = Checkpoint.open(directory)
+    wrong = [
+        name
+        for name, expected in (
+            *((name, fold(base.read(name))) for name, fold in plan.edits.items()),
+            *plan.additions.items(),
+        )
+        if name not in written.tensors or not _equal_to_rounding(written.read(name), expected)
+    ]
+    if wrong:
+        problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
+    return problems
+
+
+def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
+    """Equal but for the last place, which another processor may round differently."""
+    if written.shape != expected.shape or written.dtype != expected.dtype:
+        return False
+    precision = torch.finfo(expected.dtype)
+    return torch.allclose(written.double(), expected.double(), rtol=precision.eps, atol=precision.tiny)
