@@ -27,7 +27,10 @@ _SHORTEST_SHARED_PREFIX = 16
 
 @dataclass(frozen=True)
 class PromptedCompletions:
-    """A prompt and the completions that follow it, in tokens. A completion sees the prompt, not its siblings."""
+    """A prompt and the completions that follow it, in tokens. A completion sees the prompt, not its siblings.
+
+    A prompt may be empty: its completions are then computed from nothing.
+    """
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
@@ -79,7 +82,7 @@ def run_batches(
     Args:
         prompt_model: what computes prompts: the decoder without a head, or with one.
         completion_model: what computes completions (the same, or the model with its head).
-        items: prompts, none empty, with their completions, none empty.
+        items: prompts with their completions, none of which is empty.
         batch_tokens: about how many tokens a pass computes.
         observer: what looks at the passes.
     """
@@ -100,7 +103,9 @@ def _batches(
     for index in order:
         longest_prompt = len(items[batch[0]].prompt) if batch else 0
         tokens = _row_cost(longest_prompt - shared, shared) * (len(batch) + 1)
-        if batch and (tokens > budget or (equal_lengths and len(items[index].prompt) != longest_prompt)):
+        own_prompt = len(items[index].prompt)
+        differs = own_prompt != longest_prompt and (equal_lengths or own_prompt == 0)
+        if batch and (tokens > budget or differs):
             yield tuple(batch)
             batch = []
         batch.append(index)
@@ -147,17 +152,9 @@ class _Runner:
         self, items: Sequence[PromptedCompletions], batch: tuple[int, ...], shared: int, shared_cache: Any
     ) -> None:
         prompts = [items[index].prompt[shared:] for index in batch]
-        segments = [
-            Segment(item=index, completion=None, start=shared, length=len(prompt), row=row)
-            for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True))
-        ]
-        cache = None if shared_cache is None else _select(shared_cache, torch.zeros(len(batch), dtype=torch.long))
-        past = [[1] * shared] * len(batch)
-        output = self._run(
-            self.prompt_model, segments, prompts, cache, past, [shared] * len(batch), keep_cache=True
-        )
         width = max(len(prompt) for prompt in prompts)
         masks = [[1] * (shared + len(prompt)) + [0] * (width - len(prompt)) for prompt in prompts]
+        cache = self._run_prompts(batch, prompts, shared, shared_cache) if width else None
         for group in self._completion_groups(items, batch):
             rows = [row for row, _ in group]
             completions = [items[batch[row]].completions[completion] for row, completion in group]
@@ -169,11 +166,26 @@ class _Runner:
                 self.completion_model,
                 segments,
                 completions,
-                _select(output.past_key_values, torch.tensor(rows)),
+                _select(cache, torch.tensor(rows)),
                 [masks[row] for row in rows],
                 [len(items[batch[row]].prompt) for row in rows],
                 keep_cache=True,
             )
+
+    def _run_prompts(
+        self, batch: tuple[int, ...], prompts: Sequence[Sequence[int]], shared: int, shared_cache: Any
+    ) -> Any:
+        """The cache of the prompts, of which `prompts` is what follows the shared prefix."""
+        segments = [
+            Segment(item=index, completion=None, start=shared, length=len(prompt), row=row)
+            for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True))
+        ]
+        cache = _select(shared_cache, torch.zeros(len(batch), dtype=torch.long))
+        past = [[1] * shared] * len(batch)
+        output = self._run(
+            self.prompt_model, segments, prompts, cache, past, [shared] * len(batch), keep_cache=True
+        )
+        return output.past_key_values
 
     def _completion_groups(
         self, items: Sequence[PromptedCompletions], batch: tuple[int, ...]
@@ -239,7 +251,9 @@ def _takes_positions(model: nn.Module) -> bool:
 
 
 def _select(cache: Any, rows: Tensor) -> Any:
-    """A new cache with the given rows, which may repeat; the old one stays as it is."""
+    """A new cache with the given rows, which may repeat; the old one stays as it is. Of no cache (None), None."""
+    if cache is None:
+        return None
     selected = copy.copy(cache)
     if hasattr(cache, "layers"):
         selected.layers = [copy.copy(layer) for layer in cache.layers]

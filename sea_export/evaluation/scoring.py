@@ -1,0 +1,148 @@
+"""Log-likelihoods of completions: the one scorer that all benchmarks share.
+
+What stands between a prompt and the probability of a completion's first token is the prompt's last token. It is
+moved in front of every completion, so that prompts are computed by the decoder alone, and completions by the whole
+model, whose head then sees no position but those that predict a completion's token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sea_export.errors import InputError
+from sea_export.forward import PromptedCompletions, Segment, run_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["completion_log_likelihoods", "prompted_completions"]
+
+
+def completion_log_likelihoods(
+    model: PreTrainedModel,
+    items: Sequence[PromptedCompletions],
+    *,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[float]]:
+    """Σ log p(token | what precedes it) over the tokens of each completion, natural logarithm.
+
+    Tokens that all prompts begin with are computed once, each prompt once for all of its completions. Log-softmax
+    is float32 whatever the model's dtype.
+
+    Args:
+        model: a causal language model; it is put into evaluation mode.
+        items: prompts, each with at least one completion, all of at least one token.
+        batch_tokens: about how many tokens a forward pass computes.
+        progress: told the number of items that a batch has finished.
+
+    Returns:
+        For each item, in order, one log-likelihood per completion.
+
+    Raises:
+        InputError: a prompt or a completion has no tokens, or a prompt no completions.
+    """
+    _check(items)
+    if not items:
+        return []
+    model.eval()
+    shifted = [
+        PromptedCompletions(
+            item.prompt[:-1], [(item.prompt[-1], *completion[:-1]) for completion in item.completions]
+        )
+        for item in items
+    ]
+    scorer = _Scorer(items)
+    decoder = cast("PreTrainedModel", model.base_model)
+    for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, observer=scorer):
+        if progress is not None:
+            progress(len(indices))
+    return scorer.log_likelihoods()
+
+
+def prompted_completions(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completions: Sequence[str]
+) -> PromptedCompletions:
+    """A prompt and its completions as tokens, such that the prompt's are the same whatever follows.
+
+    Prompt and completion are tokenized as one text; a completion whose first token would reach into the prompt is
+    tokenized on its own. The prompt has the special tokens that the tokenizer puts before a text, and nothing has
+    those that it puts behind one.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: text, not empty.
+        completions: texts, each with the space that separates it from the prompt.
+
+    Raises:
+        InputError: the tokenizer writes a text with special tokens otherwise than without.
+    """
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        tokens: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    prompt_tokens, *joined = encode([prompt, *(prompt + completion for completion in completions)])
+    alone = encode(list(completions))
+    length = len(prompt_tokens)
+    return PromptedCompletions(
+        _leading_tokens(tokenizer, prompt, prompt_tokens) + prompt_tokens,
+        [
+            whole[length:] if whole[:length] == prompt_tokens else own
+            for whole, own in zip(joined, alone, strict=True)
+        ],
+    )
+
+
+def _leading_tokens(tokenizer: PreTrainedTokenizerBase, text: str, plain: list[int]) -> list[int]:
+    """The special tokens before `text`, of which `plain` is the tokens without special ones."""
+    whole: list[int] = tokenizer(text)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    raise InputError("the tokenizer's special tokens cannot be told from the text that they surround")
+
+
+def _check(items: Sequence[PromptedCompletions]) -> None:
+    for index, item in enumerate(items):
+        if not len(item.prompt):
+            raise InputError(
+                f"item {index}: its prompt has no tokens, so nothing predicts a completion's first token: "
+                "begin it with the tokenizer's first special token"
+            )
+        if not item.completions:
+            raise InputError(f"item {index}: it has no completions to score")
+        for position, completion in enumerate(item.completions):
+            if not len(completion):
+                raise InputError(f"item {index}, completion {position}: it has no tokens to score")
+
+
+class _Scorer:
+    """Observes passes: adds up the log-probabilities of the completions' tokens."""
+
+    def __init__(self, items: Sequence[PromptedCompletions]) -> None:
+        self._items = items
+        self._scores: dict[tuple[int, int], Tensor] = {}
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        pass
+
+    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
+        for segment in segments:
+            if segment.item is None or segment.completion is None:
+                continue
+            # One row at a time: a float32 copy of all logits could be larger than the model.
+            logits = output.logits[segment.row, : segment.length].float()
+            tokens = torch.tensor(self._items[segment.item].completions[segment.completion], device=logits.device)
+            self._scores[segment.item, segment.completion] = -cross_entropy(logits, tokens, reduction="sum")
+
+    def log_likelihoods(self) -> list[list[float]]:
+        return [
+            [self._scores[index, completion].item() for completion in range(len(item.completions))]
+            for index, item in enumerate(self._items)
+        ]
