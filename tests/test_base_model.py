@@ -1,0 +1,375 @@
+"""Whatever MODEL names becomes a safetensors checkpoint with the same values, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from unittest.mock import Mock
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import contents_of, tensors_of_many_dtypes, write_sharded, write_side_files, write_single
+from huggingface_hub import errors
+
+from sea_export.base_model import resolve_base, weight_digests
+from sea_export.errors import InputError
+
+FLOATS = {"a.weight": torch.randn(4, 3), "b.weight": torch.randn(3).bfloat16()}
+
+
+def refused(model: object, match: str, **options: object) -> None:
+    with pytest.raises(InputError, match=match) as caught, resolve_base(str(model), **options):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+# Directories of safetensors
+
+
+def test_safetensors_directory_is_used_as_it_is(tmp_path):
+    directory = write_sharded(tmp_path / "model", tensors_of_many_dtypes())
+    before = contents_of(directory)
+    with resolve_base(str(directory)) as base:
+        assert base.checkpoint.directory == directory
+        assert base.name == "model"
+        assert base.revision is None
+    assert contents_of(directory) == before
+
+
+def test_name_never_holds_a_local_path(tmp_path, monkeypatch):
+    write_single(tmp_path / "model", FLOATS)
+    monkeypatch.chdir(tmp_path / "model")
+    with resolve_base(".") as base:
+        assert base.name == "model"
+
+
+def test_digests_are_those_of_the_files(tmp_path):
+    directory = write_sharded(tmp_path, tensors_of_many_dtypes())
+    with resolve_base(str(directory)) as base:
+        digests = weight_digests(base.checkpoint)
+        assert list(digests) == list(base.checkpoint.weight_files)
+    for file, digest in digests.items():
+        assert digest == hashlib.sha256((directory / file).read_bytes()).hexdigest()
+
+
+def test_local_things_that_are_no_model(tmp_path):
+    refused(tmp_path, "no model weights")
+    (tmp_path / "notes.txt").write_text("x")
+    refused(tmp_path / "notes.txt", "not a .gguf file")
+    refused(tmp_path / "absent" / "deeper", "neither a directory")
+    (tmp_path / "w-Q4.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "name the file itself, for example w-Q4.gguf")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, "adapter")
+
+
+def test_weights_without_a_config(tmp_path):
+    write_single(tmp_path, FLOATS)
+    (tmp_path / "config.json").unlink()
+    refused(tmp_path, r"no config\.json")
+
+
+def test_revision_of_a_local_path_is_refused(tmp_path):
+    write_single(tmp_path, FLOATS)
+    refused(tmp_path, "revision", revision="main")
+
+
+# PyTorch pickles
+
+
+def write_pickled(directory: Path, tensors: dict, *, sharded: bool) -> Path:
+    directory.mkdir()
+    write_side_files(directory)
+    if not sharded:
+        torch.save(tensors, directory / "pytorch_model.bin")
+        return directory
+    weight_map = {}
+    for shard, (name, tensor) in enumerate(tensors.items()):
+        weight_map[name] = f"pytorch_model-{shard + 1:05}-of-{len(tensors):05}.bin"
+        torch.save({name: tensor}, directory / weight_map[name])
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+def test_pickled_model_becomes_safetensors(tmp_path, sharded):
+    directory = write_pickled(tmp_path / "model", FLOATS, sharded=sharded)
+    before = contents_of(directory)
+    (tmp_path / "staging").mkdir()
+    with resolve_base(str(directory), staging=tmp_path / "staging") as base:
+        assert base.name == "model"
+        converted = base.checkpoint.directory
+        assert converted.is_relative_to(tmp_path / "staging")
+        assert base.checkpoint.tensors.keys() == FLOATS.keys()
+        for name, tensor in FLOATS.items():
+            assert base.checkpoint.read(name).dtype == tensor.dtype
+            assert base.checkpoint.read(name).equal(tensor)
+        assert base.checkpoint.side_files() == ("config.json", "custom/deep/code.py", "tokenizer.json")
+        assert (converted / "tokenizer.json").read_bytes() == before["tokenizer.json"]
+        assert base.checkpoint.left_out() == ()
+    assert not list((tmp_path / "staging").iterdir())
+    assert contents_of(directory) == before
+
+
+def test_conversion_is_removed_when_the_work_fails(tmp_path):
+    directory = write_pickled(tmp_path / "model", FLOATS, sharded=False)
+    (tmp_path / "staging").mkdir()
+
+    def interrupted() -> None:
+        with resolve_base(str(directory), staging=tmp_path / "staging"):
+            assert list((tmp_path / "staging").iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list((tmp_path / "staging").iterdir())
+
+
+def test_pickled_tensors_that_share_memory(tmp_path):
+    """Tied embeddings are stored once, as transformers stores them, and files of the old format can be read."""
+    embedding = torch.randn(5, 3)
+    directory = tmp_path / "model"
+    write_pickled(directory, {}, sharded=False)
+    tensors = {"lm_head.weight": embedding, "model.embed_tokens.weight": embedding, "norm.weight": torch.ones(3)}
+    torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with resolve_base(str(directory)) as base:
+        assert base.checkpoint.tensors.keys() == {"model.embed_tokens.weight", "norm.weight"}
+        assert base.checkpoint.read("model.embed_tokens.weight").equal(embedding)
+
+
+def test_safetensors_come_before_pickles(tmp_path):
+    directory = write_pickled(tmp_path / "model", {"a": torch.zeros(2)}, sharded=False)
+    write_single(tmp_path / "other", {"a": torch.ones(2)})
+    (tmp_path / "other" / "model.safetensors").rename(directory / "model.safetensors")
+    with resolve_base(str(directory)) as base:
+        assert base.checkpoint.read("a").equal(torch.ones(2))
+
+
+class RunsCode:
+    """A pickle of this runs a function of its writer's choice."""
+
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+def test_pickle_that_needs_code_is_refused_and_not_run(tmp_path, capsys):
+    directory = write_pickled(tmp_path / "model", {"a": RunsCode()}, sharded=False)
+    refused(directory, "needs code to be run")
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_damaged_pickles(tmp_path):
+    directory = write_pickled(tmp_path / "model", FLOATS, sharded=True)
+    index = directory / "pytorch_model.bin.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    shard = directory / weight_map["a.weight"]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    refused(directory, "damaged")
+    shard.unlink()
+    refused(directory, "missing")
+    torch.save([torch.ones(2)], shard)
+    refused(directory, "not a map from names to tensors")
+    torch.save({"a.weight": 3}, shard)
+    refused(directory, "not a map from names to tensors")
+    index.write_text("{}")
+    refused(directory, "not an index")
+
+
+# GGUF
+
+
+def write_gguf(path: Path, *, without: str = "") -> dict[str, torch.Tensor]:
+    """A Llama of one layer with 8-bit weights and a tokenizer of a few words.
+
+    Returns:
+        its weights under the names that transformers gives them.
+    """
+    gguf = pytest.importorskip("gguf")
+    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", *(f"t{index}" for index in range(26))]
+    size, vocabulary = 32, len(tokens)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("Tiny Title")
+    writer.add_context_length(64)
+    writer.add_embedding_length(size)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(2 * size)
+    writer.add_head_count(1)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(50000.0)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (vocabulary - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    names = {
+        "token_embd.weight": ("model.embed_tokens.weight", (vocabulary, size)),
+        "output.weight": ("lm_head.weight", (vocabulary, size)),
+        "output_norm.weight": ("model.norm.weight", (size,)),
+        "blk.0.attn_norm.weight": ("model.layers.0.input_layernorm.weight", (size,)),
+        "blk.0.ffn_norm.weight": ("model.layers.0.post_attention_layernorm.weight", (size,)),
+        "blk.0.attn_q.weight": ("model.layers.0.self_attn.q_proj.weight", (size, size)),
+        "blk.0.attn_k.weight": ("model.layers.0.self_attn.k_proj.weight", (size, size)),
+        "blk.0.attn_v.weight": ("model.layers.0.self_attn.v_proj.weight", (size, size)),
+        "blk.0.attn_output.weight": ("model.layers.0.self_attn.o_proj.weight", (size, size)),
+        "blk.0.ffn_gate.weight": ("model.layers.0.mlp.gate_proj.weight", (2 * size, size)),
+        "blk.0.ffn_up.weight": ("model.layers.0.mlp.up_proj.weight", (2 * size, size)),
+        "blk.0.ffn_down.weight": ("model.layers.0.mlp.down_proj.weight", (size, 2 * size)),
+    }
+    random = np.random.default_rng(0)
+    weights = {}
+    for stored, (name, shape) in names.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        kind = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else gguf.GGMLQuantizationType.Q8_0
+        packed = gguf.quants.quantize(values, kind)
+        weights[name] = torch.from_numpy(gguf.quants.dequantize(packed, kind).copy())
+        if stored != without:
+            writer.add_tensor(stored, packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+def test_gguf_becomes_an_ordinary_model(tmp_path):
+    """The unpacked weights, a config that calls nothing quantized, the tokenizer with its chat template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = write_gguf(tmp_path / "tiny-Q8.gguf")
+    with resolve_base(str(tmp_path / "tiny-Q8.gguf")) as base:
+        assert base.name == "tiny-Q8.gguf"
+        assert {tensor.dtype for tensor in base.checkpoint.tensors.values()} == {torch.bfloat16}
+        config = base.checkpoint.config
+        assert config.keys().isdisjoint({"quantization_config", "_name_or_path", "_model_name_or_path"})
+        assert config["rope_theta"] == 50000.0
+        written = b"".join(contents_of(base.checkpoint.directory).values())
+        assert str(tmp_path).encode() not in written
+        directory = base.checkpoint.directory
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, torch_dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+    state = model.state_dict()
+    # GGUF orders the rows of query and key for another rotary layout; transformers reorders them.
+    for name in weights.keys() - {f"model.layers.0.self_attn.{kind}_proj.weight" for kind in "qk"}:
+        assert state[name].equal(weights[name].bfloat16().float()), name
+    assert tokenizer("abba").input_ids == [5, 4, 3]
+    assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
+    assert model.generation_config.eos_token_id == 2
+
+
+def test_gguf_is_unpacked_to_the_dtype_asked_for_and_always_the_same(tmp_path):
+    weights = write_gguf(tmp_path / "tiny.gguf")
+    contents = []
+    for _ in range(2):
+        with resolve_base(str(tmp_path / "tiny.gguf"), dtype=torch.float32) as base:
+            down = base.checkpoint.read("model.layers.0.mlp.down_proj.weight")
+            assert down.equal(weights["model.layers.0.mlp.down_proj.weight"])
+            contents.append(contents_of(base.checkpoint.directory))
+    assert contents[0] == contents[1]
+
+
+def test_gguf_that_lacks_weights_is_refused(tmp_path):
+    """One part of a split model would otherwise load, the rest of its weights random."""
+    write_gguf(tmp_path / "part.gguf", without="blk.0.ffn_down.weight")
+    refused(tmp_path / "part.gguf", "lacks weights .*down_proj")
+
+
+def test_gguf_that_is_none(tmp_path):
+    (tmp_path / "not.gguf").write_bytes(b"PK\x03\x04 and more")
+    refused(tmp_path / "not.gguf", "not a GGUF file")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF")
+    refused(tmp_path / "cut.gguf", r"cannot load cut\.gguf")
+
+
+def test_gguf_without_its_package(tmp_path, monkeypatch):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(tmp_path / "tiny.gguf", r"pip install sea-export\[gguf\]")
+
+
+# The Hub
+
+
+def response(status: int) -> Mock:
+    return Mock(status_code=status, headers={}, request=None)
+
+
+@pytest.mark.parametrize(
+    ("error", "match"),
+    [
+        (errors.GatedRepoError("403", response=response(403)), "accept its terms"),
+        (errors.RepositoryNotFoundError("404", response=response(404)), "no such model"),
+        (errors.RevisionNotFoundError("404", response=response(404)), "no revision v9"),
+        (errors.LocalEntryNotFoundError("offline"), "cannot be asked"),
+        (errors.HfHubHTTPError("500 Server Error\ndetails", response=response(500)), r"failed \(500 Server Error\)"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+)
+def test_what_the_hub_answers_is_told_in_one_sentence(monkeypatch, error, match):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=error))
+    refused("org/model", match, revision="v9")
+
+
+@pytest.mark.parametrize("model", ["org/repo/deeper", "../model", "a b", "-x"])
+def test_names_that_no_hub_model_can_have(model):
+    refused(model, "nor a Hub id")
+
+
+def cached_snapshot(cache: Path, commit: str) -> Path:
+    """A model in the layout of the Hub's cache: a snapshot of links to blobs, and a branch that points to it."""
+    repository = cache / "models--org--tiny"
+    write_single(repository / "blobs", FLOATS)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / file).symlink_to(repository / "blobs" / file)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def test_cached_model_needs_no_connection(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = cached_snapshot(tmp_path, commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, "main", commit):
+        with resolve_base("org/tiny", revision=revision) as base:
+            assert base.name == "org/tiny"
+            assert base.revision == commit
+            assert base.checkpoint.directory == snapshot
+            assert base.checkpoint.read("a.weight").equal(FLOATS["a.weight"])
+    refused("org/tiny", "cannot be asked", revision="other")
+    refused("org/other", "cannot be asked")
+
+
+def test_pickles_are_downloaded_only_where_there_are_no_safetensors(tmp_path, monkeypatch):
+    """The first request leaves all other formats out; the second fetches pickles of the same commit."""
+    snapshot = write_pickled(tmp_path / "abc", FLOATS, sharded=False)
+    download = Mock(return_value=str(snapshot))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with resolve_base("org/tiny") as base:
+        assert base.revision == "abc"
+        assert base.checkpoint.read("a.weight").equal(FLOATS["a.weight"])
+    first, second = download.call_args_list
+    assert {"pytorch_model*.bin", "*.gguf", "onnx/*"} <= set(first.kwargs["ignore_patterns"])
+    assert second.kwargs["revision"] == "abc"
+    assert "pytorch_model*.bin" in second.kwargs["allow_patterns"]
+    write_single(tmp_path / "other", FLOATS)
+    (tmp_path / "other" / "model.safetensors").rename(snapshot / "model.safetensors")
+    download.reset_mock()
+    with resolve_base("org/tiny") as base:
+        assert base.checkpoint.directory == snapshot
+    download.assert_called_once()
