@@ -20,49 +20,18 @@ from torch import Tensor, nn
 from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
-from sea_export.errors import InputError
 from sea_export.forward import PromptedCompletions, Segment, run_batches
 from sea_export.generation import greedy_continuations
+from sea_export.options import CaptureOptions
 from sea_export.spectral import Activations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["NEUTRALS", "POSITIONS", "SITES", "CaptureOptions", "capture", "capture_batches"]
-
-SITES = ("target", "residual")
-POSITIONS = ("last", "mean", "random")
-NEUTRALS = ("prompt", "generated")
+__all__ = ["capture", "capture_batches"]
 
 # A row of activations is neutral, positive or negative; the completions of an item are in this order.
 _KINDS = ("positive", "negative", "neutral")
-
-
-@dataclass(frozen=True)
-class CaptureOptions:
-    """Which activations are read."""
-
-    site: str = "target"
-    """`target`: the very output that is edited; `residual`: the decoder block's output."""
-    position: str = "last"
-    """The last token, the `mean` over the span, or one seeded `random` token of it. The span is the completion; for
-    neutral activations, the prompt or the generated continuation."""
-    neutral: str = "prompt"
-    """`prompt`: the prompt alone; `generated`: the prompt followed by the model's own greedy continuation."""
-    neutral_tokens: int = 20
-    """Length of that continuation, in tokens (shorter where the model ends it)."""
-    batch_tokens: int = 2048
-    """About how many tokens a forward pass computes."""
-    seed: int = 0
-    """Seed of `position="random"`."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (("site", SITES), ("position", POSITIONS), ("neutral", NEUTRALS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"--{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        for name in ("neutral_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
 
 
 def capture(

@@ -24,15 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sea_export.errors import InputError
+from sea_export.options import EditOptions
 from sea_export.spectral import LayerSpectrum, rank_for_variance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
-    "NORMALIZATIONS",
-    "PROJECTIONS",
-    "EditOptions",
+    "COMPONENTS",
     "LayerEdit",
     "SpectralEdit",
     "Target",
@@ -40,8 +39,6 @@ __all__ = [
     "compose",
 ]
 
-PROJECTIONS = ("both", "positive", "negative", "reversed")
-NORMALIZATIONS = ("none", "average", "calibrated")
 COMPONENTS = ("mlp", "attention")
 
 _TENSORS_FILE = "sea_edit.safetensors"
@@ -65,44 +62,6 @@ class Target(NamedTuple):
         if component not in COMPONENTS:
             raise ValueError(f"unknown component {component!r}")
         return cls(int(layer), component)
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """How a spectrum becomes an edit. Changing any of these never needs another forward pass."""
-
-    positive_variance: float = 0.9
-    """Share of Ω+'s squared spectrum that U+ keeps, in (0, 1]."""
-    negative_variance: float = 0.9
-    """Share of Ω-'s squared spectrum that U- keeps, in (0, 1]."""
-    positive_rank: int | None = None
-    """k+ itself, instead of a share."""
-    negative_rank: int | None = None
-    """k- itself, instead of a share."""
-    projections: str = "both"
-    """One of `PROJECTIONS`."""
-    strength: float = 1.0
-    """s in I + s (M - I)."""
-    normalization: str = "none"
-    """One of `NORMALIZATIONS`."""
-
-    def __post_init__(self) -> None:
-        for name in ("positive_variance", "negative_variance"):
-            if not 0 < getattr(self, name) <= 1:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} is {getattr(self, name)}: it must be above 0 and at most 1")
-        for name in ("positive_rank", "negative_rank"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it cannot be negative")
-        _check_choice("projections", self.projections, PROJECTIONS)
-        _check_choice("normalization", self.normalization, NORMALIZATIONS)
-        if not abs(self.strength) < float("inf"):
-            raise InputError(f"--strength is {self.strength}: it must be a finite number")
-
-
-def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"--{option} is {value!r}: choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -280,7 +239,7 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
 def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) -> Tensor:
     rank = getattr(options, f"{kind}_rank")
     if rank is None:
-        rank = rank_for_variance(values, getattr(options, f"{kind}_variance"))
+        rank = rank_for_variance(values, options.variance(kind))
     elif rank > values.numel():
         raise InputError(
             f"--{kind}-rank {rank} is more than the {values.numel()} directions that the demonstrations span: "

@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sea_export.activations import CaptureOptions, capture_batches
+from sea_export.activations import capture_batches
 from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
-from sea_export.edit import COMPONENTS, EditOptions, SpectralEdit, Target, build_layer_edit
+from sea_export.edit import COMPONENTS, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
-from sea_export.spectral import CENTERS, LayerSpectrum, SpectrumFitter
+from sea_export.options import CaptureOptions, EditOptions, FitOptions
+from sea_export.spectral import LayerSpectrum, SpectrumFitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "TARGETS",
-    "FitOptions",
     "LayerChoice",
     "edit_from_spectra",
     "fit",
@@ -28,8 +27,6 @@ __all__ = [
     "fit_spectra",
     "no_op_warning",
 ]
-
-TARGETS = ("mlp", "attention", "both")
 
 # An edit that changes no layer's neutral activations by more than this share does next to nothing.
 _NO_OP_CHANGE = 0.01
@@ -75,32 +72,9 @@ class LayerChoice:
                 )
             last = int(match[2] or match[1])
             if last >= count:
-                raise InputError(
-                    f"--layers {text}: layer {last} does not exist, the model has layers 0 to {count - 1}"
-                )
+                raise InputError(f"--layers {text}: layer {last} does not exist, the model has layers 0 to {count - 1}")
             chosen.update(range(int(match[1]), last + 1))
         return cls(tuple(sorted(chosen)), None)
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """Everything that decides a fit, besides the model and the demonstrations."""
-
-    layers: str = "last:12"
-    """See `LayerChoice.parse`."""
-    target: str = "mlp"
-    """One of `TARGETS`: whose output is edited."""
-    center: str = "off"
-    """One of `sea_export.spectral.CENTERS`."""
-    template: str = "qa"
-    """How a prompt and a completion become text: see `sea_export.demonstrations.tokenize`."""
-    capture: CaptureOptions = field(default_factory=CaptureOptions)
-    edit: EditOptions = field(default_factory=EditOptions)
-
-    def __post_init__(self) -> None:
-        for name, choices in (("target", TARGETS), ("center", CENTERS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"--{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
 
 
 def fit(
@@ -112,9 +86,9 @@ def fit(
     target: str = FitOptions.target,
     center: str = FitOptions.center,
     template: str = FitOptions.template,
-    explained_variance: float | None = None,
-    positive_variance: float = EditOptions.positive_variance,
-    negative_variance: float = EditOptions.negative_variance,
+    explained_variance: float = EditOptions.explained_variance,
+    positive_variance: float | None = None,
+    negative_variance: float | None = None,
     positive_rank: int | None = None,
     negative_rank: int | None = None,
     projections: str = EditOptions.projections,
@@ -138,9 +112,9 @@ def fit(
         target: `mlp`, `attention` or `both`.
         center: `off`, `affine` or `linear`.
         template: `qa`, `chat` or `none`.
-        explained_variance: sets `positive_variance` and `negative_variance`, shares in (0, 1].
-        positive_variance: share of Ω+'s squared spectrum that is kept.
-        negative_variance: share of Ω-'s squared spectrum that is dropped.
+        explained_variance: share of either squared spectrum that the kept or dropped directions explain, in (0, 1].
+        positive_variance: the share for the kept directions (of Ω+) alone.
+        negative_variance: the share for the dropped directions (of Ω-) alone.
         positive_rank: number of directions kept, instead of a share.
         negative_rank: number of directions dropped, instead of a share.
         projections: `both`, `positive`, `negative` or `reversed`.
@@ -174,8 +148,9 @@ def fit(
             seed=seed,
         ),
         edit=EditOptions(
-            positive_variance=positive_variance if explained_variance is None else explained_variance,
-            negative_variance=negative_variance if explained_variance is None else explained_variance,
+            explained_variance=explained_variance,
+            positive_variance=positive_variance,
+            negative_variance=negative_variance,
             positive_rank=positive_rank,
             negative_rank=negative_rank,
             projections=projections,

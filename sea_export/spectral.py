@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from sea_export.errors import InputError
+from sea_export.options import CENTERS, check_choice
 
-__all__ = ["CENTERS", "Activations", "LayerSpectrum", "SpectrumFitter", "rank_for_variance", "signature"]
-
-CENTERS = ("off", "affine", "linear")
+__all__ = ["Activations", "LayerSpectrum", "SpectrumFitter", "rank_for_variance", "signature"]
 
 _READER_FOLDS = 5
 # Penalties of the constant reader, relative to the mean eigenvalue of the activations' second moment.
@@ -83,8 +82,9 @@ def rank_for_variance(values: Tensor, variance: float) -> int:
     energy = values.to(torch.float64).square().cumsum(0)
     if energy.numel() == 0 or energy[-1] == 0:
         return 0
-    # Rounding can leave the last ratio a little under 1, and a share of exactly 1 must be reachable.
-    threshold = min(variance, 1.0) * energy[-1] * (1 - 4 * torch.finfo(torch.float64).eps)
+    if variance >= 1:  # small values are lost in the sum, but all of it is all of them
+        return int(values.count_nonzero())
+    threshold = variance * energy[-1] * (1 - 4 * torch.finfo(torch.float64).eps)
     return int(torch.searchsorted(energy, threshold).item()) + 1
 
 
@@ -112,8 +112,7 @@ class SpectrumFitter:
 
     def __init__(self, center: str = "off") -> None:
         """Args: center: one of `CENTERS`; `affine` and `linear` give the same centred spectrum."""
-        if center not in CENTERS:
-            raise InputError(f"unknown centring {center!r}: choose one of {', '.join(CENTERS)}")
+        check_choice("center", center, CENTERS)
         self.center = center
         self.count = 0
         self._rows: list[Tensor] = []
@@ -129,7 +128,11 @@ class SpectrumFitter:
         Raises:
             InputError: the three shapes differ from one another, or a value is not finite.
         """
-        rows = torch.stack([activations.neutral, activations.positive, activations.negative])
+        kinds = (activations.neutral, activations.positive, activations.negative)
+        shapes = [tuple(kind.shape) for kind in kinds]
+        if len(set(shapes)) > 1:
+            raise InputError(f"neutral, positive and negative activations differ in shape: {shapes}")
+        rows = torch.stack(kinds)
         if not torch.isfinite(rows).all():
             raise InputError("an activation is NaN or infinite: load the model in float32 (--dtype float32)")
         self._rows.append(rows)

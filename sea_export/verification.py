@@ -23,18 +23,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sea_export.architecture import find_writers, fold_parameters
+from sea_export.base_model import resolve_base
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference, compare_checkpoints
 from sea_export.edit import SpectralEdit
-from sea_export.errors import SeaExportError
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.folding import MergePlan, find_stored_writers, plan_merge
+from sea_export.export.manifest import read_manifest
 from sea_export.generation import greedy_continuations
+from sea_export.loading import load_config, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sea_export.export.folding import MergePlan
-
-__all__ = ["PROMPTS", "Agreement", "Verification", "verify_merged"]
+__all__ = ["PROMPTS", "Agreement", "Verification", "verify", "verify_merged"]
 
 PROMPTS = (
     "The capital of France is",
@@ -173,6 +175,49 @@ def verify_merged(
     )
 
 
+def verify(
+    output: str | Path,
+    base: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Verifies a checkpoint that sea-export wrote.
+
+    Args:
+        output: the checkpoint.
+        base: the base model; by default what the checkpoint's manifest names, if that is a Hub id.
+        revision: the base's revision; by default what the manifest names.
+        trust_remote_code: whether code that comes with the base may run.
+
+    Raises:
+        InputError: the output is no checkpoint of sea-export's, or the base is not at hand.
+        SeaExportError: plain transformers cannot load the checkpoint.
+    """
+    output = Path(output)
+    manifest = read_manifest(output)
+    named = manifest["base"]
+    if base is None and "/" not in named["name"]:
+        raise InputError(f"{output.name} was made from the local model {named['name']}: say where it is with --base")
+    edit = SpectralEdit.load(output)
+    with resolve_base(
+        str(base or named["name"]),
+        revision=revision or named["revision"],
+        dtype=getattr(torch, named["dtype"]),
+    ) as resolved:
+        stored = find_stored_writers(
+            edit.targets,
+            resolved.checkpoint,
+            load_config(resolved, trust_remote_code=trust_remote_code),
+            needs_bias=edit.needs_bias,
+            trust_remote_code=trust_remote_code,
+        )
+        model = load_model(resolved, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(resolved, trust_remote_code=trust_remote_code)
+        plan = plan_merge(edit, stored, resolved.checkpoint)
+        return verify_merged(output, resolved.checkpoint, edit, plan, model, tokenizer)
+
+
 def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
     """(sequences, new tokens, vocabulary) float32: what predicts the last `_NEW_TOKENS` of each sequence.
 
@@ -246,18 +291,14 @@ def _figure_problems(figures: Mapping[str, Agreement], dtype: torch.dtype) -> li
     return problems
 
 
-def _tensor_problems(
-    directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference
-) -> list[str]:
+def _tensor_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
     """What contradicts: exactly the intended tensors differ, each by the fold and one rounding."""
     problems = []
     unexpected = difference.changed.keys() - plan.edits.keys()
     unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
     unexpected |= {*difference.tensors_only_in_a, *difference.different_layout}
     if unexpected:
-        problems.append(
-            f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}"
-        )
+        problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
     written = Checkpoint.open(directory)
     wrong = [
         name

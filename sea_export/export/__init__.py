@@ -1,55 +1,33 @@
-"""Baking an edit into a checkpoint: `save` for every format, and the manifest that says what was done."""
+"""Baking an edit into a checkpoint: `save`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.folding import plan_merge
+from sea_export.export.folding import StoredWriters, find_stored_writers, plan_merge
+from sea_export.export.manifest import make_manifest, write_manifest
 from sea_export.export.merged import WriteReport, write_checkpoint
-from sea_export.export.output import check_output, file_digests, staged_output, write_json
-from sea_export.fitting import library_versions
+from sea_export.export.output import check_output, staged_output
 from sea_export.loading import load_config, load_model, load_tokenizer
 from sea_export.model_card import write_model_card
+from sea_export.options import SaveOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sea_export.verification import Verification
 
-__all__ = ["FORMATS", "MANIFEST", "SaveOptions", "SaveResult", "save", "save_checkpoint"]
+__all__ = ["SaveResult", "save", "save_checkpoint"]
 
-FORMATS = ("merged",)
-MANIFEST = "sea_export.json"
 EDIT_DIRECTORY = "sea_edit"
-_MANIFEST_VERSION = 1
-
-
-@dataclass(frozen=True)
-class SaveOptions:
-    """How an edit is baked."""
-
-    format: str = "merged"
-    """One of `FORMATS`."""
-    overwrite: bool = False
-    """Replace a checkpoint that sea-export wrote before."""
-    force: bool = False
-    """Accept a base other than the one that the edit was fitted on."""
-    verify: bool = True
-    """Verify before the output appears: what fails verification is not kept."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the base may run."""
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise InputError(f"--format is {self.format!r}: choose one of {', '.join(FORMATS)}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +82,7 @@ def save_checkpoint(
     output: Path,
     options: SaveOptions,
     *,
+    stored: StoredWriters | None = None,
     model: PreTrainedModel | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SaveResult:
@@ -114,6 +93,7 @@ def save_checkpoint(
         base: the resolved base.
         output: the directory to write.
         options: how.
+        stored: what `find_stored_writers` found for the edit's targets, if that was asked before.
         model: the base in memory, for verification; it is left in another dtype than it came in.
         progress: told the number of bytes written since the last call.
 
@@ -122,8 +102,14 @@ def save_checkpoint(
         SeaExportError: see `save`.
     """
     check_output(output, overwrite=options.overwrite, needed_bytes=checkpoint_bytes(base))
-    config = load_config(base, trust_remote_code=options.trust_remote_code)
-    plan = plan_merge(edit, base.checkpoint, config, trust_remote_code=options.trust_remote_code)
+    stored = stored or find_stored_writers(
+        edit.targets,
+        base.checkpoint,
+        load_config(base, trust_remote_code=options.trust_remote_code),
+        needs_bias=edit.needs_bias,
+        trust_remote_code=options.trust_remote_code,
+    )
+    plan = plan_merge(edit, stored, base.checkpoint)
     with staged_output(output, overwrite=options.overwrite) as staging:
         report = write_checkpoint(
             base.checkpoint,
@@ -147,10 +133,9 @@ def save_checkpoint(
                     f"{'; '.join(verification.problems)}"
                 )
         edit.save(staging / EDIT_DIRECTORY)
-        manifest = _manifest(edit, base, options, report, verification)
+        manifest = make_manifest(edit, base, options, report, verification)
         write_model_card(staging, base.checkpoint.directory, manifest)
-        manifest["files"] = file_digests(staging)
-        write_json(staging / MANIFEST, manifest)
+        write_manifest(staging, manifest)
     return SaveResult(output, report, verification)
 
 
@@ -173,37 +158,3 @@ def _name_base(edit: SpectralEdit, base: BaseModel, report: WriteReport, *, forc
         )
     named = {"name": base.name, "revision": base.revision, "weights": digests}
     return replace(edit, provenance={**edit.provenance, "base": named})
-
-
-def _manifest(
-    edit: SpectralEdit,
-    base: BaseModel,
-    options: SaveOptions,
-    report: WriteReport,
-    verification: Verification | None,
-) -> dict[str, Any]:
-    """What `sea_export.json` says, but for the digests of the output's files."""
-    layers = [
-        {
-            "target": str(target),
-            "positive_rank": layer.positive.shape[1],
-            "negative_rank": layer.negative.shape[1],
-            "relative_change": layer.relative_change,
-            "signature": layer.signature,
-            "reader_error": layer.reader_error,
-        }
-        for target in edit.targets
-        for layer in edit.layers[target]
-    ]
-    return {
-        "manifest_version": _MANIFEST_VERSION,
-        "format": options.format,
-        "versions": library_versions(),
-        "base": {"name": base.name, "revision": base.revision, "files": report.base_digests},
-        "edit": dict(edit.provenance),
-        "layers": layers,
-        "edited_tensors": list(report.edited),
-        "added_tensors": list(report.added),
-        "left_out_files": list(base.checkpoint.left_out()),
-        "verification": None if verification is None else asdict(verification),
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sea_export.architecture import (
+    Writer,
     bias_switch,
     find_writers,
     fold_bias,
@@ -18,7 +19,7 @@ from sea_export.architecture import (
     skeleton,
     stored_name,
 )
-from sea_export.edit import LayerEdit, SpectralEdit
+from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,21 @@ if TYPE_CHECKING:
 
     from sea_export.checkpoint import Checkpoint
 
-__all__ = ["MergePlan", "plan_merge"]
+__all__ = ["MergePlan", "StoredWriters", "find_stored_writers", "plan_merge"]
+
+_FOLDABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class StoredWriters:
+    """The writers of some targets, proved, and where a checkpoint stores their parameters."""
+
+    writers: tuple[Writer, ...]
+    stored_names: Mapping[str, str]
+    """Name in the model -> name in the checkpoint, of every parameter that a fold rewrites."""
+    new_biases: Mapping[str, Tensor]
+    """Biases (on `meta`, by stored name) that `config_changes` bring, for edits that need them."""
+    config_changes: Mapping[str, bool]
 
 
 @dataclass(frozen=True)
@@ -41,20 +56,26 @@ class MergePlan:
     """Config switches that make the architecture read them."""
 
 
-def plan_merge(
-    edit: SpectralEdit, checkpoint: Checkpoint, config: PretrainedConfig, *, trust_remote_code: bool = False
-) -> MergePlan:
-    """Finds the writers, proves the fold, and says which stored tensors it changes.
+def find_stored_writers(
+    targets: Iterable[Target],
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    *,
+    needs_bias: bool,
+    trust_remote_code: bool = False,
+) -> StoredWriters:
+    """Finds the writers without loading the model, proves the fold, and finds their parameters on disk.
 
     Args:
-        edit: the edit to merge.
+        targets: the places to edit.
         checkpoint: the base.
         config: the base's config.
+        needs_bias: whether the edit adds a constant (`center="affine"`).
         trust_remote_code: whether code that comes with the base may run.
 
     Raises:
-        InputError: the edit does not fit the base, a writer is not found or is stored in a way that cannot be
-            folded, or the edit needs a bias that the architecture has no place for.
+        InputError: the base is quantized, a writer is not found or not stored under a known name, or there is no
+            place for a constant.
         SeaExportError: the fold could not be proved: see `sea_export.architecture.prove_fold`.
     """
     quantization = getattr(config, "quantization_config", None)
@@ -62,62 +83,78 @@ def plan_merge(
         method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"the base is quantized ({method}), and folding into quantized weights would round the edit away: "
-            "export with --format adapter or --format custom-code, or start from the unquantized model"
+            "start from the unquantized model"
         )
     model = skeleton(config, trust_remote_code=trust_remote_code)
-    writers = find_writers(model, edit.targets)
-    for writer in writers:
-        size = edit.layers[writer.target][0].size
-        if size != writer.size:
-            raise InputError(
-                f"the edit has {size} features but {writer.module_name} writes {writer.size}: "
-                "it was fitted on another model"
-            )
+    writers = tuple(find_writers(model, targets))
     prove_fold(model, writers)
-    edits: dict[str, Callable[[Tensor], Tensor]] = {}
+    stored_names = {}
     without_bias = []
-    dtypes = {}
     for writer in writers:
-        layers = edit.layers[writer.target]
-        if len(writer.weights) > 1 and any(layer.needs_bias for layer in layers):
+        if needs_bias and len(writer.weights) > 1:
             raise InputError(
                 f"{writer.module_name} sums {len(writer.weights)} weighted experts, which cannot hold the constant "
                 "of an affine edit: choose --center linear"
             )
         for weight in writer.weights:
-            name = stored_name(weight.name, checkpoint.tensors, model)
-            dtypes[weight.name] = _foldable_dtype(name, checkpoint)
-            edits[name] = _WeightFold(layers, weight.output_dim)
-            if weight.bias is not None:
-                edits[stored_name(weight.bias, checkpoint.tensors, model)] = _BiasFold(layers)
-            elif any(layer.needs_bias for layer in layers):
-                without_bias.append(writer)
-    if not without_bias:
-        return MergePlan(edits, {}, {})
-
-    changes, appearing = bias_switch(config, without_bias)
-    dtype = next(iter(dtypes.values()))
-    additions = {name: torch.zeros(tensor.shape, dtype=dtype) for name, tensor in appearing.items()}
-    for writer in without_bias:
-        name = writer.weights[0].name
-        folded = fold_bias(None, edit.layers[writer.target], dtypes[name])
-        assert folded is not None
-        additions[f"{name.removesuffix('weight')}bias"] = folded
-    # The checkpoint may spell names without the base model's prefix, as it does for the weights.
-    prefix_free = writers[0].weights[0].name not in checkpoint.tensors
-    if prefix_free:
-        additions = {name.removeprefix(f"{model.base_model_prefix}."): bias for name, bias in additions.items()}
-    return MergePlan(edits, additions, changes)
+            for name in filter(None, (weight.name, weight.bias)):
+                stored_names[name] = stored_name(name, checkpoint.tensors, model)
+                _check_foldable(stored_names[name], checkpoint)
+        if writer.weights[0].bias is None:
+            without_bias.append(writer)
+    new_biases: dict[str, Tensor] = {}
+    config_changes: dict[str, bool] = {}
+    if needs_bias and without_bias:
+        config_changes, appearing = bias_switch(config, without_bias)
+        # The checkpoint may spell names with or without the base model's prefix, as it does for the weights.
+        prefix = f"{model.base_model_prefix}."
+        spelt = next(iter(stored_names.items()))
+        for name, bias in appearing.items():
+            new_biases[name if spelt[0] == spelt[1] else name.removeprefix(prefix)] = bias
+        stored_names |= {
+            bias: bias if spelt[0] == spelt[1] else bias.removeprefix(prefix)
+            for bias in (f"{writer.weights[0].name.removesuffix('weight')}bias" for writer in without_bias)
+        }
+    return StoredWriters(writers, stored_names, new_biases, config_changes)
 
 
-def _foldable_dtype(name: str, checkpoint: Checkpoint) -> torch.dtype:
+def _check_foldable(name: str, checkpoint: Checkpoint) -> None:
     dtype = checkpoint.tensors[name].dtype
-    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    if dtype not in _FOLDABLE:
         raise InputError(
-            f"{name} is stored as {str(dtype).removeprefix('torch.')}: a quantized weight cannot be folded. "
-            "Export with --format adapter or --format custom-code, or start from the unquantized model"
+            f"{name} is stored as {str(dtype).removeprefix('torch.')}: a quantized weight cannot be folded; "
+            "start from the unquantized model"
         )
-    return dtype
+
+
+def plan_merge(edit: SpectralEdit, stored: StoredWriters, checkpoint: Checkpoint) -> MergePlan:
+    """Which stored tensors hold the edit, and how each is made.
+
+    Args:
+        edit: the edit to merge.
+        stored: what `find_stored_writers` found for its targets.
+        checkpoint: the base.
+
+    Raises:
+        InputError: the edit has another hidden size than the base.
+    """
+    edits: dict[str, Callable[[Tensor], Tensor]] = {}
+    dtype = checkpoint.tensors[stored.stored_names[stored.writers[0].weights[0].name]].dtype
+    additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
+    for writer in stored.writers:
+        layers = edit.layers[writer.target]
+        if layers[0].size != writer.size:
+            raise InputError(
+                f"the edit has {layers[0].size} features but {writer.module_name} writes {writer.size}: "
+                "it was fitted on another model"
+            )
+        for weight in writer.weights:
+            edits[stored.stored_names[weight.name]] = _WeightFold(layers, weight.output_dim)
+            if weight.bias is not None:
+                edits[stored.stored_names[weight.bias]] = _BiasFold(layers)
+            elif (bias := fold_bias(None, layers, dtype)) is not None:
+                additions[stored.stored_names[f"{weight.name.removesuffix('weight')}bias"]] = bias
+    return MergePlan(edits, additions, stored.config_changes)
 
 
 @dataclass(frozen=True)

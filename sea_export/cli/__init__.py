@@ -1,0 +1,51 @@
+"""The command line: one module a command, imported when the command is used."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import types
+
+import click
+
+from sea_export.errors import SeaExportError
+
+__all__ = ["main"]
+
+_COMMANDS = ("fit-and-save", "fit", "save", "verify", "inspect", "diff")
+
+
+class _CommandGroup(click.Group):
+    """Commands live in modules of their own names; errors of ours become one line and an exit status."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"sea_export.cli.{name.replace('-', '_')}").command
+        return command
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except SeaExportError as error:
+            if context.params["debug"]:
+                raise
+            click.echo(f"Error: {error}", err=True)
+            context.exit(error.exit_code)
+
+
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="sea-export")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Fit a spectral edit of a language model's activations and bake it into a checkpoint that loads anywhere."""
+    # A terminated process cleans up like an interrupted one: nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(signal_number: int, frame: types.FrameType | None) -> None:
+    sys.exit(128 + signal_number)

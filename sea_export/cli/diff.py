@@ -1,0 +1,37 @@
+"""`sea-export diff`: which tensors and files of two checkpoints differ, and by how much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("diff")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+def command(a: Path, b: Path) -> None:
+    """Show which tensors and files of the checkpoint directories A and B differ, and by how much."""
+    from rich.table import Table
+
+    from sea_export.cli import jobs
+    from sea_export.differences import compare_checkpoints
+
+    difference = compare_checkpoints(a, b)
+    table = Table("tensor", "largest difference", "relative (Frobenius)")
+    for name, change in difference.changed.items():
+        table.add_row(name, f"{change.max_absolute:.3g}", f"{change.relative:.3g}")
+    if difference.changed:
+        jobs.console.print(table)
+    for label, names in (
+        (f"only in {a}", (*difference.tensors_only_in_a, *difference.files_only_in_a)),
+        (f"only in {b}", (*difference.tensors_only_in_b, *difference.files_only_in_b)),
+        ("other shape or dtype", difference.different_layout),
+        ("other contents", difference.changed_files),
+    ):
+        for name in names:
+            jobs.console.print(f"{label}: {name}")
+    jobs.console.print(
+        f"{len(difference.changed)} tensors differ; {difference.identical_tensors} tensors and "
+        f"{difference.identical_files} files are identical."
+    )

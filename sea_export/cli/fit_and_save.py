@@ -1,0 +1,47 @@
+"""`sea-export fit-and-save`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sea_export.cli.options import (
+    build_fit_options,
+    build_save_options,
+    demonstration_options,
+    fit_options,
+    model_options,
+    save_options,
+)
+
+
+@click.command("fit-and-save")
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@demonstration_options
+@fit_options
+@model_options
+@save_options
+def command(model: str, output: Path, **values: Any) -> None:
+    """Fit an edit of MODEL, bake it into the checkpoint OUTPUT, and verify that it is the edit.
+
+    MODEL is a Hub id, a local directory, or a .gguf file.
+    """
+    options, saving = build_fit_options(values), build_save_options(values)
+    from sea_export.cli import jobs
+    from sea_export.export import checkpoint_bytes, save_checkpoint
+    from sea_export.export.output import check_output
+
+    check_output(output, overwrite=saving.overwrite, needed_bytes=0)
+    demonstrations = jobs.read_demonstrations(values)
+    with jobs.opened_model(model, values) as opened:
+        check_output(output, overwrite=saving.overwrite, needed_bytes=checkpoint_bytes(opened.base))
+        stored = opened.stored_writers(options)
+        edit = jobs.fit_with_progress(opened, demonstrations, options)
+        with jobs.byte_progress("Writing", opened.base) as progress:
+            result = save_checkpoint(
+                edit, opened.base, output, saving, stored=stored, model=opened.model, progress=progress
+            )
+    jobs.print_saved(result, edit)

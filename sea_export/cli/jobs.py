@@ -1,0 +1,218 @@
+"""Steps that several commands take: opening a model, fitting with a progress bar, printing what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from sea_export.architecture import skeleton
+from sea_export.base_model import BaseModel, resolve_base, weight_digests
+from sea_export.demonstrations import Demonstration, load_demonstrations
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.export import SaveResult, checkpoint_bytes
+from sea_export.export.folding import StoredWriters, find_stored_writers
+from sea_export.fitting import choose_targets, fit_edit, no_op_warning
+from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
+from sea_export.options import FitOptions
+from sea_export.verification import Verification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "OpenedModel",
+    "base_of",
+    "byte_progress",
+    "console",
+    "fit_with_progress",
+    "opened_model",
+    "print_layers",
+    "print_saved",
+    "print_verification",
+    "read_demonstrations",
+    "with_base_digests",
+]
+
+console = Console(highlight=False)
+_errors = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A resolved base model whose parts are loaded when they are first needed."""
+
+    base: BaseModel
+    dtype: torch.dtype | None
+    device: str
+    trust_remote_code: bool
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        return load_config(self.base, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return load_model(self.base, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.base, trust_remote_code=self.trust_remote_code)
+
+    def stored_writers(self, options: FitOptions) -> StoredWriters:
+        """The writers that a fit with `options` will edit, proved before any weight is loaded."""
+        model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
+        return find_stored_writers(
+            choose_targets(model, options),
+            self.base.checkpoint,
+            self.config,
+            needs_bias=options.center == "affine",
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@contextmanager
+def opened_model(model: str, values: dict[str, Any]) -> Iterator[OpenedModel]:
+    """The model that a command line names, with `model_options` (and `--trust-remote-code`) applied."""
+    quiet_transformers()
+    dtype = parse_dtype(values["dtype"])
+    device = values["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with ExitStack() as stack:
+        with console.status(f"Opening {model}"):
+            base = stack.enter_context(resolve_base(model, revision=values["revision"], dtype=dtype))
+        yield OpenedModel(base, dtype, device, values["trust_remote_code"])
+
+
+def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
+    """The demonstrations that `demonstration_options` name."""
+    return load_demonstrations(
+        values["demonstrations"],
+        prompt_field=values["prompt_field"],
+        positive_field=values["positive_field"],
+        negative_field=values["negative_field"],
+        limit=values["limit"],
+        seed=values["seed"],
+    )
+
+
+def fit_with_progress(
+    opened: OpenedModel, demonstrations: Sequence[Demonstration], options: FitOptions
+) -> SpectralEdit:
+    """Fits behind a progress bar, and warns of an edit that does nothing."""
+    columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
+    with _progress(*columns) as progress:
+        task = progress.add_task("Capturing", total=len(demonstrations), rate="")
+
+        def advance(count: int) -> None:
+            speed = progress.tasks[task].speed
+            progress.update(task, advance=count, rate=f"{speed:.1f}/s" if speed else "")
+
+        edit = fit_edit(opened.model, opened.tokenizer, demonstrations, options, advance)
+    named = {"name": opened.base.name, "revision": opened.base.revision}
+    edit = replace(edit, provenance={**edit.provenance, "base": named})
+    if warning := no_op_warning(edit):
+        _errors.print(f"Warning: {warning}", style="yellow")
+    return edit
+
+
+def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
+    """The edit with the digests of the weights that it was fitted on."""
+    named = {**edit.provenance["base"], "weights": weight_digests(opened.base.checkpoint)}
+    return replace(edit, provenance={**edit.provenance, "base": named})
+
+
+def base_of(edit: SpectralEdit) -> str:
+    """The Hub id of the base that an edit names."""
+    name: str = (edit.provenance.get("base") or {}).get("name", "")
+    if "/" not in name:
+        raise InputError(f"the edit was fitted on the local model {name!r}: say where it is with --base")
+    return name
+
+
+@contextmanager
+def byte_progress(description: str, base: BaseModel) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the bytes of the base's checkpoint."""
+    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(description, total=checkpoint_bytes(base))
+        yield lambda count: progress.advance(task, count)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), console=_errors, transient=True
+    )
+
+
+def print_layers(edit: SpectralEdit) -> None:
+    """Prints ranks, spectra and relative change of each layer."""
+    table = Table("layer", "component", "kept", "dropped", "of", "first σ² (+)", "change", "signature", "reader error")
+    for target in edit.targets:
+        for layer in edit.layers[target]:
+            values = layer.positive_values
+            first = float(values[0].square() / values.square().sum()) if values.numel() else 0.0
+            table.add_row(
+                str(target.layer),
+                target.component,
+                str(layer.positive.shape[1]),
+                str(layer.negative.shape[1]),
+                str(values.numel()),
+                f"{first:.2%}",
+                f"{layer.relative_change:.2%}",
+                f"{layer.signature:.4g}",
+                "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
+            )
+    console.print(table)
+
+
+def print_verification(verification: Verification) -> None:
+    """Prints the figures of a verification, and what is wrong if anything is."""
+    table = Table("compared with", "largest logit difference", "mean KL (nats)", "equal greedy tokens")
+    rows = {
+        "run-time edit / folded in float32 (mathematics)": verification.mathematics,
+        f"run-time edit / checkpoint in {verification.dtype} (storage)": verification.storage,
+        f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
+        "base / run-time edit (what the edit does)": verification.effect,
+    }
+    for name, agreement in rows.items():
+        table.add_row(
+            name,
+            f"{agreement.max_logit_difference:.1e}",
+            f"{agreement.mean_divergence:.1e}",
+            f"{agreement.equal_greedy:.2%}",
+        )
+    console.print(table)
+    console.print(
+        f"{verification.changed_tensors} tensors differ from the base's; {verification.identical_tensors} tensors and "
+        f"{verification.identical_files} other files are byte-identical."
+    )
+    for problem in verification.problems:
+        _errors.print(f"Problem: {problem}", style="red")
+
+
+def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
+    """Prints what was written and how to use it."""
+    print_layers(edit)
+    if result.verification is not None:
+        print_verification(result.verification)
+    verified = "verified" if result.verification is not None else "not verified"
+    console.print(f"Saved to {result.output} ({verified}). Load it with")
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}")', soft_wrap=True)

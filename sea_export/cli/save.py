@@ -1,0 +1,34 @@
+"""`sea-export save`: bake edits that were fitted before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sea_export.cli.options import build_save_options, model_options, save_options
+
+
+@click.command("save")
+@click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id that the edit names.")
+@model_options
+@save_options
+def command(edits: tuple[str, ...], output: Path, base: str | None, **values: Any) -> None:
+    """Bake one EDIT, or the product of several in the order given, into the checkpoint OUTPUT."""
+    saving = build_save_options(values)
+    from sea_export.cli import jobs
+    from sea_export.edit import SpectralEdit, compose
+    from sea_export.export import save_checkpoint
+    from sea_export.export.output import check_output
+
+    check_output(output, overwrite=saving.overwrite, needed_bytes=0)
+    edit = compose([SpectralEdit.load(directory) for directory in edits])
+    with (
+        jobs.opened_model(base or jobs.base_of(edit), values) as opened,
+        jobs.byte_progress("Writing", opened.base) as progress,
+    ):
+        result = save_checkpoint(edit, opened.base, output, saving, progress=progress)
+    jobs.print_saved(result, edit)

@@ -1,0 +1,31 @@
+"""`sea-export verify`: is the checkpoint the edit it claims to be?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command("verify")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
+@click.option("--revision", help="Revision of the base on the Hub.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
+def command(output: Path, base: str | None, revision: str | None, trust_remote_code: bool) -> None:
+    """Compare the checkpoint OUTPUT with the edit of its base, and write the figures to its manifest.
+
+    Exits with 1 when it is not that edit, or when the edit does nothing.
+    """
+    from sea_export.cli import jobs
+    from sea_export.export.manifest import read_manifest, write_manifest
+    from sea_export.loading import quiet_transformers
+    from sea_export.verification import verify
+
+    quiet_transformers()
+    verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    jobs.print_verification(verification)
+    write_manifest(output, {**read_manifest(output), "verification": asdict(verification)})
+    if not verification.passed:
+        raise click.exceptions.Exit(1)

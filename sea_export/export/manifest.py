@@ -1,0 +1,93 @@
+"""`sea_export.json`: what an output was made from, how, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sea_export.base_model import BaseModel
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.export.merged import WriteReport
+from sea_export.export.output import file_digests, read_json, write_json
+from sea_export.fitting import library_versions
+from sea_export.options import SaveOptions
+
+if TYPE_CHECKING:
+    from sea_export.verification import Verification
+
+__all__ = ["MANIFEST", "make_manifest", "read_manifest", "write_manifest"]
+
+MANIFEST = "sea_export.json"
+_MANIFEST_VERSION = 1
+
+
+def make_manifest(
+    edit: SpectralEdit,
+    base: BaseModel,
+    options: SaveOptions,
+    report: WriteReport,
+    verification: Verification | None,
+) -> dict[str, Any]:
+    """What the manifest says, but for the digests of the output's files.
+
+    Args:
+        edit: the edit that was baked.
+        base: what it was baked into.
+        options: how.
+        report: what was written, with digests of the base's files.
+        verification: its figures, or None if it was not verified.
+    """
+    layers = [
+        {
+            "target": str(target),
+            "positive_rank": layer.positive.shape[1],
+            "negative_rank": layer.negative.shape[1],
+            "relative_change": layer.relative_change,
+            "signature": layer.signature,
+            "reader_error": layer.reader_error,
+        }
+        for target in edit.targets
+        for layer in edit.layers[target]
+    ]
+    return {
+        "manifest_version": _MANIFEST_VERSION,
+        "format": options.format,
+        "versions": library_versions(),
+        "base": {
+            "name": base.name,
+            "revision": base.revision,
+            "dtype": str(base.checkpoint.tensors[report.edited[0]].dtype).removeprefix("torch."),
+            "files": report.base_digests,
+        },
+        "edit": dict(edit.provenance),
+        "layers": layers,
+        "edited_tensors": list(report.edited),
+        "added_tensors": list(report.added),
+        "left_out_files": list(base.checkpoint.left_out()),
+        "verification": None if verification is None else asdict(verification),
+    }
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest into `directory`, with the digests of all its other files."""
+    write_json(directory / MANIFEST, {**manifest, "files": file_digests(directory)})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an output.
+
+    Raises:
+        InputError: there is none, or it is of a later version.
+    """
+    if not (directory / MANIFEST).is_file():
+        raise InputError(f"{directory} holds no {MANIFEST}: it is not a checkpoint that sea-export wrote")
+    manifest: dict[str, Any] = read_json(directory / MANIFEST)
+    if manifest.get("manifest_version") != _MANIFEST_VERSION:
+        raise InputError(
+            f"{directory} has manifest version {manifest.get('manifest_version')}, and this version reads "
+            f"{_MANIFEST_VERSION}: upgrade sea-export"
+        )
+    return manifest

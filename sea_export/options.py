@@ -1,0 +1,140 @@
+"""Every option of a fit and of a save, defined once: its name, default, choices and help.
+
+The Python API has the same words, and the command line is made from these classes. Nothing here is heavy to
+import, so that `--help` is instant. Wrong values are refused on construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from sea_export.errors import InputError
+
+__all__ = ["CaptureOptions", "EditOptions", "FitOptions", "SaveOptions", "check_choice"]
+
+TARGETS = ("mlp", "attention", "both")
+CENTERS = ("off", "affine", "linear")
+TEMPLATES = ("qa", "chat", "none")
+SITES = ("target", "residual")
+POSITIONS = ("last", "mean", "random")
+NEUTRALS = ("prompt", "generated")
+PROJECTIONS = ("both", "positive", "negative", "reversed")
+NORMALIZATIONS = ("none", "average", "calibrated")
+FORMATS = ("merged",)
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises InputError, naming the command-line option, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"--{option} is {value!r}: choose one of {', '.join(choices)}")
+
+
+def _check_choices(options: Any) -> None:
+    declared: tuple[Field[Any], ...] = fields(options)
+    for item in declared:
+        if item.metadata.get("choices"):
+            check_choice(item.name.replace("_", "-"), getattr(options, item.name), item.metadata["choices"])
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """Which activations are read, and how."""
+
+    site: str = _option(
+        "target", "Read the very output that is edited, or the decoder block's output (residual).", SITES
+    )
+    position: str = _option(
+        "last", "Read the last token, the mean over the span, or one random token of it.", POSITIONS
+    )
+    neutral: str = _option(
+        "prompt", "Neutral activations: of the prompt, or of the model's own greedy continuation of it.", NEUTRALS
+    )
+    neutral_tokens: int = _option(20, "Length in tokens of the continuation that --neutral generated makes.")
+    batch_tokens: int = _option(2048, "About how many tokens a forward pass computes.")
+    seed: int = _option(0, "Seed of everything random: --position random and --limit.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("neutral_tokens", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """How a spectrum becomes an edit. Changing any of these never needs another forward pass."""
+
+    explained_variance: float = _option(
+        0.9, "Share of the squared spectrum that the kept and the dropped directions explain, in (0, 1]."
+    )
+    positive_variance: float | None = _option(None, "The share for the kept directions alone.")
+    negative_variance: float | None = _option(None, "The share for the dropped directions alone.")
+    positive_rank: int | None = _option(None, "Number of kept directions, instead of a share.")
+    negative_rank: int | None = _option(None, "Number of dropped directions, instead of a share.")
+    projections: str = _option(
+        "both",
+        "Which projections make the edit: M = P+ + P-, P+, P-, or both with their roles swapped.",
+        PROJECTIONS,
+    )
+    strength: float = _option(1.0, "s in I + s (M - I): 0 edits nothing, 1 is the method.")
+    normalization: str = _option(
+        "none",
+        "What follows M: nothing, division by 2, or per-feature scales measured on the demonstrations.",
+        NORMALIZATIONS,
+    )
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("explained_variance", "positive_variance", "negative_variance"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: it must be above 0 and at most 1")
+        for name in ("positive_rank", "negative_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: it cannot be negative")
+        if not abs(self.strength) < float("inf"):
+            raise InputError(f"--strength is {self.strength}: it must be a finite number")
+
+    def variance(self, kind: str) -> float:
+        """The share that holds for the `positive` or the `negative` directions."""
+        own: float | None = getattr(self, f"{kind}_variance")
+        return self.explained_variance if own is None else own
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Everything that decides a fit, besides the model and the demonstrations."""
+
+    layers: str = _option(
+        "last:12", "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K, or a list: 10-20,25."
+    )
+    target: str = _option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
+    center: str = _option(
+        "off", "Edit activations as they are, or about their mean: with a bias, or with one more rank.", CENTERS
+    )
+    template: str = _option("qa", "How a prompt becomes text: 'Q: …\\nA:', the chat template, or as it is.", TEMPLATES)
+    capture: CaptureOptions = field(default_factory=CaptureOptions)
+    edit: EditOptions = field(default_factory=EditOptions)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+
+
+@dataclass(frozen=True)
+class SaveOptions:
+    """How an edit is baked."""
+
+    format: str = _option("merged", "Form of the output: folded into a plain checkpoint.", FORMATS)
+    overwrite: bool = _option(False, "Replace a checkpoint that sea-export wrote before.")
+    force: bool = _option(False, "Accept a base other than the one that the edit was fitted on.")
+    verify: bool = _option(True, "Verify before the output appears: what fails is not kept.")
+    trust_remote_code: bool = _option(False, "Run code that comes with the base model.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
