@@ -105,7 +105,5 @@ def tiny_tokenizer(*, begins_texts: bool = False) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(SENTENCES, trainer)
     if begins_texts:
         begin = SPECIAL_TOKENS["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, BEGIN)]
-        )
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, BEGIN)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS)
