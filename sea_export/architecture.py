@@ -229,6 +229,7 @@ def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dt
     bias = None if stored is None else stored.to(_wider(dtype))
     for edit in edits:
         bias = edit.fold_bias(bias)
+        bias = None if bias is None else bias.to(_wider(dtype))
     return None if bias is None else bias.to(dtype)
 
 

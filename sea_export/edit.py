@@ -45,6 +45,9 @@ _TENSORS_FILE = "sea_edit.safetensors"
 _DESCRIPTION_FILE = "sea_edit.json"
 _FORMAT_VERSION = 1
 
+# Norms below this share of the largest one are rounding: they come from squares, whose precision is 2e-16.
+_ROUNDING = 1e-7
+
 
 class Target(NamedTuple):
     """A place whose output is edited: the MLP or the attention block of one decoder layer, counted from 0."""
@@ -153,9 +156,7 @@ class LayerEdit:
             bias: (d,) float32 or float64, or None for a writer without one.
         """
         if bias is None:
-            if not self.needs_bias:
-                return None
-            bias = torch.zeros(self.size)
+            return self.shift if self.needs_bias else None
         return self.apply(bias)
 
     def to(self, device: torch.device) -> LayerEdit:
@@ -182,7 +183,7 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
     """Truncates a spectrum to an edit, in float64, rounded once to float32.
 
     `average` halves M; `calibrated` scales feature j by ‖H0 e_j‖ / ‖H0 Mᵀ e_j‖ over the demonstrations (1 where
-    either norm is zero), on centred activations where the spectrum is centred.
+    either norm is zero but for rounding), on centred activations where the spectrum is centred.
 
     Args:
         spectrum: the layer's spectrum.
@@ -221,7 +222,8 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
         edit = replace(edit, scale=torch.full_like(spectrum.neutral_mean, 0.5))
     elif options.normalization == "calibrated":
         before, after = spectrum.neutral_factor.norm(dim=0), edit.linear(spectrum.neutral_factor).norm(dim=0)
-        ratio = torch.where((before > 0) & (after > 0), before / after, 1.0)
+        floor = _ROUNDING * before.max()
+        ratio = torch.where((before > floor) & (after > floor), before / after, 1.0)
         edit = replace(edit, scale=ratio)
 
     change = (edit.linear(spectrum.neutral_factor) - spectrum.neutral_factor).norm()
@@ -260,8 +262,8 @@ class SpectralEdit:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise InputError("the edit names no layer")
+        if not self.layers or not all(self.layers.values()):
+            raise InputError("the edit names no layer, or one without an edit of it")
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -319,7 +321,8 @@ class SpectralEdit:
             layers[str(target)] = [edit.numbers() for edit in self.layers[target]]
             for position, edit in enumerate(self.layers[target]):
                 for name, tensor in edit.tensors().items():
-                    tensors[f"{target}.{position}.{name}"] = tensor.contiguous()
+                    # A copy, since an edit composed with itself has tensors twice.
+                    tensors[f"{target}.{position}.{name}"] = tensor.clone(memory_format=torch.contiguous_format)
         description = {
             "format_version": _FORMAT_VERSION,
             "layers": layers,
@@ -349,10 +352,10 @@ class SpectralEdit:
             ) from None
         except (ValueError, OSError, SafetensorError) as error:
             raise InputError(f"the edit in {directory} cannot be read: {error}") from error
-        if description.get("format_version") != _FORMAT_VERSION:
+        version = description.get("format_version") if isinstance(description, dict) else None
+        if version != _FORMAT_VERSION:
             raise InputError(
-                f"{directory} has edit format {description.get('format_version')}, and this version reads "
-                f"{_FORMAT_VERSION}: upgrade sea-export"
+                f"{directory} has edit format {version}, and this version reads {_FORMAT_VERSION}: upgrade sea-export"
             )
         try:
             layers = {
@@ -362,7 +365,7 @@ class SpectralEdit:
                 for text, edits in description["layers"].items()
             }
             return cls(layers=layers, provenance=description["provenance"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
 
 
@@ -374,6 +377,8 @@ def _layer_edit(numbers: dict[str, Any], tensors: dict[str, Tensor], prefix: str
     widths |= {tensor.numel() for tensor in (edit.scale, edit.shift, edit.reader) if tensor is not None}
     if len(widths) != 1 or edit.positive.ndim != 2 or edit.negative.ndim != 2:
         raise ValueError(f"the tensors of {prefix[:-1]} do not fit one another")
+    if not all(torch.isfinite(tensor).all() for tensor in own.values()):
+        raise ValueError(f"a tensor of {prefix[:-1]} is not finite")
     return edit
 
 

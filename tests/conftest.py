@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.demonstrations import Demonstration
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)  # tiny models are slower with more
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

@@ -39,7 +39,7 @@ def random_activations(
     for _ in range(2):
         mixture = torch.linalg.qr(normal(size, size)).Q * strengths @ torch.linalg.qr(normal(size, size)).Q
         completions.append(neutral @ mixture + 0.1 * normal(count, size) * strengths)
-    return Activations(*((rows + 2 * normal(size)).to(dtype) for rows in (neutral, *completions)))
+    return Activations(*((rows + 0.3 * normal(size)).to(dtype) for rows in (neutral, *completions)))
 
 
 def cross_covariance(neutral: Tensor, completion: Tensor, *, centered: bool) -> Tensor:
