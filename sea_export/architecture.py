@@ -344,6 +344,11 @@ def _example_inputs(
         )
     except _ArgumentsRecorded:
         pass
+    except (RuntimeError, NotImplementedError) as error:  # what runs before it needs values, not shapes alone
+        raise SeaExportError(
+            f"{type(model).__name__} does not run without its weights ({error}), so that no fold into it can be "
+            "proved: this architecture cannot be merged"
+        ) from error
     finally:
         handle.remove()
     return _materialize(recorded["arguments"], generator), _materialize(recorded["keywords"], generator)

@@ -1,0 +1,328 @@
+"""Writers are found in every family, and whatever is found wrongly is refused by proof."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_config, tiny_model
+from torch import nn
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    GPTJConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen2MoeConfig,
+)
+
+from sea_export.architecture import (
+    Writer,
+    WriterWeight,
+    bias_switch,
+    decoder_layers,
+    find_writers,
+    fold_parameters,
+    hidden_size,
+    prove_fold,
+    skeleton,
+    stored_name,
+)
+from sea_export.edit import Target
+from sea_export.errors import InputError, SeaExportError
+
+ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in ("attention", "mlp")]
+
+# Family -> the list of layers, and by component the linear map that ends its block, whether its weight is
+# transposed, and whether it has a bias.
+WRITERS = {
+    "llama": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+    "llama-tied": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+    "llama-bias": ("model.layers", {"mlp": ("mlp.down_proj", 0, True), "attention": ("self_attn.o_proj", 0, True)}),
+    "gpt2": ("transformer.h", {"mlp": ("mlp.c_proj", 1, True), "attention": ("attn.c_proj", 1, True)}),
+    "neox": (
+        "gpt_neox.layers",
+        {"mlp": ("mlp.dense_4h_to_h", 0, True), "attention": ("attention.dense", 0, True)},
+    ),
+    "gemma2": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+    "qwen3": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+    "mistral": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+    "phi3": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+}
+_SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_writers_are_found(family):
+    list_name, blocks = WRITERS[family]
+    for writer, target in zip(find_writers(tiny_model(family), ALL_TARGETS), ALL_TARGETS, strict=True):
+        name, output_dim, has_bias = blocks[target.component]
+        name = f"{list_name}.{target.layer}.{name}"
+        weight = WriterWeight(f"{name}.weight", output_dim, f"{name}.bias" if has_bias else None)
+        assert writer == Writer(target, name.rpartition(".")[0], 24, (weight,))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folds_are_proved_for_every_family(family):
+    model = skeleton(tiny_config(family))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    prove_fold(model, find_writers(model, ALL_TARGETS))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_skeleton_has_the_structure_of_the_model(family):
+    expected = {name: parameter.shape for name, parameter in tiny_model(family).named_parameters()}
+    assert {name: parameter.shape for name, parameter in skeleton(tiny_config(family)).named_parameters()} == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoder_layers_are_numbered_from_zero_and_all_there(family):
+    model = tiny_model(family)
+    name, layers = decoder_layers(model)
+    assert name == WRITERS[family][0]
+    assert layers is model.get_submodule(name)
+    assert len(layers) == 4
+    assert hidden_size(model.config) == 24
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FalconConfig(**_SMALL, new_decoder_architecture=False),
+        GPTJConfig(n_embd=24, n_layer=2, n_head=4, vocab_size=64, rotary_dim=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("component", ["mlp", "attention"])
+def test_families_without_an_entry_of_their_own_are_found_by_structure(config, component):
+    model = skeleton(config)
+    prove_fold(model, find_writers(model, [Target(1, component)]))
+
+
+def test_parameters_are_not_shared_just_because_embeddings_are_tied():
+    model = tiny_model("llama-tied")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert find_writers(model, [Target(0, "mlp")])
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_a_layer_that_does_not_exist_is_refused(llama, layer):
+    with pytest.raises(InputError, match=f"layer {layer} does not exist: the model has layers 0 to 3"):
+        find_writers(llama, [Target(layer, "mlp")])
+
+
+def test_a_block_that_is_not_recognised_is_refused():
+    """OPT's layers have no MLP module: fc1 and fc2 stand in the layer itself."""
+    config = OPTConfig(hidden_size=24, ffn_dim=40, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    with pytest.raises(InputError, match=r"no mlp block is recognised in model.decoder.layers.1 of OPT.*fc1, fc2"):
+        find_writers(skeleton(config), [Target(1, "mlp")])
+
+
+def test_an_output_map_that_is_not_recognised_is_refused(llama):
+    model = copy.deepcopy(llama)
+    mlp = model.model.layers[1].mlp
+    mlp.last = mlp.down_proj
+    del mlp.down_proj
+    with pytest.raises(InputError, match=r"model.layers.1.mlp \(LlamaMLP with .*Linear"):
+        find_writers(model, [Target(1, "mlp")])
+
+
+def test_an_output_map_of_another_size_is_refused(llama):
+    model = copy.deepcopy(llama)
+    model.model.layers[1].mlp.down_proj = nn.Linear(40, 30, bias=False)
+    with pytest.raises(InputError, match=r"down_proj writes 30 features where the hidden size is 24"):
+        find_writers(model, [Target(1, "mlp")])
+
+
+def test_an_output_map_that_is_not_linear_is_refused(llama):
+    model = copy.deepcopy(llama)
+    model.model.layers[1].mlp.down_proj = nn.Embedding(24, 24)
+    with pytest.raises(InputError, match=r"down_proj is a Embedding, whose storage cannot be folded"):
+        find_writers(model, [Target(1, "mlp")])
+
+
+def test_a_weight_shared_by_two_layers_is_refused(llama):
+    """Editing one layer would edit the other."""
+    model = copy.deepcopy(llama)
+    model.model.layers[2].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight
+    for layer, other in ((1, 2), (2, 1)):
+        with pytest.raises(InputError, match=rf"layers.{layer}.mlp.down_proj.weight is shared with .*layers.{other}"):
+            find_writers(model, [Target(layer, "mlp")])
+
+
+def test_a_model_without_a_list_of_decoder_layers_is_refused(llama):
+    model = copy.deepcopy(llama)
+    model.config.num_hidden_layers = 3
+    with pytest.raises(InputError, match=r"no single list of 3 decoder layers \(found: none\)"):
+        decoder_layers(model)
+
+
+# Proof
+
+
+def test_a_block_that_adds_the_residual_itself_is_refused_by_proof():
+    """BLOOM's blocks return residual + W x: folding W edits only one of the two terms."""
+    model = skeleton(BloomConfig(hidden_size=24, n_layer=2, n_head=4, vocab_size=64))
+    for component, module in (("mlp", "mlp"), ("attention", "self_attention")):
+        writers = find_writers(model, [Target(0, component)])
+        with pytest.raises(SeaExportError, match=rf"transformer.h.0.{module} \(relative error") as refusal:
+            prove_fold(model, writers)
+        assert refusal.value.exit_code == 1
+
+
+def test_a_weight_folded_along_the_wrong_dimension_is_refused_by_proof():
+    """A square weight has the same shape either way."""
+    model = skeleton(tiny_config("llama"))
+    (writer,) = find_writers(model, [Target(1, "attention")])
+    prove_fold(model, [writer])
+    wrong = replace(writer, weights=(replace(writer.weights[0], output_dim=1),))
+    with pytest.raises(SeaExportError, match=r"model.layers.1.self_attn \(relative error"):
+        prove_fold(model, [wrong])
+
+
+def test_a_bias_that_was_forgotten_is_refused_by_proof():
+    model = skeleton(tiny_config("llama-bias"))
+    (writer,) = find_writers(model, [Target(1, "mlp")])
+    wrong = replace(writer, weights=(replace(writer.weights[0], bias=None),))
+    with pytest.raises(SeaExportError, match="relative error"):
+        prove_fold(model, [wrong])
+
+
+def test_a_weight_that_does_not_write_the_output_is_refused_by_proof():
+    model = skeleton(LlamaConfig(**_SMALL, intermediate_size=24, num_key_value_heads=2))
+    (writer,) = find_writers(model, [Target(1, "mlp")])
+    wrong = replace(writer, weights=(replace(writer.weights[0], name="model.layers.1.mlp.up_proj.weight"),))
+    with pytest.raises(SeaExportError, match=r"up_proj.weight does not edit the output"):
+        prove_fold(model, [wrong])
+
+
+class _SumOfTwo(nn.Module):
+    """An MLP whose output is the sum of two linear maps, as that of shared and routed experts is."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.one = nn.ModuleDict({"down_proj": nn.Linear(size, size, bias=False)})
+        self.other = nn.ModuleDict({"down_proj": nn.Linear(size, size, bias=False)})
+
+    def forward(self, hidden):
+        return self.one["down_proj"](hidden) + self.other["down_proj"](hidden.tanh())
+
+
+def test_one_of_two_writers_is_refused_by_proof():
+    model = skeleton(tiny_config("llama"))
+    with torch.device("meta"):
+        model.model.layers[1].mlp = _SumOfTwo(24)
+    (writer,) = find_writers(model, [Target(1, "mlp")])
+    assert [weight.name for weight in writer.weights] == [
+        "model.layers.1.mlp.one.down_proj.weight",
+        "model.layers.1.mlp.other.down_proj.weight",
+    ]
+    prove_fold(model, [writer])
+    for weight in writer.weights:
+        with pytest.raises(SeaExportError, match="relative error"):
+            prove_fold(model, [replace(writer, weights=(weight,))])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**_SMALL, intermediate_size=40, num_key_value_heads=2, num_local_experts=4),
+        Qwen2MoeConfig(
+            **_SMALL,
+            intermediate_size=40,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            num_key_value_heads=2,
+            num_experts=4,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_mixtures_whose_experts_are_fused_are_refused(config, layer):
+    """Their routed experts are no linear maps: folding the shared expert alone would edit a part of the output."""
+    model = skeleton(config)
+    with pytest.raises(SeaExportError):
+        prove_fold(model, find_writers(model, [Target(layer, "mlp")]))
+
+
+def test_a_proof_leaves_no_hook_behind():
+    model = skeleton(tiny_config("llama"))
+    prove_fold(model, find_writers(model, ALL_TARGETS))
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_folded_parameters_load_into_the_model_they_came_from(family):
+    """Same names, shapes and dtypes as the parameters that they replace."""
+    model = tiny_model(family)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for writer in find_writers(model, ALL_TARGETS):
+        for name, tensor in fold_parameters(writer, [], parameters).items():
+            assert torch.equal(tensor, parameters[name])
+            assert tensor.data_ptr() != parameters[name].data_ptr()
+
+
+# Names in a checkpoint
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_a_parameter_is_found_with_and_without_the_base_model_prefix(family):
+    model = tiny_model(family)
+    (writer,) = find_writers(model, [Target(1, "mlp")])
+    name, prefix = writer.weights[0].name, f"{model.base_model_prefix}."
+    assert name.startswith(prefix)
+    bare = name.removeprefix(prefix)
+    assert stored_name(name, {name, "lm_head.weight"}, model) == name
+    assert stored_name(name, {bare, "lm_head.weight"}, model) == bare
+    assert stored_name(bare, {name}, model) == name
+
+
+def test_a_parameter_that_the_checkpoint_does_not_store_is_refused(llama):
+    with pytest.raises(InputError, match=r"stores no tensor named model.layers.1.mlp.down_proj.weight"):
+        stored_name("model.layers.1.mlp.down_proj.weight", {"model.layers.2.mlp.down_proj.weight"}, llama)
+
+
+# Biases by configuration
+
+
+@pytest.mark.parametrize(
+    ("component", "changes", "maps"),
+    [
+        ("mlp", {"mlp_bias": True}, ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]),
+        ("attention", {"attention_bias": True}, [f"self_attn.{name}_proj" for name in "qkvo"]),
+    ],
+)
+def test_llama_gets_biases_by_its_own_switch(component, changes, maps):
+    config = tiny_config("llama")
+    before = config.to_dict()
+    model = skeleton(config)
+    found, added = bias_switch(config, find_writers(model, [Target(1, component)]))
+    assert found == changes
+    assert set(added) == {f"model.layers.{layer}.{name}.bias" for layer in range(4) for name in maps}
+    assert config.to_dict() == before
+
+
+def test_both_switches_are_turned_where_both_blocks_are_edited():
+    config = tiny_config("llama")
+    changes, added = bias_switch(config, find_writers(skeleton(config), ALL_TARGETS))
+    assert changes == {"mlp_bias": True, "attention_bias": True}
+    assert len(added) == 4 * 7
+
+
+@pytest.mark.parametrize(
+    ("family", "component"),
+    [*((family, "mlp") for family in ("mistral", "phi3", "gemma2", "neox", "gpt2")), ("mistral", "attention")],
+)
+def test_a_family_without_a_switch_is_refused(family, component):
+    """Also where the bias is there already: then no switch can be what makes room for it."""
+    config = tiny_config(family)
+    with pytest.raises(InputError, match=r"no config switch that gives .*bias a place: choose --center linear"):
+        bias_switch(config, find_writers(skeleton(config), [Target(1, component)]))
