@@ -7,7 +7,6 @@ deal with.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import pickle
@@ -31,6 +30,7 @@ from sea_export.checkpoint import (
     Checkpoint,
     files_to_copy,
 )
+from sea_export.digest import file_digest
 from sea_export.errors import InputError
 
 __all__ = ["BaseModel", "resolve_base", "weight_digests"]
@@ -39,7 +39,6 @@ PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 """The names to drop where an output head and the embedding are one tensor: readers look for the embedding's."""
-_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,7 @@ def resolve_base(
 
 def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """SHA-256 of every weight file, in hexadecimal, by file name."""
-    digests = {}
-    for file in checkpoint.weight_files:
-        digest = hashlib.sha256()
-        with open(checkpoint.directory / file, "rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        digests[file] = digest.hexdigest()
-    return digests
+    return {file: file_digest(checkpoint.directory / file) for file in checkpoint.weight_files}
 
 
 def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:

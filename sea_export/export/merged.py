@@ -1,0 +1,222 @@
+"""A checkpoint with some of its tensors edited, written in one pass over the base's files.
+
+Nothing is loaded as a model. The base's bytes stream through a few small buffers into the copy; where an edited
+tensor's bytes come by, they are replaced by those of the edited tensor. So peak memory is that of one edited tensor
+and of what its edit makes, whatever the size of the model, and the time is about that of copying the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sea_export.checkpoint import Checkpoint
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.streaming import FileCopy
+from sea_export.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+
+__all__ = ["TensorEdit", "WriteReport", "write_checkpoint"]
+
+TensorEdit = Callable[[torch.Tensor], torch.Tensor]
+"""Stored tensor -> edited tensor of the same shape and dtype. It must leave its argument as it is."""
+
+_FOLDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What was written.
+
+    Attributes:
+        base_digests: SHA-256 of every file that was read from the base, by relative path.
+        digests: SHA-256 of every file written, by relative path.
+        edited: the tensors whose bytes differ from the base's, in the order of the files.
+        unchanged: the tensors that were edited, but to the very same bytes.
+        added: the tensors that the base does not have.
+    """
+
+    base_digests: Mapping[str, str]
+    digests: Mapping[str, str]
+    edited: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+def write_checkpoint(
+    base: Checkpoint,
+    destination: Path,
+    edits: Mapping[str, TensorEdit],
+    *,
+    additions: Mapping[str, torch.Tensor] | None = None,
+    config_changes: Mapping[str, object] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> WriteReport:
+    """Copy the checkpoint `base` into `destination` with some tensors edited and some added.
+
+    Tensor names, shapes, dtypes and the division into shards stay; every other byte of every file is the base's own.
+
+    Args:
+        base: the checkpoint to copy. It is only read.
+        destination: an existing directory, which holds none of the files yet.
+        edits: for each tensor to edit, by name, what to make of it.
+        additions: new tensors, by name. They go to the end of the last weight file, and into the index.
+        config_changes: new values for entries of config.json; `text_config.x` is the entry x of text_config.
+        progress: called with the number of bytes written since it was last called.
+
+    Raises:
+        InputError: nothing is to be changed, a tensor does not exist or cannot be edited (before any write).
+        SeaExportError: an edit gave the wrong shape or dtype or values that are not finite, all edits together
+            changed nothing, or a file of the base changed in the meantime.
+    """
+    additions = additions or {}
+    _check(base, edits, additions)
+    changed_files = {"config.json": _changed_config(base, config_changes)} if config_changes else {}
+    if additions and base.index_file:
+        changed_files[base.index_file] = _extended_index(base, additions)
+
+    base_digests: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    edited: dict[str, bool] = {}
+    for file in (*base.weight_files, *base.side_files()):
+        target = destination / file
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileCopy(base.directory / file, target, progress=progress or _ignore) as copy:
+                if file in changed_files:
+                    copy.take(copy.size)
+                    copy.put(changed_files[file])
+                elif file in base.weight_files:
+                    last = file == base.weight_files[-1]
+                    edited |= _copy_weights(base, file, copy, edits, additions if last else {})
+                copy.copy_rest()
+                base_digests[file], digests[file] = copy.digests()
+        except OSError as error:
+            raise SeaExportError(f"{file} could not be copied to {destination}: {error.strerror}.") from error
+    if edited and not any(edited.values()) and not additions:
+        raise SeaExportError(
+            f"The edit changes nothing: all {len(edited)} edited tensors have the very bytes of the base after "
+            "rounding to its dtype. Fit a stronger edit, for example with a higher explained variance."
+        )
+    return WriteReport(
+        base_digests,
+        digests,
+        edited=tuple(name for name, differs in edited.items() if differs),
+        unchanged=tuple(name for name, differs in edited.items() if not differs),
+        added=tuple(additions),
+    )
+
+
+def _copy_weights(
+    base: Checkpoint,
+    file: str,
+    copy: FileCopy,
+    edits: Mapping[str, TensorEdit],
+    additions: Mapping[str, torch.Tensor],
+) -> dict[str, bool]:
+    """Write one weight file. Returns, for each tensor of it that was edited, whether its bytes differ."""
+    if additions:
+        header = read_header(base.directory / file)
+        copy.take(header.data_start)
+        copy.put(memoryview(encode_header(replace(header, tensors=header.tensors + _placed(additions, copy)))))
+    edited = {}
+    tensors = [tensor for tensor in base.tensors.values() if tensor.file == file and tensor.name in edits]
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        copy.copy(tensor.start - copy.position)
+        edited[tensor.name] = _rewrite(tensor, copy, edits[tensor.name])
+    copy.copy_rest()
+    for addition in additions.values():
+        copy.put(_bytes_of(addition).numpy().data)
+    return edited
+
+
+def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
+    """Write the edited tensor in the place of the stored one that comes next. Returns whether its bytes differ."""
+    stored = copy.take(tensor.end - tensor.start)
+    result = _edit(tensor, stored.view(tensor.dtype).reshape(tensor.shape), edit)
+    data = _bytes_of(result)
+    copy.put(data.numpy().data)
+    return not torch.equal(data, stored)
+
+
+def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    with torch.no_grad():
+        result = edit(stored)
+    if result.shape != tensor.shape or result.dtype != tensor.dtype:
+        raise SeaExportError(
+            f"The edit of {tensor.name} gave {result.dtype} of shape {tuple(result.shape)}; "
+            f"the checkpoint holds {tensor.dtype} of shape {tensor.shape}."
+        )
+    if not result.isfinite().all():
+        raise SeaExportError(f"The edited {tensor.name} has values that are not finite in {tensor.dtype}.")
+    return result
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's memory, (bytes,) uint8."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _placed(additions: Mapping[str, torch.Tensor], copy: FileCopy) -> tuple[StoredTensor, ...]:
+    """Where the new tensors will be, as offsets in the old file: one after another, behind its end."""
+    placed = []
+    position = copy.size
+    for name, tensor in additions.items():
+        placed.append(StoredTensor(name, tensor.dtype, tuple(tensor.shape), "", position, position + tensor.nbytes))
+        position += tensor.nbytes
+    return tuple(placed)
+
+
+def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping[str, torch.Tensor]) -> None:
+    """Everything that can be known to be wrong before the first byte is written."""
+    if not edits and not additions:
+        raise InputError("The edit changes nothing: it names no tensor of the checkpoint.")
+    for name in edits:
+        if name not in base.tensors:
+            raise InputError(f"{base.directory} holds no tensor {name}, which is to be edited.")
+        if base.tensors[name].dtype not in _FOLDABLE:
+            raise InputError(
+                f"{name} is stored as {base.tensors[name].dtype}, so the base is quantized and no edit can be "
+                "merged into it; use --format adapter or custom-code, or --dequantize."
+            )
+    for name, tensor in additions.items():
+        if name in base.tensors:
+            raise InputError(f"{base.directory} already holds a tensor {name}, which is to be added.")
+        if tensor.dtype not in DTYPE_NAMES or not tensor.isfinite().all():
+            raise SeaExportError(f"The new tensor {name} has values that are not finite, or no storable dtype.")
+
+
+def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryview:
+    """config.json with the changes made, its keys in their old order."""
+    config = base.config
+    for key, value in changes.items():
+        *sections, entry = key.split(".")
+        part: Any = config
+        for section in sections:
+            part = part.get(section)
+            if not isinstance(part, dict):
+                raise InputError(f"The config.json of {base.directory} has no section {section} to set {key} in.")
+        part[entry] = value
+    return _encoded(config)
+
+
+def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:
+    """The index with the new tensors, which are in the last weight file."""
+    index = json.loads((base.directory / str(base.index_file)).read_text(encoding="utf-8"))
+    index["weight_map"] |= dict.fromkeys(additions, base.weight_files[-1])
+    metadata = index.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+        metadata["total_size"] += sum(tensor.nbytes for tensor in additions.values())
+    return _encoded(index)
+
+
+def _encoded(contents: dict[str, Any]) -> memoryview:
+    return memoryview((json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _ignore(count: int) -> None:
+    """The progress callback where nobody watches."""
