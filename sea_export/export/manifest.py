@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from sea_export.base_model import BaseModel
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
-from sea_export.export.output import file_digests, read_json, write_json
+from sea_export.export.output import read_json, write_json
 from sea_export.fitting import library_versions
 from sea_export.options import SaveOptions
 
@@ -31,7 +32,7 @@ def make_manifest(
     report: WriteReport,
     verification: Verification | None,
 ) -> dict[str, Any]:
-    """What the manifest says, but for the digests of the output's files.
+    """What the manifest says, with the digests of the copied files, but not of those still to be written.
 
     Args:
         edit: the edit that was baked.
@@ -68,12 +69,18 @@ def make_manifest(
         "added_tensors": list(report.added),
         "left_out_files": list(base.checkpoint.left_out()),
         "verification": None if verification is None else asdict(verification),
+        "files": dict(report.digests),
     }
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest into `directory`, with the digests of all its other files."""
-    write_json(directory / MANIFEST, {**manifest, "files": file_digests(directory)})
+    """Writes the manifest into `directory`, with the SHA-256 digests that it lacks of other files there."""
+    files = dict(manifest["files"])
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != MANIFEST and name not in files:
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(files.items()))})
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
