@@ -8,7 +8,7 @@ own output, so that a wrong guess never becomes a wrong checkpoint.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,8 +166,7 @@ def _linear_weight(name: str, module: nn.Module, size: int) -> WriterWeight:
         output_dim, outputs = 1, weight.shape[1]
     else:
         raise InputError(
-            f"{name} is a {type(module).__name__}, whose storage cannot be folded: "
-            "load the model without quantization"
+            f"{name} is a {type(module).__name__}, whose storage cannot be folded: load the model without quantization"
         )
     if outputs != size:
         raise InputError(f"{name} writes {outputs} features where the hidden size is {size}: not supported")
@@ -186,7 +185,7 @@ def _shared_parameters(model: nn.Module) -> dict[str, str]:
     return shared
 
 
-def fold_parameters(writer: Writer, edits: Sequence[LayerEdit], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def fold_parameters(writer: Writer, edits: Sequence[LayerEdit], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The writer's parameters with the edits folded in: W' = M' W and b' = M' b + (I - M') μ.
 
     Args:
