@@ -238,7 +238,9 @@ class _Runner:
         }
         if _takes_positions(model):
             starts = torch.tensor(positions)[:, None]
-            arguments["position_ids"] = (starts + torch.arange(width)).to(self.device)
+            lasts = torch.tensor([len(sequence) - 1 for sequence in sequences])[:, None]
+            # Padding stays at the last position: one further might be more than the model has.
+            arguments["position_ids"] = (starts + torch.arange(width).minimum(lasts)).to(self.device)
         self.observer.before_pass(segments)
         with torch.inference_mode():
             output = model(**arguments)
