@@ -6,47 +6,13 @@ import random
 
 import pytest
 import torch
+from tiny_models import VOCABULARY, random_model, tiny_config
 from tokenizers import Tokenizer, models, processors
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
 from sea_export.forward import PromptedCompletions
-
-VOCABULARY = 97
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.5,
-}
-
-
-def build(kind: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, initializer_range=0.5)
-        return GPT2LMHeadModel(config).eval()
-    if kind == "sliding":
-        return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)).eval()
-    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
-
-
-@pytest.fixture(scope="module")
-def llama() -> PreTrainedModel:
-    return build("llama")
 
 
 def tokens(generator: random.Random, low: int, high: int) -> list[int]:
@@ -76,12 +42,11 @@ def alone(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> f
 
 @pytest.mark.parametrize("batch_tokens", [8, 40, 2048])
 @pytest.mark.parametrize("shared", [0, 30])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "sliding"])
-def test_equals_scoring_every_completion_alone(kind: str, shared: int, batch_tokens: int) -> None:
-    model, items = build(kind), make_items(shared)
-    scores = completion_log_likelihoods(model, items, batch_tokens=batch_tokens)
+def test_equals_scoring_every_completion_alone(any_model: PreTrainedModel, shared: int, batch_tokens: int) -> None:
+    items = make_items(shared)
+    scores = completion_log_likelihoods(any_model, items, batch_tokens=batch_tokens)
     for item, item_scores in zip(items, scores, strict=True):
-        expected = [alone(model, list(item.prompt), list(completion)) for completion in item.completions]
+        expected = [alone(any_model, list(item.prompt), list(completion)) for completion in item.completions]
         assert item_scores == pytest.approx(expected, abs=1e-4)
 
 
@@ -140,7 +105,7 @@ def test_shared_tokens_are_computed_once_and_the_head_sees_answers_only(llama: P
 
 def test_log_softmax_of_half_precision_logits_is_float32() -> None:
     """In bfloat16 itself, whose steps are 0.4 %, the two would differ far beyond the tolerance."""
-    model = build("llama").to(torch.bfloat16)
+    model = random_model(tiny_config("llama")).to(torch.bfloat16)
     completion = [5, 6, 7, 8, 9]
     ((score,),) = completion_log_likelihoods(model, [PromptedCompletions([4], [completion])])
     with torch.no_grad():
@@ -180,9 +145,7 @@ def letter_tokenizer(template: str) -> PreTrainedTokenizerFast:
     symbols = ["<s>", "</s>", *"abcdefgh :", "ab"]
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.errors import InputError
 from sea_export.evaluation.truthfulqa import (
@@ -43,31 +42,6 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> tuple[TruthfulQuestio
     return load_truthfulqa(write_csv(tmp_path_factory.mktemp("truthfulqa") / "questions.csv", ROWS))
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens."""
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def log_likelihoods(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, answers: tuple[str, ...]
 ) -> list[list[float]]:
@@ -84,18 +58,18 @@ def log_likelihoods(
 
 @pytest.mark.parametrize("prompt", ["qa-primer", "plain"])
 def test_metrics_follow_their_definitions(
-    model: PreTrainedModel,
+    llama: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     questions: tuple[TruthfulQuestion, ...],
     prompt: str,
 ) -> None:
-    scores = evaluate_truthfulqa(model, tokenizer, questions, prompt=prompt, batch_tokens=300)
+    scores = evaluate_truthfulqa(llama, tokenizer, questions, prompt=prompt, batch_tokens=300)
     for index, question in enumerate(questions):
         text = PROMPTS[prompt].replace("{question}", question.question)
-        true_tokens = log_likelihoods(model, tokenizer, text, question.correct)
+        true_tokens = log_likelihoods(llama, tokenizer, text, question.correct)
         true = np.array([sum(tokens) for tokens in true_tokens], dtype=np.longdouble)
         false = np.array(
-            [sum(tokens) for tokens in log_likelihoods(model, tokenizer, text, question.incorrect)],
+            [sum(tokens) for tokens in log_likelihoods(llama, tokenizer, text, question.incorrect)],
             dtype=np.longdouble,
         )
         # Extended precision reaches e^-11000, so that nothing vanishes here.
@@ -110,27 +84,26 @@ def test_metrics_follow_their_definitions(
 
 
 def test_the_sample_can_tell_right_from_wrong(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: tuple[TruthfulQuestion, ...]
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, questions: tuple[TruthfulQuestion, ...]
 ) -> None:
     """Negative control of the test above: both outcomes occur, and swapping the answers turns MC2 around."""
-    scores = evaluate_truthfulqa(model, tokenizer, questions)
+    scores = evaluate_truthfulqa(llama, tokenizer, questions)
     assert 0 < sum(scores.mc1) < len(questions)
     swapped = [
-        TruthfulQuestion(one.question, one.incorrect[0], one.incorrect, one.correct, one.category)
-        for one in questions
+        TruthfulQuestion(one.question, one.incorrect[0], one.incorrect, one.correct, one.category) for one in questions
     ]
-    turned = evaluate_truthfulqa(model, tokenizer, swapped).mc2
+    turned = evaluate_truthfulqa(llama, tokenizer, swapped).mc2
     assert [a + b for a, b in zip(scores.mc2, turned, strict=True)] == pytest.approx([1] * len(questions), abs=1e-4)
 
 
 def test_answers_whose_probabilities_vanish_still_compare(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     long, longer = "so " * 300 + ".", "so " * 300 + "and so on."
     question = TruthfulQuestion("Why?", long, (long,), (longer,), "Long")
-    scores = evaluate_truthfulqa(model, tokenizer, [question])
+    scores = evaluate_truthfulqa(llama, tokenizer, [question])
     text = PROMPTS["qa-primer"].replace("{question}", "Why?")
-    assert np.exp(sum(log_likelihoods(model, tokenizer, text, (long,))[0])) == 0
+    assert np.exp(sum(log_likelihoods(llama, tokenizer, text, (long,))[0])) == 0
     assert 0.5 < scores.mc2[0] <= 1
 
 
@@ -186,6 +159,6 @@ def test_files_that_are_no_such_table(tmp_path: Path) -> None:
         load_truthfulqa(write_csv(tmp_path / "empty.csv", []))
 
 
-def test_an_unknown_prompt_is_refused(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_unknown_prompt_is_refused(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="qa-primer, plain"):
-        evaluate_truthfulqa(model, tokenizer, [], prompt="chat")
+        evaluate_truthfulqa(llama, tokenizer, [], prompt="chat")
