@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 __all__ = ["greedy_continuations"]
 
@@ -60,12 +61,22 @@ def greedy_continuations(
         for row, index in enumerate(batch):
             ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
-        generated = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
-        )
+        with _own_settings_replaced(model, settings):
+            generated = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         for row, index in enumerate(batch):
             continuations[index] = _until_end(generated[row, width:].tolist(), end_tokens)
     return [continuations[index] for index in range(len(prompts))]
+
+
+@contextmanager
+def _own_settings_replaced(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Takes the model's own generation settings away: `generate` adds them to whatever it is given."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[int, ...]:

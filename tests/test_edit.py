@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from reference import dense_edit, dense_of, random_activations
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, blocks_of, hook_count, tiny_model
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sea_export.architecture import Writer, WriterWeight, fold_parameters, fold_tensor
@@ -381,17 +383,8 @@ TARGET_SETS = {
 }
 
 
-def blocks_of(model: torch.nn.Module) -> dict[Target, torch.nn.Module]:
-    """The edited modules by hand, of Llama-like models, GPT-2 and GPT-NeoX."""
-    base = model.base_model
-    layers = base.h if hasattr(base, "h") else base.layers
-    return {
-        Target(index, component): getattr(layer, name)
-        for index, layer in enumerate(layers)
-        for component, names in {"mlp": ["mlp"], "attention": ["self_attn", "attn", "attention"]}.items()
-        for name in names
-        if hasattr(layer, name)
-    }
+def modules_of(model: PreTrainedModel, targets: Iterable[Target]) -> dict[Target, torch.nn.Module]:
+    return {target: blocks_of(model, target.component)[target.layer] for target in targets}
 
 
 class _Outputs:
@@ -412,10 +405,6 @@ class _Outputs:
             handle.remove()
 
 
-def hook_count(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
-
-
 @torch.inference_mode()
 def logits_of(model: torch.nn.Module) -> Tensor:
     return model(TOKENS).logits
@@ -427,7 +416,7 @@ def logits_of(model: torch.nn.Module) -> Tensor:
 def test_a_model_under_an_edit_puts_out_the_edited_activations(family, targets, center):
     model, edit = tiny_model(family), spectral_edit(targets, center=center)
     base_logits, hooks = logits_of(model), hook_count(model)
-    modules = {target: module for target, module in blocks_of(model).items() if target in targets}
+    modules = modules_of(model, targets)
     raw = _Outputs(modules)
     with edit.apply(model) as applied:
         assert applied is model
@@ -448,7 +437,7 @@ def test_a_model_under_an_edit_puts_out_the_edited_activations(family, targets, 
 
 def test_only_the_named_layers_are_edited(llama):
     """Before the first edited layer everything is as it was, exactly."""
-    modules = blocks_of(llama)
+    modules = modules_of(llama, [Target(layer, name) for layer in range(4) for name in ("attention", "mlp")])
     before = _Outputs(modules)
     logits_of(llama)
     before.remove()

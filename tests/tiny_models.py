@@ -107,3 +107,20 @@ def tiny_tokenizer(*, begins_texts: bool = False) -> PreTrainedTokenizerFast:
         begin = SPECIAL_TOKENS["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, BEGIN)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **SPECIAL_TOKENS)
+
+
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder layers, by hand."""
+    decoder = model.base_model
+    return decoder.h if hasattr(decoder, "h") else decoder.layers
+
+
+def blocks_of(model: PreTrainedModel, component: str) -> list[torch.nn.Module]:
+    """The MLP or the attention block of every layer, by hand."""
+    names = {"mlp": ("mlp",), "attention": ("self_attn", "attn", "attention")}[component]
+    return [getattr(layer, name) for layer in layers_of(model) for name in names if hasattr(layer, name)]
+
+
+def hook_count(model: PreTrainedModel) -> int:
+    """How many hooks are on the model's modules."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
