@@ -257,15 +257,17 @@ def no_op_warning(edit: SpectralEdit) -> str | None:
     """What to tell the user about an edit that changes next to nothing, or None for one that does something."""
     if edit.relative_change >= _NO_OP_CHANGE:
         return None
-    share = max(
+    shares = [
         float(layer.positive_values[0] ** 2 / layer.positive_values.square().sum())
         for layers in edit.layers.values()
         for layer in layers
         if layer.positive_values.numel()
-    )
+    ]
+    if not shares:
+        return "this edit changes nothing: the demonstrations' activations are all alike, or zero"
     return (
         f"this edit changes next to nothing: at most {edit.relative_change:.2%} of any layer's activations. "
-        f"The first direction alone explains up to {share:.3%} of the spectrum: raise --explained-variance above "
+        f"The first direction alone explains up to {max(shares):.3%} of the spectrum: raise --explained-variance above "
         "that, or centre the activations (--center linear)"
     )
 
