@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ def capture_batches(
     with _layers_up_to(model, max(target.layer for target in targets)), ExitStack() as hooks:
         for target, module in modules.items():
             hooks.callback(module.register_forward_hook(reader.hook(target)).remove)
-        decoder = model.base_model
+        decoder = cast("PreTrainedModel", model.base_model)
         for indices in run_batches(decoder, decoder, items, batch_tokens=options.batch_tokens, observer=reader):
             yield indices, reader.take(indices)
             if progress is not None:

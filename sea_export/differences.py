@@ -119,14 +119,13 @@ def _compare_tensors(
     """The tensors whose bytes differ, by name."""
     changed = {}
     with ExitStack() as stack:
-        streams = {
-            (checkpoint.directory, file): stack.enter_context(open(checkpoint.directory / file, "rb"))
-            for checkpoint in (first, second)
-            for file in checkpoint.weight_files
-        }
+        # A stream of its own for either side, even where both are one directory.
+        streams_a, streams_b = (
+            {file: stack.enter_context(open(side.directory / file, "rb")) for file in side.weight_files}
+            for side in (first, second)
+        )
         for name, (stored_a, stored_b) in pairs.items():
-            stream_a = streams[first.directory, stored_a.file]
-            stream_b = streams[second.directory, stored_b.file]
+            stream_a, stream_b = streams_a[stored_a.file], streams_b[stored_b.file]
             if any(a != b for a, b in _pieces(stream_a, stored_a, stream_b, stored_b)):
                 changed[name] = _difference(_pieces(stream_a, stored_a, stream_b, stored_b), stored_a.dtype)
     return changed

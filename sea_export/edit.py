@@ -12,7 +12,7 @@ s the strength and D the diagonal of the normalization. The edit of an activatio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -161,12 +161,17 @@ class LayerEdit:
 
     def to(self, device: torch.device) -> LayerEdit:
         """The same edit with its tensors on `device`."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """The edit's tensors by field name, those that are None left out."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> LayerEdit:
+        """The same edit with `function` applied to each tensor."""
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **mapped)
 
     def numbers(self) -> dict[str, float | None]:
         """The edit's other fields by name: together with `tensors`, all of it."""
@@ -176,7 +181,7 @@ class LayerEdit:
     def _cast(self, like: Tensor) -> LayerEdit:
         if like.dtype == self.positive.dtype and like.device == self.positive.device:
             return self
-        return replace(self, **{name: tensor.to(like) for name, tensor in self.tensors().items()})
+        return self.map_tensors(lambda tensor: tensor.to(like))
 
 
 def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit:
@@ -234,8 +239,7 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
         edit = replace(edit, shift=shift, reader=spectrum.reader)
     relative_change = float(change / energy.sqrt()) if energy > 0 else 0.0
     edit = replace(edit, relative_change=relative_change)
-    rounded = {name: tensor.float().contiguous().cpu() for name, tensor in edit.tensors().items()}
-    return replace(edit, **rounded)
+    return edit.map_tensors(lambda tensor: tensor.float().contiguous().cpu())
 
 
 def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) -> Tensor:
@@ -372,7 +376,7 @@ class SpectralEdit:
 def _layer_edit(numbers: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> LayerEdit:
     own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     optional = dict.fromkeys(("scale", "shift", "reader"))
-    edit = LayerEdit(**{**optional, **own, **numbers})  # type: ignore[arg-type]
+    edit = LayerEdit(**{**optional, **own, **numbers})
     widths = {edit.positive.shape[0], edit.negative.shape[0]}
     widths |= {tensor.numel() for tensor in (edit.scale, edit.shift, edit.reader) if tensor is not None}
     if len(widths) != 1 or edit.positive.ndim != 2 or edit.negative.ndim != 2:

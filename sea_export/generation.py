@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -62,7 +62,7 @@ def greedy_continuations(
             ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
         with _own_settings_replaced(model, settings):
-            generated = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+            generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         for row, index in enumerate(batch):
             continuations[index] = _until_end(generated[row, width:].tolist(), end_tokens)
     return [continuations[index] for index in range(len(prompts))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -61,10 +61,11 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             base.checkpoint.directory, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
         )
-        return model.to(device).eval()
+        loaded: PreTrainedModel = model.to(device).eval()
+        return loaded
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"{base.name} cannot be loaded as a causal language model on {device}: {_first_line(error)}"

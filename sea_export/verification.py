@@ -157,7 +157,8 @@ def verify_merged(
         folded = _logits(model, sequences)
     unedited = _logits(model, sequences)
     stored = _logits_of_checkpoint(directory, sequences)
-    rounded = _logits(model.to(dtype), sequences)
+    nn.Module.to(model, dtype)
+    rounded = _logits(model, sequences)
     figures = {
         "mathematics": Agreement.between(run_time, folded),
         "storage": Agreement.between(run_time, stored),
@@ -168,9 +169,9 @@ def verify_merged(
     return Verification(
         dtype=str(dtype).removeprefix("torch."),
         **figures,
-        changed_tensors=len(difference.changed) + len(difference.tensors_only_in_b),
-        identical_tensors=difference.identical_tensors,
-        identical_files=difference.identical_files,
+        changed_tensors=len(difference.tensors_changed) + len(difference.tensors_only_in_b),
+        identical_tensors=difference.tensors_identical,
+        identical_files=difference.files_identical,
         problems=(*_figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
     )
 
@@ -294,9 +295,9 @@ def _figure_problems(figures: Mapping[str, Agreement], dtype: torch.dtype) -> li
 def _tensor_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
     """What contradicts: exactly the intended tensors differ, each by the fold and one rounding."""
     problems = []
-    unexpected = difference.changed.keys() - plan.edits.keys()
+    unexpected = difference.tensors_changed.keys() - plan.edits.keys()
     unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
-    unexpected |= {*difference.tensors_only_in_a, *difference.different_layout}
+    unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
     if unexpected:
         problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
     written = Checkpoint.open(directory)

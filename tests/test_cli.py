@@ -125,7 +125,7 @@ BAD_ROWS = {
 def test_bad_demonstrations(case: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     rows, message = BAD_ROWS[case]
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", "--demonstrations", file)
+    result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", "--demonstrations", file, *FIT)
     assert_refused(result, message, tmp_path, [file])
 
 

@@ -19,19 +19,19 @@ def command(a: Path, b: Path) -> None:
 
     difference = compare_checkpoints(a, b)
     table = Table("tensor", "largest difference", "relative (Frobenius)")
-    for name, change in difference.changed.items():
-        table.add_row(name, f"{change.max_absolute:.3g}", f"{change.relative:.3g}")
-    if difference.changed:
+    for name, change in difference.tensors_changed.items():
+        table.add_row(name, f"{change.maximum:.3g}", f"{change.relative:.3g}")
+    if difference.tensors_changed:
         jobs.console.print(table)
     for label, names in (
         (f"only in {a}", (*difference.tensors_only_in_a, *difference.files_only_in_a)),
         (f"only in {b}", (*difference.tensors_only_in_b, *difference.files_only_in_b)),
-        ("other shape or dtype", difference.different_layout),
-        ("other contents", difference.changed_files),
+        ("other shape or dtype", difference.tensors_of_other_form),
+        ("other contents", (*difference.files_changed, *difference.metadata_changed)),
     ):
         for name in names:
-            jobs.console.print(f"{label}: {name}")
+            jobs.console.print(f"{label}: {name}", soft_wrap=True)
     jobs.console.print(
-        f"{len(difference.changed)} tensors differ; {difference.identical_tensors} tensors and "
-        f"{difference.identical_files} files are identical."
+        f"{len(difference.tensors_changed)} tensors differ; {difference.tensors_identical} tensors and "
+        f"{difference.files_identical} files are identical."
     )

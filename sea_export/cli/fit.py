@@ -35,4 +35,6 @@ def command(model: str, edit: Path, overwrite: bool, **values: Any) -> None:
     with staged_output(edit, overwrite=overwrite) as staging:
         fitted.save(staging)
     jobs.print_layers(fitted)
-    jobs.console.print(f"Saved the edit to {edit}. Bake it with: sea-export save {edit} OUTPUT --base {model}")
+    jobs.console.print(
+        f"Saved the edit to {edit}. Bake it with: sea-export save {edit} OUTPUT --base {model}", soft_wrap=True
+    )

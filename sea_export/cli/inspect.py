@@ -19,7 +19,7 @@ def command(edit: Path, plot: Path | None) -> None:
     loaded = SpectralEdit.load(edit)
     jobs.print_layers(loaded)
     if warning := no_op_warning(loaded):
-        jobs.console.print(f"Warning: {warning}", style="yellow")
+        jobs.console.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
     if plot is not None:
         from sea_export.plots import plot_edit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ __all__ = [
     "with_base_digests",
 ]
 
-console = Console(highlight=False)
+# Without a terminal there is no width to fit: nothing may be cut off in a file or a pipe.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 _errors = Console(stderr=True, highlight=False)
 
 
@@ -130,7 +132,7 @@ def fit_with_progress(
     named = {"name": opened.base.name, "revision": opened.base.revision}
     edit = replace(edit, provenance={**edit.provenance, "base": named})
     if warning := no_op_warning(edit):
-        _errors.print(f"Warning: {warning}", style="yellow")
+        _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
     return edit
 
 
@@ -205,7 +207,7 @@ def print_verification(verification: Verification) -> None:
         f"{verification.identical_files} other files are byte-identical."
     )
     for problem in verification.problems:
-        _errors.print(f"Problem: {problem}", style="red")
+        _errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
 
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:

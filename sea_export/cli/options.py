@@ -58,8 +58,9 @@ def _click_option(item: Field[Any], kind: Any) -> _Decorator:
     )
 
 
-def _build(options: type, values: dict[str, Any]) -> Any:
-    nested = {item.name: item.default_factory for item in fields(options) if is_dataclass(item.default_factory)}
+def _build(options: Any, values: dict[str, Any]) -> Any:
+    factories: dict[str, Any] = {item.name: item.default_factory for item in fields(options)}
+    nested = {name: factory for name, factory in factories.items() if is_dataclass(factory)}
     own = {item.name: values[item.name] for item in fields(options) if item.name not in nested}
     return options(**own, **{name: _build(kind, values) for name, kind in nested.items()})
 
