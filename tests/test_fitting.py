@@ -306,7 +306,7 @@ def test_one_layer_that_does_something_is_enough():
     idle = edit_of(activations_with_mean(100.0), EditOptions())
     busy = edit_of(activations_with_mean(0.0), EditOptions())
     both = SpectralEdit(
-        {Target(0, "mlp"): idle.layers[Target(0, "mlp")], Target(1, "mlp"): busy.layers[Target(0, "mlp")]}
+        {Target(layer, "mlp"): edit.layers[Target(0, "mlp")] for layer, edit in enumerate((idle, busy))}
     )
     assert no_op_warning(idle) is not None
     assert no_op_warning(both) is None
@@ -315,7 +315,9 @@ def test_one_layer_that_does_something_is_enough():
 @pytest.mark.parametrize("options", [EditOptions(), EditOptions(strength=0)], ids=["default", "strength 0"])
 def test_edits_without_any_direction_are_warned_of(options):
     """Zero activations have no spectrum to speak of."""
-    assert no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options)) is not None
+    warning = no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options))
+    assert warning is not None
+    assert "all alike, or zero" in warning
 
 
 # Errors
