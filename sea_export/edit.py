@@ -7,6 +7,10 @@ NeurIPS 2024 (arXiv 2405.09719). With U+ (d, k+) and U- (d, k-) the leading left
 
 s the strength and D the diagonal of the normalization. The edit of an activation h is M' h; a centred edit has
 μ + M' (h - μ) = M' h + (I - M') μ (`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
+
+A non-linear edit (Φ-SEA) is D (h + s (e - h)) with e = φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)), which is the above for φ(h) = h.
+The normalizations `token` and `sequence` take the place of D, with norms of the activations at hand: edited
+activations are scaled to the norm that they had, each token by itself, or each feature over all tokens of the call.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sea_export.errors import InputError
-from sea_export.options import EditOptions
+from sea_export.features import FeatureFunction
+from sea_export.options import RUN_TIME_NORMALIZATIONS, EditOptions, check_choice, why_unfoldable
 from sea_export.spectral import LayerSpectrum, rank_for_variance
 
 if TYPE_CHECKING:
@@ -69,7 +74,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerEdit:
-    """The edit of one target: h ↦ M' h, plus a constant for centred edits. Tensors are float32."""
+    """The edit of one target: h ↦ M' h, plus a constant for centred edits, or a non-linear edit. Float32 tensors."""
 
     positive: Tensor
     """(d, k+) orthonormal columns U+: the directions that P+ keeps."""
@@ -90,11 +95,24 @@ class LayerEdit:
     negative_values: Tensor
     """(r-,) all singular values of Ω- (of Ω+ for `projections="reversed"`), for reports."""
     relative_change: float
-    """‖(M' - I) applied to the (centred) neutral activations‖ / ‖H0‖, Frobenius norms."""
+    """‖edit of the (centred) neutral activations less themselves‖ / ‖H0‖, Frobenius norms, before a normalization
+    that is done at run time."""
     signature: float
     """The layer's signature value: see `sea_export.spectral.signature`."""
     reader_error: float | None
     """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
+    feature_function: str = "identity"
+    """φ: one of `FEATURE_FUNCTIONS`."""
+    length_scale: float = 1.0
+    """σ of φ."""
+    projections: str = "both"
+    """Which of P+ and P- make the edit: `both`, `positive` or `negative`."""
+    normalization: str = "none"
+    """`token` or `sequence`, else `none`: what can be done at fit time is in `scale`."""
+
+    def __post_init__(self) -> None:
+        check_choice("projections", self.projections, ("both", "positive", "negative"))
+        check_choice("normalization", self.normalization, ("none", *RUN_TIME_NORMALIZATIONS))
 
     @property
     def size(self) -> int:
@@ -106,8 +124,18 @@ class LayerEdit:
         """Whether folding the edit adds a constant, so that the writer must have a bias."""
         return self.shift is not None and self.reader is None
 
+    @property
+    def feature(self) -> FeatureFunction:
+        """φ."""
+        return FeatureFunction(self.feature_function, self.length_scale)
+
+    @property
+    def why_unfoldable(self) -> str | None:
+        """Why no weight can hold the edit, and what could be fitted instead; None for one that folds."""
+        return why_unfoldable(self.feature_function, self.normalization)
+
     def linear(self, activations: Tensor) -> Tensor:
-        """The linear part of the edit, without the constant of an `affine` edit.
+        """The linear part of a linear edit, without the constant of an `affine` edit and run-time normalization.
 
         Args:
             activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
@@ -125,28 +153,60 @@ class LayerEdit:
             edited = edited + (activations @ factors.reader)[..., None] * factors.shift
         return edited
 
-    def apply(self, activations: Tensor) -> Tensor:
-        """The edit of rows h: see `linear`, with the constant of an `affine` edit.
+    def nonlinear(self, activations: Tensor) -> Tensor:
+        """The non-linear edit D (h + s (φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)) - h)), without run-time normalization.
+
+        `projections` leaves out one of the two terms.
 
         Args:
-            activations: (..., d) of any floating dtype; half precision is computed in float32.
+            activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
+
+        Returns:
+            (..., d) rows.
+        """
+        factors, feature = self._cast(activations), self.feature
+        features = feature.forward(activations)
+        edited = torch.zeros_like(activations)
+        if self.projections != "negative":
+            kept = (features @ factors.positive) @ factors.positive.T
+            edited = edited + feature.inverse(kept, activations)
+        if self.projections != "positive":
+            dropped = (features @ factors.negative) @ factors.negative.T
+            edited = edited + feature.inverse(features - dropped, activations)
+        edited = activations + self.strength * (edited - activations)
+        return edited if factors.scale is None else edited * factors.scale
+
+    def transform(self, activations: Tensor) -> Tensor:
+        """`linear` or `nonlinear`, whichever the edit is."""
+        return self.linear(activations) if self.feature.is_identity else self.nonlinear(activations)
+
+    def apply(self, activations: Tensor) -> Tensor:
+        """The edit of rows h: see `transform`, with the constant of an `affine` edit and run-time normalization.
+
+        Args:
+            activations: (..., d) of any floating dtype; half precision is computed in float32. `sequence` takes its
+                norms over all of these rows.
 
         Returns:
             (..., d) in the dtype of `activations`.
         """
         wide = activations if activations.dtype == torch.float64 else activations.float()
-        edited = self.linear(wide)
+        edited = self.transform(wide)
         if self.needs_bias:
             assert self.shift is not None
             edited = edited + self.shift.to(edited)
-        return edited.to(activations.dtype)
+        return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
 
     def fold_weight(self, weight: Tensor) -> Tensor:
         """W' = M' W: the weights that write the edited output (its columns are edited like activations).
 
         Args:
             weight: (d, m), float32 or float64.
+
+        Raises:
+            InputError: the edit is not linear.
         """
+        self._require_foldable()
         return self.linear(weight.T).T
 
     def fold_bias(self, bias: Tensor | None) -> Tensor | None:
@@ -154,10 +214,18 @@ class LayerEdit:
 
         Args:
             bias: (d,) float32 or float64, or None for a writer without one.
+
+        Raises:
+            InputError: the edit is not linear.
         """
+        self._require_foldable()
         if bias is None:
             return self.shift if self.needs_bias else None
         return self.apply(bias)
+
+    def _require_foldable(self) -> None:
+        if self.why_unfoldable:
+            raise InputError(self.why_unfoldable)
 
     def to(self, device: torch.device) -> LayerEdit:
         """The same edit with its tensors on `device`."""
@@ -173,9 +241,10 @@ class LayerEdit:
         mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **mapped)
 
-    def numbers(self) -> dict[str, float | None]:
-        """The edit's other fields by name: together with `tensors`, all of it."""
-        names = ("identity", "strength", "relative_change", "signature", "reader_error")
+    def numbers(self) -> dict[str, float | str | None]:
+        """The edit's other fields, numbers and names, by name: together with `tensors`, all of it."""
+        optional = {"scale", "shift", "reader"}
+        names = [item.name for item in fields(self) if item.name not in self.tensors().keys() | optional]
         return {name: getattr(self, name) for name in names}
 
     def _cast(self, like: Tensor) -> LayerEdit:
@@ -187,8 +256,8 @@ class LayerEdit:
 def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit:
     """Truncates a spectrum to an edit, in float64, rounded once to float32.
 
-    `average` halves M; `calibrated` scales feature j by ‖H0 e_j‖ / ‖H0 Mᵀ e_j‖ over the demonstrations (1 where
-    either norm is zero but for rounding), on centred activations where the spectrum is centred.
+    `average` halves the edited activations; `calibrated` scales feature j by ‖H0 e_j‖ / ‖edited H0 e_j‖ over the
+    demonstrations (1 where either norm is zero but for rounding), on centred activations where the spectrum is centred.
 
     Args:
         spectrum: the layer's spectrum.
@@ -222,17 +291,22 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
         relative_change=0.0,
         signature=spectrum.signature,
         reader_error=spectrum.reader_error,
+        feature_function=spectrum.feature.name,
+        length_scale=spectrum.feature.length_scale,
+        projections="both" if options.projections == "reversed" else options.projections,
+        normalization=options.normalization if options.normalization in RUN_TIME_NORMALIZATIONS else "none",
     )
+    neutral = spectrum.neutral_factor if spectrum.neutral is None else spectrum.neutral
     if options.normalization == "average":
         edit = replace(edit, scale=torch.full_like(spectrum.neutral_mean, 0.5))
     elif options.normalization == "calibrated":
-        before, after = spectrum.neutral_factor.norm(dim=0), edit.linear(spectrum.neutral_factor).norm(dim=0)
+        before, after = neutral.norm(dim=0), edit.transform(neutral).norm(dim=0)
         floor = _ROUNDING * before.max()
         ratio = torch.where((before > floor) & (after > floor), before / after, 1.0)
         edit = replace(edit, scale=ratio)
 
-    change = (edit.linear(spectrum.neutral_factor) - spectrum.neutral_factor).norm()
-    energy = spectrum.neutral_factor.square().sum()
+    change = (edit.transform(neutral) - neutral).norm()
+    energy = neutral.square().sum()
     if spectrum.center != "off":
         energy = energy + spectrum.count * spectrum.neutral_mean.square().sum()
         shift = spectrum.neutral_mean - edit.linear(spectrum.neutral_mean)
@@ -240,6 +314,17 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
     relative_change = float(change / energy.sqrt()) if energy > 0 else 0.0
     edit = replace(edit, relative_change=relative_change)
     return edit.map_tensors(lambda tensor: tensor.float().contiguous().cpu())
+
+
+def _with_norms_of(before: Tensor, after: Tensor, normalization: str) -> Tensor:
+    """`after`, rescaled for `token` or `sequence` to the norms of `before`; both (..., d). Zeros stay zeros."""
+    if normalization == "token":
+        old, new = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
+    elif normalization == "sequence":
+        old, new = (rows.reshape(-1, rows.shape[-1]).norm(dim=0) for rows in (before, after))
+    else:
+        return after
+    return after * torch.where(new > 0, old / new, 1.0)
 
 
 def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) -> Tensor:
@@ -320,7 +405,7 @@ class SpectralEdit:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
-        layers: dict[str, list[dict[str, float | None]]] = {}
+        layers: dict[str, list[dict[str, float | str | None]]] = {}
         for target in self.targets:
             layers[str(target)] = [edit.numbers() for edit in self.layers[target]]
             for position, edit in enumerate(self.layers[target]):

@@ -13,6 +13,7 @@ from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
+from sea_export.features import FeatureFunction
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
 from sea_export.spectral import LayerSpectrum, SpectrumFitter
 
@@ -26,6 +27,7 @@ __all__ = [
     "fit_edit",
     "fit_spectra",
     "no_op_warning",
+    "sequence_warning",
 ]
 
 # An edit that changes no layer's neutral activations by more than this share does next to nothing.
@@ -85,6 +87,8 @@ def fit(
     layers: str = FitOptions.layers,
     target: str = FitOptions.target,
     center: str = FitOptions.center,
+    feature_function: str = FitOptions.feature_function,
+    length_scale: float = FitOptions.length_scale,
     template: str = FitOptions.template,
     explained_variance: float = EditOptions.explained_variance,
     positive_variance: float | None = None,
@@ -111,6 +115,8 @@ def fit(
         layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
         target: `mlp`, `attention` or `both`.
         center: `off`, `affine` or `linear`.
+        feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
+        length_scale: σ of the squared exponential.
         template: `qa`, `chat` or `none`.
         explained_variance: share of either squared spectrum that the kept or dropped directions explain, in (0, 1].
         positive_variance: the share for the kept directions (of Ω+) alone.
@@ -119,7 +125,7 @@ def fit(
         negative_rank: number of directions dropped, instead of a share.
         projections: `both`, `positive`, `negative` or `reversed`.
         strength: s in I + s (M - I).
-        normalization: `none`, `average` or `calibrated`.
+        normalization: `none`, `average`, `calibrated`, `token` or `sequence`.
         site: `target` or `residual`: where activations are read.
         position: `last`, `mean` or `random`.
         neutral: `prompt` or `generated`.
@@ -138,6 +144,8 @@ def fit(
         layers=layers,
         target=target,
         center=center,
+        feature_function=feature_function,
+        length_scale=length_scale,
         template=template,
         capture=CaptureOptions(
             site=site,
@@ -207,7 +215,8 @@ def fit_spectra(
     find_writers(model, targets)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
-    fitters = {target: SpectrumFitter(options.center) for target in targets}
+    feature = FeatureFunction(options.feature_function, options.length_scale)
+    fitters = {target: SpectrumFitter(options.center, feature) for target in targets}
     for _, batch in capture_batches(model, tokenized, targets, options.capture, progress):
         for target, activations in batch.items():
             try:
@@ -269,6 +278,17 @@ def no_op_warning(edit: SpectralEdit) -> str | None:
         f"this edit changes next to nothing: at most {edit.relative_change:.2%} of any layer's activations. "
         f"The first direction alone explains up to {max(shares):.3%} of the spectrum: raise --explained-variance above "
         "that, or centre the activations (--center linear)"
+    )
+
+
+def sequence_warning(edit: SpectralEdit) -> str | None:
+    """What to tell the user about an edit with `--normalization sequence`, or None for another."""
+    if all(layer.normalization != "sequence" for layers in edit.layers.values() for layer in layers):
+        return None
+    return (
+        "--normalization sequence takes norms over all tokens of a forward call: a token's edit depends on later "
+        "tokens and on the batch, and generation with a cache differs from generation without. It reproduces "
+        "published numbers; choose token or calibrated for everything else"
     )
 
 

@@ -11,7 +11,16 @@ from typing import Any
 
 from sea_export.errors import InputError
 
-__all__ = ["CaptureOptions", "EditOptions", "FitOptions", "SaveOptions", "check_choice"]
+__all__ = [
+    "CaptureOptions",
+    "EditOptions",
+    "FitOptions",
+    "SaveOptions",
+    "check_choice",
+    "check_format",
+    "check_length_scale",
+    "why_unfoldable",
+]
 
 TARGETS = ("mlp", "attention", "both")
 CENTERS = ("off", "affine", "linear")
@@ -20,8 +29,10 @@ SITES = ("target", "residual")
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
 PROJECTIONS = ("both", "positive", "negative", "reversed")
-NORMALIZATIONS = ("none", "average", "calibrated")
-FORMATS = ("merged",)
+RUN_TIME_NORMALIZATIONS = ("token", "sequence")
+NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
+FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
+FORMATS = ("merged", "custom-code")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -32,6 +43,12 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises InputError, naming the command-line option, unless `value` is one of `choices`."""
     if value not in choices:
         raise InputError(f"--{option} is {value!r}: choose one of {', '.join(choices)}")
+
+
+def check_length_scale(value: float) -> None:
+    """Raises InputError unless a length scale is one that float32 arithmetic can use."""
+    if not 1e-6 <= value <= 1e6:
+        raise InputError(f"--length-scale is {value}: it must be between 1e-6 and 1e6")
 
 
 def _check_choices(options: Any) -> None:
@@ -84,7 +101,8 @@ class EditOptions:
     strength: float = _option(1.0, "s in I + s (M - I): 0 edits nothing, 1 is the method.")
     normalization: str = _option(
         "none",
-        "What follows M: nothing, division by 2, or per-feature scales measured on the demonstrations.",
+        "What follows M: nothing, division by 2, per-feature scales measured on the demonstrations, or the norms of "
+        "each token or (published run-time form, not causal) of each feature over all tokens.",
         NORMALIZATIONS,
     )
 
@@ -118,12 +136,24 @@ class FitOptions:
     center: str = _option(
         "off", "Edit activations as they are, or about their mean: with a bias, or with one more rank.", CENTERS
     )
+    feature_function: str = _option(
+        "identity",
+        "φ of a non-linear edit: activations are mapped by it, fitted and edited, and mapped back.",
+        FEATURE_FUNCTIONS,
+    )
+    length_scale: float = _option(1.0, "σ of --feature-function squared-exponential.")
     template: str = _option("qa", "How a prompt becomes text: 'Q: …\\nA:', the chat template, or as it is.", TEMPLATES)
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     edit: EditOptions = field(default_factory=EditOptions)
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        check_length_scale(self.length_scale)
+        if self.center != "off" and self.feature_function != "identity":
+            raise InputError(
+                f"--center {self.center} goes with --feature-function identity only: the mean of activations is not "
+                f"that of their features ({self.feature_function})"
+            )
 
 
 @dataclass(frozen=True)
@@ -138,3 +168,25 @@ class SaveOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+
+
+def why_unfoldable(feature_function: str, normalization: str) -> str | None:
+    """Why no weight can hold an edit with these settings, and the nearest settings that one can; None if it can."""
+    if feature_function != "identity":
+        return (
+            f"--feature-function {feature_function} makes the edit non-linear, and no weight can hold it: choose "
+            "--format custom-code, or --feature-function identity"
+        )
+    if normalization in RUN_TIME_NORMALIZATIONS:
+        return (
+            f"--normalization {normalization} depends on the activations at run time, and no weight can hold it: "
+            "choose --format custom-code, or --normalization calibrated"
+        )
+    return None
+
+
+def check_format(fit: FitOptions, save: SaveOptions) -> None:
+    """Raises InputError if the edit that a fit would make does not fit into the format, before any work is done."""
+    reason = why_unfoldable(fit.feature_function, fit.edit.normalization)
+    if save.format != "custom-code" and reason:
+        raise InputError(reason)

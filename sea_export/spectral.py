@@ -1,18 +1,20 @@
 """Spectra of the cross-covariances between neutral, positive and negative activations.
 
 Implements the estimation half of Qiu et al., "Spectral Editing of Activations for Large Language Model
-Alignment", NeurIPS 2024 (arXiv 2405.09719), section 3: Ω± = H0ᵀ H± / n and its singular value decomposition.
-All vectors are rows; n counts demonstrations and d is the hidden size. Everything here is float64.
+Alignment", NeurIPS 2024 (arXiv 2405.09719), section 3: Ω± = H0ᵀ H± / n and its singular value decomposition, for
+non-linear edits of φ(H0) and φ(H±). All vectors are rows; n counts demonstrations and d is the hidden size.
+Everything here is float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sea_export.errors import InputError
+from sea_export.features import FeatureFunction
 from sea_export.options import CENTERS, check_choice
 
 __all__ = ["Activations", "LayerSpectrum", "SpectrumFitter", "rank_for_variance", "signature"]
@@ -67,6 +69,10 @@ class LayerSpectrum:
     """Number of demonstrations n."""
     center: str
     """One of `CENTERS`."""
+    feature: FeatureFunction = field(default_factory=FeatureFunction)
+    """φ, by which the activations were mapped before Ω± was formed."""
+    neutral: Tensor | None = None
+    """(n, d) the neutral activations themselves, not mapped, where φ is not the identity: no factor stands for them."""
 
 
 def rank_for_variance(values: Tensor, variance: float) -> int:
@@ -110,11 +116,25 @@ class SpectrumFitter:
     or decomposed while n < d.
     """
 
-    def __init__(self, center: str = "off") -> None:
-        """Args: center: one of `CENTERS`; `affine` and `linear` give the same centred spectrum."""
+    def __init__(self, center: str = "off", feature: FeatureFunction | None = None) -> None:
+        """Starts with no demonstrations.
+
+        Args:
+            center: one of `CENTERS`; `affine` and `linear` give the same centred spectrum.
+            feature: φ of a non-linear edit, for `center="off"` only. The neutral activations are then all kept, since
+                nothing smaller tells what the edit does to them.
+
+        Raises:
+            InputError: `center` is unknown, or does not go with φ.
+        """
         check_choice("center", center, CENTERS)
         self.center = center
+        self.feature = feature or FeatureFunction()
+        if center != "off" and not self.feature.is_identity:
+            raise InputError(f"--center {center} goes with --feature-function identity only, not {self.feature.name}")
         self.count = 0
+        self._neutral: list[Tensor] = []
+        self._completion_sums: Tensor | float = 0.0
         self._rows: list[Tensor] = []
         self._buffered = 0
         self._moments: _Moments | None = None
@@ -135,6 +155,9 @@ class SpectrumFitter:
         rows = torch.stack(kinds)
         if not torch.isfinite(rows).all():
             raise InputError("an activation is NaN or infinite: load the model in float32 (--dtype float32)")
+        if not self.feature.is_identity:
+            self._neutral.append(rows[0].clone())
+            self._completion_sums = self._completion_sums + rows[1:].sum(dim=1, dtype=torch.float64)
         self._rows.append(rows)
         self._buffered += rows.shape[1]
         self.count += rows.shape[1]
@@ -150,17 +173,30 @@ class SpectrumFitter:
         """
         if self.count < 2:
             raise InputError(f"{self.count} demonstrations: a spectrum needs at least 2")
-        rows = torch.cat(self._rows, dim=1).to(torch.float64) if self._rows else None
-        if self._moments is None and rows is not None and rows.shape[1] < rows.shape[2]:
-            return _spectrum_of_rows(Activations(*rows), self.center)
-        self._flush()
-        assert self._moments is not None
-        return self._moments.spectrum()
+        if self._moments is None and self._buffered < self._rows[0].shape[2]:
+            spectrum = _spectrum_of_rows(Activations(*self._features()), self.center)
+        else:
+            self._flush()
+            assert self._moments is not None
+            spectrum = self._moments.spectrum()
+        if self.feature.is_identity:
+            return spectrum
+        assert isinstance(self._completion_sums, Tensor)
+        return replace(
+            spectrum,
+            feature=self.feature,
+            neutral=torch.cat(self._neutral).to(torch.float64),
+            signature=signature(*self._completion_sums / self.count),
+        )
+
+    def _features(self) -> Tensor:
+        """(3, n, d) float64: the waiting rows, mapped by φ."""
+        return self.feature.forward(torch.cat(self._rows, dim=1).to(torch.float64))
 
     def _flush(self) -> None:
         if not self._rows:
             return
-        rows = torch.cat(self._rows, dim=1).to(torch.float64)
+        rows = self._features()
         if self._moments is None:
             self._moments = _Moments(rows, self.center)
         self._moments.update(rows)
@@ -329,7 +365,5 @@ def _ridge(product: Tensor, total: Tensor, penalties: Tensor) -> Tensor:
     eigenvalues, eigenvectors = torch.linalg.eigh(product)
     coordinates = eigenvectors.T @ total
     # A penalty of exactly zero can only come from activations that are zero throughout.
-    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(
-        min=torch.finfo(product.dtype).tiny
-    )
+    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(min=torch.finfo(product.dtype).tiny)
     return shrunk @ eigenvectors.T

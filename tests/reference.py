@@ -78,11 +78,23 @@ class DenseEdit:
     reader: Tensor
     """u (d,)"""
     relative_change: float
+    normalization: str = "none"
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """The edit of rows (..., d), in float64."""
+        """The edit of rows (n, d), in float64."""
         rows = rows.double()
-        return rows @ self.matrix.T + self.constant + (rows @ self.reader)[..., None] * self.spread
+        edited = rows @ self.matrix.T + self.constant + (rows @ self.reader)[..., None] * self.spread
+        return with_norms_of(rows, edited, self.normalization)
+
+
+def with_norms_of(rows: Tensor, edited: Tensor, normalization: str) -> Tensor:
+    """The edited rows (n, d), each token or each feature of them with the norm that it had."""
+    if normalization == "token":
+        pairs = [(new, new.norm(), old.norm()) for old, new in zip(rows, edited, strict=True)]
+        return torch.stack([new * (before / after) if after > 0 else new for new, after, before in pairs])
+    if normalization == "sequence":
+        return with_norms_of(rows.T, edited.T, "token").T
+    return edited
 
 
 def dense_edit(activations: Activations, center: str, options: EditOptions) -> DenseEdit:
@@ -120,7 +132,8 @@ def dense_edit(activations: Activations, center: str, options: EditOptions) -> D
     shift, zeros = (identity - matrix) @ mean, torch.zeros(size, dtype=torch.float64)
     constant = shift if center == "affine" else zeros
     spread, reader = (shift, constant_reader(activations)[0]) if center == "linear" else (zeros, zeros)
-    return DenseEdit(matrix, constant, spread, reader, float(change))
+    normalization = options.normalization if options.normalization in ("token", "sequence") else "none"
+    return DenseEdit(matrix, constant, spread, reader, float(change), normalization)
 
 
 def constant_reader(activations: Activations) -> tuple[Tensor, float]:
@@ -160,5 +173,5 @@ def dense_of(edit: LayerEdit) -> DenseEdit:
     zeros = torch.zeros(edit.size, dtype=torch.float64)
     shift = zeros if edit.shift is None else edit.shift.double()
     if edit.reader is None:
-        return DenseEdit(matrix, shift, zeros, zeros, edit.relative_change)
-    return DenseEdit(matrix, zeros, shift, edit.reader.double(), edit.relative_change)
+        return DenseEdit(matrix, shift, zeros, zeros, edit.relative_change, edit.normalization)
+    return DenseEdit(matrix, zeros, shift, edit.reader.double(), edit.relative_change, edit.normalization)
