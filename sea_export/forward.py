@@ -182,9 +182,7 @@ class _Runner:
         ]
         cache = _select(shared_cache, torch.zeros(len(batch), dtype=torch.long))
         past = [[1] * shared] * len(batch)
-        output = self._run(
-            self.prompt_model, segments, prompts, cache, past, [shared] * len(batch), keep_cache=True
-        )
+        output = self._run(self.prompt_model, segments, prompts, cache, past, [shared] * len(batch), keep_cache=True)
         return output.past_key_values
 
     def _completion_groups(
@@ -192,14 +190,10 @@ class _Runner:
     ) -> Iterator[list[tuple[int, int]]]:
         """(row of the prompt, completion) pairs by length, as many a group as the budget holds."""
         pairs = [
-            (row, completion)
-            for row, index in enumerate(batch)
-            for completion in range(len(items[index].completions))
+            (row, completion) for row, index in enumerate(batch) for completion in range(len(items[index].completions))
         ]
         costs = {
-            (row, completion): _row_cost(
-                len(items[batch[row]].completions[completion]), len(items[batch[row]].prompt)
-            )
+            (row, completion): _row_cost(len(items[batch[row]].completions[completion]), len(items[batch[row]].prompt))
             for row, completion in pairs
         }
         pairs.sort(key=lambda pair: costs[pair], reverse=True)

@@ -23,9 +23,7 @@ def main(request_file: str) -> None:
     """
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
-    model = AutoModelForCausalLM.from_pretrained(
-        request["checkpoint"], dtype=getattr(torch, request["dtype"])
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(request["checkpoint"], dtype=getattr(torch, request["dtype"])).eval()
     count = request["count"]
     rows = [model(torch.tensor([sequence])).logits[0, -count - 1 : -1].float() for sequence in request["sequences"]]
     if "sea_export" in sys.modules:

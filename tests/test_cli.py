@@ -66,6 +66,8 @@ def test_fit_then_save_gives_the_bytes_of_fit_and_save(
     assert run(*save).exit_code == 0
     one_step = ("fit-and-save", tiny_checkpoint, tmp_path / "one-step", *options, "--no-verify")
     assert run(*one_step).exit_code == 0
+    assert run(*one_step).exit_code == 2, "an existing output is refused"
+    assert run(*one_step, "--overwrite").exit_code == 0
     files = [path.relative_to(tmp_path / "one-step") for path in (tmp_path / "one-step").rglob("*") if path.is_file()]
     for file in files:
         assert (tmp_path / "one-step" / file).read_bytes() == (tmp_path / "two-steps" / file).read_bytes(), file

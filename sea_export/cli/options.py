@@ -43,7 +43,7 @@ def _click_option(item: Field[Any], kind: Any) -> _Decorator:
     if kind is bool:
         flag = f"--{name}/--no-{name}" if item.default else f"--{name}"
         return click.option(
-            flag, item.name, default=item.default, show_default=item.default, help=item.metadata["help"]
+            flag, item.name, is_flag=True, default=item.default, show_default=item.default, help=item.metadata["help"]
         )
     if isinstance(kind, types.UnionType):
         kind = next(member for member in typing.get_args(kind) if member is not type(None))

@@ -52,9 +52,7 @@ def completion_log_likelihoods(
         return []
     model.eval()
     shifted = [
-        PromptedCompletions(
-            item.prompt[:-1], [(item.prompt[-1], *completion[:-1]) for completion in item.completions]
-        )
+        PromptedCompletions(item.prompt[:-1], [(item.prompt[-1], *completion[:-1]) for completion in item.completions])
         for item in items
     ]
     scorer = _Scorer(items)
@@ -92,10 +90,7 @@ def prompted_completions(
     length = len(prompt_tokens)
     return PromptedCompletions(
         _leading_tokens(tokenizer, prompt, prompt_tokens) + prompt_tokens,
-        [
-            whole[length:] if whole[:length] == prompt_tokens else own
-            for whole, own in zip(joined, alone, strict=True)
-        ],
+        [whole[length:] if whole[:length] == prompt_tokens else own for whole, own in zip(joined, alone, strict=True)],
     )
 
 

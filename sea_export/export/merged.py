@@ -8,9 +8,12 @@ and of what its edit makes, whatever the size of the model, and the time is abou
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ __all__ = ["TensorEdit", "WriteReport", "write_checkpoint"]
 TensorEdit = Callable[[torch.Tensor], torch.Tensor]
 """Stored tensor -> edited tensor of the same shape and dtype. It must leave its argument as it is."""
 
+_FILES_AT_ONCE = min(4, os.cpu_count() or 1)
 _FOLDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -79,59 +83,110 @@ def write_checkpoint(
     if additions and base.index_file:
         changed_files[base.index_file] = _extended_index(base, additions)
 
-    base_digests: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    edited: dict[str, bool] = {}
-    for file in (*base.weight_files, *base.side_files()):
-        target = destination / file
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileCopy(base.directory / file, target, progress=progress or _ignore) as copy:
-                if file in changed_files:
-                    copy.take(copy.size)
-                    copy.put(changed_files[file])
-                elif file in base.weight_files:
-                    last = file == base.weight_files[-1]
-                    edited |= _copy_weights(base, file, copy, edits, additions if last else {})
-                copy.copy_rest()
-                base_digests[file], digests[file] = copy.digests()
-        except OSError as error:
-            raise SeaExportError(f"{file} could not be copied to {destination}: {error.strerror}.") from error
+    write = _Writer(base, destination, edits, additions, changed_files, progress)
+    written = write.files((*base.weight_files, *base.side_files()))
+    edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
     if edited and not any(edited.values()) and not additions:
         raise SeaExportError(
             f"The edit changes nothing: all {len(edited)} edited tensors have the very bytes of the base after "
             "rounding to its dtype. Fit a stronger edit, for example with a higher explained variance."
         )
     return WriteReport(
-        base_digests,
-        digests,
+        base_digests={name: file.base_digest for name, file in written.items()},
+        digests={name: file.digest for name, file in written.items()},
         edited=tuple(name for name, differs in edited.items() if differs),
         unchanged=tuple(name for name, differs in edited.items() if not differs),
         added=tuple(additions),
     )
 
 
-def _copy_weights(
-    base: Checkpoint,
-    file: str,
-    copy: FileCopy,
-    edits: Mapping[str, TensorEdit],
-    additions: Mapping[str, torch.Tensor],
-) -> dict[str, bool]:
-    """Write one weight file. Returns, for each tensor of it that was edited, whether its bytes differ."""
-    if additions:
-        header = read_header(base.directory / file)
-        copy.take(header.data_start)
-        copy.put(memoryview(encode_header(replace(header, tensors=header.tensors + _placed(additions, copy)))))
-    edited = {}
-    tensors = [tensor for tensor in base.tensors.values() if tensor.file == file and tensor.name in edits]
-    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
-        copy.copy(tensor.start - copy.position)
-        edited[tensor.name] = _rewrite(tensor, copy, edits[tensor.name])
-    copy.copy_rest()
-    for addition in additions.values():
-        copy.put(_bytes_of(addition).numpy().data)
-    return edited
+@dataclass(frozen=True)
+class _WrittenFile:
+    base_digest: str
+    digest: str
+    edited: Mapping[str, bool]
+    """Whether the bytes differ from the base's, for each tensor of the file that was edited."""
+
+
+class _Stopped(Exception):
+    """Another file failed, so this one is not needed any more."""
+
+
+class _Writer:
+    """Writes files side by side, but edits one tensor at a time, so that memory stays that of one."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        destination: Path,
+        edits: Mapping[str, TensorEdit],
+        additions: Mapping[str, torch.Tensor],
+        changed_files: Mapping[str, memoryview],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._base = base
+        self._destination = destination
+        self._edits = edits
+        self._additions = additions
+        self._changed_files = changed_files
+        self._progress = progress
+        self._reporting = Lock()
+        self._editing = Lock()
+        self._stop = Event()
+
+    def files(self, names: Sequence[str]) -> dict[str, _WrittenFile]:
+        """Write the files named, in parallel. The first failure ends all of them."""
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            futures = [pool.submit(self._file, name) for name in names]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {name: future.result() for name, future in zip(names, futures, strict=True)}
+
+    def _file(self, name: str) -> _WrittenFile:
+        source, target = self._base.directory / name, self._destination / name
+        edited: dict[str, bool] = {}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileCopy(source, target, progress=self._report) as copy:
+                if name in self._changed_files:
+                    copy.take(copy.size)
+                    copy.put(self._changed_files[name])
+                elif name in self._base.weight_files:
+                    edited = self._weights(name, copy)
+                copy.copy_rest()
+                return _WrittenFile(*copy.digests(), edited)
+        except OSError as error:
+            raise SeaExportError(f"{name} could not be copied to {self._destination}: {error.strerror}.") from error
+
+    def _weights(self, name: str, copy: FileCopy) -> dict[str, bool]:
+        additions = self._additions if name == self._base.weight_files[-1] else {}
+        if additions:
+            header = read_header(self._base.directory / name)
+            copy.take(header.data_start)
+            copy.put(memoryview(encode_header(replace(header, tensors=header.tensors + _placed(additions, copy)))))
+        edited = {}
+        tensors = [tensor for tensor in self._base.tensors.values() if tensor.file == name]
+        for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+            if tensor.name in self._edits:
+                copy.copy(tensor.start - copy.position)
+                with self._editing:
+                    edited[tensor.name] = _rewrite(tensor, copy, self._edits[tensor.name])
+        copy.copy_rest()
+        for addition in additions.values():
+            copy.put(_bytes_of(addition).numpy().data)
+        return edited
+
+    def _report(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        if self._progress is not None:
+            with self._reporting:
+                self._progress(count)
 
 
 def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
@@ -140,6 +195,7 @@ def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
     result = _edit(tensor, stored.view(tensor.dtype).reshape(tensor.shape), edit)
     data = _bytes_of(result)
     copy.put(data.numpy().data)
+    copy.settle()
     return not torch.equal(data, stored)
 
 
@@ -216,7 +272,3 @@ def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> 
 
 def _encoded(contents: dict[str, Any]) -> memoryview:
     return memoryview((json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _ignore(count: int) -> None:
-    """The progress callback where nobody watches."""

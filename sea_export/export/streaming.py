@@ -46,7 +46,7 @@ class FileCopy:
         self._buffers = cycle([_Buffer() for _ in range(_CHUNKS)])
         self._read_digest = _Digest()
         self._written_digest = self._read_digest
-        self._large: list[Future[None]] = []
+        self._pending: list[Future[None]] = []
         self.size = self._state[0]
         """Bytes in the source."""
         self.position = 0
@@ -94,20 +94,23 @@ class FileCopy:
         """
         if self._written_digest is self._read_digest:
             self._written_digest = self._read_digest.fork()
-        # One piece taken and one put may wait to be hashed, not more: they can be large.
-        wait(self._large)
         data = torch.empty(count, dtype=torch.uint8)
         view = data.numpy().data
         self._read(view)
-        self._large = [self._read_digest.update(view)]
+        self._pending.append(self._read_digest.update(view))
         return data
 
     def put(self, data: memoryview) -> None:
         """Write `data`, which is not from the source. It must not be changed afterwards."""
         if self._written_digest is self._read_digest:
             self._written_digest = self._read_digest.fork()
-        self._large.append(self._written_digest.update(data))
+        self._pending.append(self._written_digest.update(data))
         self._write(data)
+
+    def settle(self) -> None:
+        """Wait until what was taken and put is hashed, so that nothing here keeps it in memory."""
+        wait(self._pending)
+        self._pending.clear()
 
     def digests(self) -> tuple[str, str]:
         """SHA-256, in hexadecimal, of the source and of the destination. Both must be complete.
