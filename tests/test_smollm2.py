@@ -32,7 +32,8 @@ assert model.dtype == torch.bfloat16 and type(model).__name__ == "LlamaForCausal
 tokenizer = AutoTokenizer.from_pretrained(directory)
 inputs = tokenizer("Q: What is the capital of France?\\nA:", return_tensors="pt")
 tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs.input_ids.shape[1]:]
-text = pipeline("text-generation", directory)("Q: What is the capital of France?\\nA:", max_new_tokens=8, do_sample=False)
+generate = pipeline("text-generation", directory)
+text = generate("Q: What is the capital of France?\\nA:", max_new_tokens=8, do_sample=False)
 print(tokenizer.decode(tokens))
 assert tokenizer.decode(tokens, skip_special_tokens=True) in text[0]["generated_text"]
 """
