@@ -62,6 +62,7 @@ def find_stored_writers(
     config: PretrainedConfig,
     *,
     needs_bias: bool,
+    format: str = "merged",
     trust_remote_code: bool = False,
 ) -> StoredWriters:
     """Finds the writers without loading the model, proves the fold, and finds their parameters on disk.
@@ -71,6 +72,8 @@ def find_stored_writers(
         checkpoint: the base.
         config: the base's config.
         needs_bias: whether the edit adds a constant (`center="affine"`).
+        format: what the edit is to be baked into. An adapter needs no room for a constant in the checkpoint, and may
+            have a quantized base: its parameters are then read from the model, and no stored name is given.
         trust_remote_code: whether code that comes with the base may run.
 
     Raises:
@@ -79,16 +82,16 @@ def find_stored_writers(
         SeaExportError: the fold could not be proved: see `sea_export.architecture.prove_fold`.
     """
     quantization = getattr(config, "quantization_config", None)
-    if quantization:
+    if quantization and format == "merged":
         method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"the base is quantized ({method}), and folding into quantized weights would round the edit away: "
-            "start from the unquantized model"
+            "choose --format adapter, or start from the unquantized model"
         )
     model = skeleton(config, trust_remote_code=trust_remote_code)
     writers = tuple(find_writers(model, targets))
     prove_fold(model, writers)
-    stored_names = {}
+    stored_names: dict[str, str] = {}
     without_bias = []
     for writer in writers:
         if needs_bias and len(writer.weights) > 1:
@@ -96,7 +99,7 @@ def find_stored_writers(
                 f"{writer.module_name} sums {len(writer.weights)} weighted experts, which cannot hold the constant "
                 "of an affine edit: choose --center linear"
             )
-        for weight in writer.weights:
+        for weight in () if quantization else writer.weights:
             for name in filter(None, (weight.name, weight.bias)):
                 stored_names[name] = stored_name(name, checkpoint.tensors, model)
                 _check_foldable(stored_names[name], checkpoint)
@@ -104,7 +107,7 @@ def find_stored_writers(
             without_bias.append(writer)
     new_biases: dict[str, Tensor] = {}
     config_changes: dict[str, bool] = {}
-    if needs_bias and without_bias:
+    if needs_bias and without_bias and format == "merged":
         config_changes, appearing = bias_switch(config, without_bias)
         # The checkpoint may spell names with or without the base model's prefix, as it does for the weights.
         prefix = f"{model.base_model_prefix}."

@@ -1,0 +1,275 @@
+"""`--format adapter`: the edit as a PEFT adapter, small and switchable, beside an unchanged base.
+
+With W (d, m) the weight that writes an edited output and W' = D (c + L R) W the edited one (`sea_export.low_rank`):
+
+- LoRA is W + B A. For D = I and c = 1 the change L R W has the rank of the edit, so B A = L R W is exact.
+- DoRA is diag(m / ‖W + B A‖) (W + B A), the norms over rows. With m = D ‖W + B A‖ it is D (W + L R W): every row
+  scale, c among them, is exact as well (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353).
+- c = 0 (`projections="positive"` at strength 1) leaves nothing of W, and no adapter of low rank can take it away.
+
+With a rank cap R the adapter is plain LoRA, because programs that cap the rank have no DoRA: B A is then the best
+approximation of rank R to the whole change W' - W, row scales included, in the Frobenius norm (Eckart and Young).
+
+Constants t = M' b + shift - b, of biases b and of `center="affine"`, go into the bias that PEFT's `lora_bias` gives B.
+Beside DoRA that bias would enter the norms at run time but not in a merge, so there the base's own biases are replaced
+(PEFT's `bias="lora_only"`). Where the base has none, a scaled edit with a constant is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sea_export.architecture import Writer, WriterWeight
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.factors import best_factors
+from sea_export.low_rank import LowRankEdit, low_rank_edit
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdaptedModule", "Adapter", "build_adapter", "write_adapter"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+# A row of W + B A below this share of what it is a sum of is zero but for float32 rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """What the adapter does to one linear map."""
+
+    module: str
+    """Its name in the model."""
+    exact_rank: int
+    """The rank that would be exact."""
+    rank: int
+    """The rank that it has."""
+    relative_error: float
+    """‖W + B A - W'‖ / ‖W' - W‖, Frobenius norms: what the rank cap costs."""
+    edited_bytes: int
+    """The size of W in the precision in which the base stores it."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter."""
+
+    config: Mapping[str, Any]
+    """The contents of `adapter_config.json`."""
+    tensors: Mapping[str, Tensor]
+    """The contents of `adapter_model.safetensors`, float32."""
+    modules: tuple[AdaptedModule, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether no rank cap has cut anything off."""
+        return all(module.relative_error == 0 for module in self.modules)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def build_adapter(
+    edit: SpectralEdit,
+    writers: Sequence[Writer],
+    read: Callable[[str], Tensor],
+    *,
+    base: str,
+    revision: str | None = None,
+    rank: int | None = None,
+) -> Adapter:
+    """Makes the adapter that, put on its base, computes the edit.
+
+    Args:
+        edit: a linear edit.
+        writers: the parameters that write its targets' outputs.
+        read: gives a parameter of the base by its name in the model, in any floating dtype. One weight is asked for
+            at a time.
+        base: what `from_pretrained` loads the base by: a Hub id or an absolute path.
+        revision: the base's revision on the Hub.
+        rank: the largest rank allowed; None for an exact adapter.
+
+    Raises:
+        InputError: the edit has another hidden size than the base, or no adapter can hold it exactly.
+        SeaExportError: a value of the adapter is not finite, or it would change nothing.
+    """
+    adapted = [_adapted(weight, writer, edit, read) for writer in writers for weight in writer.weights]
+    scaled = any(part.is_scaled for part in adapted) and rank is None
+    constant = any(part.constant is not None for part in adapted)
+    if rank is None:
+        _check_exact(adapted, scaled)
+    if not scaled:
+        adapted = [part for part in adapted if part.changes_anything]
+    if not adapted:
+        raise SeaExportError("the edit changes no weight: fit a stronger edit, for example with more variance")
+
+    parts = [_dora(part, read) if scaled else _lora(part, read, rank, with_bias=constant) for part in adapted]
+    modules = tuple(module for module, _ in parts)
+    largest = max(module.rank for module in modules)
+    own_ranks = {module.module: module.rank for module in modules if module.rank != largest}
+    tensors = {
+        f"{_PREFIX}{module.module}.{name}": tensor.float().contiguous()
+        for module, values in parts
+        for name, tensor in values.items()
+    }
+    if not (scaled or constant):
+        # Programs other than PEFT know one rank and one alpha for all modules (vLLM, llama.cpp): zeros give them that.
+        own_ranks = {}
+        tensors = {name: _padded(name, tensor, largest) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise SeaExportError(f"{name} of the adapter has values that are not finite in float32")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "inference_mode": True,
+        "target_modules": sorted(module.module for module in modules),
+        "r": largest,
+        "rank_pattern": own_ranks,
+        "lora_alpha": largest,
+        "alpha_pattern": own_ranks,
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": adapted[0].weight.output_dim == 1,
+        "use_dora": scaled,
+        "use_rslora": False,
+        "bias": "lora_only" if scaled and constant else "none",
+        "lora_bias": constant and not scaled,
+    }
+    return Adapter(config, tensors, modules)
+
+
+def write_adapter(adapter: Adapter, directory: Path) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`. The same adapter gives the same bytes."""
+    text = json.dumps(adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    save_file(dict(adapter.tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """One linear map and its edit."""
+
+    weight: WriterWeight
+    edit: LowRankEdit
+    bias: Tensor | None
+    """(d,) the edited bias b', where the base has one."""
+    constant: Tensor | None
+    """(d,) b' - b, where that is not zero."""
+
+    @property
+    def module(self) -> str:
+        return self.weight.name.removesuffix(".weight")
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether plain LoRA would need the full rank."""
+        return self.edit.identity != 1 or bool((self.edit.scale != 1).any())
+
+    @property
+    def changes_anything(self) -> bool:
+        return self.is_scaled or self.constant is not None or bool((self.edit.left != 0).any())
+
+
+def _adapted(weight: WriterWeight, writer: Writer, edit: SpectralEdit, read: Callable[[str], Tensor]) -> _Adapted:
+    product = low_rank_edit(edit.layers[writer.target])
+    if product.scale.numel() != writer.size:
+        raise InputError(
+            f"the edit has {product.scale.numel()} features but {writer.module_name} writes {writer.size}: "
+            "it was fitted on another model"
+        )
+    if len(writer.weights) > 1 and product.shift.any():
+        raise InputError(
+            f"{writer.module_name} sums {len(writer.weights)} weighted experts, which cannot hold the constant of an "
+            "affine edit: choose --center linear"
+        )
+    bias = None
+    constant = product.shift
+    if weight.bias is not None:
+        stored = read(weight.bias).double().cpu()
+        bias = product.apply(stored)
+        constant = bias - stored
+    return _Adapted(weight, product, bias, constant if constant.any() else None)
+
+
+def _check_exact(adapted: Sequence[_Adapted], scaled: bool) -> None:
+    for part in adapted:
+        if part.edit.identity == 0:
+            raise InputError(
+                f"the edit of {part.module} keeps nothing of the identity (--projections positive at strength 1), so "
+                "that an exact adapter would be larger than the weights: choose --format merged, or --adapter-rank "
+                "for an approximation"
+            )
+        if scaled and part.constant is not None and part.bias is None:
+            raise InputError(
+                f"{part.module} has no bias, and PEFT has no place for the constant of an affine edit beside the row "
+                "scales of a normalized one: choose --center linear, --normalization none, or another --format"
+            )
+
+
+def _lora(
+    part: _Adapted, read: Callable[[str], Tensor], rank: int | None, *, with_bias: bool
+) -> tuple[AdaptedModule, dict[str, Tensor]]:
+    weight, stored_bytes = _read_weight(part, read)
+    edit = part.edit
+    if part.is_scaled:
+        left = torch.eye(weight.shape[0], dtype=torch.float64)
+        right = edit.scale[:, None] * (edit.identity * weight + edit.left @ (edit.right @ weight)) - weight
+    else:
+        left, right = edit.left, edit.right @ weight
+    factors = best_factors(left, right, rank)
+    tensors = {"lora_A.weight": factors.a, "lora_B.weight": factors.b}
+    if with_bias:
+        tensors["lora_B.bias"] = torch.zeros(weight.shape[0]) if part.constant is None else part.constant
+    module = AdaptedModule(part.module, factors.exact_rank, factors.b.shape[1], factors.relative_error, stored_bytes)
+    return module, tensors
+
+
+def _dora(part: _Adapted, read: Callable[[str], Tensor]) -> tuple[AdaptedModule, dict[str, Tensor]]:
+    weight, stored_bytes = _read_weight(part, read)
+    factors = best_factors(part.edit.left, part.edit.right @ weight, None)
+    # The norms are those of the rounded factors, because they are what PEFT divides by.
+    b, a = factors.b.float().double(), factors.a.float().double()
+    change = b @ a
+    norms = (weight + change).norm(dim=1)
+    vanishing = norms <= _ROUNDING * (weight.norm(dim=1) + change.norm(dim=1))
+    if vanishing.any():
+        # Such a row has no norm to be divided by. It is given one, and magnitude 0, which makes it zero.
+        b[vanishing, 0] += 1
+        norms = torch.where(vanishing, 0, norms)
+    tensors = {
+        "lora_A.weight": a,
+        "lora_B.weight": b,
+        # PEFT saves it without ".weight" and reads both; transformers 5 does not find it without.
+        "lora_magnitude_vector.weight": part.edit.scale * norms,
+    }
+    if part.bias is not None:
+        tensors["base_layer.bias"] = part.bias
+    module = AdaptedModule(part.module, factors.exact_rank, b.shape[1], 0.0, stored_bytes)
+    return module, tensors
+
+
+def _read_weight(part: _Adapted, read: Callable[[str], Tensor]) -> tuple[Tensor, int]:
+    """W (d, m) in float64, and its size in the base."""
+    stored = read(part.weight.name)
+    return stored.movedim(part.weight.output_dim, 0).double().cpu(), stored.nbytes
+
+
+def _padded(name: str, tensor: Tensor, rank: int) -> Tensor:
+    """lora_A (r, m) or lora_B (d, r) with rows or columns of zeros up to the rank."""
+    rows, columns = (rank, tensor.shape[1]) if ".lora_A." in name else (tensor.shape[0], rank)
+    padded = torch.zeros(rows, columns)
+    padded[: tensor.shape[0], : tensor.shape[1]] = tensor
+    return padded
