@@ -60,7 +60,7 @@ def low_rank_edit(edits: Sequence[LayerEdit]) -> LowRankEdit:
         edits: at least one, in the order in which they are applied.
 
     Raises:
-        InputError: an edit is not linear, or has a scale of zero, which no fit gives.
+        InputError: an edit has a scale of zero, which no fit gives.
     """
     product, *following = (_one(edit) for edit in edits)
     for edit in following:
@@ -77,8 +77,6 @@ def low_rank_edit(edits: Sequence[LayerEdit]) -> LowRankEdit:
 
 
 def _one(edit: LayerEdit) -> LowRankEdit:
-    if edit.why_unfoldable:
-        raise InputError(edit.why_unfoldable)
     tensors = {name: tensor.double().cpu() for name, tensor in edit.tensors().items()}
     positive, negative = tensors["positive"], tensors["negative"]
     zeros = torch.zeros(edit.size, dtype=torch.float64)

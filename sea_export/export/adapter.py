@@ -101,7 +101,7 @@ def build_adapter(
         rank: the largest rank allowed; None for an exact adapter.
 
     Raises:
-        InputError: the edit has another hidden size than the base, or no adapter can hold it exactly.
+        InputError: the edit is not linear, has another hidden size than the base, or fits no adapter exactly.
         SeaExportError: a value of the adapter is not finite, or it would change nothing.
     """
     adapted = [_adapted(weight, writer, edit, read) for writer in writers for weight in writer.weights]
@@ -184,7 +184,11 @@ class _Adapted:
 
 
 def _adapted(weight: WriterWeight, writer: Writer, edit: SpectralEdit, read: Callable[[str], Tensor]) -> _Adapted:
-    product = low_rank_edit(edit.layers[writer.target])
+    layers = edit.layers[writer.target]
+    for layer in layers:
+        if layer.why_unfoldable:
+            raise InputError(layer.why_unfoldable)
+    product = low_rank_edit(layers)
     if product.scale.numel() != writer.size:
         raise InputError(
             f"the edit has {product.scale.numel()} features but {writer.module_name} writes {writer.size}: "

@@ -9,6 +9,9 @@ from torch import Tensor
 
 __all__ = ["Factors", "best_factors"]
 
+# Singular values below this share of the largest are what float32 factors leave of directions that cancel.
+_PRECISION = torch.finfo(torch.float32).eps
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -37,8 +40,7 @@ def best_factors(left: Tensor, right: Tensor, rank: int | None) -> Factors:
     """
     basis, triangle = torch.linalg.qr(left)
     vectors, values, rows = torch.linalg.svd(triangle @ right, full_matrices=False)
-    precision = max(left.shape[0], right.shape[1]) * torch.finfo(values.dtype).eps
-    exact_rank = int((values > precision * values.max()).sum()) if values.numel() else 0
+    exact_rank = int((values > _PRECISION * values.max()).sum()) if values.numel() else 0
     if exact_rank == 0:
         # A row that is not zero, so that no norm of what it is added to need ever be.
         row = torch.zeros(1, right.shape[1], dtype=right.dtype)
