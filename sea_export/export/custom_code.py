@@ -1,0 +1,287 @@
+"""`--format custom-code`: the base's own weights, the edit's tensors beside them, and the code that applies it.
+
+The only format for edits that no weight can hold. The base's weight files are linked or copied, never rewritten;
+`modeling_sea.py`, made from the template beside this module, subclasses transformers' own classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sea_export.architecture import Writer, find_writers, skeleton
+from sea_export.base_model import BaseModel
+from sea_export.checkpoint import INDEX, Checkpoint
+from sea_export.digest import file_digest
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.merged import WriteReport
+from sea_export.export.output import write_json
+from sea_export.export.run_time import Step, run_time_steps
+from sea_export.export.streaming import FileCopy
+from sea_export.fitting import library_versions
+from sea_export.loading import load_config, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "plan_custom_code", "write_custom_code"]
+
+CODE_FILE = "modeling_sea.py"
+EDIT_SHARD = "sea-edit.safetensors"
+BASE_PREFIX = "base-"
+"""Before the names of the base's weight files: a later save_pretrained into the output then writes other files, and
+never into those that are linked to the base's."""
+
+_TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """What a custom-code export adds to a base."""
+
+    tensors: Mapping[str, Tensor]
+    """The edit's tensors, by the name under which they are stored beside the base's."""
+    config: Mapping[str, Any]
+    """The contents of config.json."""
+    source: str
+    """The contents of `modeling_sea.py`."""
+
+
+def plan_custom_code(edit: SpectralEdit, base: BaseModel) -> CodePlan:
+    """Works out everything that is written, before anything is.
+
+    Args:
+        edit: the edit, of any kind.
+        base: the base.
+
+    Raises:
+        InputError: the base needs code of its own or stores its weights under names that transformers converts for
+            its own classes only, or the edit does not fit it.
+    """
+    config = load_config(base)
+    model = skeleton(_unquantized(config))
+    _check_own_classes(model, base)
+    writers = find_writers(model, edit.targets)
+    if not getattr(config, "quantization_config", None):
+        _check_names(model, base.checkpoint)
+    tensors: dict[str, Tensor] = {}
+    edits: dict[str, list[dict[str, Any]]] = {}
+    prefix = f"{model.base_model_prefix}."
+    for writer in writers:
+        steps = _steps(edit, writer)
+        edits[writer.module_name.removeprefix(prefix)] = [step.settings for step in steps]
+        stored = _stored_module(writer.module_name, prefix, base.checkpoint)
+        for position, step in enumerate(steps):
+            for name, tensor in step.tensors.items():
+                tensors[f"{stored}.sea_edit.{position}.{name}"] = tensor
+    return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model))
+
+
+def write_custom_code(
+    base: Checkpoint, destination: Path, plan: CodePlan, *, progress: Callable[[int], None] | None = None
+) -> WriteReport:
+    """Writes the base's files and what the plan adds to them.
+
+    Args:
+        base: the checkpoint to copy. It is only read.
+        destination: an existing directory, which holds none of the files yet.
+        plan: what `plan_custom_code` gave.
+        progress: called with the number of bytes written since it was last called.
+
+    Raises:
+        SeaExportError: a file could not be written, or was changed meanwhile.
+    """
+    progress = progress or (lambda count: None)
+    base_digests: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    replaced = {"config.json", base.index_file}
+    try:
+        for file in base.weight_files:
+            base_digests[file] = _link_or_copy(base.directory / file, destination / f"{BASE_PREFIX}{file}", progress)
+            digests[f"{BASE_PREFIX}{file}"] = base_digests[file]
+        for file in base.side_files():
+            if file in replaced:
+                base_digests[file] = file_digest(base.directory / file)
+                continue
+            (destination / file).parent.mkdir(parents=True, exist_ok=True)
+            with FileCopy(base.directory / file, destination / file, progress=progress) as copy:
+                copy.copy_rest()
+                base_digests[file], digests[file] = copy.digests()
+        save_file(dict(plan.tensors), destination / EDIT_SHARD, metadata={"format": "pt"})
+        write_json(destination / INDEX, _index(base, plan.tensors))
+        write_json(destination / "config.json", plan.config)
+        (destination / CODE_FILE).write_text(plan.source, encoding="utf-8")
+    except OSError as error:
+        raise SeaExportError(f"{error.filename} could not be written: {error.strerror}.") from error
+    return WriteReport(base_digests, digests, edited=(), unchanged=(), added=tuple(plan.tensors))
+
+
+def _steps(edit: SpectralEdit, writer: Writer) -> list[Step]:
+    edits = edit.layers[writer.target]
+    if edits[0].size != writer.size:
+        raise InputError(
+            f"the edit has {edits[0].size} features but {writer.module_name} writes {writer.size}: "
+            "it was fitted on another model"
+        )
+    return run_time_steps(edits)
+
+
+# The base
+
+
+def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the same model without quantization: its modules have the same names."""
+    plain = type(config).from_dict(config.to_dict())
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    return plain
+
+
+def _check_own_classes(model: PreTrainedModel, base: BaseModel) -> None:
+    """The exported code imports the base's classes from transformers: refuse others by name."""
+    for kind in (type(model.config), type(model), type(model.base_model)):
+        if getattr(transformers, kind.__name__, None) is not kind:
+            raise InputError(
+                f"{base.name} needs code of its own ({kind.__name__} is not part of transformers), which exported "
+                "code cannot build on: choose --format merged"
+            )
+
+
+def _check_names(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """transformers renames and joins stored weights for its own classes, but not for classes that come as code."""
+    prefix = f"{model.base_model_prefix}."
+    stored = {name.removeprefix(prefix) for name in checkpoint.tensors}
+    for name, _ in model.named_parameters():
+        # A head may be absent where only the base model was saved: it is then tied, or new for everybody.
+        if name.startswith(prefix) and name.removeprefix(prefix) not in stored:
+            raise InputError(
+                f"the checkpoint does not store {name} under that name: transformers converts such weights for its "
+                f"own {type(model).__name__} only, and not for exported code: choose --format merged"
+            )
+
+
+def _stored_module(name: str, prefix: str, checkpoint: Checkpoint) -> str:
+    """A module's name as the checkpoint spells it: with or without the base model's prefix."""
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if any(stored.startswith(f"{candidate}.") for stored in checkpoint.tensors):
+            return candidate
+    raise InputError(f"the checkpoint stores no tensor of {name}, which is edited: its layout is not supported")
+
+
+# What is written
+
+
+def _link_or_copy(source: Path, destination: Path, progress: Callable[[int], None]) -> str:
+    """A second name for the file, or a copy on another file system. Returns its SHA-256."""
+    try:
+        os.link(source.resolve(), destination)
+    except OSError:  # another file system, or one without links: a copy does as well
+        with FileCopy(source, destination, progress=progress) as copy:
+            copy.copy_rest()
+            return copy.digests()[1]
+    progress(source.stat().st_size)
+    return file_digest(destination)
+
+
+def _index(base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    size = sum(stored.end - stored.start for stored in base.tensors.values())
+    size += sum(tensor.nbytes for tensor in tensors.values())
+    weight_map = {name: f"{BASE_PREFIX}{stored.file}" for name, stored in base.tensors.items()}
+    weight_map |= dict.fromkeys(tensors, EDIT_SHARD)
+    return {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _config(base: BaseModel, model: PreTrainedModel, edits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    config = base.checkpoint.config
+    config.pop("transformers_weights", None)
+    module = CODE_FILE.removesuffix(".py")
+    causal, plain, own_config = (
+        f"Sea{kind.__name__}" for kind in (type(model), type(model.base_model), type(model.config))
+    )
+    tokenizer_class = _missing_tokenizer_class(base, config)
+    if tokenizer_class is not None:
+        config["tokenizer_class"] = tokenizer_class
+    return {
+        **config,
+        "model_type": _model_type(model),
+        "architectures": [causal],
+        # No other class is named, whatever the base's config says: it would be loaded without the edit.
+        "auto_map": {
+            "AutoConfig": f"{module}.{own_config}",
+            "AutoModel": f"{module}.{plain}",
+            "AutoModelForCausalLM": f"{module}.{causal}",
+        },
+        "sea_edit": edits,
+    }
+
+
+def _model_type(model: PreTrainedModel) -> str:
+    return f"sea_{model.config.model_type}"
+
+
+def _missing_tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
+    """The class of a tokenizer whose files leave it to the model's type, which is another one after the export."""
+    side_files = base.checkpoint.side_files()
+    if "tokenizer_class" in config or not _TOKENIZER_FILES.intersection(side_files):
+        return None
+    if "tokenizer_config.json" in side_files:
+        text = (base.checkpoint.directory / "tokenizer_config.json").read_text(encoding="utf-8")
+        if json.loads(text).get("tokenizer_class"):
+            return None
+    name = type(load_tokenizer(base)).__name__
+    # The old name of the same class is known to all releases.
+    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+
+
+def _source(edit: SpectralEdit, base: BaseModel, model: PreTrainedModel) -> str:
+    template = (resources.files("sea_export.export") / f"{CODE_FILE}.template").read_text(encoding="utf-8")
+    name = _harmless(base.name)
+    return Template(template).substitute(
+        title=f"{name.rpartition('/')[2]} with a spectral edit of its activations (SEA).",
+        version=library_versions()["sea-export"],
+        origin=_origin(edit, base),
+        config_class=type(model.config).__name__,
+        model_class=type(model.base_model).__name__,
+        causal_class=type(model).__name__,
+        model_type=_model_type(model),
+    )
+
+
+def _origin(edit: SpectralEdit, base: BaseModel) -> str:
+    revision = f", revision {_harmless(base.revision)}" if base.revision else ""
+    lines = [f"Base: {_harmless(base.name)}{revision}."]
+    kinds = sorted({_kind(layer) for layers in edit.layers.values() for layer in layers})
+    lines.append(f"Edit: {len(edit.targets)} modules; {'; '.join(kinds)}.")
+    demonstrations = edit.provenance.get("demonstrations") or {}
+    if demonstrations:
+        lines.append(
+            f"Fitted on {int(demonstrations['count'])} demonstrations, SHA-256 {_harmless(demonstrations['sha256'])}."
+        )
+    if any("sequence" in kind for kind in kinds):
+        lines.append(
+            "Its normalization takes norms over all tokens of a forward call: results depend on the batch and on\n"
+            "later tokens, and generation with a cache differs from generation without."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _kind(layer: Any) -> str:
+    kind = "linear" if layer.feature.is_identity else f"non-linear ({layer.feature_function})"
+    return kind if layer.normalization == "none" else f"{kind}, normalized by {layer.normalization}"
+
+
+def _harmless(text: str) -> str:
+    """Text that can stand in a string of Python code and means nothing there."""
+    return re.sub(r"[^\w./ +-]", "_", text)[:200]
