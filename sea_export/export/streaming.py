@@ -17,7 +17,7 @@ from sea_export.errors import SeaExportError
 __all__ = ["FileCopy"]
 
 # Small enough to stay in the processor's cache between reading, hashing and writing.
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 19
 _CHUNKS = 8
 
 
