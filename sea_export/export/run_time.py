@@ -10,16 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sea_export.edit import LayerEdit
+from sea_export.export.factors import best_factors
 from sea_export.low_rank import LowRankEdit, low_rank_edit
 
 __all__ = ["Step", "run_time_steps"]
-
-# Singular values below this share of the largest are what float32 factors leave of directions that cancel.
-_CANCELLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,16 @@ def run_time_steps(edits: Sequence[LayerEdit]) -> list[Step]:
 
 def _linear_step(edit: LowRankEdit, normalization: str) -> Step:
     """h ↦ scale ∘ h + writeᵀ (read h) + shift."""
-    read, write = _smallest_factors(edit.scale[:, None] * edit.left, edit.right)
+    factors = best_factors(edit.scale[:, None] * edit.left, edit.right, None)
+    tensors = {"read": factors.a, "write": factors.b.T}
     scale = edit.scale * edit.identity
-    tensors = {"read": read, "write": write}
     if not scale.eq(1).all():
         tensors["scale"] = scale
     if edit.shift.any():
         tensors["shift"] = edit.shift
     settings = {
         "kind": "linear",
-        "rank": len(read),
+        "rank": len(factors.a),
         "scaled": "scale" in tensors,
         "shifted": "shift" in tensors,
         "normalization": normalization,
@@ -93,24 +90,6 @@ def _feature_step(edit: LayerEdit) -> Step:
         "normalization": edit.normalization,
     }
     return Step(settings, _rounded(tensors))
-
-
-def _smallest_factors(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """`read` (r, d) with orthonormal rows and `write` (r, d): writeᵀ read = left right, with the least r.
-
-    Args:
-        left: (d, k) float64.
-        right: (k, d) float64.
-    """
-    left_basis, left_core = torch.linalg.qr(left)
-    right_basis, right_core = torch.linalg.qr(right.T)
-    vectors, values, others = torch.linalg.svd(left_core @ right_core.T)
-    rank = int((values > _CANCELLED * values[:1]).sum())
-    read = others[:rank] @ right_basis.T
-    write = (left_basis @ vectors[:, :rank] * values[:rank]).T
-    largest = read.gather(1, read.abs().argmax(dim=1, keepdim=True)) if rank else read
-    signs = torch.where(largest < 0, -1.0, 1.0).to(read.dtype)
-    return read * signs, write * signs
 
 
 def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
