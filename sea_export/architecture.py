@@ -283,7 +283,8 @@ def _prove_writer(model: PreTrainedModel, module: nn.Module, writer: Writer) -> 
     parameters = dict(module.named_parameters())
     for tensor in (*parameters.values(), *module.buffers()):
         if tensor.is_floating_point():
-            tensor.normal_(std=tensor.shape[-1] ** -0.5, generator=generator)
+            width = tensor.shape[-1] if tensor.ndim else 1
+            tensor.normal_(std=width**-0.5, generator=generator)
         else:
             tensor.fill_(1)
     edit = _random_edit(writer.size, generator)

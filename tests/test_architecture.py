@@ -10,11 +10,15 @@ import torch
 from tiny_models import FAMILIES, tiny_config, tiny_model
 from torch import nn
 from transformers import (
+    ApertusConfig,
     BloomConfig,
     FalconConfig,
+    GPTBigCodeConfig,
     GPTJConfig,
+    GraniteConfig,
     LlamaConfig,
     MixtralConfig,
+    Olmo2Config,
     OPTConfig,
     Qwen2MoeConfig,
 )
@@ -52,7 +56,7 @@ WRITERS = {
     "mistral": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
     "phi3": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
 }
-_SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+_SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,6 +98,11 @@ def test_decoder_layers_are_numbered_from_zero_and_all_there(family):
     [
         FalconConfig(**_SMALL, new_decoder_architecture=False),
         GPTJConfig(n_embd=24, n_layer=2, n_head=4, vocab_size=64, rotary_dim=4),
+        GPTBigCodeConfig(n_embd=24, n_layer=2, n_head=4, vocab_size=64),
+        GraniteConfig(**_SMALL, intermediate_size=40, num_key_value_heads=2),
+        Olmo2Config(**_SMALL, intermediate_size=40, num_key_value_heads=2),
+        # Its activation function has parameters that are numbers.
+        ApertusConfig(**_SMALL, intermediate_size=40, num_key_value_heads=2),
     ],
     ids=lambda config: config.model_type,
 )
