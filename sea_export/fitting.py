@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.activations import capture_batches
 from sea_export.architecture import decoder_layers, find_writers
-from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
+from sea_export.demonstrations import Demonstration, TokenizedDemonstration, demonstrations_digest, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
@@ -215,6 +215,8 @@ def fit_spectra(
     find_writers(model, targets)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
+    if options.capture.neutral == "generated" and context is not None:
+        _check_room(tokenized, options.capture.neutral_tokens, context)
     feature = FeatureFunction(options.feature_function, options.length_scale)
     fitters = {target: SpectrumFitter(options.center, feature) for target in targets}
     for _, batch in capture_batches(model, tokenized, targets, options.capture, progress):
@@ -224,6 +226,16 @@ def fit_spectra(
             except InputError as error:
                 raise InputError(f"layer {target.layer}, {target.component}: {error}") from error
     return {target: fitter.spectrum() for target, fitter in fitters.items()}
+
+
+def _check_room(tokenized: Sequence[TokenizedDemonstration], new_tokens: int, context: int) -> None:
+    """Raises InputError if a prompt and the continuation to be generated are longer than the model's context."""
+    for one in tokenized:
+        if len(one.prompt) + new_tokens > context:
+            raise InputError(
+                f"{one.source}: its prompt has {len(one.prompt)} tokens and leaves no room for a continuation of "
+                f"{new_tokens} in a context of {context}. Lower --neutral-tokens, shorten the prompt or remove the row."
+            )
 
 
 def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:

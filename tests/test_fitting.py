@@ -382,3 +382,11 @@ def test_a_prompt_that_fills_the_context_is_refused(llama, tokenizer, demonstrat
     long = Demonstration("word " * 300, "yes", "no", source="file.jsonl, row 9")
     with pytest.raises(InputError, match=r"file.jsonl, row 9: its prompt has .* context of 256"):
         fit(llama, tokenizer, [*demonstrations, long], layers="all")
+
+
+def test_a_prompt_without_room_for_a_generated_continuation_is_refused(llama, tokenizer, demonstrations):
+    """Also where its completions, which are shorter, would fit."""
+    long = Demonstration("I " * 116, "yes", "no", source="file.jsonl, row 9")
+    fit(llama, tokenizer, [*demonstrations, long], layers="0")
+    with pytest.raises(InputError, match=r"file.jsonl, row 9: .* continuation of 20 in a context of 256"):
+        fit(llama, tokenizer, [*demonstrations, long], layers="0", neutral="generated")
