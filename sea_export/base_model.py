@@ -49,11 +49,14 @@ class BaseModel:
         name: the Hub id, or the last component of a local path: nothing that is written names a local path.
         revision: the commit hash that a Hub id resolved to, None for local models.
         checkpoint: its weights and files.
+        location: what transformers loads it by: a Hub id or the absolute path of a directory, None for a GGUF file.
+            It is written nowhere but into adapters, which cannot load without their base.
     """
 
     name: str
     revision: str | None
     checkpoint: Checkpoint
+    location: str | None
 
 
 @contextmanager
@@ -80,18 +83,19 @@ def resolve_base(
         InputError: `model` names nothing that can be used; the message says what to do about it.
     """
     path = Path(model).expanduser()
+    location: str | None
     if not path.exists():
         path = _download(model, revision)
-        name, commit = model, path.name
+        name, commit, location = model, path.name, model
     elif revision is not None:
         raise InputError(f"A revision belongs to a Hub id, and {model} is a local path; leave the revision out.")
     else:
-        name, commit = path.resolve().name, None
+        name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="sea-export-base-", dir=staging) as temporary:
         checkpoint = Checkpoint.open(_as_safetensors(path, Path(temporary), dtype or torch.bfloat16))
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
-        yield BaseModel(name, commit, checkpoint)
+        yield BaseModel(name, commit, checkpoint, location)
 
 
 def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:

@@ -32,7 +32,7 @@ PROJECTIONS = ("both", "positive", "negative", "reversed")
 RUN_TIME_NORMALIZATIONS = ("token", "sequence")
 NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
 FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
-FORMATS = ("merged", "custom-code")
+FORMATS = ("merged", "adapter", "custom-code")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -160,7 +160,16 @@ class FitOptions:
 class SaveOptions:
     """How an edit is baked."""
 
-    format: str = _option("merged", "Form of the output: folded into a plain checkpoint.", FORMATS)
+    format: str = _option(
+        "merged",
+        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, or the base with code of its own.",
+        FORMATS,
+    )
+    adapter_rank: int | None = _option(
+        None,
+        "Largest rank of an adapter: plain LoRA, the nearest of that rank instead of the exact one; for servers that "
+        "cap the rank or lack DoRA.",
+    )
     overwrite: bool = _option(False, "Replace a checkpoint that sea-export wrote before.")
     force: bool = _option(False, "Accept a base other than the one that the edit was fitted on.")
     verify: bool = _option(True, "Verify before the output appears: what fails is not kept.")
@@ -168,6 +177,17 @@ class SaveOptions:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        if self.adapter_rank is not None:
+            if self.format != "adapter":
+                raise InputError(f"--adapter-rank goes with --format adapter, not with {self.format}")
+            if self.adapter_rank < 1:
+                raise InputError(f"--adapter-rank is {self.adapter_rank}: it must be at least 1")
+
+
+NO_EXACT_ADAPTER = (
+    "--projections positive at strength 1 keeps nothing of the identity, so that an exact adapter would be larger than "
+    "the weights: choose --format merged, or --adapter-rank for an approximation"
+)
 
 
 def why_unfoldable(feature_function: str, normalization: str) -> str | None:
@@ -190,3 +210,6 @@ def check_format(fit: FitOptions, save: SaveOptions) -> None:
     reason = why_unfoldable(fit.feature_function, fit.edit.normalization)
     if save.format != "custom-code" and reason:
         raise InputError(reason)
+    exact_adapter = save.format == "adapter" and save.adapter_rank is None
+    if exact_adapter and fit.edit.projections == "positive" and fit.edit.strength == 1:
+        raise InputError(NO_EXACT_ADAPTER)

@@ -1,9 +1,14 @@
-"""Is a checkpoint the edit it claims to be? Two sources of error, kept apart, and a statement about every tensor.
+"""Is an export the edit it claims to be? Two sources of error, kept apart, and a statement about every tensor.
 
-- Mathematics: the run-time edit against the weights folded in memory, both in float32 on the base's own weights.
-- Storage: the checkpoint as a stranger's process loads it, against the run-time edit. It adds the rounding of the
-  edited weights to the stored dtype. Beside it stands what computing in that dtype does to the unedited base.
-- Tensors: exactly the intended tensors differ from the base, each by the fold and one rounding, and no other byte.
+- Mathematics: the run-time edit against what the export computes in memory (folded weights, or the adapter on the
+  base), both in float32 on the base's own weights.
+- Storage: the export as a stranger's process loads it, against the run-time edit. A merged checkpoint adds the rounding
+  of the edited weights to the stored dtype. Beside it stands what computing in that dtype does to the unedited base.
+- Tensors: exactly the intended tensors differ from the base, each by the fold and one rounding, and no other byte; or
+  the adapter makes the edited weights of the base's, and nothing else.
+
+An adapter of capped rank is an approximation: how far it is from the edit is reported, and what is tested is that it is
+the approximation it claims to be. A quantized base is computed with as it is, in its own dtype.
 """
 
 from __future__ import annotations
@@ -12,8 +17,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,15 +33,20 @@ from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference, compare_checkpoints
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.folding import MergePlan, find_stored_writers, plan_merge
+from sea_export.export import plan_export
+from sea_export.export.adapter_check import adapter_problems, with_adapter
+from sea_export.export.adapter_plan import ADAPTER_CONFIG, AdapterPlan
+from sea_export.export.folding import MergePlan, find_stored_writers
 from sea_export.export.manifest import read_manifest
+from sea_export.export.output import read_json
 from sea_export.generation import greedy_continuations
 from sea_export.loading import load_config, load_model, load_tokenizer
+from sea_export.options import SaveOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PROMPTS", "Agreement", "Verification", "verify", "verify_merged"]
+__all__ = ["PROMPTS", "Agreement", "Verification", "verify", "verify_export"]
 
 PROMPTS = (
     "The capital of France is",
@@ -99,11 +109,12 @@ class Verification:
     """What was measured, and what is wrong with it."""
 
     dtype: str
-    """The dtype in which the edited tensors are stored."""
+    """The dtype in which the base stores the edited tensors."""
     mathematics: Agreement
-    """Run-time edit against weights folded in memory, both in float32."""
+    """Run-time edit against the export in memory, both in float32."""
     storage: Agreement
-    """Run-time edit against the checkpoint as stored, loaded by another process and computed in float32."""
+    """Run-time edit (for an adapter of capped rank: the adapter in memory) against the export as stored, loaded by
+    another process and computed in float32."""
     base_rounding: Agreement
     """The unedited base computed in float32 against itself computed in the stored dtype: the noise that users of
     the base accept already."""
@@ -117,15 +128,58 @@ class Verification:
     """Other files that are the base's, byte for byte."""
     problems: tuple[str, ...]
     """What is outside the tolerance or not as claimed, in sentences."""
+    adapted_weights: int
+    """For an adapter: the weights of the base that it changes. No tensor of the base is stored."""
+    weight_error: float | None
+    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of any of them."""
 
     @property
     def passed(self) -> bool:
         """Whether the checkpoint is the edit it claims to be."""
         return not self.problems
 
+    @property
+    def statement(self) -> str:
+        """What the tensors of the export are."""
+        if self.weight_error is not None:
+            return (
+                f"The adapter changes {self.adapted_weights} weights of the base, each as the edit does but for "
+                f"{self.weight_error:.1e} of the change."
+            )
+        return (
+            f"{self.changed_tensors} tensors differ from the base's; {self.identical_tensors} tensors and "
+            f"{self.identical_files} other files are byte-identical."
+        )
+
 
 @torch.inference_mode()
-def verify_merged(
+def verify_export(
+    directory: Path,
+    base: Checkpoint,
+    edit: SpectralEdit,
+    plan: MergePlan | AdapterPlan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Verification:
+    """Verifies an export.
+
+    Args:
+        directory: where it was written.
+        base: the base's checkpoint.
+        edit: the edit that it claims to hold.
+        plan: what it consists of.
+        model: the base in memory; it is left in another dtype than it came in.
+        tokenizer: its tokenizer.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the export.
+    """
+    if isinstance(plan, AdapterPlan):
+        return _verify_adapter(directory, base, edit, plan, model, tokenizer)
+    return _verify_merged(directory, base, edit, plan, model, tokenizer)
+
+
+def _verify_merged(
     directory: Path,
     base: Checkpoint,
     edit: SpectralEdit,
@@ -133,47 +187,86 @@ def verify_merged(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
-    """Verifies a merged checkpoint.
-
-    Args:
-        directory: the checkpoint that was written.
-        base: the base's checkpoint.
-        edit: the edit that it claims to hold.
-        plan: which stored tensors hold it.
-        model: the base in memory; it is left in another dtype than it came in.
-        tokenizer: its tokenizer.
-
-    Raises:
-        SeaExportError: plain transformers cannot load the checkpoint.
-    """
     dtype = next(base.tensors[name].dtype for name in plan.edits)
-    model.float()
-    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    with edit.apply(model):
-        continuations = greedy_continuations(model, prompts, new_tokens=_NEW_TOKENS, past_the_end=True)
-        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
-        run_time = _logits(model, sequences)
-    with _folded(model, edit):
-        folded = _logits(model, sequences)
-    unedited = _logits(model, sequences)
-    stored = _logits_of_checkpoint(directory, sequences)
-    nn.Module.to(model, dtype)
-    rounded = _logits(model, sequences)
-    figures = {
-        "mathematics": Agreement.between(run_time, folded),
-        "storage": Agreement.between(run_time, stored),
-        "base_rounding": Agreement.between(unedited, rounded),
-        "effect": Agreement.between(unedited, run_time),
-    }
+    figures = _figures(directory, edit, model, tokenizer, lambda: _folded(model, edit), dtype)
     difference = compare_checkpoints(base.directory, directory)
     return Verification(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name(dtype),
         **figures,
         changed_tensors=len(difference.tensors_changed) + len(difference.tensors_only_in_b),
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
         problems=(*_figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
+        adapted_weights=0,
+        weight_error=None,
     )
+
+
+def _verify_adapter(
+    directory: Path,
+    base: Checkpoint,
+    edit: SpectralEdit,
+    plan: AdapterPlan,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Verification:
+    exact = plan.adapter.exact
+    stored = base.tensors[plan.stored_weights[0]].dtype if plan.stored_weights else model.dtype
+    figures = _figures(directory, edit, model, tokenizer, lambda: with_adapter(model, directory), stored, exact=exact)
+    weight_error, problems = adapter_problems(directory, edit, plan)
+    # An adapter is stored in float32, whatever the dtype of its base, so that nothing but the computation rounds.
+    computed = model.dtype if _is_quantized(model) else torch.float32
+    return Verification(
+        dtype=_name(stored),
+        **figures,
+        changed_tensors=0,
+        identical_tensors=0,
+        identical_files=0,
+        problems=(*_figure_problems(figures, computed, computed=computed, exact=exact), *problems),
+        adapted_weights=len(plan.adapter.modules),
+        weight_error=weight_error,
+    )
+
+
+def _figures(
+    directory: Path,
+    edit: SpectralEdit,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    export_in_memory: Callable[[], AbstractContextManager[None]],
+    dtype: torch.dtype,
+    *,
+    exact: bool = True,
+) -> dict[str, Agreement]:
+    quantized = _is_quantized(model)
+    if not quantized:
+        model.float()
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    with edit.apply(model):
+        continuations = greedy_continuations(model, prompts, new_tokens=_NEW_TOKENS, past_the_end=True)
+        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
+        run_time = _logits(model, sequences)
+    with export_in_memory():
+        in_memory = _logits(model, sequences)
+    unedited = _logits(model, sequences)
+    stored = _logits_of_checkpoint(directory, sequences, model.dtype)
+    if not quantized:
+        nn.Module.to(model, dtype)
+    rounded = _logits(model, sequences)
+    return {
+        "mathematics": Agreement.between(run_time, in_memory),
+        "storage": Agreement.between(run_time if exact else in_memory, stored),
+        "base_rounding": Agreement.between(unedited, rounded),
+        "effect": Agreement.between(unedited, run_time),
+    }
+
+
+def _is_quantized(model: PreTrainedModel) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def verify(
@@ -197,7 +290,14 @@ def verify(
     """
     output = Path(output)
     manifest = read_manifest(output)
+    options = SaveOptions(
+        format=manifest["format"],
+        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
+        trust_remote_code=trust_remote_code,
+    )
     named = manifest["base"]
+    if base is None and options.format == "adapter":
+        base = read_json(output / ADAPTER_CONFIG)["base_model_name_or_path"]
     if base is None and "/" not in named["name"]:
         raise InputError(f"{output.name} was made from the local model {named['name']}: say where it is with --base")
     edit = SpectralEdit.load(output)
@@ -211,12 +311,13 @@ def verify(
             resolved.checkpoint,
             load_config(resolved, trust_remote_code=trust_remote_code),
             needs_bias=edit.needs_bias,
+            format=options.format,
             trust_remote_code=trust_remote_code,
         )
-        model = load_model(resolved, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        model = load_model(resolved, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(resolved, trust_remote_code=trust_remote_code)
-        plan = plan_merge(edit, stored, resolved.checkpoint)
-        return verify_merged(output, resolved.checkpoint, edit, plan, model, tokenizer)
+        plan = plan_export(edit, resolved, stored, options, lambda: model)
+        return verify_export(output, resolved.checkpoint, edit, plan, model, tokenizer)
 
 
 def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -229,15 +330,15 @@ def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tenso
     return torch.stack([row[-_NEW_TOKENS - 1 : -1].float().cpu() for row in rows])
 
 
-def _logits_of_checkpoint(directory: Path, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """The same from a checkpoint, by a process that imports transformers and not sea-export, in float32."""
+def _logits_of_checkpoint(directory: Path, sequences: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
+    """The same from an export, by a process that imports transformers and not sea-export, computed in `dtype`."""
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
         request.write_text(
             json.dumps(
                 {
                     "checkpoint": str(directory),
-                    "dtype": "float32",
+                    "dtype": _name(dtype),
                     "sequences": [list(sequence) for sequence in sequences],
                     "count": _NEW_TOKENS,
                     "answer": str(answer),
@@ -269,17 +370,36 @@ def _folded(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
         yield
 
 
-def _figure_problems(figures: Mapping[str, Agreement], dtype: torch.dtype) -> list[str]:
+def _figure_problems(
+    figures: Mapping[str, Agreement],
+    dtype: torch.dtype,
+    *,
+    computed: torch.dtype = torch.float32,
+    exact: bool = True,
+) -> list[str]:
+    """What is outside the tolerance.
+
+    Args:
+        figures: the agreements by name.
+        dtype: the coarsest dtype between the run-time edit and the export as stored.
+        computed: what both are computed in.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+    """
     divergence, equal = _TOLERANCES[dtype]
     problems = []
-    if not figures["mathematics"].relative_logit_difference <= _MATHEMATICS_TOLERANCE:
+    mathematics = figures["mathematics"]
+    if computed == torch.float32:
+        same = mathematics.relative_logit_difference <= _MATHEMATICS_TOLERANCE
+    else:
+        same = mathematics.mean_divergence <= _TOLERANCES[computed][0]
+    if exact and not same:
         problems.append(
-            "the folded weights do not compute the run-time edit: logits differ by "
-            f"{figures['mathematics'].relative_logit_difference:.1e} of the largest in float32"
+            "what the export computes in memory is not the run-time edit: logits differ by "
+            f"{mathematics.relative_logit_difference:.1e} of the largest"
         )
     if not figures["storage"].mean_divergence <= divergence or not figures["storage"].equal_greedy >= equal:
         problems.append(
-            f"the checkpoint differs from the run-time edit by a mean KL of "
+            f"the export as stored differs from {'the run-time edit' if exact else 'itself in memory'} by a mean KL of "
             f"{figures['storage'].mean_divergence:.1e} with {figures['storage'].equal_greedy:.1%} equal greedy "
             f"tokens, where rounding allows {divergence:.0e} and {equal:.0%}"
         )

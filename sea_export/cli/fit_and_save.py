@@ -15,6 +15,7 @@ from sea_export.cli.options import (
     model_options,
     save_options,
 )
+from sea_export.options import check_format
 
 
 @click.command("fit-and-save")
@@ -30,6 +31,7 @@ def command(model: str, output: Path, **values: Any) -> None:
     MODEL is a Hub id, a local directory, or a .gguf file.
     """
     options, saving = build_fit_options(values), build_save_options(values)
+    check_format(options, saving)
     from sea_export.cli import jobs
     from sea_export.export import checkpoint_bytes, save_checkpoint
     from sea_export.export.output import check_output
@@ -37,11 +39,18 @@ def command(model: str, output: Path, **values: Any) -> None:
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
     with jobs.opened_model(model, values) as opened:
-        check_output(output, overwrite=saving.overwrite, needed_bytes=checkpoint_bytes(opened.base))
-        stored = opened.stored_writers(options)
+        check_output(output, overwrite=saving.overwrite, needed_bytes=checkpoint_bytes(opened.base, saving.format))
+        stored = opened.stored_writers(options, saving)
         edit = jobs.fit_with_progress(opened, demonstrations, options)
         with jobs.byte_progress("Writing", opened.base) as progress:
             result = save_checkpoint(
-                edit, opened.base, output, saving, stored=stored, model=opened.model, progress=progress
+                edit,
+                opened.base,
+                output,
+                saving,
+                stored=stored,
+                model=opened.model,
+                progress=progress,
+                announce=jobs.console.print,
             )
     jobs.print_saved(result, edit)

@@ -29,10 +29,11 @@ from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export import SaveResult, checkpoint_bytes
+from sea_export.export.adapter_plan import check_adapter
 from sea_export.export.folding import StoredWriters, find_stored_writers
 from sea_export.fitting import choose_targets, fit_edit, no_op_warning
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
-from sea_export.options import FitOptions
+from sea_export.options import FitOptions, SaveOptions
 from sea_export.verification import Verification
 
 if TYPE_CHECKING:
@@ -78,16 +79,25 @@ class OpenedModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.base, trust_remote_code=self.trust_remote_code)
 
-    def stored_writers(self, options: FitOptions) -> StoredWriters:
-        """The writers that a fit with `options` will edit, proved before any weight is loaded."""
+    def stored_writers(self, options: FitOptions, saving: SaveOptions) -> StoredWriters:
+        """The writers that a fit with `options` will edit, proved to have room for it, before any weight is loaded."""
         model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
-        return find_stored_writers(
+        stored = find_stored_writers(
             choose_targets(model, options),
             self.base.checkpoint,
             self.config,
             needs_bias=options.center == "affine",
+            format=saving.format,
             trust_remote_code=self.trust_remote_code,
         )
+        if saving.format == "adapter":
+            check_adapter(
+                self.base,
+                stored,
+                needs_bias=options.center == "affine",
+                scaled=options.edit.normalization != "none" and saving.adapter_rank is None,
+            )
+        return stored
 
 
 @contextmanager
@@ -189,8 +199,8 @@ def print_verification(verification: Verification) -> None:
     """Prints the figures of a verification, and what is wrong if anything is."""
     table = Table("compared with", "largest logit difference", "mean KL (nats)", "equal greedy tokens")
     rows = {
-        "run-time edit / folded in float32 (mathematics)": verification.mathematics,
-        f"run-time edit / checkpoint in {verification.dtype} (storage)": verification.storage,
+        "run-time edit / export in memory (mathematics)": verification.mathematics,
+        f"run-time edit / export as stored, base in {verification.dtype} (storage)": verification.storage,
         f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }
@@ -202,10 +212,7 @@ def print_verification(verification: Verification) -> None:
             f"{agreement.equal_greedy:.2%}",
         )
     console.print(table)
-    console.print(
-        f"{verification.changed_tensors} tensors differ from the base's; {verification.identical_tensors} tensors and "
-        f"{verification.identical_files} other files are byte-identical."
-    )
+    console.print(verification.statement)
     for problem in verification.problems:
         _errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
 

@@ -30,5 +30,5 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, **values: An
         jobs.opened_model(base or jobs.base_of(edit), values) as opened,
         jobs.byte_progress("Writing", opened.base) as progress,
     ):
-        result = save_checkpoint(edit, opened.base, output, saving, progress=progress)
+        result = save_checkpoint(edit, opened.base, output, saving, progress=progress, announce=jobs.console.print)
     jobs.print_saved(result, edit)

@@ -12,7 +12,8 @@ import torch
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.folding import StoredWriters, find_stored_writers, plan_merge
+from sea_export.export.adapter_plan import AdapterPlan, plan_adapter, write_adapter
+from sea_export.export.folding import MergePlan, StoredWriters, find_stored_writers, plan_merge
 from sea_export.export.manifest import make_manifest, write_manifest
 from sea_export.export.merged import WriteReport, write_checkpoint
 from sea_export.export.output import check_output, staged_output
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sea_export.verification import Verification
 
-__all__ = ["SaveResult", "save", "save_checkpoint"]
+__all__ = ["SaveResult", "checkpoint_bytes", "plan_export", "save", "save_checkpoint"]
 
 EDIT_DIRECTORY = "sea_edit"
 
@@ -45,6 +46,7 @@ def save(
     output: str | Path,
     *,
     format: str = SaveOptions.format,
+    adapter_rank: int | None = SaveOptions.adapter_rank,
     overwrite: bool = SaveOptions.overwrite,
     force: bool = SaveOptions.force,
     verify: bool = SaveOptions.verify,
@@ -58,7 +60,9 @@ def save(
         edit: the edit; `sea_export.compose` makes one of several.
         base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
         output: the directory to write.
-        format: `merged`.
+        format: `merged` or `adapter`. An adapter names a local base by its absolute path, without which it could not
+            be loaded: give a Hub id to publish it.
+        adapter_rank: the largest rank of an adapter; None for an exact one.
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
         verify: verify before the output appears.
@@ -70,7 +74,14 @@ def save(
         InputError: the edit, the base or the output does not allow it; nothing was written.
         SeaExportError: the write or the verification failed; nothing was left behind.
     """
-    options = SaveOptions(format, overwrite, force, verify, trust_remote_code)
+    options = SaveOptions(
+        format=format,
+        adapter_rank=adapter_rank,
+        overwrite=overwrite,
+        force=force,
+        verify=verify,
+        trust_remote_code=trust_remote_code,
+    )
     check_output(Path(output), overwrite=overwrite, needed_bytes=0)
     with resolve_base(str(base), revision=revision, dtype=dtype) as resolved:
         return save_checkpoint(edit, resolved, Path(output), options)
@@ -85,6 +96,7 @@ def save_checkpoint(
     stored: StoredWriters | None = None,
     model: PreTrainedModel | None = None,
     progress: Callable[[int], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
     """`save` with a resolved base, and the base in memory if it is there already.
 
@@ -96,51 +108,100 @@ def save_checkpoint(
         stored: what `find_stored_writers` found for the edit's targets, if that was asked before.
         model: the base in memory, for verification; it is left in another dtype than it came in.
         progress: told the number of bytes written since the last call.
+        announce: told what is to be known before anything is written, a line at a time.
 
     Raises:
         InputError: see `save`.
         SeaExportError: see `save`.
     """
-    check_output(output, overwrite=options.overwrite, needed_bytes=checkpoint_bytes(base))
+    check_output(output, overwrite=options.overwrite, needed_bytes=checkpoint_bytes(base, options.format))
     stored = stored or find_stored_writers(
         edit.targets,
         base.checkpoint,
         load_config(base, trust_remote_code=options.trust_remote_code),
         needs_bias=edit.needs_bias,
+        format=options.format,
         trust_remote_code=options.trust_remote_code,
     )
-    plan = plan_merge(edit, stored, base.checkpoint)
+
+    def load() -> PreTrainedModel:
+        nonlocal model
+        model = model or load_model(base, trust_remote_code=options.trust_remote_code)
+        return model
+
+    plan = plan_export(edit, base, stored, options, load)
+    if announce is not None and isinstance(plan, AdapterPlan):
+        for line in plan.remarks():
+            announce(line)
     with staged_output(output, overwrite=options.overwrite) as staging:
-        report = write_checkpoint(
-            base.checkpoint,
-            staging,
-            plan.edits,
-            additions=plan.additions,
-            config_changes=plan.config_changes,
-            progress=progress,
-        )
+        report = _write(plan, base, stored, staging, progress)
         edit = _name_base(edit, base, report, force=options.force)
         verification = None
         if options.verify:
-            from sea_export.verification import verify_merged
+            from sea_export.verification import verify_export
 
-            model = model or load_model(base, trust_remote_code=options.trust_remote_code)
             tokenizer = load_tokenizer(base, trust_remote_code=options.trust_remote_code)
-            verification = verify_merged(staging, base.checkpoint, edit, plan, model, tokenizer)
+            verification = verify_export(staging, base.checkpoint, edit, plan, load(), tokenizer)
             if not verification.passed:
                 raise SeaExportError(
                     f"verification failed, and nothing was kept (--no-verify keeps it): "
                     f"{'; '.join(verification.problems)}"
                 )
         edit.save(staging / EDIT_DIRECTORY)
-        manifest = make_manifest(edit, base, options, report, verification)
+        details = {"adapter": plan.details()} if isinstance(plan, AdapterPlan) else {}
+        manifest = make_manifest(edit, base, options, report, verification, details)
         write_model_card(staging, base.checkpoint.directory, manifest)
         write_manifest(staging, manifest)
     return SaveResult(output, report, verification)
 
 
-def checkpoint_bytes(base: BaseModel) -> int:
-    """Bytes on disk that an export of the base needs, about."""
+def plan_export(
+    edit: SpectralEdit,
+    base: BaseModel,
+    stored: StoredWriters,
+    options: SaveOptions,
+    load: Callable[[], PreTrainedModel],
+) -> MergePlan | AdapterPlan:
+    """Works out what an export consists of, before anything is written.
+
+    Args:
+        edit: the edit.
+        base: the resolved base.
+        stored: what `find_stored_writers` found for the edit's targets.
+        options: how.
+        load: gives the base in memory, if the format needs it.
+
+    Raises:
+        InputError: the format cannot hold the edit.
+    """
+    if options.format == "adapter":
+        return plan_adapter(edit, base, stored, rank=options.adapter_rank, load=load)
+    return plan_merge(edit, stored, base.checkpoint)
+
+
+def _write(
+    plan: MergePlan | AdapterPlan,
+    base: BaseModel,
+    stored: StoredWriters,
+    staging: Path,
+    progress: Callable[[int], None] | None,
+) -> WriteReport:
+    if isinstance(plan, AdapterPlan):
+        return write_adapter(plan, base, stored.stored_names, staging)
+    return write_checkpoint(
+        base.checkpoint,
+        staging,
+        plan.edits,
+        additions=plan.additions,
+        config_changes=plan.config_changes,
+        progress=progress,
+    )
+
+
+def checkpoint_bytes(base: BaseModel, format: str = "merged") -> int:
+    """Bytes on disk that an export of the base needs, about; next to none for an adapter."""
+    if format == "adapter":
+        return 0
     checkpoint = base.checkpoint
     files = (*checkpoint.weight_files, *checkpoint.side_files())
     return sum((checkpoint.directory / file).stat().st_size for file in files)

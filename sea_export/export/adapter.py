@@ -17,14 +17,11 @@ Beside DoRA that bias would enter the norms at run time but not in a merge, so t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sea_export.architecture import Writer, WriterWeight
@@ -32,15 +29,56 @@ from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.factors import best_factors
 from sea_export.low_rank import LowRankEdit, low_rank_edit
+from sea_export.options import NO_EXACT_ADAPTER
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdaptedModule", "Adapter", "build_adapter", "write_adapter"]
+__all__ = [
+    "PREFIX",
+    "AdaptedModule",
+    "Adapter",
+    "EditedWeight",
+    "build_adapter",
+    "edited_weights",
+    "no_place_for_constant",
+    "read_weight",
+]
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""PEFT's, before the names of modules."""
 
 # A row of W + B A below this share of what it is a sum of is zero but for float32 rounding.
 _ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class EditedWeight:
+    """One linear map that writes an edited output, and its edit."""
+
+    weight: WriterWeight
+    edit: LowRankEdit
+    bias: Tensor | None
+    """(d,) the edited bias b', where the base has one."""
+    constant: Tensor | None
+    """(d,) b' - b, where that is not zero."""
+
+    @property
+    def module(self) -> str:
+        """The name of the linear map in the model."""
+        return self.weight.name.removesuffix(".weight")
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether plain LoRA would need the full rank."""
+        return self.edit.identity != 1 or bool((self.edit.scale != 1).any())
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether the edit is not the identity."""
+        return self.is_scaled or self.constant is not None or bool((self.edit.left != 0).any())
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """W' (d, m) of W (d, m), both float64."""
+        edit = self.edit
+        return edit.scale[:, None] * (edit.identity * weight + edit.left @ (edit.right @ weight))
 
 
 @dataclass(frozen=True)
@@ -55,8 +93,8 @@ class AdaptedModule:
     """The rank that it has."""
     relative_error: float
     """‖W + B A - W'‖ / ‖W' - W‖, Frobenius norms: what the rank cap costs."""
-    edited_bytes: int
-    """The size of W in the precision in which the base stores it."""
+    elements: int
+    """d m: the number of elements of W."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +142,7 @@ def build_adapter(
         InputError: the edit is not linear, has another hidden size than the base, or fits no adapter exactly.
         SeaExportError: a value of the adapter is not finite, or it would change nothing.
     """
-    adapted = [_adapted(weight, writer, edit, read) for writer in writers for weight in writer.weights]
+    adapted = edited_weights(edit, writers, read)
     scaled = any(part.is_scaled for part in adapted) and rank is None
     constant = any(part.constant is not None for part in adapted)
     if rank is None:
@@ -114,12 +152,15 @@ def build_adapter(
     if not adapted:
         raise SeaExportError("the edit changes no weight: fit a stronger edit, for example with more variance")
 
-    parts = [_dora(part, read) if scaled else _lora(part, read, rank, with_bias=constant) for part in adapted]
+    if scaled:
+        parts = [_dora(part, read, with_bias=constant) for part in adapted]
+    else:
+        parts = [_lora(part, read, rank, with_bias=constant) for part in adapted]
     modules = tuple(module for module, _ in parts)
     largest = max(module.rank for module in modules)
     own_ranks = {module.module: module.rank for module in modules if module.rank != largest}
     tensors = {
-        f"{_PREFIX}{module.module}.{name}": tensor.float().contiguous()
+        f"{PREFIX}{module.module}.{name}": tensor.float().contiguous()
         for module, values in parts
         for name, tensor in values.items()
     }
@@ -151,39 +192,12 @@ def build_adapter(
     return Adapter(config, tensors, modules)
 
 
-def write_adapter(adapter: Adapter, directory: Path) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`. The same adapter gives the same bytes."""
-    text = json.dumps(adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-    save_file(dict(adapter.tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+def edited_weights(edit: SpectralEdit, writers: Sequence[Writer], read: Callable[[str], Tensor]) -> list[EditedWeight]:
+    """The linear maps that write an edit's targets; arguments and errors are those of `build_adapter`."""
+    return [_edited(weight, writer, edit, read) for writer in writers for weight in writer.weights]
 
 
-@dataclass(frozen=True)
-class _Adapted:
-    """One linear map and its edit."""
-
-    weight: WriterWeight
-    edit: LowRankEdit
-    bias: Tensor | None
-    """(d,) the edited bias b', where the base has one."""
-    constant: Tensor | None
-    """(d,) b' - b, where that is not zero."""
-
-    @property
-    def module(self) -> str:
-        return self.weight.name.removesuffix(".weight")
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether plain LoRA would need the full rank."""
-        return self.edit.identity != 1 or bool((self.edit.scale != 1).any())
-
-    @property
-    def changes_anything(self) -> bool:
-        return self.is_scaled or self.constant is not None or bool((self.edit.left != 0).any())
-
-
-def _adapted(weight: WriterWeight, writer: Writer, edit: SpectralEdit, read: Callable[[str], Tensor]) -> _Adapted:
+def _edited(weight: WriterWeight, writer: Writer, edit: SpectralEdit, read: Callable[[str], Tensor]) -> EditedWeight:
     layers = edit.layers[writer.target]
     for layer in layers:
         if layer.why_unfoldable:
@@ -205,44 +219,46 @@ def _adapted(weight: WriterWeight, writer: Writer, edit: SpectralEdit, read: Cal
         stored = read(weight.bias).double().cpu()
         bias = product.apply(stored)
         constant = bias - stored
-    return _Adapted(weight, product, bias, constant if constant.any() else None)
+    return EditedWeight(weight, product, bias, constant if constant.any() else None)
 
 
-def _check_exact(adapted: Sequence[_Adapted], scaled: bool) -> None:
+def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
     for part in adapted:
         if part.edit.identity == 0:
-            raise InputError(
-                f"the edit of {part.module} keeps nothing of the identity (--projections positive at strength 1), so "
-                "that an exact adapter would be larger than the weights: choose --format merged, or --adapter-rank "
-                "for an approximation"
-            )
+            raise InputError(NO_EXACT_ADAPTER)
         if scaled and part.constant is not None and part.bias is None:
-            raise InputError(
-                f"{part.module} has no bias, and PEFT has no place for the constant of an affine edit beside the row "
-                "scales of a normalized one: choose --center linear, --normalization none, or another --format"
-            )
+            raise InputError(no_place_for_constant(part.weight))
+
+
+def no_place_for_constant(weight: WriterWeight) -> str:
+    """Why a scaled edit with a constant has no adapter where the base has no bias, and what has."""
+    return (
+        f"{weight.name.removesuffix('.weight')} has no bias, and PEFT has no place for the constant of an affine edit "
+        "beside the row scales of a normalized one: choose --center linear, --normalization none, or another --format"
+    )
 
 
 def _lora(
-    part: _Adapted, read: Callable[[str], Tensor], rank: int | None, *, with_bias: bool
+    part: EditedWeight, read: Callable[[str], Tensor], rank: int | None, *, with_bias: bool
 ) -> tuple[AdaptedModule, dict[str, Tensor]]:
-    weight, stored_bytes = _read_weight(part, read)
-    edit = part.edit
+    weight = read_weight(part.weight, read)
     if part.is_scaled:
         left = torch.eye(weight.shape[0], dtype=torch.float64)
-        right = edit.scale[:, None] * (edit.identity * weight + edit.left @ (edit.right @ weight)) - weight
+        right = part.fold(weight) - weight
     else:
-        left, right = edit.left, edit.right @ weight
+        left, right = part.edit.left, part.edit.right @ weight
     factors = best_factors(left, right, rank)
     tensors = {"lora_A.weight": factors.a, "lora_B.weight": factors.b}
     if with_bias:
         tensors["lora_B.bias"] = torch.zeros(weight.shape[0]) if part.constant is None else part.constant
-    module = AdaptedModule(part.module, factors.exact_rank, factors.b.shape[1], factors.relative_error, stored_bytes)
+    module = AdaptedModule(part.module, factors.exact_rank, factors.b.shape[1], factors.relative_error, weight.numel())
     return module, tensors
 
 
-def _dora(part: _Adapted, read: Callable[[str], Tensor]) -> tuple[AdaptedModule, dict[str, Tensor]]:
-    weight, stored_bytes = _read_weight(part, read)
+def _dora(
+    part: EditedWeight, read: Callable[[str], Tensor], *, with_bias: bool
+) -> tuple[AdaptedModule, dict[str, Tensor]]:
+    weight = read_weight(part.weight, read)
     factors = best_factors(part.edit.left, part.edit.right @ weight, None)
     # The norms are those of the rounded factors, because they are what PEFT divides by.
     b, a = factors.b.float().double(), factors.a.float().double()
@@ -259,16 +275,15 @@ def _dora(part: _Adapted, read: Callable[[str], Tensor]) -> tuple[AdaptedModule,
         # PEFT saves it without ".weight" and reads both; transformers 5 does not find it without.
         "lora_magnitude_vector.weight": part.edit.scale * norms,
     }
-    if part.bias is not None:
+    if with_bias and part.bias is not None:
         tensors["base_layer.bias"] = part.bias
-    module = AdaptedModule(part.module, factors.exact_rank, b.shape[1], 0.0, stored_bytes)
+    module = AdaptedModule(part.module, factors.exact_rank, b.shape[1], 0.0, weight.numel())
     return module, tensors
 
 
-def _read_weight(part: _Adapted, read: Callable[[str], Tensor]) -> tuple[Tensor, int]:
-    """W (d, m) in float64, and its size in the base."""
-    stored = read(part.weight.name)
-    return stored.movedim(part.weight.output_dim, 0).double().cpu(), stored.nbytes
+def read_weight(weight: WriterWeight, read: Callable[[str], Tensor]) -> Tensor:
+    """W (d, m) in float64, on the CPU."""
+    return read(weight.name).movedim(weight.output_dim, 0).double().cpu()
 
 
 def _padded(name: str, tensor: Tensor, rank: int) -> Tensor:

@@ -31,6 +31,7 @@ def make_manifest(
     options: SaveOptions,
     report: WriteReport,
     verification: Verification | None,
+    details: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the manifest says, with the digests of the copied files, but not of those still to be written.
 
@@ -40,7 +41,10 @@ def make_manifest(
         options: how.
         report: what was written, with digests of the base's files.
         verification: its figures, or None if it was not verified.
+        details: what else there is to say about an output of this format.
     """
+    tensors = base.checkpoint.tensors
+    stored = next((tensors[name] for name in report.edited if name in tensors), next(iter(tensors.values())))
     layers = [
         {
             "target": str(target),
@@ -60,7 +64,7 @@ def make_manifest(
         "base": {
             "name": base.name,
             "revision": base.revision,
-            "dtype": str(base.checkpoint.tensors[report.edited[0]].dtype).removeprefix("torch."),
+            "dtype": str(stored.dtype).removeprefix("torch."),
             "files": report.base_digests,
         },
         "edit": dict(edit.provenance),
@@ -68,6 +72,7 @@ def make_manifest(
         "edited_tensors": list(report.edited),
         "added_tensors": list(report.added),
         "left_out_files": list(base.checkpoint.left_out()),
+        **details,
         "verification": None if verification is None else asdict(verification),
         "files": dict(report.digests),
     }

@@ -1,0 +1,240 @@
+"""From an edit and a base to an adapter, its files and what is to be known about it before they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from sea_export.architecture import Writer
+from sea_export.base_model import BaseModel
+from sea_export.digest import file_digest
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.export.adapter import Adapter, build_adapter, no_place_for_constant
+from sea_export.export.folding import StoredWriters
+from sea_export.export.merged import WriteReport
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdapterPlan", "check_adapter", "plan_adapter", "write_adapter"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_BASIS_ROWS = 1024
+_VLLM_DEFAULT_RANK = 16
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """An adapter, and where what it was made of comes from."""
+
+    adapter: Adapter
+    writers: tuple[Writer, ...]
+    read: Callable[[str], Tensor]
+    """Gives a parameter of the base by its name in the model."""
+    rank_cap: int | None
+    stored_weights: tuple[str, ...]
+    """Stored names of the weights that a merge would rewrite; none for a quantized base."""
+    merged_bytes: int | None
+    """Bytes of those weights; None for a quantized base."""
+    local_base: bool
+    """Whether the base is named by a path of this machine."""
+
+    def details(self) -> dict[str, Any]:
+        """What the manifest says about the adapter."""
+        adapter = self.adapter
+        return {
+            "kind": self.kind,
+            "exact": adapter.exact,
+            "rank_cap": self.rank_cap,
+            "bytes": adapter.size,
+            "merged_bytes": self.merged_bytes,
+            "modules": [asdict(module) for module in adapter.modules],
+        }
+
+    @property
+    def kind(self) -> str:
+        """`LoRA` or `DoRA`, and whether it has biases."""
+        config = self.adapter.config
+        if config["lora_bias"]:
+            return "LoRA with biases"
+        if config["bias"] == "lora_only":
+            return "DoRA with the base's biases edited"
+        return "DoRA" if config["use_dora"] else "LoRA"
+
+    def remarks(self) -> list[str]:
+        """The rank report: ranks, size, who can load it, and whether merging is the better choice. One line each."""
+        adapter, modules = self.adapter, self.adapter.modules
+        exact = [module.exact_rank for module in modules]
+        lines = [
+            f"Adapter: {self.kind}, {_megabytes(adapter.size)}, {len(modules)} modules; exact ranks "
+            f"{', '.join(map(str, exact))}."
+        ]
+        if not adapter.exact:
+            errors = [module.relative_error for module in modules]
+            lines.append(
+                f"Cut to rank {self.rank_cap}, it is not the edit but the nearest of that rank: the change of a weight "
+                f"is off by {min(errors):.1%} to {max(errors):.1%} of its norm."
+            )
+        if self.merged_bytes is not None and adapter.size >= self.merged_bytes:
+            lines.append(
+                f"It is larger than the weights that it edits ({_megabytes(self.merged_bytes)}): --format merged is "
+                "the better choice, unless the base has to be shared."
+            )
+        lines.append(_who_loads(adapter.config))
+        weights = [weight for writer in self.writers for weight in writer.weights]
+        if adapter.config["lora_bias"] and any(weight.bias is None for weight in weights):
+            lines.append("PEFT cannot merge it into the base, whose edited modules have no biases to merge into.")
+        if self.local_base:
+            lines.append(
+                f"{ADAPTER_CONFIG} names the base by its path on this machine, where alone it loads: "
+                "give the base as a Hub id to publish the adapter."
+            )
+        return lines
+
+
+def check_adapter(base: BaseModel, stored: StoredWriters, *, needs_bias: bool, scaled: bool) -> None:
+    """Raises InputError for what can be known before a fit: that no adapter could hold the edit on this base.
+
+    Args:
+        base: the base.
+        stored: what `find_stored_writers` found.
+        needs_bias: whether the edit adds a constant.
+        scaled: whether the edit scales rows, and the adapter must be exact.
+    """
+    _location(base)
+    for weight in (weight for writer in stored.writers for weight in writer.weights):
+        if needs_bias and scaled and weight.bias is None:
+            raise InputError(no_place_for_constant(weight))
+
+
+def plan_adapter(
+    edit: SpectralEdit,
+    base: BaseModel,
+    stored: StoredWriters,
+    *,
+    rank: int | None,
+    load: Callable[[], PreTrainedModel],
+) -> AdapterPlan:
+    """Makes the adapter of an edit.
+
+    Args:
+        edit: the edit.
+        base: the base, from which one weight is read at a time.
+        stored: what `find_stored_writers` found for the edit's targets.
+        rank: see `build_adapter`.
+        load: gives the base in memory. It is asked for quantized bases only, whose weights are not stored as such.
+
+    Raises:
+        InputError: see `build_adapter`; or the base is no model that transformers could load beside the adapter.
+        SeaExportError: see `build_adapter`.
+    """
+    names = stored.stored_names
+    read: Callable[[str], Tensor] = _CheckpointReader(base, names) if names else _ModelReader(load())
+    weights = tuple(names[weight.name] for writer in stored.writers for weight in writer.weights if names)
+    spans = [base.checkpoint.tensors[name] for name in weights]
+    return AdapterPlan(
+        adapter=build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank),
+        writers=stored.writers,
+        read=read,
+        rank_cap=rank,
+        stored_weights=weights,
+        merged_bytes=sum(span.end - span.start for span in spans) if names else None,
+        local_base=base.revision is None,
+    )
+
+
+def write_adapter(plan: AdapterPlan, base: BaseModel, stored_names: Mapping[str, str], directory: Path) -> WriteReport:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`. The same adapter gives the same bytes.
+
+    Args:
+        plan: the adapter.
+        base: the base, whose weight files are digested: the adapter belongs to them.
+        stored_names: stored names of the base's parameters, where it has them, for the report.
+        directory: an existing directory.
+    """
+    text = json.dumps(plan.adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    save_file(dict(plan.adapter.tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    weights = [f"{module.module}.weight" for module in plan.adapter.modules]
+    return WriteReport(
+        base_digests={file: file_digest(base.checkpoint.directory / file) for file in base.checkpoint.weight_files},
+        digests={file: file_digest(directory / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+        edited=tuple(stored_names.get(name, name) for name in weights),
+        unchanged=(),
+        added=tuple(plan.adapter.tensors),
+    )
+
+
+def _location(base: BaseModel) -> str:
+    if base.location is None:
+        raise InputError(
+            f"an adapter is loaded beside its base, and {base.name} is a .gguf file, which transformers does not load "
+            "by itself: choose --format merged, or give the base as a directory or a Hub id"
+        )
+    return base.location
+
+
+@dataclass(frozen=True)
+class _CheckpointReader:
+    base: BaseModel
+    stored_names: Mapping[str, str]
+
+    def __call__(self, name: str) -> Tensor:
+        return self.base.checkpoint.read(self.stored_names[name])
+
+
+@dataclass(frozen=True)
+class _ModelReader:
+    """Reads what linear maps compute with, whatever they store: a quantized one is asked for it basis by basis."""
+
+    model: PreTrainedModel
+
+    @torch.inference_mode()
+    def __call__(self, name: str) -> Tensor:
+        module_name, _, leaf = name.rpartition(".")
+        module: Any = self.model.get_submodule(module_name)
+        if leaf == "bias" or type(module) in (nn.Linear, Conv1D):
+            parameter: Tensor = getattr(module, leaf)
+            return parameter.detach()
+        bias, module.bias = module.bias, None
+        try:
+            basis = torch.eye(module.in_features, device=self.model.device, dtype=self.model.dtype)
+            return torch.cat([module(rows) for rows in basis.split(_BASIS_ROWS)]).T
+        finally:
+            module.bias = bias
+
+
+def _who_loads(config: Mapping[str, Any]) -> str:
+    rank = config["r"]
+    if config["use_dora"]:
+        return (
+            "It loads in transformers and PEFT. Row scales are held by DoRA, which vLLM and llama.cpp do not have: "
+            "merge for them, or take the approximation of --adapter-rank."
+        )
+    if config["lora_bias"]:
+        return "It loads in transformers and PEFT. It has biases, which vLLM and llama.cpp do not read: merge for them."
+    if rank <= _VLLM_DEFAULT_RANK:
+        return f"Rank {rank}: programs that cap the rank (vLLM at {_VLLM_DEFAULT_RANK} unless told otherwise) take it."
+    fitting = next((cap for cap in _VLLM_RANKS if cap >= rank), None)
+    if fitting is None:
+        return f"Rank {rank} is more than vLLM takes ({_VLLM_RANKS[-1]}): merge for it, or cut it with --adapter-rank."
+    return (
+        f"Rank {rank}: vLLM takes up to {_VLLM_DEFAULT_RANK} unless told otherwise, and this one with "
+        f"--max-lora-rank {fitting}."
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"
