@@ -498,6 +498,12 @@ def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
     sizes = {edit.size for member in edits for layer in member.layers.values() for edit in layer}
     if len(sizes) > 1:
         raise InputError(f"the edits have different hidden sizes ({sorted(sizes)}): they cannot be composed")
+    bases = [member.provenance.get("base") or {} for member in edits]
+    known = {tuple(sorted(base["weights"].values())): base.get("name") for base in bases if base.get("weights")}
+    if len(known) > 1:
+        raise InputError(
+            f"the edits were fitted on different weights ({', '.join(map(str, known.values()))}): fit all on one base"
+        )
     layers: dict[Target, tuple[LayerEdit, ...]] = {}
     for member in edits:
         for target, layer in member.layers.items():

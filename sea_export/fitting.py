@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.activations import capture_batches
@@ -312,4 +314,4 @@ def library_versions() -> dict[str, str]:
 
 def _public_name(name: str) -> str:
     """A Hub id as it is; of a local path only the last component, so that no path is ever published."""
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else name.rstrip("/").rpartition("/")[2]
+    return Path(name).name if os.path.exists(name) or Path(name).is_absolute() else name

@@ -166,6 +166,16 @@ def test_composition_keeps_every_layer_and_where_each_edit_comes_from():
     assert compose([one]) is one
 
 
+def test_edits_of_different_bases_do_not_compose():
+    one, other = (
+        SpectralEdit(spectral_edit(MLP_TARGETS).layers, {"base": {"name": "org/tiny", "weights": {"model": digest}}})
+        for digest in ("a", "b")
+    )
+    with pytest.raises(InputError, match="different weights"):
+        compose([one, other])
+    assert compose([one, one]).targets == one.targets
+
+
 def test_edits_of_different_hidden_sizes_do_not_compose():
     with pytest.raises(InputError, match=r"\[16, 24\]"):
         compose([spectral_edit(MLP_TARGETS), spectral_edit(MLP_TARGETS, size=16)])
