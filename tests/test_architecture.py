@@ -29,14 +29,13 @@ from sea_export.architecture import (
     bias_switch,
     decoder_layers,
     find_writers,
-    fold_parameters,
     hidden_size,
-    prove_fold,
     skeleton,
     stored_name,
 )
 from sea_export.edit import Target
 from sea_export.errors import InputError, SeaExportError
+from sea_export.fold import fold_parameters, prove_fold
 
 ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in ("attention", "mlp")]
 

@@ -11,8 +11,9 @@ from tiny_edits import SIZE, some_edit
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from sea_export.architecture import Writer, WriterWeight, fold_parameters, fold_tensor
+from sea_export.architecture import Writer, WriterWeight
 from sea_export.edit import Target
+from sea_export.fold import fold_parameters, fold_tensor
 from sea_export.options import CENTERS
 
 
