@@ -76,7 +76,7 @@ def _draw_spectra(axis: Axes, spectra: list[Any], labels: list[str], kind: str) 
         shares,
         aspect="auto",
         cmap="cividis",
-        norm=LogNorm(vmin=1e-8, vmax=1),
+        norm=LogNorm(vmin=1e-6, vmax=1),
         extent=(0.5, _SHOWN_VALUES + 0.5, len(spectra) - 0.5, -0.5),
     )
     axis.set_yticks(np.arange(len(labels)), labels)
