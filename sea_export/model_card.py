@@ -17,15 +17,7 @@ _TEMPLATE = """---
 
 # {title}
 
-{base} with a spectral edit of its activations (SEA) folded into its weights. It has the original architecture,
-tensor names and files, and loads wherever the original loads.
-
-```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", "PATH_OR_REPOSITORY_OF_THIS_CHECKPOINT")
-print(generate("Q: What happens if you swallow chewing gum?\\nA:")[0]["generated_text"])
-```
+{introduction}
 
 ## What was edited
 
@@ -56,6 +48,40 @@ the edit itself.
 ```
 """
 
+_MERGED = """\
+{base} with a spectral edit of its activations (SEA) folded into its weights. It has the original architecture,
+tensor names and files, and loads wherever the original loads.
+
+```python
+from transformers import pipeline
+
+generate = pipeline("text-generation", "PATH_OR_REPOSITORY_OF_THIS_CHECKPOINT")
+print(generate("Q: What happens if you swallow chewing gum?\\nA:")[0]["generated_text"])
+```"""
+
+_ADAPTER = """\
+A PEFT adapter ({kind}, {megabytes:.3g} MB) that puts a spectral edit of its activations (SEA) on {base}.
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OR_REPOSITORY_OF_THIS_ADAPTER")  # the base with it; needs peft
+```
+
+The tokenizer is the base's. `PeftModel.from_pretrained` puts the adapter on a base that is loaded already.
+
+{notes}"""
+
+_DIAL = """Its scale stays a dial: at scale s it equals the edit of {times}strength s, and at 0 the base.
+
+```python
+from peft.tuners.lora import LoraLayer
+
+for module in model.modules():
+    if isinstance(module, LoraLayer):
+        module.set_scale("default", 0.5)
+```"""
+
 
 def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[str, Any]) -> None:
     """Writes README.md into `directory`.
@@ -73,14 +99,17 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
         license_name=inherited.get("license_name"),
         license_link=inherited.get("license_link"),
         language=inherited.get("language"),
-        library_name="transformers",
+        library_name="peft" if manifest["format"] == "adapter" else "transformers",
+        base_model_relation="adapter" if manifest["format"] == "adapter" else None,
         pipeline_tag="text-generation",
         tags=["sea-export", "spectral-editing"],
     )
     content = _TEMPLATE.format(
         metadata=data.to_yaml().strip(),
         title=f"{base.rpartition('/')[2]}, spectrally edited",
-        base=f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`",
+        introduction=_introduction(
+            manifest, f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`"
+        ),
         edited=_table(
             ("layer", "directions kept", "directions dropped", "relative change"),
             [
@@ -91,6 +120,35 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
         verification=_verification_table(manifest.get("verification")),
     )
     (directory / "README.md").write_text(content, encoding="utf-8")
+
+
+def _introduction(manifest: Mapping[str, Any], base: str) -> str:
+    if manifest["format"] != "adapter":
+        return _MERGED.format(base=base)
+    adapter = manifest["adapter"]
+    notes = "\n\n".join(_adapter_notes(manifest))
+    return _ADAPTER.format(kind=adapter["kind"], megabytes=adapter["bytes"] / 1e6, base=base, notes=notes)
+
+
+def _adapter_notes(manifest: Mapping[str, Any]) -> list[str]:
+    adapter = manifest["adapter"]
+    notes = []
+    if adapter["exact"]:
+        notes.append("It computes the edit exactly, but for rounding in float32.")
+    else:
+        errors = [module["relative_error"] for module in adapter["modules"]]
+        notes.append(
+            f"It is the best approximation of rank {adapter['rank_cap']} to the edit, and not the edit: the change of "
+            f"each weight is off by {min(errors):.1%} to {max(errors):.1%} of its norm."
+        )
+    if adapter["kind"] != "LoRA":
+        notes.append("Programs that read plain LoRA only (vLLM, llama.cpp) do not load it.")
+    if adapter["replaces_biases"]:
+        notes.append("It replaces biases of the base: to be rid of it, load the base anew.")
+    if adapter["is_dial"]:
+        strength = manifest["edit"]["options"]["edit"]["strength"]
+        notes.append(_DIAL.format(times="" if strength == 1 else f"{strength:g} times "))
+    return notes
 
 
 def _base_metadata(base_directory: Path) -> dict[str, Any]:
@@ -107,8 +165,8 @@ def _verification_table(verification: Mapping[str, Any] | None) -> str:
     if verification is None:
         return "Not verified when it was written: run `sea-export verify`."
     names = {
-        "mathematics": "weights folded in float32",
-        "storage": f"this checkpoint ({verification['dtype']})",
+        "mathematics": "in memory, in float32",
+        "storage": f"as stored, the base in {verification['dtype']}",
         "base_rounding": f"unedited base, computed in {verification['dtype']}",
         "effect": "the edit itself, against the base",
     }
@@ -124,10 +182,12 @@ def _verification_table(verification: Mapping[str, Any] | None) -> str:
             for key, name in names.items()
         ],
     )
-    return (
-        f"The first two rows compare with the edit applied at run time. {verification['changed_tensors']} tensors "
-        f"differ from the base's, {verification['identical_tensors']} are byte-identical.\n\n{table}"
+    reference = (
+        "The first two rows compare with the edit applied at run time."
+        if verification["exact"]
+        else "The first row compares with the edit applied at run time, the second with the export in memory."
     )
+    return f"{reference} {verification['statement']}\n\n{table}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

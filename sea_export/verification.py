@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sea_export.architecture import find_writers, fold_parameters
+from sea_export.architecture import find_writers
 from sea_export.base_model import resolve_base
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference, compare_checkpoints
@@ -39,6 +39,7 @@ from sea_export.export.adapter_plan import ADAPTER_CONFIG, AdapterPlan
 from sea_export.export.folding import MergePlan, find_stored_writers
 from sea_export.export.manifest import read_manifest
 from sea_export.export.output import read_json
+from sea_export.fold import fold_parameters
 from sea_export.generation import greedy_continuations
 from sea_export.loading import load_config, load_model, load_tokenizer
 from sea_export.options import SaveOptions
@@ -128,28 +129,17 @@ class Verification:
     """Other files that are the base's, byte for byte."""
     problems: tuple[str, ...]
     """What is outside the tolerance or not as claimed, in sentences."""
-    adapted_weights: int
-    """For an adapter: the weights of the base that it changes. No tensor of the base is stored."""
     weight_error: float | None
-    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of any of them."""
+    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of any weight that it changes."""
+    exact: bool
+    """False for an adapter of capped rank, which claims to be no more than an approximation."""
+    statement: str
+    """What the tensors of the export are, in a sentence."""
 
     @property
     def passed(self) -> bool:
         """Whether the checkpoint is the edit it claims to be."""
         return not self.problems
-
-    @property
-    def statement(self) -> str:
-        """What the tensors of the export are."""
-        if self.weight_error is not None:
-            return (
-                f"The adapter changes {self.adapted_weights} weights of the base, each as the edit does but for "
-                f"{self.weight_error:.1e} of the change."
-            )
-        return (
-            f"{self.changed_tensors} tensors differ from the base's; {self.identical_tensors} tensors and "
-            f"{self.identical_files} other files are byte-identical."
-        )
 
 
 @torch.inference_mode()
@@ -190,15 +180,18 @@ def _verify_merged(
     dtype = next(base.tensors[name].dtype for name in plan.edits)
     figures = _figures(directory, edit, model, tokenizer, lambda: _folded(model, edit), dtype)
     difference = compare_checkpoints(base.directory, directory)
+    changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
     return Verification(
         dtype=_name(dtype),
         **figures,
-        changed_tensors=len(difference.tensors_changed) + len(difference.tensors_only_in_b),
+        changed_tensors=changed,
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
         problems=(*_figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
-        adapted_weights=0,
         weight_error=None,
+        exact=True,
+        statement=f"{changed} tensors differ from the base's; {difference.tensors_identical} tensors and "
+        f"{difference.files_identical} other files are byte-identical.",
     )
 
 
@@ -223,8 +216,10 @@ def _verify_adapter(
         identical_tensors=0,
         identical_files=0,
         problems=(*_figure_problems(figures, computed, computed=computed, exact=exact), *problems),
-        adapted_weights=len(plan.adapter.modules),
         weight_error=weight_error,
+        exact=exact,
+        statement=f"The adapter changes {len(plan.adapter.modules)} weights of the base, each as the edit does but for "
+        f"{weight_error:.1e} of the change at most.",
     )
 
 

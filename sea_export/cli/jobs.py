@@ -197,10 +197,11 @@ def print_layers(edit: SpectralEdit) -> None:
 
 def print_verification(verification: Verification) -> None:
     """Prints the figures of a verification, and what is wrong if anything is."""
+    reference = "run-time edit" if verification.exact else "export in memory"
     table = Table("compared with", "largest logit difference", "mean KL (nats)", "equal greedy tokens")
     rows = {
         "run-time edit / export in memory (mathematics)": verification.mathematics,
-        f"run-time edit / export as stored, base in {verification.dtype} (storage)": verification.storage,
+        f"{reference} / as stored, base in {verification.dtype} (storage)": verification.storage,
         f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }

@@ -48,6 +48,8 @@ class AdapterPlan:
     """Stored names of the weights that a merge would rewrite; none for a quantized base."""
     merged_bytes: int | None
     """Bytes of those weights; None for a quantized base."""
+    is_dial: bool
+    """Whether at scale s the adapter is the edit of s times its strength."""
     local_base: bool
     """Whether the base is named by a path of this machine."""
 
@@ -57,6 +59,8 @@ class AdapterPlan:
         return {
             "kind": self.kind,
             "exact": adapter.exact,
+            "is_dial": self.is_dial,
+            "replaces_biases": adapter.config["bias"] != "none",
             "rank_cap": self.rank_cap,
             "bytes": adapter.size,
             "merged_bytes": self.merged_bytes,
@@ -144,13 +148,15 @@ def plan_adapter(
     read: Callable[[str], Tensor] = _CheckpointReader(base, names) if names else _ModelReader(load())
     weights = tuple(names[weight.name] for writer in stored.writers for weight in writer.weights if names)
     spans = [base.checkpoint.tensors[name] for name in weights]
+    adapter = build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank)
     return AdapterPlan(
-        adapter=build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank),
+        adapter=adapter,
         writers=stored.writers,
         read=read,
         rank_cap=rank,
         stored_weights=weights,
         merged_bytes=sum(span.end - span.start for span in spans) if names else None,
+        is_dial=not adapter.config["use_dora"] and adapter.exact and _is_proportional(edit),
         local_base=base.revision is None,
     )
 
@@ -174,6 +180,13 @@ def write_adapter(plan: AdapterPlan, base: BaseModel, stored_names: Mapping[str,
         edited=tuple(stored_names.get(name, name) for name in weights),
         unchanged=(),
         added=tuple(plan.adapter.tensors),
+    )
+
+
+def _is_proportional(edit: SpectralEdit) -> bool:
+    """Whether the change that the edit makes is proportional to its strength."""
+    return all(
+        len(layers) == 1 and layers[0].scale is None and layers[0].identity == 1 for layers in edit.layers.values()
     )
 
 
@@ -237,4 +250,4 @@ def _who_loads(config: Mapping[str, Any]) -> str:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e6:.3g} MB"
