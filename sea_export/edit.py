@@ -83,6 +83,12 @@ class SpectralEdit:
         return any(edit.needs_bias for edits in self.layers.values() for edit in edits)
 
     @property
+    def why_unfoldable(self) -> str | None:
+        """Why no weight can hold the edit, and what could be fitted instead; None for one that folds."""
+        reasons = (edit.why_unfoldable for edits in self.layers.values() for edit in edits)
+        return next(filter(None, reasons), None)
+
+    @property
     def relative_change(self) -> float:
         """The largest relative change of any layer: tiny means that the edit does nothing."""
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)

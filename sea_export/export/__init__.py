@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.base_model import BaseModel, resolve_base
-from sea_export.edit import SpectralEdit
+from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter_plan import AdapterPlan, plan_adapter, write_adapter
+from sea_export.export.custom_code import (
+    CodePlan,
+    EditedModules,
+    find_edited_modules,
+    plan_custom_code,
+    write_custom_code,
+)
 from sea_export.export.folding import MergePlan, StoredWriters, find_stored_writers, plan_merge
 from sea_export.export.manifest import make_manifest, write_manifest
 from sea_export.export.merged import WriteReport, write_checkpoint
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
 
     from sea_export.verification import Verification
 
-__all__ = ["SaveResult", "checkpoint_bytes", "plan_export", "save", "save_checkpoint"]
+__all__ = ["SaveResult", "checkpoint_bytes", "find_places", "plan_export", "save", "save_checkpoint"]
 
 EDIT_DIRECTORY = "sea_edit"
 
@@ -60,8 +67,8 @@ def save(
         edit: the edit; `sea_export.compose` makes one of several.
         base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
         output: the directory to write.
-        format: `merged` or `adapter`. An adapter names a local base by its absolute path, without which it could not
-            be loaded: give a Hub id to publish it.
+        format: `merged`, `adapter` or `custom-code`. An adapter names a local base by its absolute path, without which
+            it could not be loaded: give a Hub id to publish it.
         adapter_rank: the largest rank of an adapter; None for an exact one.
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
@@ -93,7 +100,7 @@ def save_checkpoint(
     output: Path,
     options: SaveOptions,
     *,
-    stored: StoredWriters | None = None,
+    stored: StoredWriters | EditedModules | None = None,
     model: PreTrainedModel | None = None,
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
@@ -105,7 +112,7 @@ def save_checkpoint(
         base: the resolved base.
         output: the directory to write.
         options: how.
-        stored: what `find_stored_writers` found for the edit's targets, if that was asked before.
+        stored: what `find_places` found for the edit's targets, if that was asked before.
         model: the base in memory, for verification; it is left in another dtype than it came in.
         progress: told the number of bytes written since the last call.
         announce: told what is to be known before anything is written, a line at a time.
@@ -115,14 +122,9 @@ def save_checkpoint(
         SeaExportError: see `save`.
     """
     check_output(output, overwrite=options.overwrite, needed_bytes=checkpoint_bytes(base, options.format))
-    stored = stored or find_stored_writers(
-        edit.targets,
-        base.checkpoint,
-        load_config(base, trust_remote_code=options.trust_remote_code),
-        needs_bias=edit.needs_bias,
-        format=options.format,
-        trust_remote_code=options.trust_remote_code,
-    )
+    if options.format != "custom-code" and edit.why_unfoldable:
+        raise InputError(edit.why_unfoldable)
+    stored = stored or find_places(edit.targets, base, options, needs_bias=edit.needs_bias)
 
     def load() -> PreTrainedModel:
         nonlocal model
@@ -155,38 +157,70 @@ def save_checkpoint(
     return SaveResult(output, report, verification)
 
 
+def find_places(
+    targets: Iterable[Target], base: BaseModel, options: SaveOptions, *, needs_bias: bool
+) -> StoredWriters | EditedModules:
+    """Finds where a base has the places that an edit edits, as the format needs it, without loading any weight.
+
+    Args:
+        targets: the places to edit.
+        base: the resolved base.
+        options: how the edit is to be baked.
+        needs_bias: whether the edit adds a constant (`center="affine"`).
+
+    Raises:
+        InputError: a place is not found, or the format cannot hold an edit of it.
+        SeaExportError: a fold could not be proved.
+    """
+    if options.format == "custom-code":
+        return find_edited_modules(targets, base)
+    return find_stored_writers(
+        targets,
+        base.checkpoint,
+        load_config(base, trust_remote_code=options.trust_remote_code),
+        needs_bias=needs_bias,
+        format=options.format,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
 def plan_export(
     edit: SpectralEdit,
     base: BaseModel,
-    stored: StoredWriters,
+    stored: StoredWriters | EditedModules,
     options: SaveOptions,
     load: Callable[[], PreTrainedModel],
-) -> MergePlan | AdapterPlan:
+) -> MergePlan | AdapterPlan | CodePlan:
     """Works out what an export consists of, before anything is written.
 
     Args:
         edit: the edit.
         base: the resolved base.
-        stored: what `find_stored_writers` found for the edit's targets.
+        stored: what `find_places` found for the edit's targets.
         options: how.
         load: gives the base in memory, if the format needs it.
 
     Raises:
         InputError: the format cannot hold the edit.
     """
+    if isinstance(stored, EditedModules):
+        return plan_custom_code(edit, base, stored)
     if options.format == "adapter":
         return plan_adapter(edit, base, stored, rank=options.adapter_rank, load=load)
     return plan_merge(edit, stored, base.checkpoint)
 
 
 def _write(
-    plan: MergePlan | AdapterPlan,
+    plan: MergePlan | AdapterPlan | CodePlan,
     base: BaseModel,
-    stored: StoredWriters,
+    stored: StoredWriters | EditedModules,
     staging: Path,
     progress: Callable[[int], None] | None,
 ) -> WriteReport:
+    if isinstance(plan, CodePlan):
+        return write_custom_code(base.checkpoint, staging, plan, progress=progress)
     if isinstance(plan, AdapterPlan):
+        assert isinstance(stored, StoredWriters)
         return write_adapter(plan, base, stored.stored_names, staging)
     return write_checkpoint(
         base.checkpoint,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,11 +24,11 @@ from sea_export.architecture import Writer, find_writers, skeleton
 from sea_export.base_model import BaseModel
 from sea_export.checkpoint import INDEX, Checkpoint
 from sea_export.digest import file_digest
-from sea_export.edit import SpectralEdit
+from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.merged import WriteReport
 from sea_export.export.output import write_json
-from sea_export.export.run_time import Step, run_time_steps
+from sea_export.export.run_time import run_time_steps
 from sea_export.export.streaming import FileCopy
 from sea_export.fitting import library_versions
 from sea_export.loading import load_config, load_tokenizer
@@ -36,7 +36,15 @@ from sea_export.loading import load_config, load_tokenizer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "plan_custom_code", "write_custom_code"]
+__all__ = [
+    "CODE_FILE",
+    "EDIT_SHARD",
+    "CodePlan",
+    "EditedModules",
+    "find_edited_modules",
+    "plan_custom_code",
+    "write_custom_code",
+]
 
 CODE_FILE = "modeling_sea.py"
 EDIT_SHARD = "sea-edit.safetensors"
@@ -45,6 +53,17 @@ BASE_PREFIX = "base-"
 never into those that are linked to the base's."""
 
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
+
+
+@dataclass(frozen=True)
+class EditedModules:
+    """The modules of a base that an edit with certain targets passes through."""
+
+    model: PreTrainedModel
+    """The base's skeleton: its classes."""
+    writers: tuple[Writer, ...]
+    stored_names: Mapping[str, str]
+    """Name of a module in the model -> what the names of its tensors begin with in the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +78,59 @@ class CodePlan:
     """The contents of `modeling_sea.py`."""
 
 
-def plan_custom_code(edit: SpectralEdit, base: BaseModel) -> CodePlan:
+def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedModules:
+    """Finds the edited modules, without loading the model.
+
+    Args:
+        targets: the places to edit.
+        base: the base.
+
+    Raises:
+        InputError: the base needs code of its own or stores its weights under names that transformers converts for
+            its own classes only, or a module is not found.
+    """
+    model_type = base.checkpoint.config.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{base.name} needs code of its own (transformers has no {model_type}), which exported code cannot build "
+            "on: choose --format merged"
+        )
+    config = load_config(base)
+    model = skeleton(_unquantized(config))
+    _check_own_classes(model, base)
+    writers = tuple(find_writers(model, targets))
+    if not getattr(config, "quantization_config", None):
+        _check_names(model, base.checkpoint)
+    stored_names = {writer.module_name: _stored_module(writer.module_name, model, base) for writer in writers}
+    return EditedModules(model, writers, stored_names)
+
+
+def plan_custom_code(edit: SpectralEdit, base: BaseModel, modules: EditedModules) -> CodePlan:
     """Works out everything that is written, before anything is.
 
     Args:
         edit: the edit, of any kind.
         base: the base.
+        modules: what `find_edited_modules` found for the edit's targets.
 
     Raises:
-        InputError: the base needs code of its own or stores its weights under names that transformers converts for
-            its own classes only, or the edit does not fit it.
+        InputError: the edit has another hidden size than the base.
     """
-    config = load_config(base)
-    model = skeleton(_unquantized(config))
-    _check_own_classes(model, base)
-    writers = find_writers(model, edit.targets)
-    if not getattr(config, "quantization_config", None):
-        _check_names(model, base.checkpoint)
+    model = modules.model
     tensors: dict[str, Tensor] = {}
     edits: dict[str, list[dict[str, Any]]] = {}
-    prefix = f"{model.base_model_prefix}."
-    for writer in writers:
-        steps = _steps(edit, writer)
-        edits[writer.module_name.removeprefix(prefix)] = [step.settings for step in steps]
-        stored = _stored_module(writer.module_name, prefix, base.checkpoint)
+    for writer in modules.writers:
+        layers = edit.layers[writer.target]
+        if layers[0].size != writer.size:
+            raise InputError(
+                f"the edit has {layers[0].size} features but {writer.module_name} writes {writer.size}: "
+                "it was fitted on another model"
+            )
+        steps = run_time_steps(layers)
+        edits[writer.module_name.removeprefix(f"{model.base_model_prefix}.")] = [step.settings for step in steps]
         for position, step in enumerate(steps):
             for name, tensor in step.tensors.items():
-                tensors[f"{stored}.sea_edit.{position}.{name}"] = tensor
+                tensors[f"{modules.stored_names[writer.module_name]}.sea_edit.{position}.{name}"] = tensor
     return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model))
 
 
@@ -128,16 +173,6 @@ def write_custom_code(
     return WriteReport(base_digests, digests, edited=(), unchanged=(), added=tuple(plan.tensors))
 
 
-def _steps(edit: SpectralEdit, writer: Writer) -> list[Step]:
-    edits = edit.layers[writer.target]
-    if edits[0].size != writer.size:
-        raise InputError(
-            f"the edit has {edits[0].size} features but {writer.module_name} writes {writer.size}: "
-            "it was fitted on another model"
-        )
-    return run_time_steps(edits)
-
-
 # The base
 
 
@@ -150,12 +185,12 @@ def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _check_own_classes(model: PreTrainedModel, base: BaseModel) -> None:
-    """The exported code imports the base's classes from transformers: refuse others by name."""
+    """The exported code imports the base's classes from transformers: refuse those that it does not offer."""
     for kind in (type(model.config), type(model), type(model.base_model)):
         if getattr(transformers, kind.__name__, None) is not kind:
             raise InputError(
-                f"{base.name} needs code of its own ({kind.__name__} is not part of transformers), which exported "
-                "code cannot build on: choose --format merged"
+                f"transformers does not offer {kind.__name__} of {base.name}, so exported code cannot build on it: "
+                "choose --format merged"
             )
 
 
@@ -172,10 +207,11 @@ def _check_names(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
             )
 
 
-def _stored_module(name: str, prefix: str, checkpoint: Checkpoint) -> str:
+def _stored_module(name: str, model: PreTrainedModel, base: BaseModel) -> str:
     """A module's name as the checkpoint spells it: with or without the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if any(stored.startswith(f"{candidate}.") for stored in checkpoint.tensors):
+        if any(stored.startswith(f"{candidate}.") for stored in base.checkpoint.tensors):
             return candidate
     raise InputError(f"the checkpoint stores no tensor of {name}, which is edited: its layout is not supported")
 
