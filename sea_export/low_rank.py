@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sea_export.edit import LayerEdit
+from sea_export.layer_edit import LayerEdit
 from sea_export.errors import InputError
 
 __all__ = ["LowRankEdit", "low_rank_edit"]
