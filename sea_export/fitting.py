@@ -116,7 +116,7 @@ def fit(
         demonstrations: at least two.
         layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
         target: `mlp`, `attention` or `both`.
-        center: `off`, `affine` or `linear`.
+        center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
         feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
         length_scale: σ of the squared exponential.
         template: `qa`, `chat` or `none`.

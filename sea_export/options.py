@@ -87,7 +87,7 @@ class EditOptions:
     """How a spectrum becomes an edit. Changing any of these never needs another forward pass."""
 
     explained_variance: float = _option(
-        0.9, "Share of the squared spectrum that the kept and the dropped directions explain, in (0, 1]."
+        0.95, "Share of the squared spectrum that the kept and the dropped directions explain, in (0, 1]."
     )
     positive_variance: float | None = _option(None, "The share for the kept directions alone.")
     negative_variance: float | None = _option(None, "The share for the dropped directions alone.")
@@ -134,7 +134,10 @@ class FitOptions:
     )
     target: str = _option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
     center: str = _option(
-        "off", "Edit activations as they are, or about their mean: with a bias, or with one more rank.", CENTERS
+        "auto",
+        "Edit activations as they are (off), or about their mean, with a bias (affine) or with one more rank (linear); "
+        "auto: linear, but off with a --feature-function.",
+        ("auto", *CENTERS),
     )
     feature_function: str = _option(
         "identity",
@@ -149,10 +152,12 @@ class FitOptions:
     def __post_init__(self) -> None:
         _check_choices(self)
         check_length_scale(self.length_scale)
+        if self.center == "auto":  # settled here, so that everything after, the manifest too, sees what was chosen
+            object.__setattr__(self, "center", "linear" if self.feature_function == "identity" else "off")
         if self.center != "off" and self.feature_function != "identity":
             raise InputError(
                 f"--center {self.center} goes with --feature-function identity only: the mean of activations is not "
-                f"that of their features ({self.feature_function})"
+                f"that of their features ({self.feature_function}); choose --center off"
             )
 
 

@@ -340,11 +340,11 @@ def test_fewer_than_two_demonstrations_are_refused(llama, tokenizer, demonstrati
         ({"layers": "all", "explained_variance": 0.0}, "--explained-variance is 0.0"),
         ({"layers": "all", "positive_variance": -1.0}, "--positive-variance"),
         ({"layers": "all", "target": "norm"}, "--target is 'norm': choose one of mlp, attention, both"),
-        ({"layers": "all", "center": "on"}, "--center is 'on': choose one of off, affine, linear"),
+        ({"layers": "all", "center": "on"}, "--center is 'on': choose one of auto, off, affine, linear"),
         ({"layers": "all", "template": "alpaca"}, "--template is 'alpaca'"),
         ({"layers": "all", "site": "input"}, "--site"),
         ({"layers": "all", "batch_tokens": 0}, "--batch-tokens"),
-        ({"layers": "all", "positive_rank": 9}, "--positive-rank 9 is more than the 8 directions"),
+        ({"layers": "all", "positive_rank": 9}, "--positive-rank 9 is more than the 7 directions"),
     ],
     ids=lambda value: "" if isinstance(value, str) else ", ".join(f"{name}={one}" for name, one in value.items()),
 )
