@@ -16,7 +16,7 @@ from reference import random_activations
 from safetensors.torch import load_file, save_file
 from tiny_edits import SIZE, layer_edit
 from tiny_models import random_model, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import sea_export
 from sea_export.architecture import find_writers
@@ -33,6 +33,7 @@ from sea_export.fold import fold_parameters
 from sea_export.layer_edit import LayerEdit, build_layer_edit
 from sea_export.options import EditOptions, SaveOptions
 from sea_export.spectral import SpectrumFitter
+from sea_export.verification import Agreement
 
 PROMPT = torch.tensor([[7, 60, 31, 200, 5, 90, 17, 44]])
 TARGETS = (Target(1, "mlp"), Target(3, "mlp"))
@@ -491,3 +492,30 @@ def test_an_adapter_is_taken_off_again(tiny_checkpoint_of: Callable[[str], Path]
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert type(model.transformer.h[1].mlp.c_proj).__name__ == "Conv1D"
+
+
+# A real model
+
+
+@pytest.mark.real
+def test_adapter_and_merged_export_of_a_real_model_agree(smollm2_directory: Path, tmp_path: Path) -> None:
+    """The merged one is rounded to bfloat16, the adapter is not."""
+    base = AutoModelForCausalLM.from_pretrained(smollm2_directory, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_directory)
+    demonstrations = sea_export.load_demonstrations("builtin:truthfulness", limit=24)
+    edit = sea_export.fit(base, tokenizer, demonstrations, center="linear", normalization="calibrated")
+    sea_export.save(edit, smollm2_directory, tmp_path / "merged", verify=False)
+    save(edit, smollm2_directory, tmp_path / "adapter")
+    tokens = tokenizer("Q: What happens if you swallow chewing gum?\nA:", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        with edit.apply(base):
+            expected = base(tokens).logits
+        adapter, merged = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)(tokens).logits
+            for name in ("adapter", "merged")
+        )
+        unedited = base(tokens).logits
+    assert relative_error(adapter, expected) < 1e-4
+    agreement, effect = Agreement.between(adapter, merged), Agreement.between(adapter, unedited)
+    assert agreement.mean_divergence < 1e-3
+    assert agreement.mean_divergence < effect.mean_divergence / 20
