@@ -5,7 +5,7 @@
 - Storage: the export as a stranger's process loads it, against the run-time edit. A merged checkpoint adds the rounding
   of the edited weights to the stored dtype. Beside it stands what computing in that dtype does to the unedited base.
 - Tensors: exactly the intended tensors differ from the base, each by the fold and one rounding, and no other byte; or
-  the adapter makes the edited weights of the base's, and nothing else.
+  the adapter makes the edited weights of the base's, and nothing else; or the edit's stand beside the base's.
 
 An adapter of capped rank is an approximation: how far it is from the edit is reported, and what is tested is that it is
 the approximation it claims to be. A quantized base is computed with as it is, in its own dtype.
@@ -13,96 +13,38 @@ the approximation it claims to be. A quantized base is computed with as it is, i
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sea_export.agreement import Agreement, dtype_name, figure_problems, is_quantized, measure
 from sea_export.architecture import find_writers
 from sea_export.base_model import resolve_base
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference, compare_checkpoints
 from sea_export.edit import SpectralEdit
-from sea_export.errors import InputError, SeaExportError
-from sea_export.export import plan_export
+from sea_export.errors import InputError
+from sea_export.export import find_places, plan_export
 from sea_export.export.adapter_check import adapter_problems, with_adapter
 from sea_export.export.adapter_plan import ADAPTER_CONFIG, AdapterPlan
-from sea_export.export.folding import MergePlan, find_stored_writers
+from sea_export.export.code_check import code_problems, has_own_code
+from sea_export.export.custom_code import CODE_FILE, CodePlan
+from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
 from sea_export.export.output import read_json
 from sea_export.fold import fold_parameters
-from sea_export.generation import greedy_continuations
-from sea_export.loading import load_config, load_model, load_tokenizer
+from sea_export.loading import load_model, load_tokenizer
 from sea_export.options import SaveOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PROMPTS", "Agreement", "Verification", "verify", "verify_export"]
-
-PROMPTS = (
-    "The capital of France is",
-    "Q: What happens if you swallow chewing gum?\nA:",
-    "The doctor told the nurse that",
-    "Once upon a time, in a small village by the sea,",
-    "Water boils at a lower temperature on a mountain because",
-    "Q: Who wrote the play Romeo and Juliet?\nA:",
-    "def fibonacci(n):\n",
-    "The three primary colours are",
-    "Q: Is it safe to eat snow?\nA:",
-    "In 1969, the first people to walk on the Moon",
-)
-"""What the models are run on: the run-time edit continues each greedily, and all are compared on that text."""
-
-_NEW_TOKENS = 32
-
-# The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
-_TOLERANCES = {
-    torch.float32: (1e-8, 1.0),
-    torch.float64: (1e-8, 1.0),
-    torch.float16: (1e-4, 0.99),
-    torch.bfloat16: (1e-3, 0.99),
-}
-_MATHEMATICS_TOLERANCE = 1e-4
-# Below this mean KL divergence between base and edit (nats) the edit does nothing that anyone could see.
-_NO_OP_DIVERGENCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far two models' next-token predictions agree over the same tokens."""
-
-    max_logit_difference: float
-    """Largest absolute difference of any logit."""
-    relative_logit_difference: float
-    """The same, relative to the largest absolute logit of the first."""
-    mean_divergence: float
-    """Mean Kullback-Leibler divergence of the second's distribution from the first's, in nats."""
-    equal_greedy: float
-    """Share of positions at which both would choose the same token."""
-
-    @classmethod
-    def between(cls, reference: Tensor, other: Tensor) -> Agreement:
-        """Compares logits (..., vocabulary) of the same positions."""
-        reference, other = reference.double(), other.double()
-        difference = float((reference - other).abs().max())
-        log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
-        divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-        return cls(
-            max_logit_difference=difference,
-            relative_logit_difference=difference / float(reference.abs().max()),
-            mean_divergence=max(divergence, 0.0),
-            equal_greedy=float((reference.argmax(-1) == other.argmax(-1)).double().mean()),
-        )
+__all__ = ["Agreement", "Verification", "verify", "verify_export"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +89,7 @@ def verify_export(
     directory: Path,
     base: Checkpoint,
     edit: SpectralEdit,
-    plan: MergePlan | AdapterPlan,
+    plan: MergePlan | AdapterPlan | CodePlan,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
@@ -164,6 +106,8 @@ def verify_export(
     Raises:
         SeaExportError: plain transformers cannot load the export.
     """
+    if isinstance(plan, CodePlan):
+        return _verify_custom_code(directory, base, edit, plan, model, tokenizer)
     if isinstance(plan, AdapterPlan):
         return _verify_adapter(directory, base, edit, plan, model, tokenizer)
     return _verify_merged(directory, base, edit, plan, model, tokenizer)
@@ -178,16 +122,16 @@ def _verify_merged(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
     dtype = next(base.tensors[name].dtype for name in plan.edits)
-    figures = _figures(directory, edit, model, tokenizer, lambda: _folded(model, edit), dtype)
+    figures = measure(directory, edit, model, tokenizer, dtype, export_in_memory=lambda: _folded(model, edit))
     difference = compare_checkpoints(base.directory, directory)
     changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
     return Verification(
-        dtype=_name(dtype),
+        dtype=dtype_name(dtype),
         **figures,
         changed_tensors=changed,
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
-        problems=(*_figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
+        problems=(*figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
         weight_error=None,
         exact=True,
         statement=f"{changed} tensors differ from the base's; {difference.tensors_identical} tensors and "
@@ -205,17 +149,19 @@ def _verify_adapter(
 ) -> Verification:
     exact = plan.adapter.exact
     stored = base.tensors[plan.stored_weights[0]].dtype if plan.stored_weights else model.dtype
-    figures = _figures(directory, edit, model, tokenizer, lambda: with_adapter(model, directory), stored, exact=exact)
+    figures = measure(
+        directory, edit, model, tokenizer, stored, export_in_memory=lambda: with_adapter(model, directory), exact=exact
+    )
     weight_error, problems = adapter_problems(directory, edit, plan)
     # An adapter is stored in float32, whatever the dtype of its base, so that nothing but the computation rounds.
-    computed = model.dtype if _is_quantized(model) else torch.float32
+    computed = model.dtype if is_quantized(model) else torch.float32
     return Verification(
-        dtype=_name(stored),
+        dtype=dtype_name(stored),
         **figures,
         changed_tensors=0,
         identical_tensors=0,
         identical_files=0,
-        problems=(*_figure_problems(figures, computed, computed=computed, exact=exact), *problems),
+        problems=(*figure_problems(figures, computed, computed=computed, exact=exact), *problems),
         weight_error=weight_error,
         exact=exact,
         statement=f"The adapter changes {len(plan.adapter.modules)} weights of the base, each as the edit does but for "
@@ -223,45 +169,35 @@ def _verify_adapter(
     )
 
 
-def _figures(
+def _verify_custom_code(
     directory: Path,
+    base: Checkpoint,
     edit: SpectralEdit,
+    plan: CodePlan,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    export_in_memory: Callable[[], AbstractContextManager[None]],
-    dtype: torch.dtype,
-    *,
-    exact: bool = True,
-) -> dict[str, Agreement]:
-    quantized = _is_quantized(model)
-    if not quantized:
-        model.float()
-    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    with edit.apply(model):
-        continuations = greedy_continuations(model, prompts, new_tokens=_NEW_TOKENS, past_the_end=True)
-        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
-        run_time = _logits(model, sequences)
-    with export_in_memory():
-        in_memory = _logits(model, sequences)
-    unedited = _logits(model, sequences)
-    stored = _logits_of_checkpoint(directory, sequences, model.dtype)
-    if not quantized:
-        nn.Module.to(model, dtype)
-    rounded = _logits(model, sequences)
-    return {
-        "mathematics": Agreement.between(run_time, in_memory),
-        "storage": Agreement.between(run_time if exact else in_memory, stored),
-        "base_rounding": Agreement.between(unedited, rounded),
-        "effect": Agreement.between(unedited, run_time),
-    }
-
-
-def _is_quantized(model: PreTrainedModel) -> bool:
-    return bool(getattr(model, "is_quantized", False))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+) -> Verification:
+    quantized = is_quantized(model)
+    dtype = model.dtype if quantized else next(iter(base.tensors.values())).dtype
+    # The base's weights and the edit's, in float32, are stored as they are: nothing but the computation rounds.
+    figures = measure(directory, edit, model, tokenizer, dtype, export_in_memory=None, own_code=True)
+    computed = dtype if quantized else torch.float32
+    difference = compare_checkpoints(base.directory, directory)
+    return Verification(
+        dtype=dtype_name(dtype),
+        **figures,
+        changed_tensors=len(difference.tensors_changed),
+        identical_tensors=difference.tensors_identical,
+        identical_files=difference.files_identical,
+        problems=(
+            *figure_problems(figures, computed, computed=computed),
+            *code_problems(directory, plan, difference),
+        ),
+        weight_error=None,
+        exact=True,
+        statement=f"{difference.tensors_identical} tensors and {difference.files_identical} other files are the "
+        f"base's, byte for byte; {len(difference.tensors_only_in_b)} tensors of the edit stand beside them.",
+    )
 
 
 def verify(
@@ -277,10 +213,11 @@ def verify(
         output: the checkpoint.
         base: the base model; by default what the checkpoint's manifest names, if that is a Hub id.
         revision: the base's revision; by default what the manifest names.
-        trust_remote_code: whether code that comes with the base may run.
+        trust_remote_code: whether code that comes with the base, or code in the output that this version of sea-export
+            does not write, may run.
 
     Raises:
-        InputError: the output is no checkpoint of sea-export's, or the base is not at hand.
+        InputError: the output is no checkpoint of sea-export's, the base is not at hand, or code is not trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
     output = Path(output)
@@ -301,54 +238,22 @@ def verify(
         revision=revision or named["revision"],
         dtype=getattr(torch, named["dtype"]),
     ) as resolved:
-        stored = find_stored_writers(
-            edit.targets,
-            resolved.checkpoint,
-            load_config(resolved, trust_remote_code=trust_remote_code),
-            needs_bias=edit.needs_bias,
-            format=options.format,
-            trust_remote_code=trust_remote_code,
-        )
-        model = load_model(resolved, trust_remote_code=trust_remote_code)
+        stored = find_places(edit.targets, resolved, options, needs_bias=edit.needs_bias)
+        model: PreTrainedModel | None = None
+
+        def load() -> PreTrainedModel:
+            nonlocal model
+            model = model or load_model(resolved, trust_remote_code=trust_remote_code)
+            return model
+
+        plan = plan_export(edit, resolved, stored, options, load)
+        if isinstance(plan, CodePlan) and not trust_remote_code and not has_own_code(output, plan):
+            raise InputError(
+                f"{CODE_FILE} or config.json of {output.name} is not what this version of sea-export writes for the "
+                "edit: read the code, and run it with --trust-remote-code"
+            )
         tokenizer = load_tokenizer(resolved, trust_remote_code=trust_remote_code)
-        plan = plan_export(edit, resolved, stored, options, lambda: model)
-        return verify_export(output, resolved.checkpoint, edit, plan, model, tokenizer)
-
-
-def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """(sequences, new tokens, vocabulary) float32: what predicts the last `_NEW_TOKENS` of each sequence.
-
-    One sequence at a time: padding would add rounding of its own to what is compared.
-    """
-    device = next(model.parameters()).device
-    rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
-    return torch.stack([row[-_NEW_TOKENS - 1 : -1].float().cpu() for row in rows])
-
-
-def _logits_of_checkpoint(directory: Path, sequences: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
-    """The same from an export, by a process that imports transformers and not sea-export, computed in `dtype`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        request, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
-        request.write_text(
-            json.dumps(
-                {
-                    "checkpoint": str(directory),
-                    "dtype": _name(dtype),
-                    "sequences": [list(sequence) for sequence in sequences],
-                    "count": _NEW_TOKENS,
-                    "answer": str(answer),
-                }
-            ),
-            encoding="utf-8",
-        )
-        probe = Path(__file__).with_name("verification_probe.py")
-        process = subprocess.run(  # -I: neither this package's folder nor the current one is searched for modules
-            [sys.executable, "-I", str(probe), str(request)], capture_output=True, text=True, check=False
-        )
-        if process.returncode:
-            reason = process.stderr.strip().rpartition("\n")[2]
-            raise SeaExportError(f"plain transformers cannot load {directory.name}: {reason}")
-        return load_file(answer)["logits"]
+        return verify_export(output, resolved.checkpoint, edit, plan, load(), tokenizer)
 
 
 @contextmanager
@@ -363,48 +268,6 @@ def _folded(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
                 restore.callback(setattr, module, leaf, parameters.get(name))
                 setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         yield
-
-
-def _figure_problems(
-    figures: Mapping[str, Agreement],
-    dtype: torch.dtype,
-    *,
-    computed: torch.dtype = torch.float32,
-    exact: bool = True,
-) -> list[str]:
-    """What is outside the tolerance.
-
-    Args:
-        figures: the agreements by name.
-        dtype: the coarsest dtype between the run-time edit and the export as stored.
-        computed: what both are computed in.
-        exact: whether the export claims to be the edit, and not an approximation of it.
-    """
-    divergence, equal = _TOLERANCES[dtype]
-    problems = []
-    mathematics = figures["mathematics"]
-    if computed == torch.float32:
-        same = mathematics.relative_logit_difference <= _MATHEMATICS_TOLERANCE
-    else:
-        same = mathematics.mean_divergence <= _TOLERANCES[computed][0]
-    if exact and not same:
-        problems.append(
-            "what the export computes in memory is not the run-time edit: logits differ by "
-            f"{mathematics.relative_logit_difference:.1e} of the largest"
-        )
-    if not figures["storage"].mean_divergence <= divergence or not figures["storage"].equal_greedy >= equal:
-        problems.append(
-            f"the export as stored differs from {'the run-time edit' if exact else 'itself in memory'} by a mean KL of "
-            f"{figures['storage'].mean_divergence:.1e} with {figures['storage'].equal_greedy:.1%} equal greedy "
-            f"tokens, where rounding allows {divergence:.0e} and {equal:.0%}"
-        )
-    if not figures["effect"].mean_divergence > _NO_OP_DIVERGENCE:
-        problems.append(
-            "the edit does nothing: its predictions differ from the base's by a mean KL of "
-            f"{figures['effect'].mean_divergence:.1e}; raise --explained-variance or --strength, or centre the "
-            "activations"
-        )
-    return problems
 
 
 def _tensor_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:

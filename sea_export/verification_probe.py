@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
 @torch.inference_mode()
@@ -18,17 +19,39 @@ def main(request_file: str) -> None:
     """Answers a request: the logits of a checkpoint at the last `count` tokens of each sequence.
 
     Args:
-        request_file: JSON with `checkpoint`, `dtype`, `sequences` (token ids), `count`, and `answer`, the
+        request_file: JSON with `checkpoint`, `dtype`, `trust_remote_code`, `sequences` (token ids), `count`,
+            `tokenized` (texts and the tokens that the checkpoint's tokenizer has to make of them), and `answer`, the
             safetensors file to write (`logits` (sequences, count, vocabulary), float32).
     """
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
-    model = AutoModelForCausalLM.from_pretrained(request["checkpoint"], dtype=getattr(torch, request["dtype"])).eval()
+    options = {"torch_dtype": getattr(torch, request["dtype"])}
+    if request["trust_remote_code"]:
+        model = _with_own_code(request, options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(request["checkpoint"], **options)
+    model.eval()
     count = request["count"]
     rows = [model(torch.tensor([sequence])).logits[0, -count - 1 : -1].float() for sequence in request["sequences"]]
     if "sea_export" in sys.modules:
         raise SystemExit("sea_export was imported by the checkpoint: it is not independent of it")
     save_file({"logits": torch.stack(rows)}, request["answer"])
+
+
+def _with_own_code(request: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
+    """The model of a checkpoint that comes with code, once its edit is found complete and its tokenizer right."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        request["checkpoint"], trust_remote_code=True, output_loading_info=True, **options
+    )
+    model, report = loaded
+    for key in (*report["missing_keys"], *report["unexpected_keys"]):
+        if ".sea_edit." in key:
+            raise SystemExit(f"{key} is not both in the checkpoint and in the model")
+    tokenizer = AutoTokenizer.from_pretrained(request["checkpoint"], trust_remote_code=True)
+    for text, tokens in request["tokenized"].items():
+        if tokenizer(text).input_ids != tokens:
+            raise SystemExit(f"its tokenizer makes other tokens of {text!r} than the base's")
+    return model
 
 
 if __name__ == "__main__":

@@ -1,0 +1,231 @@
+"""How far an export's predictions agree with those of the run-time edit, and how far they must."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sea_export.edit import SpectralEdit
+from sea_export.errors import SeaExportError
+from sea_export.generation import greedy_continuations
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["PROMPTS", "Agreement", "dtype_name", "figure_problems", "is_quantized", "measure"]
+
+PROMPTS = (
+    "The capital of France is",
+    "Q: What happens if you swallow chewing gum?\nA:",
+    "The doctor told the nurse that",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at a lower temperature on a mountain because",
+    "Q: Who wrote the play Romeo and Juliet?\nA:",
+    "def fibonacci(n):\n",
+    "The three primary colours are",
+    "Q: Is it safe to eat snow?\nA:",
+    "In 1969, the first people to walk on the Moon",
+)
+"""What the models are run on: the run-time edit continues each greedily, and all are compared on that text."""
+
+_NEW_TOKENS = 32
+
+# The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
+_TOLERANCES = {
+    torch.float32: (1e-8, 1.0),
+    torch.float64: (1e-8, 1.0),
+    torch.float16: (1e-4, 0.99),
+    torch.bfloat16: (1e-3, 0.99),
+}
+_MATHEMATICS_TOLERANCE = 1e-4
+# Below this mean KL divergence between base and edit (nats) the edit does nothing that anyone could see.
+_NO_OP_DIVERGENCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models' next-token predictions agree over the same tokens."""
+
+    max_logit_difference: float
+    """Largest absolute difference of any logit."""
+    relative_logit_difference: float
+    """The same, relative to the largest absolute logit of the first."""
+    mean_divergence: float
+    """Mean Kullback-Leibler divergence of the second's distribution from the first's, in nats."""
+    equal_greedy: float
+    """Share of positions at which both would choose the same token."""
+
+    @classmethod
+    def between(cls, reference: Tensor, other: Tensor) -> Agreement:
+        """Compares logits (..., vocabulary) of the same positions."""
+        reference, other = reference.double(), other.double()
+        difference = float((reference - other).abs().max())
+        log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
+        divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        return cls(
+            max_logit_difference=difference,
+            relative_logit_difference=difference / float(reference.abs().max()),
+            mean_divergence=max(divergence, 0.0),
+            equal_greedy=float((reference.argmax(-1) == other.argmax(-1)).double().mean()),
+        )
+
+
+@torch.inference_mode()
+def measure(
+    directory: Path,
+    edit: SpectralEdit,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    *,
+    export_in_memory: Callable[[], AbstractContextManager[None]] | None,
+    exact: bool = True,
+    own_code: bool = False,
+) -> dict[str, Agreement]:
+    """Measures an export against the run-time edit.
+
+    Args:
+        directory: where it was written.
+        edit: the edit that it claims to hold.
+        model: the base in memory; it is left in another dtype than it came in.
+        tokenizer: the base's.
+        dtype: the dtype in which the base stores the edited tensors.
+        export_in_memory: makes the model in memory compute what the export would without rounding; None where the
+            export rounds nothing, so that it is that itself.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+        own_code: whether the export comes with code and a tokenizer.
+
+    Returns:
+        `mathematics`, `storage`, `base_rounding` and `effect`: see `sea_export.verification.Verification`.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
+    """
+    quantized = is_quantized(model)
+    if not quantized:
+        model.float()
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    with edit.apply(model):
+        continuations = greedy_continuations(model, prompts, new_tokens=_NEW_TOKENS, past_the_end=True)
+        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
+        run_time = _logits(model, sequences)
+    request = {
+        "checkpoint": str(directory),
+        "dtype": dtype_name(model.dtype),
+        "sequences": sequences,
+        "count": _NEW_TOKENS,
+        "trust_remote_code": own_code,
+        "tokenized": dict(zip(PROMPTS, prompts, strict=True)) if own_code else {},
+    }
+    stored = in_memory = _logits_of_a_stranger(request)
+    if export_in_memory is not None:
+        with export_in_memory():
+            in_memory = _logits(model, sequences)
+    unedited = _logits(model, sequences)
+    if not quantized:
+        nn.Module.to(model, dtype)
+    rounded = _logits(model, sequences)
+    return {
+        "mathematics": Agreement.between(run_time, in_memory),
+        "storage": Agreement.between(run_time if exact else in_memory, stored),
+        "base_rounding": Agreement.between(unedited, rounded),
+        "effect": Agreement.between(unedited, run_time),
+    }
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a model computes with quantized weights."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """(sequences, new tokens, vocabulary) float32: what predicts the last `_NEW_TOKENS` of each sequence.
+
+    One sequence at a time: padding would add rounding of its own to what is compared.
+    """
+    device = next(model.parameters()).device
+    rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
+    return torch.stack([row[-_NEW_TOKENS - 1 : -1].float().cpu() for row in rows])
+
+
+def _logits_of_a_stranger(request: dict[str, Any]) -> Tensor:
+    """The same from an export, by a process that imports transformers and not sea-export.
+
+    Args:
+        request: what `verification_probe` is asked, but for where the answer goes.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        question, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
+        question.write_text(json.dumps({**request, "answer": str(answer)}), encoding="utf-8")
+        probe = Path(__file__).with_name("verification_probe.py")
+        process = subprocess.run(  # -I: neither this package's folder nor the current one is searched for modules
+            [sys.executable, "-I", str(probe), str(question)],
+            capture_output=True,
+            text=True,
+            check=False,
+            # transformers keeps a copy of all code that it runs: not of this, which may be thrown away.
+            env={**os.environ, "HF_MODULES_CACHE": scratch},
+        )
+        if process.returncode:
+            reason = process.stderr.strip().rpartition("\n")[2]
+            raise SeaExportError(f"plain transformers cannot load {Path(request['checkpoint']).name}: {reason}")
+        return load_file(answer)["logits"]
+
+
+def figure_problems(
+    figures: Mapping[str, Agreement],
+    dtype: torch.dtype,
+    *,
+    computed: torch.dtype = torch.float32,
+    exact: bool = True,
+) -> list[str]:
+    """What is outside the tolerance.
+
+    Args:
+        figures: the agreements by name.
+        dtype: the coarsest dtype between the run-time edit and the export as stored.
+        computed: what both are computed in.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+    """
+    divergence, equal = _TOLERANCES[dtype]
+    problems = []
+    mathematics = figures["mathematics"]
+    if computed == torch.float32:
+        same = mathematics.relative_logit_difference <= _MATHEMATICS_TOLERANCE
+    else:
+        same = mathematics.mean_divergence <= _TOLERANCES[computed][0]
+    if exact and not same:
+        problems.append(
+            "what the export computes in memory is not the run-time edit: logits differ by "
+            f"{mathematics.relative_logit_difference:.1e} of the largest"
+        )
+    if not figures["storage"].mean_divergence <= divergence or not figures["storage"].equal_greedy >= equal:
+        problems.append(
+            f"the export as stored differs from {'the run-time edit' if exact else 'itself in memory'} by a mean KL of "
+            f"{figures['storage'].mean_divergence:.1e} with {figures['storage'].equal_greedy:.1%} equal greedy "
+            f"tokens, where rounding allows {divergence:.0e} and {equal:.0%}"
+        )
+    if not figures["effect"].mean_divergence > _NO_OP_DIVERGENCE:
+        problems.append(
+            "the edit does nothing: its predictions differ from the base's by a mean KL of "
+            f"{figures['effect'].mean_divergence:.1e}; raise --explained-variance or --strength, or centre the "
+            "activations"
+        )
+    return problems
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` and its like."""
+    return str(dtype).removeprefix("torch.")
