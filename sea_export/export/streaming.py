@@ -19,6 +19,7 @@ __all__ = ["FileCopy"]
 # Small enough to stay in the processor's cache between reading, hashing and writing.
 _CHUNK_BYTES = 1 << 19
 _CHUNKS = 8
+_SEND_BYTES = 8 << 20
 
 
 class FileCopy:
@@ -47,6 +48,8 @@ class FileCopy:
         self._read_digest = _Digest()
         self._written_digest = self._read_digest
         self._pending: list[Future[None]] = []
+        self._written = 0
+        self._sent = 0
         self.size = self._state[0]
         """Bytes in the source."""
         self.position = 0
@@ -129,6 +132,12 @@ class FileCopy:
 
     def _write(self, view: memoryview) -> None:
         self._destination.write(view)
+        self._written += len(view)
+        if self._written - self._sent >= _SEND_BYTES and hasattr(os, "posix_fadvise"):
+            # Has the system begin to write these pages to the disk, while the processor hashes the next ones.
+            region = self._sent, self._written - self._sent
+            os.posix_fadvise(self._destination.fileno(), *region, os.POSIX_FADV_DONTNEED)
+            self._sent = self._written
         self._progress(len(view))
 
     def _state_of_source(self) -> tuple[int, int]:
