@@ -40,7 +40,7 @@ def command(model: str, output: Path, **values: Any) -> None:
     demonstrations = jobs.read_demonstrations(values)
     with jobs.opened_model(model, values) as opened:
         check_output(output, overwrite=saving.overwrite, needed_bytes=checkpoint_bytes(opened.base, saving.format))
-        stored = opened.stored_writers(options, saving)
+        stored = opened.places(options, saving)
         edit = jobs.fit_with_progress(opened, demonstrations, options)
         with jobs.byte_progress("Writing", opened.base) as progress:
             result = save_checkpoint(

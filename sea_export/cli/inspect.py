@@ -14,12 +14,10 @@ def command(edit: Path, plot: Path | None) -> None:
     """Show ranks, spectra and relative change of each layer of EDIT, which may be an exported checkpoint."""
     from sea_export.cli import jobs
     from sea_export.edit import SpectralEdit
-    from sea_export.fitting import no_op_warning
 
     loaded = SpectralEdit.load(edit)
     jobs.print_layers(loaded)
-    if warning := no_op_warning(loaded):
-        jobs.console.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
+    jobs.print_warnings(loaded)
     if plot is not None:
         from sea_export.plots import plot_edit
 

@@ -28,10 +28,11 @@ from sea_export.base_model import BaseModel, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export import SaveResult, checkpoint_bytes
+from sea_export.export import SaveResult, checkpoint_bytes, find_places
 from sea_export.export.adapter_plan import check_adapter
-from sea_export.export.folding import StoredWriters, find_stored_writers
-from sea_export.fitting import choose_targets, fit_edit, no_op_warning
+from sea_export.export.custom_code import EditedModules
+from sea_export.export.folding import StoredWriters
+from sea_export.fitting import choose_targets, fit_edit, no_op_warning, sequence_warning
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
 from sea_export.options import FitOptions, SaveOptions
 from sea_export.verification import Verification
@@ -49,6 +50,7 @@ __all__ = [
     "print_layers",
     "print_saved",
     "print_verification",
+    "print_warnings",
     "read_demonstrations",
     "with_base_digests",
 ]
@@ -79,18 +81,12 @@ class OpenedModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.base, trust_remote_code=self.trust_remote_code)
 
-    def stored_writers(self, options: FitOptions, saving: SaveOptions) -> StoredWriters:
-        """The writers that a fit with `options` will edit, proved to have room for it, before any weight is loaded."""
+    def places(self, options: FitOptions, saving: SaveOptions) -> StoredWriters | EditedModules:
+        """The places that a fit with `options` will edit, found to have room for it, before any weight is loaded."""
         model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
-        stored = find_stored_writers(
-            choose_targets(model, options),
-            self.base.checkpoint,
-            self.config,
-            needs_bias=options.center == "affine",
-            format=saving.format,
-            trust_remote_code=self.trust_remote_code,
-        )
+        stored = find_places(choose_targets(model, options), self.base, saving, needs_bias=options.center == "affine")
         if saving.format == "adapter":
+            assert isinstance(stored, StoredWriters)
             check_adapter(
                 self.base,
                 stored,
@@ -141,9 +137,15 @@ def fit_with_progress(
         edit = fit_edit(opened.model, opened.tokenizer, demonstrations, options, advance)
     named = {"name": opened.base.name, "revision": opened.base.revision}
     edit = replace(edit, provenance={**edit.provenance, "base": named})
-    if warning := no_op_warning(edit):
-        _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
+    print_warnings(edit)
     return edit
+
+
+def print_warnings(edit: SpectralEdit) -> None:
+    """Warns of an edit that does nothing, and of one whose results depend on the batch."""
+    for warning in (no_op_warning(edit), sequence_warning(edit)):
+        if warning:
+            _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
@@ -225,4 +227,5 @@ def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
         print_verification(result.verification)
     verified = "verified" if result.verification is not None else "not verified"
     console.print(f"Saved to {result.output} ({verified}). Load it with")
-    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}")', soft_wrap=True)
+    trust = ", trust_remote_code=True" if result.format == "custom-code" else ""
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{trust})', soft_wrap=True)

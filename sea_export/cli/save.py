@@ -26,6 +26,7 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, **values: An
 
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     edit = compose([SpectralEdit.load(directory) for directory in edits])
+    jobs.print_warnings(edit)
     with (
         jobs.opened_model(base or jobs.base_of(edit), values) as opened,
         jobs.byte_progress("Writing", opened.base) as progress,

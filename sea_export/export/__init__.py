@@ -43,6 +43,7 @@ class SaveResult:
     """What was written."""
 
     output: Path
+    format: str
     report: WriteReport
     verification: Verification | None
 
@@ -154,7 +155,7 @@ def save_checkpoint(
         manifest = make_manifest(edit, base, options, report, verification, details)
         write_model_card(staging, base.checkpoint.directory, manifest)
         write_manifest(staging, manifest)
-    return SaveResult(output, report, verification)
+    return SaveResult(output, options.format, report, verification)
 
 
 def find_places(
