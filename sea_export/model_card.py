@@ -72,6 +72,26 @@ The tokenizer is the base's. `PeftModel.from_pretrained` puts the adapter on a b
 
 {notes}"""
 
+_CUSTOM_CODE = """\
+{base} with a spectral edit of its activations (SEA), applied at run time. The weights of {base} are in this checkpoint
+as they were, the tensors of the edit beside them.
+
+```python
+from transformers import pipeline
+
+generate = pipeline("text-generation", "PATH_OR_REPOSITORY_OF_THIS_CHECKPOINT", trust_remote_code=True)
+print(generate("Q: What happens if you swallow chewing gum?\\nA:")[0]["generated_text"])
+```
+
+The edit is applied by code, so loading needs `trust_remote_code=True`, and fails without it rather than load the model
+unedited. The code is in `modeling_sea.py`: it is short, imports torch and transformers only, and is there to be read.
+The tokenizer is the base's own, and loads with the same flag.{notes}"""
+
+_SEQUENCE = """
+
+Its normalization takes norms over all tokens of a forward call: results depend on the batch, on padding and on later
+tokens, and generation with a cache differs from generation without."""
+
 _DIAL = """Its scale stays a dial: at scale s it equals the edit of {times}strength s, and at 0 the base.
 
 ```python
@@ -123,8 +143,11 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
 
 
 def _introduction(manifest: Mapping[str, Any], base: str) -> str:
-    if manifest["format"] != "adapter":
+    if manifest["format"] == "merged":
         return _MERGED.format(base=base)
+    if manifest["format"] == "custom-code":
+        depends = any(layer["normalization"] == "sequence" for layer in manifest["layers"])
+        return _CUSTOM_CODE.format(base=base, notes=_SEQUENCE if depends else "")
     adapter = manifest["adapter"]
     notes = "\n\n".join(_adapter_notes(manifest))
     return _ADAPTER.format(kind=adapter["kind"], megabytes=adapter["bytes"] / 1e6, base=base, notes=notes)

@@ -50,6 +50,8 @@ def make_manifest(
             "target": str(target),
             "positive_rank": layer.positive.shape[1],
             "negative_rank": layer.negative.shape[1],
+            "feature_function": layer.feature_function,
+            "normalization": layer.normalization,
             "relative_change": layer.relative_change,
             "signature": layer.signature,
             "reader_error": layer.reader_error,
