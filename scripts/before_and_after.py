@@ -21,10 +21,12 @@ def answers(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrai
     """The model's greedy answer to each question, its first line."""
     lines = []
     for question in QUESTIONS:
-        inputs = tokenizer(f"Q: {question}\nA:", return_tensors="pt")
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         with torch.inference_mode():
             tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)
-        text = tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         lines.append(text.strip().partition("\n")[0])
     return lines
 
@@ -35,8 +37,8 @@ def main(gguf: Path, edited: Path) -> None:
     transformers.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(edited)
     load = transformers.AutoModelForCausalLM.from_pretrained
-    before = answers(load(gguf.parent, gguf_file=gguf.name), tokenizer)
-    after = answers(load(edited), tokenizer)
+    before = answers(load(gguf.parent, gguf_file=gguf.name, dtype=torch.float32), tokenizer)
+    after = answers(load(edited, dtype=torch.float32), tokenizer)
     table = Table("question", "before", "after", show_lines=True)
     for row in zip(QUESTIONS, before, after, strict=True):
         table.add_row(*row)
