@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sea_export.layer_edit import LayerEdit
 from sea_export.errors import InputError
+from sea_export.layer_edit import LayerEdit
 
 __all__ = ["LowRankEdit", "low_rank_edit"]
 
