@@ -139,7 +139,8 @@ def _output_weights(module: nn.Module, module_name: str, component: str, size: i
         weights = [
             _linear_weight(f"{module_name}.{name}", child, size)
             for name, child in module.named_modules()
-            if name.rsplit(".", 1)[-1] == wanted and isinstance(getattr(child, "weight", None), Tensor)
+            if name.rsplit(".", 1)[-1] == wanted
+            and (_is_linear(child) or isinstance(getattr(child, "weight", None), Tensor))
         ]
         if weights:
             return tuple(weights)
@@ -150,17 +151,20 @@ def _output_weights(module: nn.Module, module_name: str, component: str, size: i
     )
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear map of PyTorch's layout: quantized ones are of other classes and storage."""
+    return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
+
+
 def _linear_weight(name: str, module: nn.Module, size: int) -> WriterWeight:
-    if isinstance(module, nn.Linear):
-        output_dim, outputs = 0, module.weight.shape[0]
+    if _is_linear(module):
+        output_dim, outputs = 0, int(module.out_features)  # type: ignore[arg-type]
     elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, of transformers.pytorch_utils
         weight = module.weight
         assert isinstance(weight, Tensor)
         output_dim, outputs = 1, weight.shape[1]
     else:
-        raise InputError(
-            f"{name} is a {type(module).__name__}, whose storage cannot be folded: load the model without quantization"
-        )
+        raise InputError(f"{name} is a {type(module).__name__}, which is no linear map that is known: not supported")
     if outputs != size:
         raise InputError(f"{name} writes {outputs} features where the hidden size is {size}: not supported")
     bias = f"{name}.bias" if getattr(module, "bias", None) is not None else None

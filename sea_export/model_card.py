@@ -92,7 +92,7 @@ _SEQUENCE = """
 Its normalization takes norms over all tokens of a forward call: results depend on the batch, on padding and on later
 tokens, and generation with a cache differs from generation without."""
 
-_DIAL = """Its scale stays a dial: at scale s it equals the edit of {times}strength s, and at 0 the base.
+_DIAL = """Its scale stays a dial: at scale s it equals the edit of strength {strength}, and at 0 the base.
 
 ```python
 from peft.tuners.lora import LoraLayer
@@ -168,9 +168,8 @@ def _adapter_notes(manifest: Mapping[str, Any]) -> list[str]:
         notes.append("Programs that read plain LoRA only (vLLM, llama.cpp) do not load it.")
     if adapter["replaces_biases"]:
         notes.append("It replaces biases of the base: to be rid of it, load the base anew.")
-    if adapter["is_dial"]:
-        strength = manifest["edit"]["options"]["edit"]["strength"]
-        notes.append(_DIAL.format(times="" if strength == 1 else f"{strength:g} times "))
+    if adapter["dial"] is not None:
+        notes.append(_DIAL.format(strength="s" if adapter["dial"] == 1 else f"{adapter['dial']:g} s"))
     return notes
 
 

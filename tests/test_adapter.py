@@ -16,7 +16,13 @@ from reference import random_activations
 from safetensors.torch import load_file, save_file
 from tiny_edits import SIZE, layer_edit
 from tiny_models import random_model, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import sea_export
 from sea_export.architecture import find_writers
@@ -45,7 +51,7 @@ def edit_of(targets: tuple[Target, ...] = TARGETS, *, center: str = "off", **opt
     for seed, target in enumerate(targets):
         settings = EditOptions(**{"positive_rank": 2 + seed, "negative_rank": 3, **options})
         layers[target] = (layer_edit(random_activations(60, SIZE, seed=seed), center, settings),)
-    return SpectralEdit(layers, provenance={"options": {"edit": {"strength": options.get("strength", 1.0)}}})
+    return SpectralEdit(layers)
 
 
 def logits(model: PreTrainedModel | PeftModel) -> torch.Tensor:
@@ -177,7 +183,19 @@ def test_at_scale_s_it_is_the_edit_of_strength_s(tiny_checkpoint_of: Callable[[s
                     layer.set_scale("default", strength)
             expected = run_time_logits(tiny_model(family), edit_of(center=center, strength=strength))
             assert relative_error(logits(model), expected) < 1e-5, (family, center, strength)
-        assert "scale stays a dial" in (tmp_path / str(number) / "README.md").read_text(encoding="utf-8")
+        assert "at scale s it equals the edit of strength s," in card(tmp_path / str(number))
+
+
+def test_the_card_promises_a_dial_only_where_there_is_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name, expected in {"half": "equals the edit of strength 0.5 s,", "calibrated": None, "composed": None}.items():
+        edit = edit_of(strength=0.5) if name == "half" else VARIANTS[name]()
+        save(edit, tiny_checkpoint, tmp_path / name)
+        assert ("Its scale stays a dial" in card(tmp_path / name)) == (expected is not None)
+        assert expected is None or expected in card(tmp_path / name)
+
+
+def card(output: Path) -> str:
+    return (output / "README.md").read_text(encoding="utf-8")
 
 
 def test_half_precision_bases_are_read_without_rounding(tmp_path: Path) -> None:
@@ -385,10 +403,10 @@ def test_the_manifest_tells_what_the_adapter_is(tiny_checkpoint: Path, tmp_path:
     assert manifest["adapter"]["rank_cap"] == 2
     assert not manifest["adapter"]["exact"]
     assert [module["exact_rank"] for module in manifest["adapter"]["modules"]] == [5, 6]
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "library_name: peft" in card
-    assert "base_model_relation: adapter" in card
-    assert "best approximation of rank 2 to the edit, and not the edit" in card
+    text = card(tmp_path / "out")
+    assert "library_name: peft" in text
+    assert "base_model_relation: adapter" in text
+    assert "best approximation of rank 2 to the edit, and not the edit" in text
 
 
 def test_an_adapter_needs_no_room_for_a_checkpoint(
@@ -492,6 +510,87 @@ def test_an_adapter_is_taken_off_again(tiny_checkpoint_of: Callable[[str], Path]
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert type(model.transformer.h[1].mlp.c_proj).__name__ == "Conv1D"
+
+
+# Quantized bases
+
+
+class QuantizedLinear(torch.nn.Module):
+    """A linear map that stores 8-bit integers, as quantization libraries have them: no float weight to be read."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scales = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.packed = (linear.weight.detach() / self.scales).round().to(torch.int8)
+        self.bias = linear.bias
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(rows, self.packed * self.scales, self.bias)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-bias"])
+def test_an_adapter_is_made_from_what_quantized_weights_compute(
+    family: str, tiny_checkpoint_of: Callable[[str], Path]
+) -> None:
+    model = random_model(tiny_config(family))
+    for layer in model.model.layers:
+        layer.mlp.down_proj = QuantizedLinear(layer.mlp.down_proj)
+    config = tiny_config(family)
+    config.quantization_config = {"quant_method": "some"}
+    edit = edit_of(normalization="calibrated")
+    with resolve_base(str(tiny_checkpoint_of(family))) as base:
+        with pytest.raises(InputError, match=r"quantized \(some\).*--format adapter"):
+            find_stored_writers(edit.targets, base.checkpoint, config, needs_bias=False)
+        stored = find_stored_writers(edit.targets, base.checkpoint, config, needs_bias=False, format="adapter")
+        plan = plan_adapter(edit, base, stored, rank=None, load=lambda: model)
+    expected = run_time_logits(model, edit)
+    assert relative_error(logits(model), expected) > 1e-2
+    linear = {}
+    for writer in find_writers(model, edit.targets):
+        module = writer.weights[0].name.removesuffix(".weight")
+        quantized = model.get_submodule(module)
+        tensors = {name: plan.adapter.tensors[f"base_model.model.{module}.{name}"].double() for name in FACTORS}
+        dequantized = (quantized.packed * quantized.scales).double()
+        adapted = dequantized + tensors["lora_B.weight"] @ tensors["lora_A.weight"]
+        adapted = (tensors["lora_magnitude_vector.weight"] / adapted.norm(dim=1))[:, None] * adapted
+        linear[module] = torch.nn.Linear(quantized.in_features, quantized.out_features, bias=family == "llama-bias")
+        linear[module].weight.data = adapted.float()
+        if family == "llama-bias":
+            assert quantized.bias is not None, "it is put back after it was read without"
+            linear[module].bias.data = plan.adapter.tensors[f"base_model.model.{module}.base_layer.bias"]
+    for module, replacement in linear.items():
+        model.set_submodule(module, replacement)
+    assert relative_error(logits(model), expected) < 1e-5
+
+
+FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_on_a_quantized_base_is_verified(
+    bits: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Plain LoRA only: on the CPU, PEFT's DoRA cannot read the norms of what bitsandbytes has repacked."""
+    pytest.importorskip("bitsandbytes")
+    config = tiny_config("llama")
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
+    random_model(config).save_pretrained(tmp_path / "full")
+    settings = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=settings, device_map="cpu")
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    options = EditOptions(positive_rank=2, negative_rank=2)
+    layer = layer_edit(random_activations(60, 64), options=options)
+    edit = SpectralEdit({Target(1, "mlp"): (layer,), Target(2, "attention"): (layer,)})
+    result = save(edit, tmp_path / "base", tmp_path / "out", verify=True)
+    assert result.verification is not None
+    assert result.verification.storage.mean_divergence < result.verification.effect.mean_divergence / 20
 
 
 # A real model

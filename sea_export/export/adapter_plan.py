@@ -48,8 +48,8 @@ class AdapterPlan:
     """Stored names of the weights that a merge would rewrite; none for a quantized base."""
     merged_bytes: int | None
     """Bytes of those weights; None for a quantized base."""
-    is_dial: bool
-    """Whether at scale s the adapter is the edit of s times its strength."""
+    dial: float | None
+    """The strength v of the edit, if at scale s the adapter is the edit of strength v s; None if it is not."""
     local_base: bool
     """Whether the base is named by a path of this machine."""
 
@@ -59,7 +59,7 @@ class AdapterPlan:
         return {
             "kind": self.kind,
             "exact": adapter.exact,
-            "is_dial": self.is_dial,
+            "dial": self.dial,
             "replaces_biases": adapter.config["bias"] != "none",
             "rank_cap": self.rank_cap,
             "bytes": adapter.size,
@@ -156,7 +156,7 @@ def plan_adapter(
         rank_cap=rank,
         stored_weights=weights,
         merged_bytes=sum(span.end - span.start for span in spans) if names else None,
-        is_dial=not adapter.config["use_dora"] and adapter.exact and _is_proportional(edit),
+        dial=_dial(edit, adapter),
         local_base=base.revision is None,
     )
 
@@ -183,11 +183,13 @@ def write_adapter(plan: AdapterPlan, base: BaseModel, stored_names: Mapping[str,
     )
 
 
-def _is_proportional(edit: SpectralEdit) -> bool:
-    """Whether the change that the edit makes is proportional to its strength."""
-    return all(
-        len(layers) == 1 and layers[0].scale is None and layers[0].identity == 1 for layers in edit.layers.values()
-    )
+def _dial(edit: SpectralEdit, adapter: Adapter) -> float | None:
+    layers = [layer for product in edit.layers.values() for layer in product]
+    strengths = {layer.strength for layer in layers}
+    scaled = any(layer.scale is not None or layer.identity != 1 for layer in layers)
+    if scaled or not adapter.exact or len(layers) != len(edit.layers) or len(strengths) != 1:
+        return None
+    return strengths.pop()
 
 
 def _location(base: BaseModel) -> str:
