@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+import transformers.dynamic_module_utils
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import sea_export
 from sea_export.demonstrations import Demonstration
+from sea_export.edit import SpectralEdit
 
 torch.set_num_threads(1)  # tiny models are slower with more
 transformers.logging.set_verbosity_error()
@@ -112,3 +114,47 @@ def smollm2_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     (weights,) = Path(package.origin).parent.glob("*.gguf")
     with resolve_base(str(weights), staging=tmp_path_factory.mktemp("smollm2")) as base:
         yield base.checkpoint.directory
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """transformers copies the code that it runs to a cache: not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("modules")
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+        patch.setenv("HF_MODULES_CACHE", str(cache))
+        yield
+
+
+@pytest.fixture(scope="session")
+def fit_tiny(
+    tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...]
+) -> Callable[..., SpectralEdit]:
+    """Fits an edit of a tiny model that changes its predictions visibly."""
+
+    def fit(model: PreTrainedModel, **options: object) -> SpectralEdit:
+        options = {"layers": "last:3", "explained_variance": 0.7, **options}
+        return sea_export.fit(model, tokenizer, demonstrations, **options)
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def custom_code_of(
+    fit_tiny: Callable[..., SpectralEdit],
+    tiny_checkpoint_of: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Path, SpectralEdit]]:
+    """Gives the custom-code export, and the edit, of a family with some options. Each is made once; read only."""
+    made: dict[str, tuple[Path, SpectralEdit]] = {}
+
+    def export(family: str, **options: object) -> tuple[Path, SpectralEdit]:
+        key = f"{family} {options}"
+        if key not in made:
+            edit = fit_tiny(tiny_model(family), **options)
+            output = tmp_path_factory.mktemp("export") / f"{family}-v{len(made)}.0"
+            sea_export.save(edit, tiny_checkpoint_of(family), output, format="custom-code", verify=False)
+            made[key] = output, edit
+        return made[key]
+
+    return export

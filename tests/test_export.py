@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import random_model, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import sea_export
 from sea_export.checkpoint import Checkpoint
-from sea_export.demonstrations import Demonstration
 from sea_export.edit import SpectralEdit
 
 PROMPT = [7, 60, 31, 200, 5, 90, 17, 44]
@@ -33,19 +32,6 @@ def run_time_logits(model: PreTrainedModel, edit: SpectralEdit) -> torch.Tensor:
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
-
-
-@pytest.fixture(scope="session")
-def fit_tiny(
-    tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...]
-) -> Callable[..., SpectralEdit]:
-    """Fits an edit of a tiny model that changes its predictions visibly."""
-
-    def fit(model: PreTrainedModel, **options: object) -> SpectralEdit:
-        options = {"layers": "last:3", "explained_variance": 0.7, **options}
-        return sea_export.fit(model, tokenizer, demonstrations, **options)
-
-    return fit
 
 
 VARIANTS = {
