@@ -33,13 +33,13 @@ def command(model: str, output: Path, **values: Any) -> None:
     options, saving = build_fit_options(values), build_save_options(values)
     check_format(options, saving)
     from sea_export.cli import jobs
-    from sea_export.export import checkpoint_bytes, save_checkpoint
+    from sea_export.export import needed_bytes, save_checkpoint
     from sea_export.export.output import check_output
 
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
     with jobs.opened_model(model, values) as opened:
-        check_output(output, overwrite=saving.overwrite, needed_bytes=checkpoint_bytes(opened.base, saving.format))
+        check_output(output, overwrite=saving.overwrite, needed_bytes=needed_bytes(opened.base, output, saving.format))
         stored = opened.places(options, saving)
         edit = jobs.fit_with_progress(opened, demonstrations, options)
         with jobs.byte_progress("Writing", opened.base) as progress:

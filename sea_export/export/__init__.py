@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sea_export.verification import Verification
 
-__all__ = ["SaveResult", "checkpoint_bytes", "find_places", "plan_export", "save", "save_checkpoint"]
+__all__ = ["SaveResult", "checkpoint_bytes", "find_places", "needed_bytes", "plan_export", "save", "save_checkpoint"]
 
 EDIT_DIRECTORY = "sea_edit"
 
@@ -122,7 +122,7 @@ def save_checkpoint(
         InputError: see `save`.
         SeaExportError: see `save`.
     """
-    check_output(output, overwrite=options.overwrite, needed_bytes=checkpoint_bytes(base, options.format))
+    check_output(output, overwrite=options.overwrite, needed_bytes=needed_bytes(base, output, options.format))
     if options.format != "custom-code" and edit.why_unfoldable:
         raise InputError(edit.why_unfoldable)
     stored = stored or find_places(edit.targets, base, options, needs_bias=edit.needs_bias)
@@ -233,13 +233,23 @@ def _write(
     )
 
 
-def checkpoint_bytes(base: BaseModel, format: str = "merged") -> int:
-    """Bytes on disk that an export of the base needs, about; next to none for an adapter."""
-    if format == "adapter":
-        return 0
+def checkpoint_bytes(base: BaseModel) -> int:
+    """Bytes of the base's files, which a merged export reads and writes."""
     checkpoint = base.checkpoint
     files = (*checkpoint.weight_files, *checkpoint.side_files())
     return sum((checkpoint.directory / file).stat().st_size for file in files)
+
+
+def needed_bytes(base: BaseModel, output: Path, format: str) -> int:
+    """Bytes of disk that an export needs, about: custom code links the base's weights where it can."""
+    if format == "adapter":
+        return 0
+    parent, directory = output.resolve().parent, base.checkpoint.directory
+    if format == "custom-code" and parent.is_dir():
+        weights = [(directory / file).stat() for file in base.checkpoint.weight_files]
+        linked = sum(weight.st_size for weight in weights if weight.st_dev == parent.stat().st_dev)
+        return checkpoint_bytes(base) - linked
+    return checkpoint_bytes(base)
 
 
 def _name_base(edit: SpectralEdit, base: BaseModel, report: WriteReport, *, force: bool) -> SpectralEdit:
