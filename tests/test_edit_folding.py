@@ -98,7 +98,7 @@ def test_an_affine_edit_makes_a_bias_that_is_the_dense_one_rounded_once():
 def test_a_weight_folded_in_blocks_is_the_same_weight(output_dim, monkeypatch):
     weight = torch.randn(SIZE, SIZE + 5).movedim(0, output_dim).contiguous()
     expected = fold_tensor(weight, [some_edit()], output_dim)
-    monkeypatch.setattr("sea_export.architecture._FOLD_BLOCK", 4 * SIZE)
+    monkeypatch.setattr("sea_export.fold._FOLD_BLOCK", 4 * SIZE)
     blocked = fold_tensor(weight, [some_edit()], output_dim)
     torch.testing.assert_close(blocked, expected, rtol=1e-6, atol=1e-7)
     assert blocked.is_contiguous()
