@@ -158,18 +158,6 @@ class LayerEdit:
             edited = edited + self.shift.to(edited)
         return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
 
-    def fold_weight(self, weight: Tensor) -> Tensor:
-        """W' = M' W: the weights that write the edited output (its columns are edited like activations).
-
-        Args:
-            weight: (d, m), float32 or float64.
-
-        Raises:
-            InputError: the edit is not linear.
-        """
-        self._require_foldable()
-        return self.linear(weight.T).T
-
     def fold_bias(self, bias: Tensor | None) -> Tensor | None:
         """b' = M' b + (I - M') μ, or None where neither the writer nor the edit has a constant.
 
@@ -179,12 +167,13 @@ class LayerEdit:
         Raises:
             InputError: the edit is not linear.
         """
-        self._require_foldable()
+        self.require_foldable()
         if bias is None:
             return self.shift if self.needs_bias else None
         return self.apply(bias)
 
-    def _require_foldable(self) -> None:
+    def require_foldable(self) -> None:
+        """Raises InputError for an edit that no weight can hold."""
         if self.why_unfoldable:
             raise InputError(self.why_unfoldable)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_edits import layer_edit
 from tiny_models import FAMILIES, tiny_config, tiny_model
 from torch import nn
 from transformers import (
@@ -36,6 +37,7 @@ from sea_export.architecture import (
 from sea_export.edit import Target
 from sea_export.errors import InputError, SeaExportError
 from sea_export.fold import fold_parameters, prove_fold
+from sea_export.options import EditOptions
 
 ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in ("attention", "mlp")]
 
@@ -271,9 +273,10 @@ def test_a_proof_leaves_no_hook_behind():
 def test_folded_parameters_load_into_the_model_they_came_from(family):
     """Same names, shapes and dtypes as the parameters that they replace."""
     model = tiny_model(family)
+    without_effect = layer_edit(options=EditOptions(strength=0))
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for writer in find_writers(model, ALL_TARGETS):
-        for name, tensor in fold_parameters(writer, [], parameters).items():
+        for name, tensor in fold_parameters(writer, [without_effect], parameters).items():
             assert torch.equal(tensor, parameters[name])
             assert tensor.data_ptr() != parameters[name].data_ptr()
 

@@ -94,14 +94,25 @@ def test_an_affine_edit_makes_a_bias_that_is_the_dense_one_rounded_once():
     assert ulps(folded, bias).max() <= 1
 
 
+@pytest.mark.parametrize("rows", [1, 7, SIZE])
 @pytest.mark.parametrize("output_dim", [0, 1])
-def test_a_weight_folded_in_blocks_is_the_same_weight(output_dim, monkeypatch):
+def test_the_number_of_rows_folded_at_a_time_does_not_matter(output_dim, rows, monkeypatch):
     weight = torch.randn(SIZE, SIZE + 5).movedim(0, output_dim).contiguous()
     expected = fold_tensor(weight, [some_edit()], output_dim)
-    monkeypatch.setattr("sea_export.fold._FOLD_BLOCK", 4 * SIZE)
-    blocked = fold_tensor(weight, [some_edit()], output_dim)
-    torch.testing.assert_close(blocked, expected, rtol=1e-6, atol=1e-7)
-    assert blocked.is_contiguous()
+    monkeypatch.setattr("sea_export.fold._FOLD_BLOCK", rows * weight.shape[1])
+    in_blocks = fold_tensor(weight, [some_edit()], output_dim)
+    torch.testing.assert_close(in_blocks, expected, rtol=1e-6, atol=1e-7)
+    assert in_blocks.is_contiguous()
+
+
+@pytest.mark.parametrize("output_dim", [1, 2])
+def test_stacked_weights_are_folded_one_by_one(output_dim):
+    """The experts of a mixture, which some models keep in one tensor."""
+    experts = torch.randn(3, SIZE, SIZE + 5).movedim(1, output_dim)
+    folded = fold_tensor(experts, [some_edit()], output_dim)
+    assert folded.shape == experts.shape
+    for expert, actual in zip(experts, folded, strict=True):
+        assert torch.equal(actual, fold_tensor(expert, [some_edit()], output_dim - 1))
 
 
 def test_folding_leaves_the_original_parameters_alone():

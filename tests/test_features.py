@@ -16,6 +16,7 @@ from sea_export.edit import LayerEdit, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
 from sea_export.features import EPSILON, FeatureFunction
 from sea_export.fitting import sequence_warning
+from sea_export.fold import fold_tensor
 from sea_export.options import (
     FEATURE_FUNCTIONS,
     PROJECTIONS,
@@ -272,16 +273,17 @@ def test_nonlinear_edits_come_back_from_disk(name: str, tmp_path) -> None:
 def test_folding_is_refused_with_the_nearest_foldable_setting() -> None:
     linear = nonlinear_edit(random_activations(60, SIZE), FeatureFunction(), EditOptions())
     weight = torch.randn(SIZE, 3, generator=torch.Generator().manual_seed(0))
-    linear.fold_weight(weight)
+    fold_tensor(weight, [linear], 0)
     for change, message in (
         ({"feature_function": "tanh"}, "--feature-function identity"),
         ({"normalization": "token"}, "--normalization calibrated"),
         ({"normalization": "sequence"}, "--normalization calibrated"),
     ):
         edit = replace(linear, **change)
-        for fold in (edit.fold_weight, lambda _, edit=edit: edit.fold_bias(None)):
-            with pytest.raises(InputError, match=message):
-                fold(weight)
+        with pytest.raises(InputError, match=message):
+            fold_tensor(weight, [edit], 0)
+        with pytest.raises(InputError, match=message):
+            edit.fold_bias(None)
 
 
 @pytest.mark.parametrize(
