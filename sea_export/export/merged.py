@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
@@ -136,7 +137,7 @@ class _Writer:
 
     def files(self, names: Sequence[str]) -> dict[str, _WrittenFile]:
         """Write the files named, in parallel. The first failure ends all of them."""
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        with _single_threaded_arithmetic(), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             futures = [pool.submit(self._file, name) for name in names]
             try:
                 for future in as_completed(futures):
@@ -189,13 +190,23 @@ class _Writer:
                 self._progress(count)
 
 
+@contextmanager
+def _single_threaded_arithmetic() -> Iterator[None]:
+    """Edits are short, and the other processors are busy with digests: threads would wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
     """Write the edited tensor in the place of the stored one that comes next. Returns whether its bytes differ."""
     stored = copy.take(tensor.end - tensor.start)
     result = _edit(tensor, stored.view(tensor.dtype).reshape(tensor.shape), edit)
     data = _bytes_of(result)
     copy.put(data.numpy().data)
-    copy.settle()
     return not torch.equal(data, stored)
 
 
@@ -213,8 +224,8 @@ def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite, found out in pieces because the test makes several tensors of the same shape."""
-    return all(bool(piece.isfinite().all()) for piece in tensor.reshape(-1).split(1 << 20))
+    """Whether all values are finite: so are then the least and the greatest, which NaN takes over."""
+    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:

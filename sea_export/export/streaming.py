@@ -5,28 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import cycle
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 
 from sea_export.errors import SeaExportError
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 __all__ = ["FileCopy"]
 
 # Small enough to stay in the processor's cache between reading, hashing and writing.
 _CHUNK_BYTES = 1 << 19
-_CHUNKS = 8
 _SEND_BYTES = 8 << 20
 
 
 class FileCopy:
-    """A context in which the file at `source` is read once from start to end and `destination` is written.
+    """A context in which the file at `source` is copied to `destination`, from start to end.
 
-    What is read is copied, or taken out to be replaced. SHA-256, by far the most work of a copy, is computed on
-    threads of their own; as long as nothing was replaced, the source's digest is the destination's too.
+    What is read is copied, or taken out to be replaced. SHA-256 is by far the most work of it. As long as nothing was
+    replaced, the source's digest is the destination's too; from there on another thread takes it, reading the source
+    a second time while the system still holds what was read.
 
     Args:
         source: the file to read.
@@ -44,12 +48,14 @@ class FileCopy:
             self._source.close()
             raise
         self._state = self._state_of_source()
-        self._buffers = cycle([_Buffer() for _ in range(_CHUNKS)])
-        self._read_digest = _Digest()
-        self._written_digest = self._read_digest
-        self._pending: list[Future[None]] = []
+        self._buffer = memoryview(bytearray(_CHUNK_BYTES))
+        self._digest = hashlib.sha256()
+        self._source_digest: Future[str] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._ended = Event()
         self._written = 0
         self._sent = 0
+        self._asked = 0
         self.size = self._state[0]
         """Bytes in the source."""
         self.position = 0
@@ -61,8 +67,8 @@ class FileCopy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._read_digest.close()
-        self._written_digest.close()
+        self._ended.set()
+        self._thread.shutdown()
         self._source.close()
         self._destination.close()
 
@@ -73,12 +79,8 @@ class FileCopy:
             SeaExportError: the source has fewer.
         """
         while count > 0:
-            buffer = next(self._buffers)
-            wait(buffer.hashing)
-            view = buffer.memory[:count]
+            view = self._buffer[:count]
             self._read(view)
-            digests = {self._read_digest, self._written_digest}
-            buffer.hashing = [digest.update(view) for digest in digests]
             self._write(view)
             count -= len(view)
 
@@ -87,7 +89,7 @@ class FileCopy:
         self.copy(self.size - self.position)
 
     def take(self, count: int) -> torch.Tensor:
-        """Read the next `count` bytes without writing them. They must not be changed.
+        """Read the next `count` bytes without writing them.
 
         Returns:
             (count,), uint8.
@@ -95,25 +97,15 @@ class FileCopy:
         Raises:
             SeaExportError: the source has fewer.
         """
-        if self._written_digest is self._read_digest:
-            self._written_digest = self._read_digest.fork()
+        self._part_digests()
         data = torch.empty(count, dtype=torch.uint8)
-        view = data.numpy().data
-        self._read(view)
-        self._pending.append(self._read_digest.update(view))
+        self._read(data.numpy().data)
         return data
 
     def put(self, data: memoryview) -> None:
-        """Write `data`, which is not from the source. It must not be changed afterwards."""
-        if self._written_digest is self._read_digest:
-            self._written_digest = self._read_digest.fork()
-        self._pending.append(self._written_digest.update(data))
+        """Write `data`, which is not from the source."""
+        self._part_digests()
         self._write(data)
-
-    def settle(self) -> None:
-        """Wait until what was taken and put is hashed, so that nothing here keeps it in memory."""
-        wait(self._pending)
-        self._pending.clear()
 
     def digests(self) -> tuple[str, str]:
         """SHA-256, in hexadecimal, of the source and of the destination. Both must be complete.
@@ -121,16 +113,35 @@ class FileCopy:
         Raises:
             SeaExportError: the source was not read to its end, or was changed while it was read.
         """
+        written = self._digest.hexdigest()
+        source = written if self._source_digest is None else self._source_digest.result()
         if self.position != self.size or self._state_of_source() != self._state:
             raise SeaExportError(f"{self._path} changed while it was copied; make sure nothing writes to it.")
-        return self._read_digest.hexadecimal(), self._written_digest.hexadecimal()
+        return source, written
+
+    def _part_digests(self) -> None:
+        if self._source_digest is None:
+            self._source_digest = self._thread.submit(self._digest_source, self._digest.copy(), self.position)
+
+    def _digest_source(self, digest: _Hash, position: int) -> str:
+        """The digest of the source, of which the first `position` bytes are in `digest`."""
+        buffer = memoryview(bytearray(_CHUNK_BYTES))
+        while not self._ended.is_set() and (count := os.preadv(self._source.fileno(), [buffer], position)):
+            digest.update(buffer[:count])
+            position += count
+        return digest.hexdigest()
 
     def _read(self, view: memoryview) -> None:
         if self._source.readinto(view) != len(view):
             raise SeaExportError(f"{self._path} became shorter while it was copied; make sure nothing writes to it.")
         self.position += len(view)
+        if self.position + _SEND_BYTES > self._asked and hasattr(os, "posix_fadvise"):
+            # Has the system read ahead, while the processor hashes what it has.
+            os.posix_fadvise(self._source.fileno(), self._asked, 2 * _SEND_BYTES, os.POSIX_FADV_WILLNEED)
+            self._asked += 2 * _SEND_BYTES
 
     def _write(self, view: memoryview) -> None:
+        self._digest.update(view)
         self._destination.write(view)
         self._written += len(view)
         if self._written - self._sent >= _SEND_BYTES and hasattr(os, "posix_fadvise"):
@@ -143,35 +154,3 @@ class FileCopy:
     def _state_of_source(self) -> tuple[int, int]:
         status = os.fstat(self._source.fileno())
         return status.st_size, status.st_mtime_ns
-
-
-class _Buffer:
-    """Memory for one chunk, free again once the digests of what it holds are done."""
-
-    def __init__(self) -> None:
-        self.memory = memoryview(bytearray(_CHUNK_BYTES))
-        self.hashing: list[Future[None]] = []
-
-
-class _Digest:
-    """A SHA-256 computed on a thread of its own, in the order of the updates."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(max_workers=1)
-
-    def update(self, data: memoryview) -> Future[None]:
-        """Add `data`, which must stay as it is until the future is done."""
-        return self._thread.submit(self._sha256.update, data)
-
-    def fork(self) -> _Digest:
-        """Another digest that goes on from here."""
-        other = _Digest()
-        other._sha256 = self._thread.submit(self._sha256.copy).result()
-        return other
-
-    def hexadecimal(self) -> str:
-        return self._thread.submit(self._sha256.hexdigest).result()
-
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
