@@ -60,7 +60,7 @@ class Verification:
     another process and computed in float32."""
     base_rounding: Agreement
     """The unedited base computed in float32 against itself computed in the stored dtype: the noise that users of
-    the base accept already."""
+    the base accept already. With quantized weights: against itself, the edited outputs rounded otherwise."""
     effect: Agreement
     """The base against the run-time edit: what the edit does."""
     changed_tensors: int
@@ -161,7 +161,7 @@ def _verify_adapter(
         identical_tensors=0,
         identical_files=0,
         # An adapter is stored in float32, whatever the dtype of its base, so that nothing but the computation rounds.
-        problems=(*figure_problems(figures, torch.float32, exact=exact, across_kernels=quantized), *problems),
+        problems=(*figure_problems(figures, torch.float32, exact=exact, quantized=quantized), *problems),
         weight_error=weight_error,
         exact=exact,
         statement=f"The adapter changes {len(plan.adapter.modules)} weights of the base, each as the edit does but for "
@@ -181,7 +181,6 @@ def _verify_custom_code(
     dtype = model.dtype if quantized else next(iter(base.tensors.values())).dtype
     # The base's weights and the edit's, in float32, are stored as they are: nothing but the computation rounds.
     figures = measure(directory, edit, model, tokenizer, dtype, export_in_memory=None, own_code=True)
-    computed = dtype if quantized else torch.float32
     difference = compare_checkpoints(base.directory, directory)
     return Verification(
         dtype=dtype_name(dtype),
@@ -190,7 +189,7 @@ def _verify_custom_code(
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
         problems=(
-            *figure_problems(figures, computed, computed=computed),
+            *figure_problems(figures, torch.float32, quantized=quantized),
             *code_problems(directory, plan, difference),
         ),
         weight_error=None,
