@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "SeaExportError"]
+__all__ = ["InputError", "SeaExportError", "first_line"]
 
 
 class SeaExportError(Exception):
@@ -15,3 +15,8 @@ class InputError(SeaExportError):
     """Bad usage or bad input (exit status 2): found before work starts and before anything is written."""
 
     exit_code = 2
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error of a library says, to be quoted in one of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
     try:
         return AutoConfig.from_pretrained(base.checkpoint.directory, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"the config of {base.name} cannot be used: {_first_line(error)}") from error
+        raise InputError(f"the config of {base.name} cannot be used: {first_line(error)}") from error
 
 
 def load_model(
@@ -68,7 +68,7 @@ def load_model(
         return loaded
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         raise InputError(
-            f"{base.name} cannot be loaded as a causal language model on {device}: {_first_line(error)}"
+            f"{base.name} cannot be loaded as a causal language model on {device}: {first_line(error)}"
         ) from error
 
 
@@ -83,7 +83,7 @@ def load_tokenizer(base: BaseModel, *, trust_remote_code: bool = False) -> PreTr
     try:
         return AutoTokenizer.from_pretrained(base.checkpoint.directory, trust_remote_code=trust_remote_code)
     except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"the tokenizer of {base.name} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"the tokenizer of {base.name} cannot be loaded: {first_line(error)}") from error
 
 
 def quiet_transformers() -> None:
@@ -92,7 +92,3 @@ def quiet_transformers() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -572,7 +572,6 @@ def test_an_adapter_on_a_quantized_base_is_verified(
     bits: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """Plain LoRA only: on the CPU, PEFT's DoRA cannot read the norms of what bitsandbytes has repacked."""
-    pytest.importorskip("bitsandbytes")
     config = tiny_config("llama")
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
     random_model(config).save_pretrained(tmp_path / "full")

@@ -1,0 +1,203 @@
+"""Conversion of models that are not stored as plain safetensors: PyTorch pickles, GGUF files, quantized weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sea_export.checkpoint import Checkpoint, files_to_copy
+from sea_export.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["PICKLE", "PICKLE_INDEX", "convert_pickles", "dequantize", "unpack_gguf"]
+
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+_OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+"""The names to drop where an output head and the embedding are one tensor: readers look for the embedding's."""
+
+
+# PyTorch pickles
+
+
+def convert_pickles(directory: Path, destination: Path) -> None:
+    """Write the model of `directory`, whose weights are pickled, to `destination` as safetensors."""
+    from huggingface_hub import save_torch_state_dict
+
+    files = [PICKLE]
+    if not (directory / PICKLE).is_file():
+        try:
+            weight_map = json.loads((directory / PICKLE_INDEX).read_text(encoding="utf-8"))["weight_map"]
+            files = sorted(set(weight_map.values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{directory / PICKLE_INDEX} is not an index of shards.") from error
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        state |= _load_pickle(directory / file)
+    copied, _ = files_to_copy(directory)
+    for file in copied:
+        (destination / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(directory / file, destination / file)
+    try:
+        heads = [name for name in state if name.endswith(_OUTPUT_HEADS)]
+        save_torch_state_dict(state, destination, shared_tensors_to_discard=heads)
+    except RuntimeError as error:
+        raise InputError(f"The weights of {directory} cannot be stored as safetensors: {error}") from error
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one pickled file, mapped into memory where its format allows, without running any code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} needs code to be run to be read, which could do anything, or it is damaged; "
+            "use a copy of the model in safetensors."
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path} is missing or damaged; download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} does not hold a model's weights: it is not a map from names to tensors.")
+    return state
+
+
+# GGUF
+
+
+def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
+    """Write the model in the file `gguf` to `destination`, its weights unpacked to `dtype`, with its tokenizer."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"Reading {gguf.name} needs the gguf package: pip install sea-export[gguf].")
+    with open(gguf, "rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise InputError(f"{gguf} is not a GGUF file, whatever its name says; download it again.")
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    directory, file = str(gguf.parent), gguf.name
+    # Releases that can keep weights packed have to be told not to; the others always unpack.
+    unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
+    try:
+        config = AutoConfig.from_pretrained(directory, gguf_file=file)
+        # `torch_dtype` is the one name of this option that all supported releases understand.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            gguf_file=file,
+            config=config,
+            torch_dtype=dtype,
+            quantization_config=unpack,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
+    except (ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
+        raise InputError(f"transformers cannot load {gguf.name}: {first_line(error)}") from error
+    packed, report = loaded
+    if report["missing_keys"]:
+        raise InputError(
+            f"{gguf.name} lacks weights that its model needs, such as {min(report['missing_keys'])}; "
+            "if the model is split over several files, join them with llama.cpp's llama-gguf-split --merge."
+        )
+    # The loaded model calls itself quantized and refuses to be saved; one built from the plain config does not.
+    if hasattr(config, "_model_name_or_path"):
+        del config._model_name_or_path  # the title of the GGUF file, which would pass for an attribute of the model
+    with torch.device("meta"):
+        plain = type(packed)(config)
+    plain.load_state_dict(packed.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = packed.generation_config
+    plain.save_pretrained(destination)
+    tokenizer.save_pretrained(destination)
+    _make_portable(destination)
+
+
+def _make_portable(directory: Path) -> None:
+    """Let releases of transformers before 5 read a config and a tokenizer that a later one saved.
+
+    They do not know `rope_parameters` and would silently take their default base frequency instead of the model's,
+    and they know the class of a tokenizer that is all in tokenizer.json only by its old name, which later releases
+    understand too. What the tokenizer says about how this very load was done is dropped.
+    """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    tokenizer = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # Written out because the old class would add token types, which causal models refuse.
+        tokenizer.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    for circumstance in ("is_local", "local_files_only"):
+        tokenizer.pop(circumstance, None)
+    for name, contents in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+        text = json.dumps(contents, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+# Quantized weights
+
+
+def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
+    """Write the model of `directory`, whose weights are quantized, to `destination` with plain ones.
+
+    The whole model is in memory meanwhile. Its other files are copied as they are.
+
+    Args:
+        directory: a safetensors checkpoint.
+        destination: an existing directory.
+        dtype: of the plain weights.
+
+    Raises:
+        InputError: the model is not quantized, or transformers cannot turn its weights into plain ones here.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    checkpoint = Checkpoint.open(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        method = _to_be_dequantized(config)
+        if method is None:
+            raise InputError(f"{directory.name} is not quantized: leave --dequantize out")
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, config=config, torch_dtype=dtype)
+        if getattr(model, "is_quantized", False):  # those that cannot do it while they load
+            model.dequantize(dtype)
+    except (ValueError, LookupError, NotImplementedError, ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"transformers cannot dequantize {directory.name} here ({first_line(error)}): choose --format adapter or "
+            "custom-code, or start from the unquantized model"
+        ) from error
+    model.save_pretrained(destination)
+    for file in checkpoint.side_files():
+        if file not in ("config.json", checkpoint.index_file):
+            (destination / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(directory / file, destination / file)
+    # What a newer transformers writes into a config an older one may not read: the base's own entries stay.
+    plain = checkpoint.config
+    del plain["quantization_config"]
+    for key in {"dtype", "torch_dtype"} & plain.keys():
+        plain[key] = str(dtype).removeprefix("torch.")
+    (destination / "config.json").write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _to_be_dequantized(config: PretrainedConfig) -> str | None:
+    """The method by which a model is quantized, or None; asks for plain weights, of methods that can give them."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    settings = stored if isinstance(stored, dict) else stored.to_dict()
+    if "dequantize" in vars(AutoQuantizationConfig.from_dict(settings)):
+        config.quantization_config = {**settings, "dequantize": True}
+    return str(settings.get("quant_method"))
