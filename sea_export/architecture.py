@@ -1,7 +1,7 @@
 """Where a model writes into its residual stream: the edited modules and the parameters of their outputs.
 
 Layers, MLPs and attention blocks are found by structure, with short tables of the names in use. What is found is a
-guess until `sea_export.fold.prove_fold` has proved it.
+guess until `sea_export.proof.prove_fold` has proved it.
 """
 
 from __future__ import annotations

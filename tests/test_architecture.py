@@ -36,7 +36,8 @@ from sea_export.architecture import (
 )
 from sea_export.edit import Target
 from sea_export.errors import InputError, SeaExportError
-from sea_export.fold import fold_parameters, prove_fold
+from sea_export.fold import fold_parameters
+from sea_export.proof import prove_fold
 from sea_export.options import EditOptions
 
 ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in ("attention", "mlp")]

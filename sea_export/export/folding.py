@@ -12,7 +12,8 @@ from torch import Tensor
 from sea_export.architecture import Writer, bias_switch, find_writers, skeleton, stored_name
 from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError
-from sea_export.fold import fold_bias, fold_tensor, prove_fold
+from sea_export.fold import fold_bias, fold_tensor
+from sea_export.proof import prove_fold
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -71,7 +72,7 @@ def find_stored_writers(
     Raises:
         InputError: the base is quantized, a writer is not found or not stored under a known name, or there is no
             place for a constant.
-        SeaExportError: the fold could not be proved: see `sea_export.fold.prove_fold`.
+        SeaExportError: the fold could not be proved: see `sea_export.proof.prove_fold`.
     """
     quantization = getattr(config, "quantization_config", None)
     if quantization and format == "merged":
