@@ -184,8 +184,10 @@ class _Reader:
         """The forward hook that reads `target`'s module."""
 
         def read(module: nn.Module, inputs: object, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
             assert self._pass is not None
+            if hidden.ndim == 2:  # tokens of all sequences in one row after the other
+                hidden = hidden.view(self._pass.sequences, -1, hidden.shape[-1])
             if self._pass.shared:
                 self._shared[target] = hidden[0].float()
             else:
@@ -226,6 +228,7 @@ class _PassReading:
         self, segments: Sequence[Segment], wanted: dict[tuple[int, int | None], tuple[int, _Weighting]]
     ) -> None:
         self.shared = segments[0].item is None
+        self.sequences = len(segments)
         self.slots: list[int] = []
         rows, columns, sums, weights = [], [], [], []
         for segment in segments:

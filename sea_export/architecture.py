@@ -2,12 +2,19 @@
 
 Layers, MLPs and attention blocks are found by structure, with short tables of the names in use. What is found is a
 guess until `sea_export.proof.prove_fold` has proved it.
+
+**What is edited** is what a block computes, before anything else is done to it on its way into the residual stream:
+a norm after it (Gemma 2 and later, OLMo 2), a factor (Granite), or a gate between streams comes after the edit. Blocks
+that run side by side (Phi-2, GPT-J, Falcon, Cohere) are edited each by itself. Where a block adds the residual itself
+(BLOOM), or where there is no block (OPT), the edited vector is the output of the linear map that ends it. Capture,
+run-time edit, fold and exported code all read the place from the same `Writer`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +23,7 @@ from torch import Tensor, nn
 
 from sea_export.edit import COMPONENTS, Target
 from sea_export.errors import InputError
+from sea_export.loading import auto_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -27,19 +35,78 @@ __all__ = [
     "decoder_layers",
     "find_writers",
     "hidden_size",
+    "layers_with",
     "skeleton",
-    "stored_name",
 ]
 
-# Names of the child modules of a decoder layer, most specific first.
-_CHILDREN = {
-    "mlp": ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe"),
-    "attention": ("self_attn", "self_attention", "attention", "attn"),
+# Names of the blocks in a decoder layer; one inside another (or a linear map that stands for a block) before the other.
+_BLOCKS = {
+    "mlp": (
+        "mlp",
+        "feed_forward",
+        "ffn.ffn",
+        "ffn",
+        "ff",
+        "block_sparse_moe",
+        "moe",
+        "shared_mlp",
+        "mlp_block",
+        "shared_transf.feed_forward",
+        "shared_transformer.feed_forward",
+        "output.dense",
+        "fc2",
+        "mixer",
+    ),
+    "attention": (
+        "self_attn",
+        "self_attention",
+        "attention.output.dense",
+        "attention",
+        "attn",
+        "norm_attn_norm.attn",
+        "multi_head_attention",
+        "self_att.self_attention",
+        "shared_transf.self_attn",
+        "shared_transformer.self_attn",
+        "temporal_block",
+        "mixer",
+    ),
 }
-# Names of the linear map that ends an MLP or an attention block.
+# Names that stand for blocks of several kinds, which their classes tell apart.
+_OF_MANY_KINDS = {"mixer", "temporal_block"}
+_KINDS = {"mlp": ("mlp", "moe", "feedforward"), "attention": ("attention",)}
+# Names of the linear maps, or of the stacked weights of experts, that end an MLP or an attention block.
 _OUTPUT_MAPS = {
-    "mlp": ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo", "proj_2", "down"),
-    "attention": ("o_proj", "out_proj", "c_proj", "dense", "wo", "out"),
+    "mlp": (
+        "down_proj",
+        "c_proj",
+        "dense_4h_to_h",
+        "fc2",
+        "fc_out",
+        "w2",
+        "w_out",
+        "wo",
+        "Wo",
+        "output_linear",
+        "proj_2",
+        "proj_down",
+        "down",
+        "output.dense",
+        "2",
+    ),
+    "attention": (
+        "o_proj",
+        "o_proj.linear",
+        "o_b_proj",
+        "out_proj",
+        "c_proj",
+        "dense",
+        "attention_out",
+        "output_linear",
+        "wo",
+        "Wo",
+        "out",
+    ),
 }
 # Config switches that give a family's linear maps their biases.
 _BIAS_SWITCHES = {"mlp": ("mlp_bias", "use_mlp_bias"), "attention": ("attention_bias",)}
@@ -52,9 +119,21 @@ class WriterWeight:
     name: str
     """The parameter's name in the model."""
     output_dim: int
-    """The dimension of the tensor that runs over the hidden size."""
+    """The dimension of the tensor that runs over the hidden size: one of its last two."""
     bias: str | None
     """The name of its bias, or None."""
+    experts: bool = False
+    """Whether it is the weights of all experts of a mixture in one tensor, and no linear map of its own."""
+
+    @property
+    def module(self) -> str:
+        """The name of the linear map, or of the module that holds the weights of the experts."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def bias_name(self) -> str | None:
+        """What its bias is called, or would be called; None where there is no room for one."""
+        return self.bias or (None if self.experts else f"{self.module}.bias")
 
 
 @dataclass(frozen=True)
@@ -63,6 +142,7 @@ class Writer:
 
     target: Target
     module_name: str
+    """The block, or the linear map that ends it: its output, or the first of its outputs, is edited."""
     size: int
     """The hidden size d."""
     weights: tuple[WriterWeight, ...]
@@ -70,21 +150,34 @@ class Writer:
 
 def hidden_size(config: PretrainedConfig) -> int:
     """The width d of the residual stream."""
-    return int(config.get_text_config().hidden_size)
+    return int(_of_text(config, "hidden_size"))
+
+
+def _of_text(config: PretrainedConfig, name: str) -> int:
+    """A number of the language model's config, which is a part of a multimodal model's."""
+    try:
+        return getattr(config.get_text_config(decoder=True), name)
+    except (AttributeError, ValueError) as error:
+        raise InputError(
+            f"the config of {config.model_type} says no {name} of one language model: not supported"
+        ) from error
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the list of the model's decoder layers: layer i is element i.
+    """The name and the list of the language model's decoder layers: layer i is element i.
 
     Raises:
         InputError: no ModuleList, or more than one, has as many elements as the config says.
     """
-    count = model.config.get_text_config().num_hidden_layers
+    count = _of_text(model.config, "num_hidden_layers")
+    lists = [(name, module) for name, module in _lists_of_language_model(model) if len(module) == count]
     found = [
         (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count and _child(module[0], "attention")
+        for name, module in lists
+        if any(_block(layer, component) for layer in module for component in COMPONENTS)
     ]
+    if lists and not found:
+        raise InputError(f"no layer of {type(model).__name__} has an MLP or an attention block: nothing can be edited")
     if len(found) != 1:
         names = ", ".join(name for name, _ in found) or "none"
         raise InputError(
@@ -92,6 +185,26 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             "this architecture is not supported"
         )
     return found[0]
+
+
+def _lists_of_language_model(model: PreTrainedModel) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Lists of modules by name, but those of vision and audio towers, which are models with configs of another type."""
+    text_type = model.config.get_text_config(decoder=True).model_type
+    towers: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{tower}.") for tower in towers):
+            continue
+        config = getattr(module, "config", None)
+        own_type = getattr(config, "model_type", text_type)
+        if name and hasattr(module, "get_input_embeddings") and own_type not in (text_type, model.config.model_type):
+            towers.append(name)
+        if isinstance(module, nn.ModuleList):
+            yield name, module
+
+
+def layers_with(model: PreTrainedModel, component: str) -> tuple[int, ...]:
+    """The layers that have a block of a kind: in hybrid models, some."""
+    return tuple(index for index, layer in enumerate(decoder_layers(model)[1]) if _block(layer, component))
 
 
 def find_writers(model: PreTrainedModel, targets: Iterable[Target]) -> list[Writer]:
@@ -111,44 +224,120 @@ def find_writers(model: PreTrainedModel, targets: Iterable[Target]) -> list[Writ
     for target in targets:
         if not 0 <= target.layer < len(layers):
             raise InputError(f"layer {target.layer} does not exist: the model has layers 0 to {len(layers) - 1}")
-        layer_name = f"{list_name}.{target.layer}"
-        child = _child(layers[target.layer], target.component)
-        if child is None:
-            children = ", ".join(name for name, _ in layers[target.layer].named_children())
+        layer, layer_name = layers[target.layer], f"{list_name}.{target.layer}"
+        block = _block(layer, target.component)
+        if block is None:
+            children = ", ".join(name for name, _ in layer.named_children())
             raise InputError(
                 f"no {target.component} block is recognised in {layer_name} of {type(model).__name__} "
-                f"(its children: {children}): this architecture is not supported"
+                f"(its children: {children}): it cannot be edited"
             )
-        module_name = f"{layer_name}.{child}"
-        weights = _output_weights(model.get_submodule(module_name), module_name, target.component, size)
+        weights = _output_weights(layer, block, f"{layer_name}.", target.component, size)
+        _check_alone(layer, block, layer_name, target.component, size)
         for weight in weights:
             if weight.name in shared:
                 raise InputError(f"{weight.name} is shared with {shared[weight.name]}: editing it would edit both")
+        module_name = f"{layer_name}.{block}"
+        if "residual" in inspect.signature(layer.get_submodule(block).forward).parameters and len(weights) == 1:
+            module_name = weights[0].module  # the block adds the residual to what is to be edited
         writers.append(Writer(target, module_name, size, weights))
     return writers
 
 
-def _child(layer: nn.Module, component: str) -> str | None:
-    names = {name for name, _ in layer.named_children()}
-    return next((name for name in _CHILDREN[component] if name in names), None)
+def _block(layer: nn.Module, component: str) -> str | None:
+    """The name of a layer's block, within the layer."""
+    modules = dict(layer.named_modules())
+    for name in _BLOCKS[component]:
+        if name in modules and (name not in _OF_MANY_KINDS or _is_of_kind(modules[name], component)):
+            return name
+    return None
 
 
-def _output_weights(module: nn.Module, module_name: str, component: str, size: int) -> tuple[WriterWeight, ...]:
-    """The maps inside `module` that end in the hidden size and bear the name of an output map."""
-    for wanted in _OUTPUT_MAPS[component]:
-        weights = [
-            _linear_weight(f"{module_name}.{name}", child, size)
-            for name, child in module.named_modules()
-            if name.rsplit(".", 1)[-1] == wanted
-            and (_is_linear(child) or isinstance(getattr(child, "weight", None), Tensor))
-        ]
-        if weights:
-            return tuple(weights)
+def _is_of_kind(module: nn.Module, component: str) -> bool:
+    return any(kind in type(module).__name__.lower() for kind in _KINDS[component])
+
+
+def _output_weights(layer: nn.Module, block: str, prefix: str, component: str, size: int) -> tuple[WriterWeight, ...]:
+    """The maps of a block that end in the hidden size and bear the name of an output map."""
+    module = layer.get_submodule(block)
+    weights = list(_named_weights(module, f"{prefix}{block}", component, size))
+    writing = tuple(weight for weight, outputs in weights if outputs == size)
+    if writing:
+        return writing
+    if weights:
+        weight, outputs = weights[0]
+        raise InputError(f"{weight.module} writes {outputs} features where the hidden size is {size}: not supported")
     kinds = ", ".join(sorted({type(child).__name__ for child in module.modules()} - {type(module).__name__}))
     raise InputError(
-        f"no linear map that writes the output of {module_name} ({type(module).__name__} with {kinds}) is "
+        f"no linear map that writes the output of {prefix}{block} ({type(module).__name__} with {kinds}) is "
         "recognised: this architecture is not supported"
     )
+
+
+def _check_alone(layer: nn.Module, block: str, layer_name: str, component: str, size: int) -> None:
+    """Raises InputError if another child of the layer writes a part of what would be edited."""
+    if component != "mlp":
+        return
+    for name, child in layer.named_children():
+        kind = type(child).__name__.lower()
+        if name == block.partition(".")[0] or "attention" in kind or "norm" in kind:
+            continue
+        for weight, outputs in _named_weights(child, f"{layer_name}.{name}", component, size):
+            if outputs == size:
+                raise InputError(
+                    f"{layer_name} adds what {block} and {weight.module} write, so that no one module gives the whole "
+                    "output of its MLP: not supported"
+                )
+
+
+def _named_weights(
+    module: nn.Module, module_name: str, component: str, size: int
+) -> Iterator[tuple[WriterWeight, int]]:
+    """Every weight in a block that is named like one which writes its output, with the number of its outputs.
+
+    Raises:
+        InputError: something of such a name is no linear map.
+    """
+    wanted = _OUTPUT_MAPS[component]
+    for name, child in module.named_modules():
+        full_name = f"{module_name}.{name}" if name else module_name
+        weight = getattr(child, "weight", None)
+        if weight is not None and any(full_name.endswith(f".{ending}") for ending in wanted):
+            if isinstance(weight, Tensor) and weight.ndim > 2:
+                yield _experts_weight(module, module_name, name, "weight", size)
+            else:
+                yield _linear_weight(full_name, child)
+        for leaf, parameter in child.named_parameters(recurse=False):
+            if leaf in wanted and parameter.ndim > 1:
+                yield _experts_weight(module, module_name, name, leaf, size)
+
+
+def _experts_weight(
+    block: nn.Module, block_name: str, holder_name: str, leaf: str, size: int
+) -> tuple[WriterWeight, int]:
+    """Weights of experts in one tensor, (experts, d, m), (experts, m, d) or (experts m, d), and where their bias is."""
+    holder = block.get_submodule(holder_name)
+    parameter = holder.get_parameter(leaf)
+    rows, columns = parameter.shape[-2:]
+    transposed = columns == size and (rows != size or _is_transposed(holder, size))
+    prefix = f"{holder_name}." if holder_name else ""
+    parent = f"{holder_name.rpartition('.')[0]}.".lstrip(".")
+    modules = dict(block.named_parameters())
+    bias = next((name for name in (f"{prefix}{leaf}_bias", f"{prefix}bias", f"{parent}bias") if name in modules), None)
+    weight = WriterWeight(
+        name=f"{block_name}.{prefix}{leaf}",
+        output_dim=parameter.ndim - (1 if transposed else 2),
+        bias=bias and f"{block_name}.{bias}",
+        experts=True,
+    )
+    return weight, columns if transposed else rows
+
+
+def _is_transposed(holder: nn.Module, size: int) -> bool:
+    """Whether experts whose output weights are square multiply them from the right, as their other weights show."""
+    if isinstance(said := getattr(holder, "is_transposed", None), bool):
+        return said
+    return any(parameter.ndim > 1 and parameter.shape[-2] == size for _, parameter in holder.named_parameters())
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -156,7 +345,7 @@ def _is_linear(module: nn.Module) -> bool:
     return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
-def _linear_weight(name: str, module: nn.Module, size: int) -> WriterWeight:
+def _linear_weight(name: str, module: nn.Module) -> tuple[WriterWeight, int]:
     if _is_linear(module):
         output_dim, outputs = 0, int(module.out_features)  # type: ignore[arg-type]
     elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, of transformers.pytorch_utils
@@ -165,10 +354,8 @@ def _linear_weight(name: str, module: nn.Module, size: int) -> WriterWeight:
         output_dim, outputs = 1, weight.shape[1]
     else:
         raise InputError(f"{name} is a {type(module).__name__}, which is no linear map that is known: not supported")
-    if outputs != size:
-        raise InputError(f"{name} writes {outputs} features where the hidden size is {size}: not supported")
     bias = f"{name}.bias" if getattr(module, "bias", None) is not None else None
-    return WriterWeight(f"{name}.weight", output_dim, bias)
+    return WriterWeight(f"{name}.weight", output_dim, bias), outputs
 
 
 def _shared_parameters(model: nn.Module) -> dict[str, str]:
@@ -184,35 +371,11 @@ def _shared_parameters(model: nn.Module) -> dict[str, str]:
 
 def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config without its weights (on the `meta` device): names and structure only."""
-    from transformers import AutoModelForCausalLM
-
+    config = copy.deepcopy(config)
     with torch.device("meta"):
-        # Eager attention, because the others look at mask values, which do not exist on this device.
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), trust_remote_code=trust_remote_code, attn_implementation="eager"
-        )
+        # Plain attention, because the others look at mask values, which do not exist on this device.
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code, attn_implementation="eager")
     return model.eval()
-
-
-def stored_name(name: str, stored: Collection[str], model: PreTrainedModel) -> str:
-    """The name under which a checkpoint stores a parameter of the model.
-
-    Args:
-        name: the parameter's name in the model.
-        stored: the names in the checkpoint.
-        model: the model (or its skeleton), for its base model's prefix, which checkpoints may lack or have.
-
-    Raises:
-        InputError: the checkpoint stores it under no name that is known.
-    """
-    prefix = f"{model.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if candidate in stored:
-            return candidate
-    raise InputError(
-        f"the checkpoint stores no tensor named {name}, which the edit must fold: "
-        "its layout is not supported, or it belongs to another architecture"
-    )
 
 
 def bias_switch(config: PretrainedConfig, writers: Sequence[Writer]) -> tuple[dict[str, bool], dict[str, Tensor]]:
@@ -238,7 +401,7 @@ def bias_switch(config: PretrainedConfig, writers: Sequence[Writer]) -> tuple[di
                 setattr(switched, switch, True)
                 changes[switch] = True
     added = {name: tensor for name, tensor in skeleton(switched).named_parameters() if name not in original}
-    needed = {weight.name.removesuffix("weight") + "bias" for writer in writers for weight in writer.weights}
+    needed = {name for writer in writers for weight in writer.weights if (name := weight.bias_name) is not None}
     if not needed <= added.keys() or not all(name.endswith(".bias") for name in added):
         raise InputError(
             f"{config.model_type} has no config switch that gives {sorted(needed)[0]} a place: "

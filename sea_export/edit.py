@@ -115,7 +115,7 @@ class SpectralEdit:
                     )
             for writer in writers:
                 module = model.get_submodule(writer.module_name)
-                device = next(module.parameters()).device
+                device = model.get_parameter(writer.weights[0].name).device
                 edits = [edit.to(device) for edit in self.layers[writer.target]]
                 handle = module.register_forward_hook(_EditHook(edits))
                 hooks.callback(handle.remove)
@@ -202,10 +202,11 @@ class _EditHook:
         self.edits = edits
 
     def __call__(self, module: torch.nn.Module, inputs: object, output: Any) -> Any:
-        edited = output[0] if isinstance(output, tuple) else output
+        several = isinstance(output, (tuple, list))
+        edited = output[0] if several else output
         for edit in self.edits:
             edited = edit.apply(edited)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return type(output)((edited, *output[1:])) if several else edited
 
 
 def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sea_export.architecture import Writer
 from sea_export.layer_edit import LayerEdit
 from sea_export.low_rank import low_rank_edit
 
-__all__ = ["fold_bias", "fold_parameters", "fold_tensor"]
+__all__ = ["fold_bias", "fold_parameters", "fold_tensor", "with_parameters"]
 
 
 def fold_parameters(writer: Writer, edits: Sequence[LayerEdit], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -33,8 +34,27 @@ def fold_parameters(writer: Writer, edits: Sequence[LayerEdit], parameters: Mapp
         folded[weight.name] = fold_tensor(stored, edits, weight.output_dim)
         bias = fold_bias(parameters[weight.bias] if weight.bias else None, edits, stored.dtype)
         if bias is not None:
-            folded[weight.bias or weight.name.removesuffix("weight") + "bias"] = bias
+            assert weight.bias_name is not None, f"{weight.name} has no room for a constant"
+            folded[weight.bias_name] = bias
     return folded
+
+
+@contextmanager
+def with_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts tensors in the place of parameters of a model in memory, and the parameters back again.
+
+    Args:
+        model: the model.
+        tensors: by the parameters' names. A parameter that is not there, such as a bias, appears for the time.
+    """
+    parameters = dict(model.named_parameters())
+    with ExitStack() as restore:
+        for name, tensor in tensors.items():
+            module_name, _, leaf = name.rpartition(".")
+            module = model.get_submodule(module_name)
+            restore.callback(setattr, module, leaf, parameters.get(name))
+            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+        yield
 
 
 def fold_tensor(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> Tensor:

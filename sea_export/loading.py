@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sea_export.base_model import BaseModel
 
-__all__ = ["DTYPES", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
+__all__ = ["DTYPES", "auto_class", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -40,6 +40,27 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
         raise InputError(f"the config of {base.name} cannot be used: {first_line(error)}") from error
 
 
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that loads a model with its language head: multimodal ones have one of their own.
+
+    Args:
+        config: the model's config. A checkpoint of a multimodal model is loaded as what it was saved as.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    if multimodal is None:
+        return AutoModelForCausalLM
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if causal is None or (causal != multimodal and multimodal in (config.architectures or ())):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def load_model(
     base: BaseModel,
     *,
@@ -58,10 +79,8 @@ def load_model(
     Raises:
         InputError: transformers cannot load it as a causal language model, or the device does not exist.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = auto_class(load_config(base, trust_remote_code=trust_remote_code)).from_pretrained(
             base.checkpoint.directory, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
         )
         loaded: PreTrainedModel = model.to(device).eval()

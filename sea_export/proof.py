@@ -1,83 +1,190 @@
 """The proof of a fold: a module with folded weights gives the edit of its own output, on random weights and inputs.
 
 So a wrong guess about an architecture never becomes a wrong checkpoint.
+
+The model itself runs, at its real size and with its real classes, up to the module that is proved; but its random
+weights take next to no memory, because they are overlapping views of a few random numbers. What is held in full is one
+folded weight at a time, of one expert where there are many.
 """
 
 from __future__ import annotations
 
 import copy
+import re
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from sea_export.architecture import Writer
-from sea_export.errors import SeaExportError
-from sea_export.fold import fold_parameters
+from sea_export.architecture import Writer, decoder_layers
+from sea_export.errors import InputError, SeaExportError
+from sea_export.fold import fold_parameters, with_parameters
 from sea_export.layer_edit import LayerEdit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["prove_fold"]
+__all__ = ["prove_fold", "random_edit"]
 
 _PROOF_TOKENS = 5
 _PROOF_TOLERANCE = 1e-4
+# How far from one another the rows of a weight begin in the random numbers: they overlap, and no two are equal.
+_ROW_STRIDE = 3
+_LARGEST_OFFSET = 1009
 
 
-def prove_fold(model: PreTrainedModel, writers: Sequence[Writer]) -> None:
+def prove_fold(model: PreTrainedModel, writers: Sequence[Writer], *, needs_bias: bool = False) -> None:
     """Proves on random weights and inputs that folding a writer's parameters edits its module's output.
 
-    Modules of equal structure are proved once. Only one module at a time takes memory.
+    Modules of equal structure are proved once, in the first layer that has such a one.
 
     Args:
-        model: the model's `skeleton`.
+        model: the model's `skeleton`; it stays as it is.
         writers: what `find_writers` found in it.
+        needs_bias: whether the edit adds a constant (`center="affine"`), which then is proved as well.
 
     Raises:
+        InputError: the constant does not reach the output as it is, because it is scaled or counted several times on
+            the way, or the writers have no room for it.
         SeaExportError: the module with folded weights does not give the edit of its own output: the layer and
             module are named.
     """
+    runnable: PreTrainedModel | None = None
     proved = set()
     for writer in writers:
-        module = model.get_submodule(writer.module_name)
-        shapes = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
-        structure = (writer.target.component, type(module), shapes)
+        structure = _structure(model, writer.module_name, writer)
         if structure not in proved:
-            _prove_writer(model, module, writer)
+            runnable = runnable or _with_random_weights(model)
+            _prove_writer(runnable, _first_like(model, writer), needs_bias=needs_bias)
             proved.add(structure)
 
 
+def _structure(model: nn.Module, module_name: str, writer: Writer) -> tuple[object, ...]:
+    """What makes two modules equal but for their values."""
+    module = model.get_submodule(module_name)
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+    return (writer.target.component, type(module), shapes)
+
+
+def _first_like(model: PreTrainedModel, writer: Writer) -> Writer:
+    """The same writer in the first layer that has one of its structure: less of the model runs until there."""
+    layers_name, layers = decoder_layers(model)
+    own = f"{layers_name}.{writer.target.layer}."
+    for index, layer in enumerate(layers[: writer.target.layer]):
+        other = f"{layers_name}.{index}."
+        names = {name for name, _ in layer.named_modules(prefix=other[:-1])}
+        module_name = writer.module_name.replace(own, other, 1)
+        if module_name in names and _structure(model, module_name, writer) == _structure(
+            model, writer.module_name, writer
+        ):
+            weights = tuple(
+                replace(
+                    weight,
+                    name=weight.name.replace(own, other, 1),
+                    bias=weight.bias and weight.bias.replace(own, other, 1),
+                )
+                for weight in writer.weights
+            )
+            return replace(writer, module_name=module_name, weights=weights)
+    return writer
+
+
+def _with_random_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """The skeleton as a model that runs. Weights whose names differ in numbers only have the same values."""
+    runnable = copy.deepcopy(model)
+    numbers: dict[int, Tensor] = {}
+    for module_name, module in runnable.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            view = _random_view(f"{module_name}.{name}", parameter, numbers)
+            setattr(module, name, nn.Parameter(view, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, _random_view(f"{module_name}.{name}", buffer, numbers))
+    if hasattr(runnable, "set_experts_implementation"):
+        # One expert after the other: the fast ways need the weights of all in full.
+        runnable.set_experts_implementation("eager")
+    return runnable.eval()
+
+
+def _random_view(name: str, tensor: Tensor, numbers: dict[int, Tensor]) -> Tensor:
+    """Random float32 of a shape as a view of a few numbers; whole numbers and truth values are 1."""
+    if not tensor.is_floating_point():
+        return torch.ones((), dtype=tensor.dtype).expand(tensor.shape)
+    width = tensor.shape[-1] if tensor.ndim > 1 else 1
+    rows = tensor.shape[-2] if tensor.ndim > 1 else 1
+    length = (rows - 1) * _ROW_STRIDE + (tensor.shape[-1] if tensor.ndim else 1) + _LARGEST_OFFSET
+    if width not in numbers or len(numbers[width]) < length:
+        generator = torch.Generator().manual_seed(width)
+        numbers[width] = torch.randn(length, generator=generator) * width**-0.5
+    offset = zlib.crc32(_numberless(name).encode()) % _LARGEST_OFFSET
+    strides = (0,) * (tensor.ndim - 2) + (_ROW_STRIDE, 1)[max(0, 2 - tensor.ndim) :]
+    return numbers[width][offset:].as_strided(tensor.shape, strides)
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
 @torch.inference_mode()
-def _prove_writer(model: PreTrainedModel, module: nn.Module, writer: Writer) -> None:
+def _prove_writer(model: PreTrainedModel, writer: Writer, *, needs_bias: bool) -> None:
+    module = model.get_submodule(writer.module_name)
+    arguments, keywords = _example_inputs(model, module)
+    if needs_bias:
+        for weight in writer.weights:
+            if weight.bias_name is None:
+                raise InputError(
+                    f"{weight.name} has no bias that could hold the constant of an affine edit: choose --center linear"
+                )
+    output = _first(module(*copy.deepcopy(arguments), **copy.deepcopy(keywords)))
     generator = torch.Generator().manual_seed(0)
-    arguments, keywords = _example_inputs(model, module, generator)
-    module = copy.deepcopy(module).to_empty(device="cpu").float().eval()
-    parameters = dict(module.named_parameters())
-    for tensor in (*parameters.values(), *module.buffers()):
-        if tensor.is_floating_point():
-            width = tensor.shape[-1] if tensor.ndim else 1
-            tensor.normal_(std=width**-0.5, generator=generator)
-        else:
-            tensor.fill_(1)
-    edit = _random_edit(writer.size, generator)
-    prefix = f"{writer.module_name}."
-    named = {f"{prefix}{name}": parameter for name, parameter in parameters.items()}
-    expected = edit.apply(_first(module(*arguments, **keywords)))
-    folded = {name.removeprefix(prefix): tensor for name, tensor in fold_parameters(writer, [edit], named).items()}
-    actual = _first(functional_call(module, folded, arguments, keywords))
-    error = float((actual - expected).norm() / expected.norm())
-    if not error <= _PROOF_TOLERANCE:
+    linear = random_edit(writer.size, generator)
+    for edit in (linear, replace(linear, shift=torch.randn(writer.size, generator=generator)))[: 1 + needs_bias]:
+        expected = edit.apply(output)
+        with with_parameters(model, _folded(model, writer, edit)):
+            actual = _first(module(*copy.deepcopy(arguments), **copy.deepcopy(keywords)))
+        error = float((actual - expected).norm() / expected.norm())
+        if error <= _PROOF_TOLERANCE:
+            continue
+        names = ", ".join(weight.name for weight in writer.weights)
+        if edit is not linear:
+            raise InputError(
+                f"the constant of an affine edit does not go through {names} to the output of {writer.module_name} as "
+                f"it is (relative error {error:.1e}): choose --center linear"
+            )
         raise SeaExportError(
-            f"folding {', '.join(weight.name for weight in writer.weights)} does not edit the output of "
-            f"{writer.module_name} (relative error {error:.1e}): nothing was written, "
-            "and this architecture cannot be merged"
+            f"folding {names} does not edit the output of {writer.module_name} (relative error {error:.1e}): nothing "
+            "was written, and this architecture cannot be merged"
         )
 
 
-def _random_edit(size: int, generator: torch.Generator) -> LayerEdit:
+def _folded(model: PreTrainedModel, writer: Writer, edit: LayerEdit) -> dict[str, Tensor]:
+    """The folded parameters. Experts of equal values are folded once: they stay views of one another."""
+    first: dict[str, str] = {}
+    for weight in writer.weights:
+        first.setdefault(_numberless(weight.name), weight.name)
+    distinct = tuple(weight for weight in writer.weights if weight.name in first.values())
+    parameters = {name: _without_repetition(parameter) for name, parameter in model.named_parameters()}
+    values = fold_parameters(replace(writer, weights=distinct), [edit], parameters)
+    by_name = {_numberless(name): value for name, value in values.items()}
+    folded = {}
+    for weight in writer.weights:
+        folded[weight.name] = by_name[_numberless(weight.name)].expand(model.get_parameter(weight.name).shape)
+        if weight.bias_name is not None and (bias := by_name.get(_numberless(weight.bias_name))) is not None:
+            folded[weight.bias_name] = bias
+    return folded
+
+
+def _without_repetition(tensor: Tensor) -> Tensor:
+    """(1, d, m) of a stack (experts, d, m) that repeats one weight."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def random_edit(size: int, generator: torch.Generator) -> LayerEdit:
     directions = torch.linalg.qr(torch.randn(size, min(size, 4), generator=generator)).Q
     half = directions.shape[1] // 2
     return LayerEdit(
@@ -100,10 +207,8 @@ class _ArgumentsRecorded(Exception):
     """Ends a forward pass once the wanted module's arguments are known."""
 
 
-def _example_inputs(
-    model: PreTrainedModel, module: nn.Module, generator: torch.Generator
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Random arguments of the shapes with which the model calls the module."""
+def _example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which the model calls the module."""
     recorded: dict[str, Any] = {}
 
     def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -111,35 +216,20 @@ def _example_inputs(
         raise _ArgumentsRecorded
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
+    tokens = torch.ones(1, _PROOF_TOKENS, dtype=torch.long)
     try:
-        model(
-            input_ids=torch.zeros(1, _PROOF_TOKENS, dtype=torch.long, device="meta"),
-            attention_mask=torch.ones(1, _PROOF_TOKENS, dtype=torch.long, device="meta"),
-            use_cache=False,
-        )
+        model(input_ids=tokens.cumsum(dim=1), attention_mask=tokens, use_cache=False)
     except _ArgumentsRecorded:
-        pass
-    except (RuntimeError, NotImplementedError) as error:  # what runs before it needs values, not shapes alone
+        return recorded["arguments"], recorded["keywords"]
+    except Exception as error:  # code of any architecture, which may fail in any way on random weights
         raise SeaExportError(
-            f"{type(model).__name__} does not run without its weights ({error}), so that no fold into it can be "
+            f"{type(model).__name__} does not run with random weights ({error}), so that no fold into it can be "
             "proved: this architecture cannot be merged"
         ) from error
     finally:
         handle.remove()
-    return _materialize(recorded["arguments"], generator), _materialize(recorded["keywords"], generator)
-
-
-def _materialize(value: Any, generator: torch.Generator) -> Any:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            return torch.randn(value.shape, generator=generator)
-        return torch.ones(value.shape, dtype=value.dtype)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_materialize(item, generator) for item in value)
-    if isinstance(value, dict):
-        return {name: _materialize(item, generator) for name, item in value.items()}
-    return value
+    raise SeaExportError(f"{type(model).__name__} does not run through a module that it has: nothing can be proved")
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output

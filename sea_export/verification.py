@@ -14,13 +14,13 @@ the approximation it claims to be. A quantized base is computed with as it is, i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sea_export.agreement import Agreement, dtype_name, figure_problems, is_quantized, measure
 from sea_export.architecture import find_writers
@@ -37,7 +37,7 @@ from sea_export.export.custom_code import CODE_FILE, CodePlan
 from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
 from sea_export.export.output import read_json
-from sea_export.fold import fold_parameters
+from sea_export.fold import fold_parameters, with_parameters
 from sea_export.loading import load_model, load_tokenizer
 from sea_export.options import SaveOptions
 
@@ -259,13 +259,10 @@ def verify(
 def _folded(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
     """Puts the folded weights into the model in memory, unrounded, and the base's back again."""
     parameters = dict(model.named_parameters())
-    with ExitStack() as restore:
-        for writer in find_writers(model, edit.targets):
-            for name, tensor in fold_parameters(writer, edit.layers[writer.target], parameters).items():
-                module_name, _, leaf = name.rpartition(".")
-                module = model.get_submodule(module_name)
-                restore.callback(setattr, module, leaf, parameters.get(name))
-                setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    folded: dict[str, Tensor] = {}
+    for writer in find_writers(model, edit.targets):
+        folded |= fold_parameters(writer, edit.layers[writer.target], parameters)
+    with with_parameters(model, folded):
         yield
 
 

@@ -221,8 +221,7 @@ def _write(
     if isinstance(plan, CodePlan):
         return write_custom_code(base.checkpoint, staging, plan, progress=progress)
     if isinstance(plan, AdapterPlan):
-        assert isinstance(stored, StoredWriters)
-        return write_adapter(plan, base, stored.stored_names, staging)
+        return write_adapter(plan, base, staging)
     return write_checkpoint(
         base.checkpoint,
         staging,

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sea_export.architecture import Writer
 from sea_export.base_model import BaseModel
+from sea_export.stored_layout import StoredParameter
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
@@ -144,9 +145,15 @@ def plan_adapter(
         InputError: see `build_adapter`; or the base is no model that transformers could load beside the adapter.
         SeaExportError: see `build_adapter`.
     """
-    names = stored.stored_names
-    read: Callable[[str], Tensor] = _CheckpointReader(base, names) if names else _ModelReader(load())
-    weights = tuple(names[weight.name] for writer in stored.writers for weight in writer.weights if names)
+    parameters = stored.parameters
+    read: Callable[[str], Tensor] = _CheckpointReader(base, parameters) if parameters else _ModelReader(load())
+    weights = tuple(
+        part
+        for writer in stored.writers
+        for weight in writer.weights
+        if weight.name in parameters
+        for part in parameters[weight.name].parts
+    )
     spans = [base.checkpoint.tensors[name] for name in weights]
     adapter = build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank)
     return AdapterPlan(
@@ -155,29 +162,27 @@ def plan_adapter(
         read=read,
         rank_cap=rank,
         stored_weights=weights,
-        merged_bytes=sum(span.end - span.start for span in spans) if names else None,
+        merged_bytes=sum(span.end - span.start for span in spans) if parameters else None,
         dial=_dial(edit, adapter),
         local_base=base.revision is None,
     )
 
 
-def write_adapter(plan: AdapterPlan, base: BaseModel, stored_names: Mapping[str, str], directory: Path) -> WriteReport:
+def write_adapter(plan: AdapterPlan, base: BaseModel, directory: Path) -> WriteReport:
     """Writes `adapter_config.json` and `adapter_model.safetensors`. The same adapter gives the same bytes.
 
     Args:
         plan: the adapter.
         base: the base, whose weight files are digested: the adapter belongs to them.
-        stored_names: stored names of the base's parameters, where it has them, for the report.
         directory: an existing directory.
     """
     text = json.dumps(plan.adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     save_file(dict(plan.adapter.tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    weights = [f"{module.module}.weight" for module in plan.adapter.modules]
     return WriteReport(
         base_digests={file: file_digest(base.checkpoint.directory / file) for file in base.checkpoint.weight_files},
         digests={file: file_digest(directory / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
-        edited=tuple(stored_names.get(name, name) for name in weights),
+        edited=plan.stored_weights or tuple(f"{module.module}.weight" for module in plan.adapter.modules),
         unchanged=(),
         added=tuple(plan.adapter.tensors),
     )
@@ -204,10 +209,10 @@ def _location(base: BaseModel) -> str:
 @dataclass(frozen=True)
 class _CheckpointReader:
     base: BaseModel
-    stored_names: Mapping[str, str]
+    parameters: Mapping[str, StoredParameter]
 
     def __call__(self, name: str) -> Tensor:
-        return self.base.checkpoint.read(self.stored_names[name])
+        return self.parameters[name].read(self.base.checkpoint)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sea_export.architecture import Writer, bias_switch, find_writers, skeleton, stored_name
+from sea_export.architecture import Writer, bias_switch, find_writers, skeleton
+from sea_export.stored_layout import StoredLayout, StoredParameter, stored_layout
 from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError
 from sea_export.fold import fold_bias, fold_tensor
@@ -30,10 +31,12 @@ class StoredWriters:
     """The writers of some targets, proved, and where a checkpoint stores their parameters."""
 
     writers: tuple[Writer, ...]
-    stored_names: Mapping[str, str]
-    """Name in the model -> name in the checkpoint, of every parameter that a fold rewrites."""
+    parameters: Mapping[str, StoredParameter]
+    """Every parameter that a fold rewrites, by its name in the model. None for a quantized base."""
     new_biases: Mapping[str, Tensor]
     """Biases (on `meta`, by stored name) that `config_changes` bring, for edits that need them."""
+    bias_names: Mapping[str, str]
+    """Name in the model -> name in the checkpoint, of those biases of the writers that are new."""
     config_changes: Mapping[str, bool]
 
 
@@ -83,35 +86,34 @@ def find_stored_writers(
         )
     model = skeleton(config, trust_remote_code=trust_remote_code)
     writers = tuple(find_writers(model, targets))
-    prove_fold(model, writers)
-    stored_names: dict[str, str] = {}
-    without_bias = []
-    for writer in writers:
-        if needs_bias and len(writer.weights) > 1:
-            raise InputError(
-                f"{writer.module_name} sums {len(writer.weights)} weighted experts, which cannot hold the constant "
-                "of an affine edit: choose --center linear"
-            )
-        for weight in () if quantization else writer.weights:
-            for name in filter(None, (weight.name, weight.bias)):
-                stored_names[name] = stored_name(name, checkpoint.tensors, model)
-                _check_foldable(stored_names[name], checkpoint)
-        if writer.weights[0].bias is None:
-            without_bias.append(writer)
-    new_biases: dict[str, Tensor] = {}
-    config_changes: dict[str, bool] = {}
-    if needs_bias and without_bias and format == "merged":
-        config_changes, appearing = bias_switch(config, without_bias)
-        # The checkpoint may spell names with or without the base model's prefix, as it does for the weights.
-        prefix = f"{model.base_model_prefix}."
-        spelt = next(iter(stored_names.items()))
-        for name, bias in appearing.items():
-            new_biases[name if spelt[0] == spelt[1] else name.removeprefix(prefix)] = bias
-        stored_names |= {
-            bias: bias if spelt[0] == spelt[1] else bias.removeprefix(prefix)
-            for bias in (f"{writer.weights[0].name.removesuffix('weight')}bias" for writer in without_bias)
-        }
-    return StoredWriters(writers, stored_names, new_biases, config_changes)
+    prove_fold(model, writers, needs_bias=needs_bias)
+    layout = stored_layout(model, checkpoint)
+    parameters: dict[str, StoredParameter] = {}
+    for weight in () if quantization else (weight for writer in writers for weight in writer.weights):
+        parameters[weight.name] = layout.find(weight.name, weight.output_dim)
+        if weight.bias is not None:
+            parameters[weight.bias] = layout.find(weight.bias, model.get_parameter(weight.bias).ndim - 1)
+    for parameter in parameters.values():
+        for part in parameter.parts:
+            _check_foldable(part, checkpoint)
+    without_bias = [writer for writer in writers if any(weight.bias is None for weight in writer.weights)]
+    if not needs_bias or not without_bias or format != "merged":
+        return StoredWriters(writers, parameters, {}, {}, {})
+    return _with_new_biases(StoredWriters(writers, parameters, {}, {}, {}), without_bias, layout, config)
+
+
+def _with_new_biases(
+    stored: StoredWriters, without_bias: Sequence[Writer], layout: StoredLayout, config: PretrainedConfig
+) -> StoredWriters:
+    """The same, with the biases that a config switch gives some writers."""
+    config_changes, appearing = bias_switch(config, without_bias)
+    names = {name: layout.new_bias_name(name) for name in appearing}
+    return replace(
+        stored,
+        new_biases={names[name]: bias for name, bias in appearing.items()},
+        bias_names=names,
+        config_changes=config_changes,
+    )
 
 
 def _check_foldable(name: str, checkpoint: Checkpoint) -> None:
@@ -135,7 +137,7 @@ def plan_merge(edit: SpectralEdit, stored: StoredWriters, checkpoint: Checkpoint
         InputError: the edit has another hidden size than the base.
     """
     edits: dict[str, Callable[[Tensor], Tensor]] = {}
-    dtype = checkpoint.tensors[stored.stored_names[stored.writers[0].weights[0].name]].dtype
+    dtype = checkpoint.tensors[next(iter(stored.parameters.values())).parts[0]].dtype
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
     for writer in stored.writers:
         layers = edit.layers[writer.target]
@@ -145,11 +147,13 @@ def plan_merge(edit: SpectralEdit, stored: StoredWriters, checkpoint: Checkpoint
                 "it was fitted on another model"
             )
         for weight in writer.weights:
-            edits[stored.stored_names[weight.name]] = _WeightFold(layers, weight.output_dim)
+            parameter = stored.parameters[weight.name]
+            edits |= dict.fromkeys(parameter.parts, _WeightFold(layers, parameter.output_dim))
             if weight.bias is not None:
-                edits[stored.stored_names[weight.bias]] = _BiasFold(layers)
+                edits |= dict.fromkeys(stored.parameters[weight.bias].parts, _BiasFold(layers))
             elif (bias := fold_bias(None, layers, dtype)) is not None:
-                additions[stored.stored_names[f"{weight.name.removesuffix('weight')}bias"]] = bias
+                assert weight.bias_name is not None
+                additions[stored.bias_names[weight.bias_name]] = bias
     return MergePlan(edits, additions, stored.config_changes)
 
 
