@@ -21,6 +21,7 @@ from sea_export.architecture import find_writers
 from sea_export.edit import SpectralEdit
 from sea_export.errors import SeaExportError
 from sea_export.generation import greedy_continuations
+from sea_export.loading import auto_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -132,6 +133,7 @@ def measure(
         "sequences": sequences,
         "count": _NEW_TOKENS,
         "trust_remote_code": own_code,
+        "auto_class": auto_classes(model.config)[0].__name__,
         "tokenized": dict(zip(PROMPTS, prompts, strict=True)) if own_code else {},
     }
     stored = in_memory = _logits_of_a_stranger(request)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sea_export.edit import COMPONENTS, Target
 from sea_export.errors import InputError
-from sea_export.loading import auto_class
+from sea_export.loading import auto_classes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -119,16 +119,23 @@ class WriterWeight:
     name: str
     """The parameter's name in the model."""
     output_dim: int
-    """The dimension of the tensor that runs over the hidden size: one of its last two."""
+    """The dimension of the tensor that runs over the hidden size: -2 as in PyTorch's linear maps, or -1."""
     bias: str | None
     """The name of its bias, or None."""
     experts: bool = False
     """Whether it is the weights of all experts of a mixture in one tensor, and no linear map of its own."""
+    says_transposed: bool = False
+    """Whether the module that holds the experts says of itself that inputs come before outputs (`is_transposed`)."""
 
     @property
     def module(self) -> str:
         """The name of the linear map, or of the module that holds the weights of the experts."""
         return self.name.rpartition(".")[0]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether inputs come before outputs."""
+        return self.output_dim == -1
 
     @property
     def bias_name(self) -> str | None:
@@ -146,6 +153,8 @@ class Writer:
     size: int
     """The hidden size d."""
     weights: tuple[WriterWeight, ...]
+    in_mixture: bool = False
+    """Whether it belongs to an MLP of a model in which MLPs are mixtures of experts that are stacked."""
 
 
 def hidden_size(config: PretrainedConfig) -> int:
@@ -220,6 +229,7 @@ def find_writers(model: PreTrainedModel, targets: Iterable[Target]) -> list[Writ
     list_name, layers = decoder_layers(model)
     size = hidden_size(model.config)
     shared = _shared_parameters(model)
+    stacked = any(parameter.ndim > 2 and "experts" in name for name, parameter in layers.named_parameters())
     writers = []
     for target in targets:
         if not 0 <= target.layer < len(layers):
@@ -238,9 +248,9 @@ def find_writers(model: PreTrainedModel, targets: Iterable[Target]) -> list[Writ
             if weight.name in shared:
                 raise InputError(f"{weight.name} is shared with {shared[weight.name]}: editing it would edit both")
         module_name = f"{layer_name}.{block}"
-        if "residual" in inspect.signature(layer.get_submodule(block).forward).parameters and len(weights) == 1:
-            module_name = weights[0].module  # the block adds the residual to what is to be edited
-        writers.append(Writer(target, module_name, size, weights))
+        if len(weights) == 1 and not _can_be_edited(layer.get_submodule(block)):
+            module_name = weights[0].module
+        writers.append(Writer(target, module_name, size, weights, stacked and target.component == "mlp"))
     return writers
 
 
@@ -251,6 +261,12 @@ def _block(layer: nn.Module, component: str) -> str | None:
         if name in modules and (name not in _OF_MANY_KINDS or _is_of_kind(modules[name], component)):
             return name
     return None
+
+
+def _can_be_edited(block: nn.Module) -> bool:
+    """Whether a block's output is what it computes, without the residual, and the block can hold an edit that is not a
+    step of its own."""
+    return "residual" not in inspect.signature(block.forward).parameters and not isinstance(block, nn.Sequential)
 
 
 def _is_of_kind(module: nn.Module, component: str) -> bool:
@@ -302,10 +318,10 @@ def _named_weights(
     for name, child in module.named_modules():
         full_name = f"{module_name}.{name}" if name else module_name
         weight = getattr(child, "weight", None)
-        if weight is not None and any(full_name.endswith(f".{ending}") for ending in wanted):
+        if any(full_name.endswith(f".{ending}") for ending in wanted):
             if isinstance(weight, Tensor) and weight.ndim > 2:
                 yield _experts_weight(module, module_name, name, "weight", size)
-            else:
+            elif _is_linear(child) or weight is not None:
                 yield _linear_weight(full_name, child)
         for leaf, parameter in child.named_parameters(recurse=False):
             if leaf in wanted and parameter.ndim > 1:
@@ -326,9 +342,10 @@ def _experts_weight(
     bias = next((name for name in (f"{prefix}{leaf}_bias", f"{prefix}bias", f"{parent}bias") if name in modules), None)
     weight = WriterWeight(
         name=f"{block_name}.{prefix}{leaf}",
-        output_dim=parameter.ndim - (1 if transposed else 2),
+        output_dim=-1 if transposed else -2,
         bias=bias and f"{block_name}.{bias}",
         experts=True,
+        says_transposed=getattr(holder, "is_transposed", False) is True,
     )
     return weight, columns if transposed else rows
 
@@ -347,11 +364,11 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _linear_weight(name: str, module: nn.Module) -> tuple[WriterWeight, int]:
     if _is_linear(module):
-        output_dim, outputs = 0, int(module.out_features)  # type: ignore[arg-type]
+        output_dim, outputs = -2, int(module.out_features)  # type: ignore[arg-type]
     elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, of transformers.pytorch_utils
         weight = module.weight
         assert isinstance(weight, Tensor)
-        output_dim, outputs = 1, weight.shape[1]
+        output_dim, outputs = -1, weight.shape[1]
     else:
         raise InputError(f"{name} is a {type(module).__name__}, which is no linear map that is known: not supported")
     bias = f"{name}.bias" if getattr(module, "bias", None) is not None else None
@@ -372,9 +389,15 @@ def _shared_parameters(model: nn.Module) -> dict[str, str]:
 def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config without its weights (on the `meta` device): names and structure only."""
     config = copy.deepcopy(config)
-    with torch.device("meta"):
-        # Plain attention, because the others look at mask values, which do not exist on this device.
-        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code, attn_implementation="eager")
+    try:
+        with torch.device("meta"):
+            # Plain attention, because the others look at mask values, which do not exist on this device.
+            model = auto_classes(config)[0].from_config(
+                config, trust_remote_code=trust_remote_code, attn_implementation="eager"
+            )
+    except (ImportError, ValueError) as error:
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        raise InputError(f"transformers cannot make a language model of this config: {reason}") from error
     return model.eval()
 
 

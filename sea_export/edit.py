@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,7 +116,7 @@ class SpectralEdit:
                     )
             for writer in writers:
                 module = model.get_submodule(writer.module_name)
-                device = model.get_parameter(writer.weights[0].name).device
+                device = next(chain(module.parameters(), module.buffers())).device
                 edits = [edit.to(device) for edit in self.layers[writer.target]]
                 handle = module.register_forward_hook(_EditHook(edits))
                 hooks.callback(handle.remove)

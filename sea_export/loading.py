@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sea_export.base_model import BaseModel
 
-__all__ = ["DTYPES", "auto_class", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
+__all__ = ["DTYPES", "auto_classes", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -40,11 +40,11 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
         raise InputError(f"the config of {base.name} cannot be used: {first_line(error)}") from error
 
 
-def auto_class(config: PretrainedConfig) -> Any:
-    """The class of transformers that loads a model with its language head: multimodal ones have one of their own.
+def auto_classes(config: PretrainedConfig) -> tuple[Any, ...]:
+    """The classes of transformers that load a model with its language head, of which any does.
 
     Args:
-        config: the model's config. A checkpoint of a multimodal model is loaded as what it was saved as.
+        config: the model's config. A multimodal checkpoint is loaded as what it was saved as: with all its towers.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
@@ -52,13 +52,15 @@ def auto_class(config: PretrainedConfig) -> Any:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
     if multimodal is None:
-        return AutoModelForCausalLM
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if causal is None or (causal != multimodal and multimodal in (config.architectures or ())):
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+        return (AutoModelForCausalLM,)
+    if causal == multimodal:
+        return (AutoModelForCausalLM, AutoModelForImageTextToText)
+    if causal is None or multimodal in (config.architectures or ()):
+        return (AutoModelForImageTextToText,)
+    return (AutoModelForCausalLM,)
 
 
 def load_model(
@@ -80,7 +82,7 @@ def load_model(
         InputError: transformers cannot load it as a causal language model, or the device does not exist.
     """
     try:
-        model: Any = auto_class(load_config(base, trust_remote_code=trust_remote_code)).from_pretrained(
+        model: Any = auto_classes(load_config(base, trust_remote_code=trust_remote_code))[0].from_pretrained(
             base.checkpoint.directory, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
         )
         loaded: PreTrainedModel = model.to(device).eval()

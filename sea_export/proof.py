@@ -137,13 +137,13 @@ def _prove_writer(model: PreTrainedModel, writer: Writer, *, needs_bias: bool) -
                 raise InputError(
                     f"{weight.name} has no bias that could hold the constant of an affine edit: choose --center linear"
                 )
-    output = _first(module(*copy.deepcopy(arguments), **copy.deepcopy(keywords)))
+    output = _run(module, arguments, keywords)
     generator = torch.Generator().manual_seed(0)
     linear = random_edit(writer.size, generator)
     for edit in (linear, replace(linear, shift=torch.randn(writer.size, generator=generator)))[: 1 + needs_bias]:
         expected = edit.apply(output)
         with with_parameters(model, _folded(model, writer, edit)):
-            actual = _first(module(*copy.deepcopy(arguments), **copy.deepcopy(keywords)))
+            actual = _run(module, arguments, keywords)
         error = float((actual - expected).norm() / expected.norm())
         if error <= _PROOF_TOLERANCE:
             continue
@@ -231,5 +231,13 @@ def _example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[An
     raise SeaExportError(f"{type(model).__name__} does not run through a module that it has: nothing can be proved")
 
 
-def _first(output: Any) -> Tensor:
+def _run(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """The module's first output. It may change what it is given, but only a copy."""
+    try:
+        output = module(*copy.deepcopy(arguments), **copy.deepcopy(keywords))
+    except Exception as error:  # as above
+        raise SeaExportError(
+            f"{type(module).__name__} does not run with random weights ({error}), so that no fold into it can be "
+            "proved: this architecture cannot be merged"
+        ) from error
     return output[0] if isinstance(output, (tuple, list)) else output

@@ -40,7 +40,7 @@ class StoredParameter:
     parts: tuple[str, ...]
     """The names of the stored tensors."""
     output_dim: int
-    """The dimension of every part that runs over the hidden size."""
+    """The dimension of every part that runs over the hidden size: -2 or -1."""
     shape: torch.Size
     """Its shape in the model."""
     source: _Source
@@ -64,7 +64,7 @@ class StoredLayout:
 
         Args:
             name: the parameter's name in the model.
-            output_dim: its dimension that runs over the hidden size.
+            output_dim: its dimension that runs over the hidden size: -2 or -1.
 
         Raises:
             InputError: the checkpoint does not store it, or in a form into which nothing can be folded: it was tried
@@ -152,8 +152,7 @@ class _Source:
 
 
 def _dims_of(size: int, shapes: Sequence[Sequence[int]]) -> list[int]:
-    first = 0 if len(shapes[0]) < 2 else len(shapes[0]) - 2
-    return [dim for dim in range(first, len(shapes[0])) if all(shape[dim] == size for shape in shapes)]
+    return [dim for dim in range(-min(2, len(shapes[0])), 0) if all(shape[dim] == size for shape in shapes)]
 
 
 def _narrowed(shape: Sequence[int], size: int) -> list[int]:
@@ -162,7 +161,7 @@ def _narrowed(shape: Sequence[int], size: int) -> list[int]:
 
 def _folded(tensor: Tensor, edits: Sequence[LayerEdit], dim: int) -> Tensor:
     """A weight or a bias with linear edits folded in along a dimension."""
-    return fold_tensor(tensor, edits, dim) if tensor.ndim > 1 else fold_tensor(tensor[None], edits, 1)[0]
+    return fold_tensor(tensor, edits, dim) if tensor.ndim > 1 else fold_tensor(tensor[None], edits, dim)[0]
 
 
 def stored_layout(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredLayout:

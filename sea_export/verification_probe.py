@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 
 @torch.inference_mode()
@@ -19,7 +20,8 @@ def main(request_file: str) -> None:
     """Answers a request: the logits of a checkpoint at the last `count` tokens of each sequence.
 
     Args:
-        request_file: JSON with `checkpoint`, `dtype`, `trust_remote_code`, `sequences` (token ids), `count`,
+        request_file: JSON with `checkpoint`, `dtype`, `trust_remote_code`, `auto_class` (the class of transformers
+            that loads it), `sequences` (token ids), `count`,
             `tokenized` (texts and the tokens that the checkpoint's tokenizer has to make of them), and `answer`, the
             safetensors file to write (`logits` (sequences, count, vocabulary), float32).
     """
@@ -29,7 +31,7 @@ def main(request_file: str) -> None:
     if request["trust_remote_code"]:
         model = _with_own_code(request, options)
     else:
-        model = AutoModelForCausalLM.from_pretrained(request["checkpoint"], **options)
+        model = getattr(transformers, request["auto_class"]).from_pretrained(request["checkpoint"], **options)
     model.eval()
     count = request["count"]
     rows = [model(torch.tensor([sequence])).logits[0, -count - 1 : -1].float() for sequence in request["sequences"]]
@@ -40,7 +42,7 @@ def main(request_file: str) -> None:
 
 def _with_own_code(request: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
     """The model of a checkpoint that comes with code, once its edit is found complete and its tokenizer right."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = getattr(transformers, request["auto_class"]).from_pretrained(
         request["checkpoint"], trust_remote_code=True, output_loading_info=True, **options
     )
     model, report = loaded

@@ -92,6 +92,9 @@ _SIZES = {
 }
 _SHRUNK = {name: size for size, names in _SIZES.items() for name in names} | {
     "qk_rope_head_dim": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "hidden_size_global": 32,
     "rotary_dim": 4,
     "n_group": 1,
     "topk_group": 1,
@@ -120,6 +123,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "dots3_note_vision": {"mlp_layer_types": ["dense"] * 4, "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note_audio": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "dots3_note_text": {
         **{f"swa_{name}_heads": 4 for name in ("num_attention", "num_key_value")},
         **{
@@ -170,6 +175,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
     "trocr": {"decoder_layers": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
     "recurrent_gemma": {"num_hidden_layers": 3},
+    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}},
+    "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},

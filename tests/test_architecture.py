@@ -40,18 +40,18 @@ ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in (
 # Family -> the list of layers, and by component the linear map that ends its block, whether its weight is
 # transposed, and whether it has a bias.
 WRITERS = {
-    "llama": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
-    "llama-tied": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
-    "llama-bias": ("model.layers", {"mlp": ("mlp.down_proj", 0, True), "attention": ("self_attn.o_proj", 0, True)}),
-    "gpt2": ("transformer.h", {"mlp": ("mlp.c_proj", 1, True), "attention": ("attn.c_proj", 1, True)}),
+    "llama": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
+    "llama-tied": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
+    "llama-bias": ("model.layers", {"mlp": ("mlp.down_proj", -2, True), "attention": ("self_attn.o_proj", -2, True)}),
+    "gpt2": ("transformer.h", {"mlp": ("mlp.c_proj", -1, True), "attention": ("attn.c_proj", -1, True)}),
     "neox": (
         "gpt_neox.layers",
-        {"mlp": ("mlp.dense_4h_to_h", 0, True), "attention": ("attention.dense", 0, True)},
+        {"mlp": ("mlp.dense_4h_to_h", -2, True), "attention": ("attention.dense", -2, True)},
     ),
-    "gemma2": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
-    "qwen3": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
-    "mistral": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
-    "phi3": ("model.layers", {"mlp": ("mlp.down_proj", 0, False), "attention": ("self_attn.o_proj", 0, False)}),
+    "gemma2": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
+    "qwen3": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
+    "mistral": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
+    "phi3": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
 }
 _SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
 

@@ -64,7 +64,7 @@ def test_a_weight_folded_along_the_wrong_dimension_is_refused_by_proof():
     model = skeleton(tiny_config("llama"))
     writer = writer_of(tiny_config("llama"), component="attention")
     prove_fold(model, [writer])
-    wrong = replace(writer, weights=(replace(writer.weights[0], output_dim=1),))
+    wrong = replace(writer, weights=(replace(writer.weights[0], output_dim=-1),))
     with pytest.raises(SeaExportError, match=r"self_attn \(relative error"):
         prove_fold(model, [wrong])
 
@@ -131,7 +131,7 @@ def test_all_experts_are_needed_and_suffice(name):
     experts = writer.weights[0]
     assert experts.experts
     assert experts.name == "model.layers.1.mlp.experts.down_proj"
-    other_dim = replace(experts, output_dim=3 - experts.output_dim)
+    other_dim = replace(experts, output_dim=-3 - experts.output_dim)
     wrong = [replace(writer, weights=writer.weights[1:])] if len(writer.weights) > 1 else []
     if name == "gpt_oss":
         wrong += [

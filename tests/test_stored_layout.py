@@ -85,10 +85,10 @@ def test_weights_that_are_transposed_on_loading_are_folded_as_they_are_stored(tm
     for directory in (tmp_path / "new", tmp_path / "old"):
         model.save_pretrained(directory)
     with_tensors(tmp_path / "old", lambda tensors: {**tensors, name: tensors[name].transpose(1, 2)})
-    for directory, output_dim in (("new", 1), ("old", 2)):
+    for directory, output_dim in (("new", -2), ("old", -1)):
         layout = layout_of(model, tmp_path / directory)
         assert_all_found(model, layout)
-        assert layout.find(name, 1).output_dim == output_dim
+        assert layout.find(name, -2).output_dim == output_dim
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
@@ -109,7 +109,7 @@ def test_a_parameter_is_found_with_and_without_the_base_model_prefix(family: str
 def test_a_parameter_that_the_checkpoint_does_not_store_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = model_of("mixtral")
     with pytest.raises(InputError, match=r"stores no tensor named model.layers.1.mlp.experts.down_proj"):
-        layout_of(model, tiny_checkpoint).find(DOWN, 1)
+        layout_of(model, tiny_checkpoint).find(DOWN, -2)
 
 
 def test_a_missing_expert_is_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_missing_expert_is_refused(tmp_path: Path) -> None:
     lost = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
     with_tensors(tmp_path, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != lost})
     with pytest.raises(InputError, match=r"experts.down_proj is stored as .* no edit can be folded into"):
-        layout_of(model, tmp_path).find(DOWN, 1)
+        layout_of(model, tmp_path).find(DOWN, -2)
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, save_original_format=False)
     with_tensors(tmp_path, lambda tensors: {**tensors, DOWN: tensors[DOWN].transpose(1, 2)})
     with pytest.raises(InputError, match=r"is stored as .* of shape \(4, 48, 32\)"):
-        layout_of(model, tmp_path).find(DOWN, 1)
+        layout_of(model, tmp_path).find(DOWN, -2)
 
 
 def test_the_wrong_dimension_does_not_commute_with_the_conversion(tmp_path: Path) -> None:
@@ -137,11 +137,11 @@ def test_the_wrong_dimension_does_not_commute_with_the_conversion(tmp_path: Path
     model.save_pretrained(tmp_path)
     layout = layout_of(model, tmp_path)
     source, parameter = layout.sources[DOWN], model.get_parameter(DOWN)
-    assert source.commutes(DOWN, parameter, 1, (32, 32), 0)
-    assert not source.commutes(DOWN, parameter, 1, (32, 32), 1)
-    assert layout.find(DOWN, 1).output_dim == 0
-    assert layout.find(DOWN, 2).output_dim == 1
-    assert replace(source, converter=None).commutes(DOWN, parameter, 1, (4, 32, 32), 1)
+    assert source.commutes(DOWN, parameter, -2, (32, 32), -2)
+    assert not source.commutes(DOWN, parameter, -2, (32, 32), -1)
+    assert layout.find(DOWN, -2).output_dim == -2
+    assert layout.find(DOWN, -1).output_dim == -1
+    assert replace(source, converter=None).commutes(DOWN, parameter, -2, (4, 32, 32), -2)
 
 
 def test_new_biases_are_named_after_the_weights_they_go_with(tmp_path: Path) -> None:

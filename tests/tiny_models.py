@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from sea_export.loading import auto_class
+from sea_export.loading import auto_classes
 
 VOCABULARY = 320
 SPECIAL_TOKENS = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
@@ -75,7 +75,7 @@ def tiny_config(name: str) -> transformers.PretrainedConfig:
 
 def random_model(config: transformers.PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A float32 model with random weights, in evaluation mode."""
-    model = auto_class(config).from_config(config, dtype=torch.float32).eval()
+    model = auto_classes(config)[0].from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,6 +13,9 @@ approximation of rank R to the whole change W' - W, row scales included, in the 
 Constants t = M' b + shift - b, of biases b and of `center="affine"`, go into the bias that PEFT's `lora_bias` gives B.
 Beside DoRA that bias would enter the norms at run time but not in a merge, so there the base's own biases are replaced
 (PEFT's `bias="lora_only"`). Where the base has none, a scaled edit with a constant is refused.
+
+Stacked weights of experts are PEFT's `target_parameters` (`sea_export.export.parameter_lora`), which have neither DoRA
+nor biases. So are the other weights of MLPs in models with such experts: PEFT takes those of some names for experts.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from sea_export.architecture import Writer, WriterWeight
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.factors import best_factors
+from sea_export.export.parameter_lora import experts_of, parameter_factors, with_rank
 from sea_export.low_rank import LowRankEdit, low_rank_edit
 from sea_export.options import NO_EXACT_ADAPTER
 
@@ -37,6 +41,7 @@ __all__ = [
     "Adapter",
     "EditedWeight",
     "build_adapter",
+    "check_parameters",
     "edited_weights",
     "no_place_for_constant",
     "read_weight",
@@ -59,11 +64,13 @@ class EditedWeight:
     """(d,) the edited bias b', where the base has one."""
     constant: Tensor | None
     """(d,) b' - b, where that is not zero."""
+    is_parameter: bool
+    """Whether PEFT is to adapt the parameter, and not the linear map."""
 
     @property
     def module(self) -> str:
-        """The name of the linear map in the model."""
-        return self.weight.name.removesuffix(".weight")
+        """The name of the linear map, or of what holds the experts, in the model."""
+        return self.weight.module
 
     @property
     def is_scaled(self) -> bool:
@@ -76,7 +83,7 @@ class EditedWeight:
         return self.is_scaled or self.constant is not None or bool((self.edit.left != 0).any())
 
     def fold(self, weight: Tensor) -> Tensor:
-        """W' (d, m) of W (d, m), both float64."""
+        """W' (..., d, m) of W (..., d, m), both float64."""
         edit = self.edit
         return edit.scale[:, None] * (edit.identity * weight + edit.left @ (edit.right @ weight))
 
@@ -94,7 +101,9 @@ class AdaptedModule:
     relative_error: float
     """‖W + B A - W'‖ / ‖W' - W‖, Frobenius norms: what the rank cap costs."""
     elements: int
-    """d m: the number of elements of W."""
+    """The number of elements of W."""
+    experts: int = 1
+    """How many experts' weights are adapted in one, each with a rank of its own."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,7 @@ def build_adapter(
     constant = any(part.constant is not None for part in adapted)
     if rank is None:
         _check_exact(adapted, scaled)
+    check_parameters(writers, scaled=scaled, constant=constant)
     if not scaled:
         adapted = [part for part in adapted if part.changes_anything]
     if not adapted:
@@ -155,7 +165,10 @@ def build_adapter(
     if scaled:
         parts = [_dora(part, read, with_bias=constant) for part in adapted]
     else:
-        parts = [_lora(part, read, rank, with_bias=constant) for part in adapted]
+        parts = [
+            _parameter_lora(part, read, rank) if part.is_parameter else _lora(part, read, rank, with_bias=constant)
+            for part in adapted
+        ]
     modules = tuple(module for module, _ in parts)
     largest = max(module.rank for module in modules)
     own_ranks = {module.module: module.rank for module in modules if module.rank != largest}
@@ -167,7 +180,11 @@ def build_adapter(
     if not (scaled or constant):
         # Programs other than PEFT know one rank and one alpha for all modules (vLLM, llama.cpp): zeros give them that.
         own_ranks = {}
-        tensors = {name: _padded(name, tensor, largest) for name, tensor in tensors.items()}
+        tensors = {
+            f"{PREFIX}{module.module}.{name}": with_rank(name, tensor, largest, module.experts).float().contiguous()
+            for module, values in parts
+            for name, tensor in values.items()
+        }
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise SeaExportError(f"{name} of the adapter has values that are not finite in float32")
@@ -177,18 +194,20 @@ def build_adapter(
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
-        "target_modules": sorted(module.module for module in modules),
+        "target_modules": sorted(part.module for part in adapted if not part.is_parameter),
         "r": largest,
         "rank_pattern": own_ranks,
         "lora_alpha": largest,
         "alpha_pattern": own_ranks,
         "lora_dropout": 0.0,
-        "fan_in_fan_out": adapted[0].weight.output_dim == 1,
+        "fan_in_fan_out": not adapted[0].is_parameter and adapted[0].weight.transposed,
         "use_dora": scaled,
         "use_rslora": False,
         "bias": "lora_only" if scaled and constant else "none",
         "lora_bias": constant and not scaled,
     }
+    if any(part.is_parameter for part in adapted):
+        config["target_parameters"] = sorted(part.weight.name for part in adapted if part.is_parameter)
     return Adapter(config, tensors, modules)
 
 
@@ -219,7 +238,9 @@ def _edited(weight: WriterWeight, writer: Writer, edit: SpectralEdit, read: Call
         stored = read(weight.bias).double().cpu()
         bias = product.apply(stored)
         constant = bias - stored
-    return EditedWeight(weight, product, bias, constant if constant.any() else None)
+    return EditedWeight(
+        weight, product, bias, constant if constant.any() else None, weight.experts or writer.in_mixture
+    )
 
 
 def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
@@ -228,6 +249,27 @@ def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
             raise InputError(NO_EXACT_ADAPTER)
         if scaled and part.constant is not None and part.bias is None:
             raise InputError(no_place_for_constant(part.weight))
+
+
+def check_parameters(writers: Sequence[Writer], *, scaled: bool, constant: bool) -> None:
+    """Raises InputError where PEFT would have to adapt experts and cannot.
+
+    Args:
+        writers: what is adapted.
+        scaled: whether the adapter is to scale rows.
+        constant: whether the adapter is to add constants.
+    """
+    if not scaled and not constant:
+        return
+    for writer in writers:
+        for weight in writer.weights:
+            if weight.experts or writer.in_mixture:
+                what = "row scales" if scaled else "the constants of biases"
+                way_out = "--normalization none, " if scaled else ""
+                raise InputError(
+                    f"PEFT has no place for {what} in a model with experts, as {weight.name} is of: choose {way_out}"
+                    "--format merged or custom-code"
+                )
 
 
 def no_place_for_constant(weight: WriterWeight) -> str:
@@ -281,14 +323,39 @@ def _dora(
     return module, tensors
 
 
+def _parameter_lora(
+    part: EditedWeight, read: Callable[[str], Tensor], rank: int | None
+) -> tuple[AdaptedModule, dict[str, Tensor]]:
+    """The same for a parameter: the best factors for each of its experts, one after the other in float64."""
+    parameter = read(part.weight.name).cpu()
+    if part.weight.experts and parameter.ndim < 3:
+        raise InputError(
+            f"{part.weight.name} holds all experts in one matrix, which PEFT cannot adapt: choose --format merged or "
+            "custom-code"
+        )
+    factors, energy, lost = [], 0.0, 0.0
+    for matrix in experts_of(part.weight, parameter):
+        weight = matrix.double()
+        left, right = part.edit.left, part.edit.right @ weight
+        if part.is_scaled:
+            left, right = torch.eye(len(weight), dtype=torch.float64), part.fold(weight) - weight
+        factors.append(best_factors(left, right, rank))
+        kept = float(factors[-1].a.square().sum())
+        energy += kept / (1 - factors[-1].relative_error ** 2)
+        lost += kept / (1 - factors[-1].relative_error ** 2) - kept
+    a, b = parameter_factors(part.weight, [each.b for each in factors], [each.a for each in factors])
+    module = AdaptedModule(
+        module=part.module,
+        exact_rank=max(each.exact_rank for each in factors),
+        rank=max(each.b.shape[1] for each in factors),
+        relative_error=(lost / energy) ** 0.5 if rank is not None and energy else 0.0,
+        elements=parameter.numel(),
+        experts=len(factors),
+    )
+    return module, {"lora_A.weight": a, "lora_B.weight": b}
+
+
 def read_weight(weight: WriterWeight, read: Callable[[str], Tensor]) -> Tensor:
-    """W (d, m) in float64, on the CPU."""
-    return read(weight.name).movedim(weight.output_dim, 0).double().cpu()
-
-
-def _padded(name: str, tensor: Tensor, rank: int) -> Tensor:
-    """lora_A (r, m) or lora_B (d, r) with rows or columns of zeros up to the rank."""
-    rows, columns = (rank, tensor.shape[1]) if ".lora_A." in name else (tensor.shape[0], rank)
-    padded = torch.zeros(rows, columns)
-    padded[: tensor.shape[0], : tensor.shape[1]] = tensor
-    return padded
+    """W (d, m), of experts (experts, d, m), in float64, on the CPU."""
+    parameter = read(weight.name).double().cpu()
+    return experts_of(weight, parameter) if weight.experts else parameter.movedim(weight.output_dim, 0)

@@ -18,6 +18,7 @@ from sea_export.errors import SeaExportError
 from sea_export.export.adapter import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
 from sea_export.export.output import read_json
+from sea_export.export.parameter_lora import parameter_change
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,6 +114,8 @@ def _adapted_weight(
     assert a is not None
     rank = config["rank_pattern"].get(part.module, config["r"])
     scaling = config["alpha_pattern"].get(part.module, config["lora_alpha"]) / rank
+    if part.weight.experts:
+        return weight + scaling * parameter_change(part.weight, len(weight), a.double(), b.double())
     adapted = weight + scaling * b.double() @ a.double()
     if magnitude is None:
         return adapted

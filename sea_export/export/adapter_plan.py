@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from sea_export.stored_layout import StoredParameter
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export.adapter import Adapter, build_adapter, no_place_for_constant
+from sea_export.export.adapter import Adapter, build_adapter, check_parameters, no_place_for_constant
 from sea_export.export.folding import StoredWriters
 from sea_export.export.merged import WriteReport
 
@@ -119,7 +121,10 @@ def check_adapter(base: BaseModel, stored: StoredWriters, *, needs_bias: bool, s
         scaled: whether the edit scales rows, and the adapter must be exact.
     """
     _location(base)
-    for weight in (weight for writer in stored.writers for weight in writer.weights):
+    weights = [weight for writer in stored.writers for weight in writer.weights]
+    biases = any(weight.bias is not None for weight in weights)
+    check_parameters(stored.writers, scaled=scaled, constant=needs_bias or biases)
+    for weight in weights:
         if needs_bias and scaled and weight.bias is None:
             raise InputError(no_place_for_constant(weight))
 
@@ -156,6 +161,7 @@ def plan_adapter(
     )
     spans = [base.checkpoint.tensors[name] for name in weights]
     adapter = build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank)
+    _check_names(adapter, stored.model)
     return AdapterPlan(
         adapter=adapter,
         writers=stored.writers,
@@ -166,6 +172,26 @@ def plan_adapter(
         dial=_dial(edit, adapter),
         local_base=base.revision is None,
     )
+
+
+def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
+    """Raises InputError unless PEFT puts every tensor of an adapter into the model where it belongs.
+
+    As transformers does, PEFT renames what it loads for some architectures, and not always as it should.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    config = {key: value for key, value in adapter.config.items() if key not in ("peft_type", "revision")}
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in adapter.tensors.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the model has no weights
+        adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**config), low_cpu_mem_usage=True)
+        report: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
+    if lost := report.unexpected_keys:
+        raise InputError(
+            f"PEFT does not find the place of {lost[0]} in {type(model).__name__}, whose tensors it renames: choose "
+            "--format merged or custom-code"
+        )
 
 
 def write_adapter(plan: AdapterPlan, base: BaseModel, directory: Path) -> WriteReport:

@@ -23,6 +23,7 @@ from torch import Tensor
 from sea_export.architecture import Writer, find_writers, skeleton
 from sea_export.base_model import BaseModel
 from sea_export.checkpoint import INDEX, Checkpoint
+from sea_export.stored_layout import stored_layout
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
@@ -31,7 +32,7 @@ from sea_export.export.output import write_json
 from sea_export.export.run_time import run_time_steps
 from sea_export.export.streaming import FileCopy
 from sea_export.fitting import library_versions
-from sea_export.loading import load_config, load_tokenizer
+from sea_export.loading import auto_classes, load_config, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -86,8 +87,7 @@ def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedMod
         base: the base.
 
     Raises:
-        InputError: the base needs code of its own or stores its weights under names that transformers converts for
-            its own classes only, or a module is not found.
+        InputError: the base needs code of its own, or a module is not found, or its weights are not stored.
     """
     model_type = base.checkpoint.config.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
@@ -100,7 +100,9 @@ def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedMod
     _check_own_classes(model, base)
     writers = tuple(find_writers(model, targets))
     if not getattr(config, "quantization_config", None):
-        _check_names(model, base.checkpoint)
+        layout = stored_layout(model, base.checkpoint)
+        for weight in (weight for writer in writers for weight in writer.weights):
+            layout.find(weight.name, weight.output_dim)
     stored_names = {writer.module_name: _stored_module(writer.module_name, model, base) for writer in writers}
     return EditedModules(model, writers, stored_names)
 
@@ -194,26 +196,14 @@ def _check_own_classes(model: PreTrainedModel, base: BaseModel) -> None:
             )
 
 
-def _check_names(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """transformers renames and joins stored weights for its own classes, but not for classes that come as code."""
-    prefix = f"{model.base_model_prefix}."
-    stored = {name.removeprefix(prefix) for name in checkpoint.tensors}
-    for name, _ in model.named_parameters():
-        # A head may be absent where only the base model was saved: it is then tied, or new for everybody.
-        if name.startswith(prefix) and name.removeprefix(prefix) not in stored:
-            raise InputError(
-                f"the checkpoint does not store {name} under that name: transformers converts such weights for its "
-                f"own {type(model).__name__} only, and not for exported code: choose --format merged"
-            )
-
-
 def _stored_module(name: str, model: PreTrainedModel, base: BaseModel) -> str:
-    """A module's name as the checkpoint spells it: with or without the base model's prefix."""
+    """A module's name as the checkpoint spells it, with or without the base model's prefix; the model's own name where
+    transformers renames what is stored, because it takes that as well."""
     prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
         if any(stored.startswith(f"{candidate}.") for stored in base.checkpoint.tensors):
             return candidate
-    raise InputError(f"the checkpoint stores no tensor of {name}, which is edited: its layout is not supported")
+    return name
 
 
 # What is written
@@ -257,7 +247,7 @@ def _config(base: BaseModel, model: PreTrainedModel, edits: dict[str, list[dict[
         "auto_map": {
             "AutoConfig": f"{module}.{own_config}",
             "AutoModel": f"{module}.{plain}",
-            "AutoModelForCausalLM": f"{module}.{causal}",
+            **{kind.__name__: f"{module}.{causal}" for kind in auto_classes(model.config)},
         },
         "sea_edit": edits,
     }
@@ -292,6 +282,8 @@ def _source(edit: SpectralEdit, base: BaseModel, model: PreTrainedModel) -> str:
         model_class=type(model.base_model).__name__,
         causal_class=type(model).__name__,
         model_type=_model_type(model),
+        base_type=model.config.model_type,
+        auto_class=auto_classes(model.config)[0].__name__,
     )
 
 

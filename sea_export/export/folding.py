@@ -17,7 +17,7 @@ from sea_export.fold import fold_bias, fold_tensor
 from sea_export.proof import prove_fold
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from sea_export.checkpoint import Checkpoint
 
@@ -30,6 +30,8 @@ _FOLDABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 class StoredWriters:
     """The writers of some targets, proved, and where a checkpoint stores their parameters."""
 
+    model: PreTrainedModel
+    """The base's skeleton."""
     writers: tuple[Writer, ...]
     parameters: Mapping[str, StoredParameter]
     """Every parameter that a fold rewrites, by its name in the model. None for a quantized base."""
@@ -92,14 +94,14 @@ def find_stored_writers(
     for weight in () if quantization else (weight for writer in writers for weight in writer.weights):
         parameters[weight.name] = layout.find(weight.name, weight.output_dim)
         if weight.bias is not None:
-            parameters[weight.bias] = layout.find(weight.bias, model.get_parameter(weight.bias).ndim - 1)
+            parameters[weight.bias] = layout.find(weight.bias, -1)
     for parameter in parameters.values():
         for part in parameter.parts:
             _check_foldable(part, checkpoint)
     without_bias = [writer for writer in writers if any(weight.bias is None for weight in writer.weights)]
     if not needs_bias or not without_bias or format != "merged":
-        return StoredWriters(writers, parameters, {}, {}, {})
-    return _with_new_biases(StoredWriters(writers, parameters, {}, {}, {}), without_bias, layout, config)
+        return StoredWriters(model, writers, parameters, {}, {}, {})
+    return _with_new_biases(StoredWriters(model, writers, parameters, {}, {}, {}), without_bias, layout, config)
 
 
 def _with_new_biases(
