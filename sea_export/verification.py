@@ -236,6 +236,7 @@ def verify(
         str(base or named["name"]),
         revision=revision or named["revision"],
         dtype=getattr(torch, named["dtype"]),
+        dequantized=named["dequantized"],
     ) as resolved:
         stored = find_places(edit.targets, resolved, options, needs_bias=edit.needs_bias)
         model: PreTrainedModel | None = None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.dynamic_module_utils
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
 from sea_export.demonstrations import Demonstration
@@ -99,6 +99,20 @@ def _save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, max_shard_size: str = "1GB"
 ) -> Path:
     model.save_pretrained(directory, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def quantized_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A directory with a Llama in 4 bits and a tokenizer. Do not write into it."""
+    config = tiny_config("llama")
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
+    full, directory = tmp_path_factory.mktemp("full"), tmp_path_factory.mktemp("quantized")
+    random_model(config).save_pretrained(full)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(full, quantization_config=settings, device_map="cpu")
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

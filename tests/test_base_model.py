@@ -15,8 +15,7 @@ import pytest
 import torch
 from checkpoint_files import contents_of, tensors_of_many_dtypes, write_sharded, write_side_files, write_single
 from huggingface_hub import errors
-from tiny_models import random_model, tiny_config
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from sea_export.base_model import resolve_base, weight_digests
 from sea_export.errors import InputError
@@ -381,32 +380,20 @@ def test_pickles_are_downloaded_only_where_there_are_no_safetensors(tmp_path, mo
 # Quantized weights
 
 
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory, tokenizer) -> Path:
-    """A tiny model in 4 bits, with a tokenizer."""
-    config = tiny_config("llama")
-    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
-    directory = tmp_path_factory.mktemp("quantized")
-    random_model(config).save_pretrained(directory / "full")
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(directory / "full", quantization_config=settings, device_map="cpu")
-    model.save_pretrained(directory / "base")
-    tokenizer.save_pretrained(directory / "base")
-    return directory / "base"
-
-
-def test_a_dequantized_base_computes_what_the_quantized_one_does(quantized: Path) -> None:
+def test_a_dequantized_base_computes_what_the_quantized_one_does(quantized_checkpoint: Path) -> None:
     tokens = torch.arange(10)[None]
-    expected = AutoModelForCausalLM.from_pretrained(quantized)(tokens).logits
-    with resolve_base(str(quantized), dtype=torch.float32, dequantized=True) as base:
+    expected = AutoModelForCausalLM.from_pretrained(quantized_checkpoint)(tokens).logits
+    with resolve_base(str(quantized_checkpoint), dtype=torch.float32, dequantized=True) as base:
         assert base.dequantized
         assert base.location is None, "no adapter for it could be loaded beside the quantized one"
         assert {tensor.dtype for tensor in base.checkpoint.tensors.values()} == {torch.float32}
         assert "quantization_config" not in base.checkpoint.config
         actual = AutoModelForCausalLM.from_pretrained(base.checkpoint.directory)(tokens).logits
         for file in ("tokenizer.json", "generation_config.json"):
-            assert (base.checkpoint.directory / file).read_bytes() == (quantized / file).read_bytes()
+            assert (base.checkpoint.directory / file).read_bytes() == (quantized_checkpoint / file).read_bytes()
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    with resolve_base(str(quantized_checkpoint), dequantized=True) as base:
+        assert {tensor.dtype for tensor in base.checkpoint.tensors.values()} == {torch.bfloat16}
 
 
 def test_a_base_that_is_not_quantized_is_not_dequantized(tiny_checkpoint: Path) -> None:

@@ -75,6 +75,21 @@ def test_fit_then_save_gives_the_bytes_of_fit_and_save(
         assert (tmp_path / "one-step" / file).read_bytes() == (tmp_path / "two-steps" / file).read_bytes(), file
 
 
+def test_a_quantized_base_is_merged_into_plain_weights(
+    quantized_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
+) -> None:
+    output, given = tmp_path / "out", ("--demonstrations", demonstrations_file, "--layers", "last:2")
+    assert_refused(
+        run("fit-and-save", quantized_checkpoint, output, *given), "--dequantize", tmp_path, [demonstrations_file]
+    )
+    result = run("fit-and-save", quantized_checkpoint, output, *given, "--dequantize", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    assert "quantization_config" not in json.loads((output / "config.json").read_text())
+    assert AutoModelForCausalLM.from_pretrained(output).dtype == torch.float32
+    verified = run("verify", output, "--base", quantized_checkpoint)
+    assert verified.exit_code == 0, verified.output
+
+
 def test_verify_fails_on_a_checkpoint_that_is_not_the_edit(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
@@ -181,7 +196,7 @@ def test_base_without_an_mlp(
     random_model(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     result = run("fit-and-save", directory, tmp_path / "out", "--demonstrations", demonstrations_file)
-    assert_refused(result, "not supported", tmp_path, [demonstrations_file])
+    assert_refused(result, "nothing can be edited", tmp_path, [demonstrations_file])
 
 
 def test_output_that_exists(tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path) -> None:

@@ -106,7 +106,9 @@ def opened_model(model: str, values: dict[str, Any]) -> Iterator[OpenedModel]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with ExitStack() as stack:
         with console.status(f"Opening {model}"):
-            base = stack.enter_context(resolve_base(model, revision=values["revision"], dtype=dtype))
+            base = stack.enter_context(
+                resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
+            )
         yield OpenedModel(base, dtype, device, values["trust_remote_code"])
 
 

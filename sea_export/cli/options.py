@@ -114,8 +114,10 @@ def model_options(command: _Command) -> _Command:
             type=click.Choice(("auto", "float32", "bfloat16", "float16")),
             default="auto",
             show_default=True,
-            help="What to compute in; auto: as stored. A .gguf model is written out in it (auto: bfloat16).",
+            help="What to compute in; auto: as stored. A .gguf or dequantized model is written out in it (auto: "
+            "bfloat16).",
         ),
+        click.option("--dequantize", is_flag=True, help="Make plain weights of a quantized model's."),
         click.option("--revision", help="Revision of the model on the Hub."),
     ):
         command = option(command)

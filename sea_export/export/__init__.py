@@ -61,6 +61,7 @@ def save(
     trust_remote_code: bool = SaveOptions.trust_remote_code,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
+    dequantize: bool = False,
 ) -> SaveResult:
     """Bakes an edit into a checkpoint that plain transformers loads.
 
@@ -76,7 +77,8 @@ def save(
         verify: verify before the output appears.
         trust_remote_code: whether code that comes with the base may run.
         revision: the base's revision on the Hub.
-        dtype: the dtype in which a `.gguf` base is written out (default bfloat16).
+        dtype: the dtype in which a `.gguf` or dequantized base is written out (default bfloat16).
+        dequantize: make plain weights of a quantized base's.
 
     Raises:
         InputError: the edit, the base or the output does not allow it; nothing was written.
@@ -91,7 +93,7 @@ def save(
         trust_remote_code=trust_remote_code,
     )
     check_output(Path(output), overwrite=overwrite, needed_bytes=0)
-    with resolve_base(str(base), revision=revision, dtype=dtype) as resolved:
+    with resolve_base(str(base), revision=revision, dtype=dtype, dequantized=dequantize) as resolved:
         return save_checkpoint(edit, resolved, Path(output), options)
 
 

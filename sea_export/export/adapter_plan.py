@@ -226,8 +226,9 @@ def _dial(edit: SpectralEdit, adapter: Adapter) -> float | None:
 def _location(base: BaseModel) -> str:
     if base.location is None:
         raise InputError(
-            f"an adapter is loaded beside its base, and {base.name} is a .gguf file, which transformers does not load "
-            "by itself: choose --format merged, or give the base as a directory or a Hub id"
+            f"an adapter is loaded beside its base, and {base.name} had to be "
+            f"{'dequantized' if base.dequantized else 'converted from a .gguf file'} first: choose --format merged, or "
+            "give a base that transformers loads by itself"
         )
     return base.location
 

@@ -84,7 +84,7 @@ def find_stored_writers(
         method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"the base is quantized ({method}), and folding into quantized weights would round the edit away: "
-            "choose --format adapter, or start from the unquantized model"
+            "choose --format adapter or custom-code, or merge into plain weights with --dequantize"
         )
     model = skeleton(config, trust_remote_code=trust_remote_code)
     writers = tuple(find_writers(model, targets))

@@ -67,6 +67,7 @@ def make_manifest(
             "name": base.name,
             "revision": base.revision,
             "dtype": str(stored.dtype).removeprefix("torch."),
+            "dequantized": base.dequantized,
             "files": report.base_digests,
         },
         "edit": dict(edit.provenance),
