@@ -177,7 +177,7 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
             f"transformers cannot dequantize {directory.name} here ({first_line(error)}): choose --format adapter or "
             "custom-code, or start from the unquantized model"
         ) from error
-    model.save_pretrained(destination)
+    model.to(dtype).save_pretrained(destination)
     for file in checkpoint.side_files():
         if file not in ("config.json", checkpoint.index_file):
             (destination / file).parent.mkdir(parents=True, exist_ok=True)
