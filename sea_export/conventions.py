@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from sea_export.errors import InputError
+from sea_export.tables import Row
 
-__all__ = ["Convention", "Fields", "Reading", "Row", "recognise"]
+__all__ = ["Convention", "Fields", "Reading", "recognise"]
 
-Row = Mapping[str, Any]
 Message = tuple[str, object]
 
 

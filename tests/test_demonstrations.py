@@ -160,12 +160,12 @@ class FakeHub:
     """Stands for the datasets library: what was asked of it, and what it answers."""
 
     def __init__(self, answer: Any) -> None:
-        self.asked: tuple[str, str | None, str | None] | None = None
+        self.asked: tuple[str | None, ...] | None = None
         self.answer = answer
         self.exceptions = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
 
-    def load_dataset(self, path: str, *, split: str | None, revision: str | None) -> Any:
-        self.asked = (path, split, revision)
+    def load_dataset(self, path: str, config: str | None, *, split: str | None, revision: str | None) -> Any:
+        self.asked = (path, config, split, revision)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer if split is None else self.answer[split]
@@ -180,10 +180,11 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> FakeHub:
 @pytest.mark.parametrize(
     ("source", "asked", "where"),
     [
-        ("org/some.set-1", ("org/some.set-1", None, None), "org/some.set-1, split train, row 1"),
-        ("org/name:test", ("org/name", "test", None), "org/name, split test, row 1"),
-        ("org/name@refs/pr/1", ("org/name", None, "refs/pr/1"), "org/name, split train, row 1"),
-        ("org/name:test@abc", ("org/name", "test", "abc"), "org/name, split test, row 1"),
+        ("org/some.set-1", ("org/some.set-1", None, None, None), "org/some.set-1, split train, row 1"),
+        ("org/name:test", ("org/name", None, "test", None), "org/name, split test, row 1"),
+        ("org/name@refs/pr/1", ("org/name", None, None, "refs/pr/1"), "org/name, split train, row 1"),
+        ("org/name:test@abc", ("org/name", None, "test", "abc"), "org/name, split test, row 1"),
+        ("org/name:some/test", ("org/name", "some", "test", None), "org/name, split test, row 1"),
     ],
 )
 def test_reads_a_split_and_a_revision_from_the_hub(
