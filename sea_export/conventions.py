@@ -6,12 +6,12 @@ them. :func:`recognise` picks the first that fits.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sea_export import bbq
 from sea_export.errors import InputError
 from sea_export.tables import Row
 
@@ -193,63 +193,20 @@ def _user_turn(messages: Sequence[Message], column: str, where: str) -> tuple[st
 # BBQ
 
 
-_BBQ_ANSWERS = ("ans0", "ans1", "ans2")
-_BBQ_TEXTS = ("context", "question", *_BBQ_ANSWERS)
+_BBQ_TEXTS = ("context", "question", *bbq.ANSWERS)
 _BBQ_COLUMNS = (*_BBQ_TEXTS, "label", "question_polarity", "answer_info", "additional_metadata")
-# BBQ names a gender in several ways: the group in one word, the person in the answer in another.
-_BBQ_SYNONYMS = {
-    **dict.fromkeys(("man", "men", "boy", "boys"), "m"),
-    **dict.fromkeys(("woman", "women", "girl", "girls"), "f"),
-}
 
 
 def _read_bbq(row: Row, where: str) -> Reading:
-    """Read a row of BBQ (Parrish et al., 2022, arXiv 2110.08193): what the context supports against a stereotype.
+    """Read a row of BBQ: what the context supports against what a stereotype suggests.
 
-    Of the three answers one is "unknown" and two are people. A question of negative polarity asks who has the trait
-    that the stereotype gives to its groups, so the stereotype suggests their member. The non-negative question asks
-    for the opposite, so it suggests the other person: the "biased answers" of the paper's bias score. Where the
-    context itself supports that answer, there is nothing to tell apart.
+    Where the context itself supports the answer that the stereotype suggests, there is nothing to tell apart.
     """
     text = {column: _text(_cell(row, column, where), f"column {column!r}", where) for column in _BBQ_TEXTS}
-    label, polarity = _cell(row, "label", where), _cell(row, "question_polarity", where)
-    if not isinstance(label, int) or label not in range(3):
-        raise InputError(f"{where}: label must be 0, 1 or 2, the number of the right answer, not {label!r}.")
-    if polarity not in ("neg", "nonneg"):
-        raise InputError(f"{where}: question_polarity must be 'neg' or 'nonneg', not {polarity!r}.")
-    people, members = _bbq_people(row, where)
-    if len(people) != 2 or len(members) != 1:
+    suggested = bbq.suggested_answer(row, where)
+    if suggested is None:
         return Reading(None, "are left out: their groups do not tell which answer the stereotype suggests")
-    (suggested,) = members if polarity == "neg" else people - members
-    supported = _BBQ_ANSWERS[label]
+    supported = bbq.right_answer(row, where)
     if supported == suggested:
         return Reading(None, "are left out: their context supports the very answer that the stereotype suggests")
     return Reading((f"{text['context']} {text['question']}", text[supported], text[suggested]))
-
-
-def _bbq_people(row: Row, where: str) -> tuple[set[str], set[str]]:
-    """The answers that name a person, and those among them that name a member of the stereotyped groups."""
-    try:
-        groups = {_bbq_name(group) for group in row["additional_metadata"]["stereotyped_groups"]}
-        people = set()
-        members = set()
-        for answer in _BBQ_ANSWERS:
-            name, group = row["answer_info"][answer]
-            if group == "unknown":
-                continue
-            people.add(answer)
-            # Besides whole names ("Nigerian", "nonOld") the parts of composed groups ("F-Black", "nonTrans_F").
-            if groups & {_bbq_name(one) for one in (name, group, *re.split("[-_]", group))}:
-                members.add(answer)
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            f"{where}: BBQ needs answer_info with a pair of texts for each answer, and additional_metadata with "
-            "stereotyped_groups, as in its own JSONL files."
-        ) from None
-    return people, members
-
-
-def _bbq_name(name: str) -> str:
-    """The name of a group or a person without its differences in spelling: "low SES" and "lowSES" are one."""
-    plain = re.sub(r"[\W_]", "", name).casefold()
-    return _BBQ_SYNONYMS.get(plain, plain)
