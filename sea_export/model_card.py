@@ -9,7 +9,12 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ["write_model_card"]
+from sea_export.evaluation.report import interval_text
+
+__all__ = ["CARD", "write_model_card"]
+
+CARD = "README.md"
+"""Name of the file."""
 
 _TEMPLATE = """---
 {metadata}
@@ -26,6 +31,10 @@ _TEMPLATE = """---
 ## Is it the edit it claims to be?
 
 {verification}
+
+## What it gains and costs
+
+{evaluation}
 
 ## Limits
 
@@ -138,8 +147,9 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
             ],
         ),
         verification=_verification_table(manifest.get("verification")),
+        evaluation=_evaluation_table(manifest.get("evaluation")),
     )
-    (directory / "README.md").write_text(content, encoding="utf-8")
+    (directory / CARD).write_text(content, encoding="utf-8")
 
 
 def _introduction(manifest: Mapping[str, Any], base: str) -> str:
@@ -174,7 +184,7 @@ def _adapter_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _base_metadata(base_directory: Path) -> dict[str, Any]:
-    readme = base_directory / "README.md"
+    readme = base_directory / CARD
     if not readme.is_file():
         return {}
     try:
@@ -210,6 +220,29 @@ def _verification_table(verification: Mapping[str, Any] | None) -> str:
         else "The first row compares with the edit applied at run time, the second with the export in memory."
     )
     return f"{reference} {verification['statement']}\n\n{table}"
+
+
+def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not evaluated: `sea-export evaluate` does that, and with `--record` its figures stand here."
+    rows = [
+        (
+            report["benchmark"],
+            figure["name"] + ("" if figure["unit"] == "" else f" ({figure['unit']})"),
+            interval_text(figure["base"], figure["unit"]),
+            interval_text(figure["value"], figure["unit"]),
+            interval_text(figure["difference"], figure["unit"], signed=True),
+            "" if figure["p_value"] is None else f"{figure['p_value']:.2g}",
+        )
+        for report in evaluation["benchmarks"]
+        for figure in report["figures"]
+    ]
+    counts = ", ".join(f"{report['rows']} rows of {report['benchmark']}" for report in evaluation["benchmarks"])
+    header = ("benchmark", "figure", f"{evaluation['against']}", "this model", "difference", "p")
+    return (
+        f"Measured by `sea-export evaluate` on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap intervals; "
+        f"differences are paired by row, p is of a paired permutation test.\n\n{_table(header, rows)}"
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

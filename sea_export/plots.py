@@ -1,84 +1,229 @@
-"""Pictures of edits: legible in print, distinguishable without colour vision."""
+"""Pictures of edits, activations, evaluations and searches: legible in print, and without colour vision."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from sea_export.edit import SpectralEdit
-from sea_export.errors import InputError
+from sea_export.drawing import BLUE, GREEN, GREY, VERMILION, check_picture, new_figure, plain, save_figure
+from sea_export.edit import LayerEdit, SpectralEdit, Target
+from sea_export.evaluation.report import BenchmarkReport, FigureReport
+from sea_export.spectral import Activations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_edit"]
+__all__ = ["plot_activations", "plot_edit", "plot_reports"]
 
-# The Okabe-Ito blue and vermilion: distinct for all common kinds of colour vision, and in grey.
-_POSITIVE, _NEGATIVE = "#0072B2", "#D55E00"
 _SHOWN_VALUES = 64
+_LABELLED_LAYERS = 16
 
 
 def plot_edit(edit: SpectralEdit, file: Path) -> None:
-    """Draws singular values, ranks, and relative change of each layer.
+    """Draws spectra, cumulative variance, ranks, relative change and signature of each layer.
 
     Args:
         edit: the edit.
         file: picture to write; its ending chooses the format (.png, .pdf, .svg).
 
     Raises:
-        InputError: matplotlib is missing, or does not know the format.
+        InputError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("plots need matplotlib: pip install 'sea-export[plots]'") from None
-
-    labels = [
-        f"{target.layer}" if target.component == "mlp" else f"{target.layer} a"
-        for target in edit.targets
-        for _ in edit.layers[target]
-    ]
+    check_picture(file)
+    labels = [_layer_label(target) for target in edit.targets for _ in edit.layers[target]]
     layers = [layer for target in edit.targets for layer in edit.layers[target]]
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
-    for column, (kind, color) in enumerate((("positive", _POSITIVE), ("negative", _NEGATIVE))):
-        spectra = [getattr(layer, f"{kind}_values").double().numpy() for layer in layers]
-        _draw_spectra(axes[0, column], spectra, labels, kind)
+    figure = new_figure(11, 10)
+    axes = figure.subplots(3, 2)
+    for column, kind in enumerate(("positive", "negative")):
+        _draw_spectra(axes[0, column], layers, labels, kind)
+    _draw_cumulative(axes[1, 0], layers, labels)
+    positions = np.arange(len(layers))
+    for offset, kind, color, hatch, name in (
+        (-0.2, "positive", BLUE, "", "kept"),
+        (0.2, "negative", VERMILION, "///", "dropped"),
+    ):
         ranks = [getattr(layer, kind).shape[1] for layer in layers]
-        offset = (column - 0.5) * 0.4
-        axes[1, 0].bar(
-            np.arange(len(ranks)) + offset, ranks, width=0.4, color=color, hatch=("", "//")[column], edgecolor="white"
-        )
-    axes[1, 0].set(title="Directions kept (blue) and dropped (hatched)", ylabel="rank")
-    axes[1, 1].bar(np.arange(len(layers)), [100 * layer.relative_change for layer in layers], color="#555555")
-    axes[1, 1].set(title="Relative change of neutral activations", ylabel="%")
-    for axis in axes[1]:
-        axis.set_xticks(np.arange(len(labels)), labels)
-        axis.set_xlabel("layer (a: attention)" if any(" a" in label for label in labels) else "layer")
-        axis.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(file, dpi=150)
-    except ValueError as error:
-        raise InputError(f"{file} cannot be drawn: {error}") from error
+        axes[1, 1].bar(positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
+    axes[1, 1].set(title="Rank of the edit", ylabel="directions")
+    axes[1, 1].legend(frameon=False)
+    axes[2, 0].bar(positions, [100 * layer.relative_change for layer in layers], color=GREY)
+    axes[2, 0].set(title="Relative change of neutral activations", ylabel="%")
+    axes[2, 1].bar(positions, [layer.signature for layer in layers], color=GREY)
+    axes[2, 1].set(title="Signature", ylabel="sum of singular values")
+    for axis in (axes[1, 1], axes[2, 0], axes[2, 1]):
+        _label_layers(axis.xaxis, labels)
+        axis.set_xlabel(_layer_axis(labels))
+        plain(axis)
+    save_figure(figure, file)
 
 
-def _draw_spectra(axis: Axes, spectra: list[Any], labels: list[str], kind: str) -> None:
+def _layer_label(target: Target) -> str:
+    return f"{target.layer}" if target.component == "mlp" else f"{target.layer} a"
+
+
+def _layer_axis(labels: Sequence[str]) -> str:
+    return "layer (a: attention)" if any(label.endswith("a") for label in labels) else "layer"
+
+
+def _label_layers(axis: Any, labels: Sequence[str]) -> None:
+    """Labels every layer, or every second, third … where all would not fit beside each other."""
+    step = -(-len(labels) // _LABELLED_LAYERS)
+    axis.set_ticks(np.arange(0, len(labels), step), labels[::step])
+
+
+def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str], kind: str) -> None:
     """Heat map of each layer's share of the squared spectrum by direction, on a logarithmic scale."""
     from matplotlib.colors import LogNorm
 
-    shares = np.full((len(spectra), _SHOWN_VALUES), np.nan)
-    for row, values in enumerate(spectra):
-        shown = values[:_SHOWN_VALUES] ** 2 / max(float((values**2).sum()), 1e-300)
+    shares = np.full((len(layers), _SHOWN_VALUES), np.nan)
+    for row, layer in enumerate(layers):
+        shown = _shares(layer, kind)[:_SHOWN_VALUES]
         shares[row, : len(shown)] = shown
     image = axis.imshow(
         shares,
         aspect="auto",
         cmap="cividis",
+        interpolation="nearest",
         norm=LogNorm(vmin=1e-6, vmax=1),
-        extent=(0.5, _SHOWN_VALUES + 0.5, len(spectra) - 0.5, -0.5),
+        extent=(0.5, _SHOWN_VALUES + 0.5, len(layers) - 0.5, -0.5),
     )
-    axis.set_yticks(np.arange(len(labels)), labels)
-    axis.set(title=f"Share of the {kind} spectrum", xlabel="direction", ylabel="layer")
-    axis.figure.colorbar(image, ax=axis)
+    _label_layers(axis.yaxis, labels)
+    sign = "+" if kind == "positive" else "-"
+    axis.set(title=f"Spectrum of Ω{sign}", xlabel="direction", ylabel=_layer_axis(labels))
+    axis.figure.colorbar(image, ax=axis, label="share of Σ σ²")
+
+
+def _shares(layer: LayerEdit, kind: str) -> np.ndarray[Any, Any]:
+    squares = getattr(layer, f"{kind}_values").double().square().numpy()
+    shares: np.ndarray[Any, Any] = squares / max(float(squares.sum()), 1e-300)
+    return shares
+
+
+def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]) -> None:
+    """Share of the squared spectra that the first k directions explain, one line a layer."""
+    from matplotlib import colormaps
+
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    ends = {0: f"layer {labels[0]}", len(layers) - 1: f"layer {labels[-1]}"}
+    for kind, style, name in (("positive", "-", "Ω+"), ("negative", "--", "Ω-")):
+        for index, layer in enumerate(layers):
+            shares = _shares(layer, kind).cumsum()
+            label = f"{name}, {ends[index]}" if index in ends else None
+            axis.plot(
+                np.arange(1, len(shares) + 1), 100 * shares, style, color=colors[index], linewidth=1.2, label=label
+            )
+    axis.set(title="Explained variance", xlabel="directions", ylabel="% of Σ σ²", xscale="log", ylim=(0, 102))
+    axis.legend(frameon=False, loc="lower right")
+    axis.grid(alpha=0.3)
+    plain(axis)
+
+
+def plot_activations(activations: Mapping[Target, Activations], edit: SpectralEdit, file: Path) -> None:
+    """Draws, layer by layer, activations on the two directions in which they differ most.
+
+    The directions are principal components of the neutral, positive and negative activations together.
+
+    Args:
+        activations: of the layers to draw, each of which is edited.
+        edit: the edit; what it makes of the negative activations is drawn with them.
+        file: picture to write; its ending chooses the format (.png, .pdf, .svg).
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    check_picture(file)
+    columns = min(len(activations), 3)
+    rows = -(-len(activations) // columns)
+    figure = new_figure(4.4 * columns, 4.2 * rows + 0.5)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat[len(activations) :]:
+        axis.set_visible(False)
+    for axis, (target, kinds) in zip(grid.flat, sorted(activations.items()), strict=False):
+        edited = kinds.negative
+        for layer in edit.layers[target]:
+            edited = layer.apply(edited)
+        _draw_components(axis, kinds, edited)
+        axis.set_title(f"layer {target.layer}, {target.component}")
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    save_figure(figure, file)
+
+
+def _draw_components(axis: Axes, kinds: Activations, edited: Tensor) -> None:
+    together = torch.cat([kinds.neutral, kinds.positive, kinds.negative]).double()
+    mean = together.mean(dim=0)
+    _, values, directions = torch.linalg.svd(together - mean, full_matrices=False)
+    shares = 100 * values.square() / values.square().sum().clamp(min=1e-300)
+    for rows, marker, color, name in (
+        (kinds.neutral, "o", "#999999", "neutral"),
+        (kinds.positive, "^", BLUE, "positive"),
+        (kinds.negative, "v", VERMILION, "negative"),
+        (edited, "x", GREEN, "negative, edited"),
+    ):
+        points = ((rows.double() - mean) @ directions[:2].T).numpy()
+        axis.scatter(points[:, 0], points[:, 1], s=16, marker=marker, color=color, alpha=0.65, linewidths=1, label=name)
+    axis.set(
+        xlabel=f"1st principal component ({shares[0]:.0f} % of variance)",
+        ylabel=f"2nd principal component ({shares[1]:.0f} %)",
+    )
+    axis.ticklabel_format(scilimits=(-2, 3))
+    plain(axis)
+
+
+def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
+    """Draws the figures of an evaluation, before and after, with their intervals.
+
+    Args:
+        reports: of all benchmarks.
+        file: picture to write; its ending chooses the format (.png, .pdf, .svg).
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    check_picture(file)
+    panels = [
+        (report, unit, [figure for figure in report.figures if figure.unit == unit])
+        for report in reports
+        for unit in dict.fromkeys(figure.unit for figure in report.figures)
+    ]
+    heights = [0.45 * len(figures) + 0.9 for _, _, figures in panels]
+    figure = new_figure(8, sum(heights) + 0.5)
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (report, unit, figures) in zip(axes, panels, strict=True):
+        _draw_intervals(axis, figures, 100 if unit == "%" else 1)
+        axis.set_title(f"{report.benchmark} ({report.rows} rows)", loc="left")
+        axis.set_xlabel(unit or "perplexity")
+    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
+    save_figure(figure, file)
+
+
+def _draw_intervals(axis: Axes, figures: Sequence[FigureReport], factor: float) -> None:
+    for offset, kind, marker, color, name in (
+        (-0.14, "base", "o", GREY, "base"),
+        (0.14, "value", "s", BLUE, "this model"),
+    ):
+        shown = [(row, getattr(one, kind)) for row, one in enumerate(figures) if getattr(one, kind) is not None]
+        if not shown:
+            continue
+        means = [factor * interval.mean for _, interval in shown]
+        below = [factor * (interval.mean - interval.low) for _, interval in shown]
+        above = [factor * (interval.high - interval.mean) for _, interval in shown]
+        axis.errorbar(
+            means,
+            [row + offset for row, _ in shown],
+            xerr=np.maximum([below, above], 0),
+            fmt=marker,
+            color=color,
+            capsize=3,
+            label=f"{name}, 95 % interval",
+        )
+    axis.set_yticks(range(len(figures)), [one.name for one in figures])
+    axis.set_ylim(len(figures) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    plain(axis)

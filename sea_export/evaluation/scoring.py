@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sea_export.errors import InputError
-from sea_export.forward import PromptedCompletions, Segment, run_batches
+from sea_export.forward import PromptedCompletions, Segment, SegmentObserver, run_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["completion_log_likelihoods", "prompted_completions"]
+__all__ = ["completion_log_likelihoods", "observe_completions", "prompted_completions", "whole_text"]
 
 
 def completion_log_likelihoods(
@@ -47,20 +47,44 @@ def completion_log_likelihoods(
     Raises:
         InputError: a prompt or a completion has no tokens, or a prompt no completions.
     """
+    scorer = _Scorer(items)
+    observe_completions(model, items, scorer, batch_tokens=batch_tokens, progress=progress)
+    return scorer.log_likelihoods()
+
+
+def observe_completions(
+    model: PreTrainedModel,
+    items: Sequence[PromptedCompletions],
+    observer: SegmentObserver,
+    *,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """The passes behind `completion_log_likelihoods`, for whoever wants more of the logits.
+
+    Args:
+        model: see `completion_log_likelihoods`.
+        items: likewise.
+        observer: where a segment is of a completion, its row of the output's logits predicts that completion's
+            tokens, one position each.
+        batch_tokens: likewise.
+        progress: likewise.
+
+    Raises:
+        InputError: likewise.
+    """
     _check(items)
     if not items:
-        return []
+        return
     model.eval()
     shifted = [
         PromptedCompletions(item.prompt[:-1], [(item.prompt[-1], *completion[:-1]) for completion in item.completions])
         for item in items
     ]
-    scorer = _Scorer(items)
     decoder = cast("PreTrainedModel", model.base_model)
-    for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, observer=scorer):
+    for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, observer=observer):
         if progress is not None:
             progress(len(indices))
-    return scorer.log_likelihoods()
 
 
 def prompted_completions(
@@ -92,6 +116,24 @@ def prompted_completions(
         _leading_tokens(tokenizer, prompt, prompt_tokens) + prompt_tokens,
         [whole[length:] if whole[:length] == prompt_tokens else own for whole, own in zip(joined, alone, strict=True)],
     )
+
+
+def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedCompletions:
+    """A text all of whose tokens are to be scored, as the one completion of what the tokenizer puts before texts.
+
+    Where it puts nothing there, the text follows its begin-of-text token, or else its end-of-text token.
+
+    Raises:
+        InputError: the tokenizer has neither token, or see `prompted_completions`.
+    """
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = _leading_tokens(tokenizer, text, tokens)
+    if not before:
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if first is None:
+            raise InputError("the tokenizer has no special token that a text could begin with, to be scored whole")
+        before = [first]
+    return PromptedCompletions(before, [tokens])
 
 
 def _leading_tokens(tokenizer: PreTrainedTokenizerBase, text: str, plain: list[int]) -> list[int]:

@@ -14,9 +14,9 @@ from sea_export.evaluation.figures import Figure, mean_figure
 __all__ = [
     "Interval",
     "bootstrap_interval",
-    "exchange_test",
-    "figure_difference",
-    "figure_interval",
+    "exchange_tests",
+    "figure_differences",
+    "figure_intervals",
     "paired_bootstrap_interval",
 ]
 
@@ -32,92 +32,97 @@ class Interval(NamedTuple):
     high: float
 
 
-def figure_interval(figure: Figure, *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0) -> Interval:
-    """A figure with its percentile bootstrap interval (Efron 1979).
+def figure_intervals(
+    figures: Sequence[Figure], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> list[Interval]:
+    """Figures of the same rows with their percentile bootstrap intervals (Efron 1979).
 
     The rows are taken as a random sample: an interval says what other rows of the kind would give.
 
     Args:
-        figure: the figure.
-        confidence: share of the resampled figures inside the interval, in (0, 1).
+        figures: the figures.
+        confidence: share of the resampled figures inside an interval, in (0, 1).
         samples: how many times the rows are drawn again, with replacement.
         seed: seed of the draws.
 
     Raises:
         InputError: there are no rows, or the confidence is not between 0 and 1.
     """
-    _check(figure, confidence)
-    draws = np.concatenate(
-        [figure.statistic(counts @ figure.rows) for counts in _resamples(len(figure.rows), samples, seed)]
-    )
-    return _interval(figure.value, draws, confidence)
+    draws: list[list[NDArray[np.float64]]] = [[] for _ in figures]
+    for counts in _resamples(_row_count(figures), samples, seed):
+        for one, figure in zip(draws, figures, strict=True):
+            one.append(figure.statistic(counts @ figure.rows))
+    return [_interval(figure.value, one, confidence) for figure, one in zip(figures, draws, strict=True)]
 
 
-def figure_difference(
-    figure: Figure, baseline: Figure, *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
-) -> Interval:
-    """`figure - baseline` with its interval, from the same resampled rows of both.
+def figure_differences(
+    figures: Sequence[Figure],
+    baselines: Sequence[Figure],
+    *,
+    confidence: float = 0.95,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> list[Interval]:
+    """`figure - baseline` with their intervals, from the same resampled rows of both.
 
-    Both were measured on the same rows, which is what makes the interval narrow: hard rows are hard for both.
+    Both were measured on the same rows, which is what makes the intervals narrow: hard rows are hard for both.
 
     Args:
-        figure: the figure of one model.
-        baseline: the same of another, its rows in the same order.
-        confidence: see `figure_interval`.
-        samples: see `figure_interval`.
-        seed: see `figure_interval`.
+        figures: the figures of one model.
+        baselines: the same of another, their rows in the same order.
+        confidence: see `figure_intervals`.
+        samples: see `figure_intervals`.
+        seed: see `figure_intervals`.
 
     Raises:
-        InputError: the two differ in their number of rows; or see `figure_interval`.
+        InputError: the two differ in their number of rows; or see `figure_intervals`.
     """
-    _check_pair(figure, baseline)
-    _check(figure, confidence)
-    draws = np.concatenate(
-        [
-            figure.statistic(counts @ figure.rows) - baseline.statistic(counts @ baseline.rows)
-            for counts in _resamples(len(figure.rows), samples, seed)
-        ]
-    )
-    return _interval(figure.value - baseline.value, draws, confidence)
+    draws: list[list[NDArray[np.float64]]] = [[] for _ in figures]
+    for counts in _resamples(_row_count([*figures, *baselines]), samples, seed):
+        for one, figure, baseline in zip(draws, figures, baselines, strict=True):
+            one.append(figure.statistic(counts @ figure.rows) - baseline.statistic(counts @ baseline.rows))
+    return [
+        _interval(figure.value - baseline.value, one, confidence)
+        for figure, baseline, one in zip(figures, baselines, draws, strict=True)
+    ]
 
 
-def exchange_test(figure: Figure, baseline: Figure, *, samples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of the hypothesis that the two models are alike (a paired permutation test).
+def exchange_tests(
+    figures: Sequence[Figure], baselines: Sequence[Figure], *, samples: int = 10_000, seed: int = 0
+) -> list[float]:
+    """Two-sided p-values of the hypothesis that two models are alike (paired permutation tests).
 
     If they are, each row's two results could as well be the other way round. p is the share of random exchanges that
     put the figures at least as far apart as they are, the actual one counted; for means this is the sign-flip test.
 
     Args:
-        figure: the figure of one model.
-        baseline: the same of another, its rows in the same order.
+        figures: the figures of one model.
+        baselines: the same of another, their rows in the same order.
         samples: how many random exchanges.
         seed: their seed.
 
     Raises:
         InputError: the two differ in their number of rows, or have none.
     """
-    _check_pair(figure, baseline)
-    _check(figure, 0.95)
-    count = len(figure.rows)
+    count = _row_count([*figures, *baselines])
     generator = np.random.default_rng(seed)
-    own, other = figure.rows.sum(axis=0), baseline.rows.sum(axis=0)
-    change = baseline.rows - figure.rows
-    observed = abs(figure.value - baseline.value)
-    tolerance = 1e-9 * max(1.0, observed)
-    extreme = 0
+    extreme = [0] * len(figures)
     for size in _chunks(samples):
-        moved = generator.integers(2, size=(size, count)).astype(np.float64) @ change
-        distance = np.abs(figure.statistic(own + moved) - baseline.statistic(other - moved))
-        extreme += int((distance >= observed - tolerance).sum())
-    return (1 + extreme) / (1 + samples)
+        exchanged = generator.integers(2, size=(size, count)).astype(np.float64)
+        for index, (figure, baseline) in enumerate(zip(figures, baselines, strict=True)):
+            moved = exchanged @ (baseline.rows - figure.rows)
+            own, other = figure.rows.sum(axis=0) + moved, baseline.rows.sum(axis=0) - moved
+            distance = np.abs(figure.statistic(own) - baseline.statistic(other))
+            observed = abs(figure.value - baseline.value)
+            extreme[index] += int((distance >= observed - 1e-9 * max(1.0, observed)).sum())  # rounding aside
+    return [(1 + one) / (1 + samples) for one in extreme]
 
 
 def bootstrap_interval(
     values: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """`figure_interval` of the mean of `values`."""
-    figure = mean_figure("mean", values)
-    return figure_interval(figure, confidence=confidence, samples=samples, seed=seed)
+    """`figure_intervals` of the mean of `values`."""
+    return figure_intervals([mean_figure("mean", values)], confidence=confidence, samples=samples, seed=seed)[0]
 
 
 def paired_bootstrap_interval(
@@ -128,9 +133,9 @@ def paired_bootstrap_interval(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """`figure_difference` of the means of `values` and of `baseline`, given row by row in the same order."""
-    pair = mean_figure("mean", values), mean_figure("mean", baseline)
-    return figure_difference(*pair, confidence=confidence, samples=samples, seed=seed)
+    """`figure_differences` of the means of `values` and of `baseline`, given row by row in the same order."""
+    pair = [mean_figure("mean", values)], [mean_figure("mean", baseline)]
+    return figure_differences(*pair, confidence=confidence, samples=samples, seed=seed)[0]
 
 
 def _resamples(count: int, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
@@ -146,18 +151,18 @@ def _chunks(samples: int) -> Iterator[int]:
         yield min(_CHUNK, samples - start)
 
 
-def _interval(value: float, draws: NDArray[np.float64], confidence: float) -> Interval:
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _interval(value: float, draws: Sequence[NDArray[np.float64]], confidence: float) -> Interval:
+    if not 0 < confidence < 1:
+        raise InputError(f"a confidence of {confidence} is not between 0 and 1")
+    low, high = np.quantile(np.concatenate(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 
 
-def _check(figure: Figure, confidence: float) -> None:
-    if len(figure.rows) == 0:
+def _row_count(figures: Sequence[Figure]) -> int:
+    """The number of rows, which all figures must share; 1 for no figures, so that drawing rows does no harm."""
+    counts = list(dict.fromkeys(len(figure.rows) for figure in figures)) or [1]
+    if len(counts) > 1:
+        raise InputError(f"{counts[0]} values cannot be paired with {counts[1]}")
+    if counts[0] == 0:
         raise InputError("an interval needs at least one value")
-    if not 0 < confidence < 1:
-        raise InputError(f"a confidence of {confidence} is not between 0 and 1")
-
-
-def _check_pair(figure: Figure, baseline: Figure) -> None:
-    if len(figure.rows) != len(baseline.rows):
-        raise InputError(f"{len(figure.rows)} values cannot be paired with {len(baseline.rows)}")
+    return counts[0]

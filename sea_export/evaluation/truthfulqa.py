@@ -7,20 +7,22 @@ truthfulqa/models.py, utilities.py and presets.py), so that figures can be held 
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
+from sea_export.evaluation.figures import Figure, mean_figure
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
+from sea_export.forward import PromptedCompletions
+from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PROMPTS", "TruthfulQuestion", "TruthfulScores", "evaluate_truthfulqa", "load_truthfulqa"]
+__all__ = ["PROMPTS", "TruthfulQA", "TruthfulQuestion", "TruthfulScores", "evaluate_truthfulqa", "load_truthfulqa"]
 
 # The six questions that the original evaluation puts before every other, word for word
 # (QA_PRIMER of its presets.py).
@@ -78,32 +80,69 @@ class TruthfulScores:
     """Mean over the true answers of -s / tokens, in nats per token: it rises where an edit does damage."""
 
 
-def load_truthfulqa(path: Path | str) -> tuple[TruthfulQuestion, ...]:
-    """Reads the original CSV file, in which answers are separated by semicolons.
+@dataclass(frozen=True)
+class TruthfulQA:
+    """The benchmark."""
+
+    rows: tuple[TruthfulQuestion, ...]
+    prompt: str = "qa-primer"
+    """One of `PROMPTS`."""
+
+    headline = "MC2"
+
+    @property
+    def label(self) -> str:
+        return "truthfulqa" if self.prompt == "qa-primer" else f"truthfulqa:{self.prompt}"
+
+    def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
+        return [
+            prompted_completions(
+                tokenizer,
+                PROMPTS[self.prompt].format(question=row.question),
+                [f" {answer}" for answer in row.correct + row.incorrect],
+            )
+            for row in self.rows
+        ]
+
+    def scores(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> TruthfulScores:
+        """The figures of each question, from the log-likelihoods of its answers."""
+        figures = [
+            _figures(row, row_scores, [len(completion) for completion in item.completions])
+            for row, row_scores, item in zip(self.rows, scores, items, strict=True)
+        ]
+        return TruthfulScores(*(zip(*figures, strict=True) if figures else ((), (), (), ())))
+
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+        found = self.scores(items, scores)
+        return (
+            mean_figure("MC1", found.mc1),
+            mean_figure("MC2", found.mc2),
+            mean_figure("MC3", found.mc3),
+            mean_figure("NLL of true answers", found.negative_log_likelihood, best=0.0, unit="nats"),
+        )
+
+
+def load_truthfulqa(source: Path | str) -> tuple[TruthfulQuestion, ...]:
+    """Reads the original CSV file, in which answers are separated by semicolons, or the Hub's `generation` table.
 
     An answer that is listed twice counts twice, as it does in the original evaluation.
 
     Args:
-        path: the file: columns Category, Question, Best Answer, Correct Answers and Incorrect Answers, and others.
+        source: see `sea_export.tables.read_table`: columns Category, Question, Best Answer, Correct Answers and
+            Incorrect Answers, and others; or the same in lower case with underscores, the answers as lists.
 
     Raises:
-        InputError: the file is missing or not such a table, or a row lacks answers.
+        InputError: the source is missing or not such a table, or a row lacks answers.
     """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines)
-            missing = [column for column in _COLUMNS if column not in (table.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path.name} is not TruthfulQA's table: it has no column {', '.join(missing)}")
-            questions = tuple(_question(row, f"{path.name}, row {number}") for number, row in enumerate(table, 1))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path.name}: it cannot be read as CSV ({error})") from error
-    if not questions:
-        raise InputError(f"{path.name}: there are no questions in it")
-    return questions
+    label, rows = read_table(source)
+    if not rows:
+        raise InputError(f"{label}: there are no questions in it")
+    lower = {column: column.lower().replace(" ", "_") for column in _COLUMNS}
+    columns = lower if set(lower.values()) <= set(rows[0][1]) else dict(zip(_COLUMNS, _COLUMNS, strict=True))
+    missing = [column for column in columns.values() if column not in rows[0][1]]
+    if missing:
+        raise InputError(f"{label} is not TruthfulQA's table: it has no column {', '.join(missing)}")
+    return tuple(_question({name: row.get(column) for name, column in columns.items()}, where) for where, row in rows)
 
 
 def evaluate_truthfulqa(
@@ -130,21 +169,11 @@ def evaluate_truthfulqa(
     """
     if prompt not in PROMPTS:
         raise InputError(f"There is no TruthfulQA prompt {prompt!r}; choose one of {', '.join(PROMPTS)}.")
-    items = [
-        prompted_completions(
-            tokenizer,
-            PROMPTS[prompt].format(question=question.question),
-            [f" {answer}" for answer in question.correct + question.incorrect],
-        )
-        for question in questions
-    ]
-    scores = completion_log_likelihoods(model, items, batch_tokens=batch_tokens, progress=progress)
-    figures = [
-        _figures(question, answer_scores, [len(completion) for completion in item.completions])
-        for question, answer_scores, item in zip(questions, scores, items, strict=True)
-    ]
-    mc1, mc2, mc3, negative_log_likelihood = zip(*figures, strict=True) if figures else ((), (), (), ())
-    return TruthfulScores(mc1, mc2, mc3, negative_log_likelihood)
+    benchmark = TruthfulQA(tuple(questions), prompt)
+    items = benchmark.items(tokenizer)
+    return benchmark.scores(
+        items, completion_log_likelihoods(model, items, batch_tokens=batch_tokens, progress=progress)
+    )
 
 
 def _figures(
@@ -162,9 +191,10 @@ def _figures(
     return mc1, mc2, mc3, sum(per_token) / count
 
 
-def _question(row: dict[str, str], where: str) -> TruthfulQuestion:
-    if any(row[column] is None for column in _COLUMNS):
-        raise InputError(f"{where}: it does not have as many fields as the header")
+def _question(row: Row, where: str) -> TruthfulQuestion:
+    for column in ("Category", "Question", "Best Answer"):
+        if not isinstance(row[column], str) or not row[column].strip():
+            raise InputError(f"{where}: its {column.lower()} is missing")
     correct, incorrect = _answers(row["Correct Answers"]), _answers(row["Incorrect Answers"])
     best = _closed(row["Best Answer"].strip())
     if not incorrect:
@@ -174,8 +204,9 @@ def _question(row: dict[str, str], where: str) -> TruthfulQuestion:
     return TruthfulQuestion(row["Question"], best, correct, incorrect, row["Category"].strip())
 
 
-def _answers(field: str) -> tuple[str, ...]:
-    return tuple(_closed(answer.strip()) for answer in field.split(";") if answer.strip())
+def _answers(field: Any) -> tuple[str, ...]:
+    answers = field if isinstance(field, list) else str(field or "").split(";")
+    return tuple(_closed(answer.strip()) for answer in answers if answer.strip())
 
 
 def _closed(answer: str) -> str:

@@ -1,0 +1,206 @@
+"""What an edit costs on text that has nothing to do with it: divergence from the base, perplexity, changed choices."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sea_export.errors import InputError
+from sea_export.evaluation.benchmark import Measurement
+from sea_export.evaluation.figures import Figure, Sums, mean_figure, mean_of_sums
+from sea_export.evaluation.scoring import observe_completions, whole_text
+from sea_export.forward import PromptedCompletions, Segment
+from sea_export.tables import read_json_lines, read_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["DIVERGENCE", "TextPredictions", "load_texts", "measure_damage", "predict_texts"]
+
+DIVERGENCE = "KL from the base"
+"""Name of the figure that a search keeps low."""
+
+# Logits of all tokens of a pass are held at once, and there are as many a token as the vocabulary is large.
+_BATCH_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class TextPredictions:
+    """A model's next-token distributions over some texts, for others to be held against."""
+
+    items: tuple[PromptedCompletions, ...]
+    """The texts in tokens."""
+    starts: tuple[int, ...]
+    """Where each text's rows begin in `log_probabilities`."""
+    log_probabilities: NDArray[np.float32]
+    """(tokens of all texts, vocabulary), in a temporary file that vanishes with this object."""
+    measurement: Measurement
+    """The model's perplexity."""
+
+
+def load_texts(source: str | None) -> tuple[str, ...]:
+    """Reads passages of text.
+
+    Args:
+        source: a `.txt` file, its passages separated by empty lines; a table with a column `text` (see
+            `sea_export.tables.read_table`); or None for the built-in set of plain prose.
+
+    Raises:
+        InputError: the source cannot be read, or holds fewer than two passages.
+    """
+    if source is None:
+        with as_file(files("sea_export") / "data" / "neutral.jsonl") as builtin:
+            rows = list(read_json_lines(builtin, "built-in text"))
+        return tuple(row["text"] for _, row in rows)
+    if Path(source).suffix.lower() == ".txt":
+        label, texts = Path(source).name, _read_passages(Path(source))
+    else:
+        label, rows = read_table(source)
+        for where, row in rows:
+            if not isinstance(row.get("text"), str) or not row["text"].strip():
+                raise InputError(f"{where}: there is no text in a column 'text'")
+        texts = [row["text"] for _, row in rows]
+    if len(texts) < 2:
+        raise InputError(f"{label}: {len(texts)} passage(s) of text; at least 2 are needed")
+    return tuple(texts)
+
+
+def _read_passages(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: it cannot be read as UTF-8 text ({error})") from error
+    return [passage.strip() for passage in text.split("\n\n") if passage.strip()]
+
+
+def predict_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> TextPredictions:
+    """The base's predictions, with its perplexity.
+
+    Args:
+        model: the base.
+        tokenizer: its tokenizer.
+        texts: passages; what does not fit into the model's context is cut off.
+        progress: told the number of passages that a batch has finished.
+
+    Raises:
+        InputError: a passage has no tokens, or see `sea_export.evaluation.scoring.whole_text`.
+    """
+    items = _items(model, tokenizer, texts)
+    lengths = [len(item.completions[0]) for item in items]
+    starts = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    with tempfile.TemporaryFile() as file:
+        stored: NDArray[np.float32] = np.memmap(file, np.float32, "w+", shape=(sum(lengths), vocabulary))
+
+    def keep(index: int, log_probabilities: Tensor) -> None:
+        stored[starts[index] : starts[index] + lengths[index]] = log_probabilities.cpu().numpy()
+
+    observer = _Observer(items, keep)
+    observe_completions(model, items, observer, batch_tokens=_BATCH_TOKENS, progress=progress)
+    measurement = Measurement("damage", len(items), (observer.perplexity(),))
+    return TextPredictions(tuple(items), starts, stored, measurement)
+
+
+def measure_damage(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    reference: TextPredictions,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Measurement:
+    """Perplexity of a model, and how far its predictions are from a base's.
+
+    Args:
+        model: the edited model.
+        tokenizer: its tokenizer.
+        texts: the passages that the base predicted.
+        reference: the base's predictions.
+        progress: told the number of passages that a batch has finished.
+
+    Raises:
+        InputError: the two models do not read the passages as the same tokens, or have different vocabularies.
+    """
+    items = _items(model, tokenizer, texts)
+    same_tokens = [item.completions for item in items] == [item.completions for item in reference.items]
+    if not same_tokens or model.get_output_embeddings().weight.shape[0] != reference.log_probabilities.shape[1]:
+        raise InputError("the model and its base have different tokens, so their predictions cannot be compared")
+    divergences, agreements = [0.0] * len(items), [0.0] * len(items)
+
+    def compare(index: int, log_probabilities: Tensor) -> None:
+        start = reference.starts[index]
+        stored = reference.log_probabilities[start : start + len(log_probabilities)]
+        base = torch.from_numpy(np.array(stored)).to(log_probabilities.device)
+        divergences[index] = float((base.exp() * (base - log_probabilities)).sum(-1).double().sum())
+        agreements[index] = float((base.argmax(-1) == log_probabilities.argmax(-1)).sum())
+
+    observer = _Observer(items, compare)
+    observe_completions(model, items, observer, batch_tokens=_BATCH_TOKENS, progress=progress)
+    lengths = [len(item.completions[0]) for item in items]
+    figures = (
+        mean_figure(DIVERGENCE, divergences, weights=lengths, best=0.0, unit="nats"),
+        mean_figure("equal likeliest token", agreements, weights=lengths),
+        observer.perplexity(),
+    )
+    return Measurement("damage", len(items), figures)
+
+
+def _items(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[PromptedCompletions]:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    whole = [whole_text(tokenizer, text) for text in texts]
+    if context is None:
+        return whole
+    return [PromptedCompletions(one.prompt, [one.completions[0][: context - len(one.prompt)]]) for one in whole]
+
+
+def _perplexity(sums: Sums) -> Sums:
+    return np.exp(mean_of_sums(sums))
+
+
+class _Observer:
+    """Observes passes: adds up negative log-likelihoods, and hands on each text's distributions."""
+
+    def __init__(self, items: Sequence[PromptedCompletions], then: Callable[[int, Tensor], None]) -> None:
+        """Starts.
+
+        Args:
+            items: the texts.
+            then: given a text's index and its (tokens, vocabulary) float32 log-probabilities.
+        """
+        self._items = items
+        self._then = then
+        self._losses = [0.0] * len(items)
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        pass
+
+    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
+        for segment in segments:
+            if segment.item is None or segment.completion is None:
+                continue
+            log_probabilities = output.logits[segment.row, : segment.length].float().log_softmax(-1)
+            tokens = torch.tensor(self._items[segment.item].completions[0], device=log_probabilities.device)
+            self._losses[segment.item] = -float(log_probabilities.gather(1, tokens[:, None]).double().sum())
+            self._then(segment.item, log_probabilities)
+
+    def perplexity(self) -> Figure:
+        """exp of the mean negative log-likelihood per token."""
+        columns = [(loss, len(item.completions[0])) for loss, item in zip(self._losses, self._items, strict=True)]
+        return Figure("perplexity", np.array(columns, dtype=np.float64), _perplexity, best=1.0, unit="")

@@ -1,0 +1,93 @@
+"""Any multiple-choice questions, in a table of question, choices and label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sea_export.errors import InputError
+from sea_export.evaluation.figures import Figure, mean_figure
+from sea_export.evaluation.scoring import prompted_completions
+from sea_export.forward import PromptedCompletions
+from sea_export.tables import Row, read_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["PROMPTS", "ChoiceQuestion", "MultipleChoice", "load_multiple_choice"]
+
+PROMPTS = {"qa": "Q: {question}\nA:", "none": "{question}"}
+"""How a question becomes a prompt. A choice follows after a space."""
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """One row."""
+
+    question: str
+    choices: tuple[str, ...]
+    """At least two."""
+    label: int
+    """Index of the right one."""
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """The benchmark. A model's answer is the choice with the highest log-likelihood, in all or per character."""
+
+    rows: tuple[ChoiceQuestion, ...]
+    prompt: str = "qa"
+    """One of `PROMPTS`."""
+
+    headline = "accuracy"
+
+    @property
+    def label(self) -> str:
+        return "multiple-choice" if self.prompt == "qa" else f"multiple-choice:{self.prompt}"
+
+    def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
+        return [
+            prompted_completions(
+                tokenizer,
+                PROMPTS[self.prompt].replace("{question}", row.question),
+                [f" {choice}" for choice in row.choices],
+            )
+            for row in self.rows
+        ]
+
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+        right, right_by_length = [], []
+        for row, row_scores in zip(self.rows, scores, strict=True):
+            by_length = [score / len(choice) for score, choice in zip(row_scores, row.choices, strict=True)]
+            right.append(float(np.argmax(row_scores) == row.label))
+            right_by_length.append(float(np.argmax(by_length) == row.label))
+        return mean_figure("accuracy", right), mean_figure("accuracy, per character", right_by_length)
+
+
+def load_multiple_choice(source: str) -> tuple[ChoiceQuestion, ...]:
+    """Reads a table with the columns question, choices (a list of texts) and label (the right one's index from 0).
+
+    Args:
+        source: see `sea_export.tables.read_table`.
+
+    Raises:
+        InputError: the source cannot be read, or is no such table.
+    """
+    label, rows = read_table(source)
+    if not rows:
+        raise InputError(f"{label}: there are no questions in it")
+    return tuple(_question(row, where) for where, row in rows)
+
+
+def _question(row: Row, where: str) -> ChoiceQuestion:
+    question, choices, label = (row.get(column) for column in ("question", "choices", "label"))
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"{where}: its question is missing or empty")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise InputError(f"{where}: choices must be a list of at least two texts")
+    if not isinstance(label, int) or label not in range(len(choices)):
+        raise InputError(f"{where}: label must be the index of the right choice, 0 to {len(choices) - 1}")
+    return ChoiceQuestion(question, tuple(choices), label)

@@ -1,0 +1,88 @@
+"""Measurements as they are told: with intervals, and against a base with differences and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sea_export.evaluation.benchmark import Measurement
+from sea_export.evaluation.statistics import Interval, exchange_tests, figure_differences, figure_intervals
+
+__all__ = ["BenchmarkReport", "FigureReport", "interval_text", "make_reports"]
+
+
+@dataclass(frozen=True)
+class FigureReport:
+    """One figure of a model, and of its base where that has it. Intervals are of 95 %."""
+
+    name: str
+    unit: str
+    """See `sea_export.evaluation.figures.Figure`."""
+    best: float
+    value: Interval
+    base: Interval | None
+    difference: Interval | None
+    """`value` less `base`, paired by row."""
+    p_value: float | None
+    """Of the two models being alike."""
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What a benchmark gave."""
+
+    benchmark: str
+    rows: int
+    figures: tuple[FigureReport, ...]
+
+    def figure(self, name: str) -> FigureReport:
+        """The figure of that name."""
+        return next(figure for figure in self.figures if figure.name == name)
+
+
+def make_reports(
+    measurements: Sequence[Measurement], baseline: Sequence[Measurement] | None = None, *, seed: int = 0
+) -> list[BenchmarkReport]:
+    """Reports of one model's measurements.
+
+    Args:
+        measurements: the model's.
+        baseline: the base's, of the same benchmarks in the same order; None if there is none.
+        seed: seed of everything that is drawn.
+    """
+    bases: Sequence[Measurement | None] = [None] * len(measurements) if baseline is None else baseline
+    return [_report(own, base, seed) for own, base in zip(measurements, bases, strict=True)]
+
+
+def _report(own: Measurement, base: Measurement | None, seed: int) -> BenchmarkReport:
+    values = figure_intervals(own.figures, seed=seed)
+    base_figures = {figure.name: figure for figure in base.figures} if base is not None else {}
+    shared = [figure for figure in own.figures if figure.name in base_figures]
+    partners = [base_figures[figure.name] for figure in shared]
+    names = [figure.name for figure in shared]
+    bases = dict(zip(names, figure_intervals(partners, seed=seed), strict=True))
+    differences = dict(zip(names, figure_differences(shared, partners, seed=seed), strict=True))
+    p_values = dict(zip(names, exchange_tests(shared, partners, seed=seed), strict=True))
+    figures = tuple(
+        FigureReport(
+            name=figure.name,
+            unit=figure.unit,
+            best=figure.best,
+            value=value,
+            base=bases.get(figure.name),
+            difference=differences.get(figure.name),
+            p_value=p_values.get(figure.name),
+        )
+        for figure, value in zip(own.figures, values, strict=True)
+    )
+    return BenchmarkReport(own.benchmark, own.count, figures)
+
+
+def interval_text(interval: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:
+    """`45.9 [40.6, 51.3]`: shares in percent, other figures with three decimals; nothing for no interval."""
+    if interval is None:
+        return ""
+    factor, digits = (100, 1) if unit == "%" else (1, 3)
+    sign = "+" if signed else ""
+    mean, low, high = (f"{factor * value + 0.0:{sign}.{digits}f}" for value in interval)
+    return f"{mean} [{low}, {high}]"

@@ -1,0 +1,89 @@
+"""The models that can be evaluated: bases, and exports of every format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sea_export.base_model import resolve_base
+from sea_export.errors import InputError
+from sea_export.export.output import read_json
+from sea_export.loading import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Subject", "open_subject"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in memory."""
+
+    name: str
+    directory: Path
+    """Of the checkpoint; of its base, for an adapter."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@contextmanager
+def open_subject(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> Iterator[Subject]:
+    """Loads a model.
+
+    Args:
+        model: a Hub id, a directory (also one of an adapter, which is put on the base that it names), or a `.gguf`
+            file.
+        revision: of a Hub id.
+        dtype: what to compute in; None for as stored.
+        device: `cpu`, `cuda`, `cuda:1`, …
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Yields:
+        the model.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    directory = Path(model).expanduser()
+    adapter = directory if (directory / _ADAPTER_CONFIG).is_file() else None
+    base_name = str(read_json(adapter / _ADAPTER_CONFIG)["base_model_name_or_path"]) if adapter else model
+    with resolve_base(base_name, revision=revision, dtype=dtype) as base:
+        if adapter is None:
+            loaded = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        else:
+            loaded = _load_adapter(adapter, base.checkpoint.directory, dtype, device, trust_remote_code)
+        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
+        name = base.name if adapter is None else adapter.resolve().name
+        yield Subject(name, base.checkpoint.directory, loaded, tokenizer)
+
+
+def _load_adapter(
+    adapter: Path, base: Path, dtype: torch.dtype | None, device: str, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The base with the adapter in its modules: a model of the base's own class."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
+        )
+        model.load_adapter(adapter)
+        loaded: PreTrainedModel = model.to(device).eval()
+        return loaded
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
+        raise InputError(f"the adapter in {adapter.name} cannot be put on its base: {error}") from error
