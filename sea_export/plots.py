@@ -43,10 +43,8 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
         _draw_spectra(axes[0, column], layers, labels, kind)
     _draw_cumulative(axes[1, 0], layers, labels)
     positions = np.arange(len(layers))
-    for offset, kind, color, hatch, name in (
-        (-0.2, "positive", BLUE, "", "kept"),
-        (0.2, "negative", VERMILION, "///", "dropped"),
-    ):
+    bars = ((-0.2, "positive", BLUE, "", "kept"), (0.2, "negative", VERMILION, "///", "dropped"))
+    for offset, kind, color, hatch, name in bars:
         ranks = [getattr(layer, kind).shape[1] for layer in layers]
         axes[1, 1].bar(positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
     axes[1, 1].set(title="Rank of the edit", ylabel="directions")
@@ -204,10 +202,8 @@ def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
 
 
 def _draw_intervals(axis: Axes, figures: Sequence[FigureReport], factor: float) -> None:
-    for offset, kind, marker, color, name in (
-        (-0.14, "base", "o", GREY, "base"),
-        (0.14, "value", "s", BLUE, "this model"),
-    ):
+    kinds = ((-0.14, "base", "o", GREY, "base"), (0.14, "value", "s", BLUE, "this model"))
+    for offset, kind, marker, color, name in kinds:
         shown = [(row, getattr(one, kind)) for row, one in enumerate(figures) if getattr(one, kind) is not None]
         if not shown:
             continue

@@ -21,24 +21,18 @@ from sea_export.cli.options import model_options
     "a Hub dataset of its rows; or damage, which needs no file. May be given several times.",
 )
 @click.option(
-    "--text", help="Passages for damage: a .txt file, or a table with a column text. Default: a built-in set."
+    "--text", help="Passages for damage: a .txt file, or a table with a column text; by default a built-in set."
 )
 @click.option("--against", metavar="BASE", help="Measure this model too, and tell the differences.")
-@click.option(
-    "--edit", type=click.Path(path_type=Path), help="Apply this edit at run time, and compare with MODEL itself."
-)
+@click.option("--edit", type=click.Path(path_type=Path), help="Apply this edit at run time, against MODEL itself.")
 @click.option("--limit", type=click.IntRange(min=2), help="Use a seeded sample of that many rows of each benchmark.")
 @click.option("--seed", default=0, show_default=True, help="Seed of --limit, of intervals and of tests.")
 @click.option("--batch-tokens", default=2048, show_default=True, help="About how many tokens a forward pass computes.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here.")
-@click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture (PNG, PDF, SVG) of them."
-)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture (PNG, PDF, SVG).")
 @click.option("--record", is_flag=True, help="Write the figures into the manifest and the model card of MODEL.")
 @model_options
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Run code that comes with a model: custom-code exports need it."
-)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model, as custom-code exports do.")
 def command(model: str, **values: Any) -> None:
     """Measure MODEL on benchmarks, alone or against its base, with 95 % intervals and paired tests.
 
