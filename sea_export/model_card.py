@@ -226,14 +226,7 @@ def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Not evaluated: `sea-export evaluate` does that, and with `--record` its figures stand here."
     rows = [
-        (
-            report["benchmark"],
-            figure["name"] + ("" if figure["unit"] == "" else f" ({figure['unit']})"),
-            interval_text(figure["base"], figure["unit"]),
-            interval_text(figure["value"], figure["unit"]),
-            interval_text(figure["difference"], figure["unit"], signed=True),
-            "" if figure["p_value"] is None else f"{figure['p_value']:.2g}",
-        )
+        (report["benchmark"], *_figure_cells(figure))
         for report in evaluation["benchmarks"]
         for figure in report["figures"]
     ]
@@ -242,6 +235,18 @@ def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
     return (
         f"Measured by `sea-export evaluate` on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap "
         f"intervals; differences are paired by row, p is of a paired permutation test.\n\n{_table(header, rows)}"
+    )
+
+
+def _figure_cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
+    unit = figure["unit"]
+    group = f"{figure['group']}: " if figure["group"] else ""
+    return (
+        f"{group}{figure['name']}" + (f" ({unit})" if unit else ""),
+        interval_text(figure["base"], unit),
+        interval_text(figure["value"], unit),
+        interval_text(figure["difference"], unit, signed=True),
+        "" if figure["p_value"] is None else f"{figure['p_value']:.2g}",
     )
 
 

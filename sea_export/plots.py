@@ -174,7 +174,7 @@ def _draw_components(axis: Axes, kinds: Activations, edited: Tensor) -> None:
 
 
 def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
-    """Draws the figures of an evaluation, before and after, with their intervals.
+    """Draws the figures of an evaluation over all rows, before and after, with their intervals.
 
     Args:
         reports: of all benchmarks.
@@ -185,7 +185,7 @@ def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
     """
     check_picture(file)
     panels = [
-        (report, unit, [figure for figure in report.figures if figure.unit == unit])
+        (report, unit, [figure for figure in report.figures if figure.unit == unit and not figure.group])
         for report in reports
         for unit in dict.fromkeys(figure.unit for figure in report.figures)
     ]

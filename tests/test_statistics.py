@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from sea_export.errors import InputError
-from sea_export.evaluation.statistics import bootstrap_interval, paired_bootstrap_interval
+from sea_export.evaluation.figures import Figure, mean_figure
+from sea_export.evaluation.statistics import (
+    bootstrap_interval,
+    exchange_tests,
+    figure_intervals,
+    paired_bootstrap_interval,
+)
 
 
 def normal(count: int, seed: int = 0) -> list[float]:
@@ -68,3 +76,49 @@ def test_bad_input_is_refused() -> None:
         bootstrap_interval([1.0], confidence=95)
     with pytest.raises(InputError, match="2 values cannot be paired with 1"):
         paired_bootstrap_interval([1.0, 2.0], [1.0])
+
+
+def ratio(values: list[float], weights: list[float]) -> Figure:
+    return mean_figure("ratio", values, weights=weights)
+
+
+def test_a_ratio_of_sums_is_resampled_as_one() -> None:
+    """Not as the mean of the rows' own ratios, and with numerator and denominator drawn together."""
+    weights = np.random.default_rng(1).integers(1, 20, size=200)
+    values = 0.5 * weights + 0.1 * np.random.default_rng(2).normal(size=200)
+    (interval,) = figure_intervals([ratio(values.tolist(), weights.tolist())])
+    assert interval.mean == pytest.approx(values.sum() / weights.sum())
+    residual = (values - interval.mean * weights) / weights.mean()
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * residual.std() / np.sqrt(200), rel=0.1)
+
+
+def test_resamples_without_any_row_of_a_group_do_not_count() -> None:
+    (interval,) = figure_intervals([ratio([1.0, 0, 0], [1.0, 0, 0])])
+    assert interval == (1, 1, 1)
+
+
+def test_the_exchange_test_is_the_sign_flip_test_for_means() -> None:
+    differences = np.array([1.0, 2.0, -0.5, 3.0, 1.5, 0.25, -1.0, 2.0])
+    baseline = np.array(normal(8))
+    signs = np.array(list(itertools.product((-1, 1), repeat=8)))
+    exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
+    own, other = mean_figure("x", (baseline + differences).tolist()), mean_figure("x", baseline.tolist())
+    (p_value,) = exchange_tests([own], [other], samples=40_000)
+    assert p_value == pytest.approx(exact, abs=0.01)
+
+
+def test_p_values_are_as_small_as_they_say() -> None:
+    """Under the hypothesis that both models are alike p is uniform; under a clear difference it is tiny."""
+    p_values = []
+    for experiment in range(300):
+        own, other = normal(30, experiment), normal(30, 1000 + experiment)
+        p_values += exchange_tests([mean_figure("x", own)], [mean_figure("x", other)], samples=200)
+    assert 0.02 < np.mean(np.array(p_values) <= 0.05) < 0.08
+    assert 0.42 < np.mean(np.array(p_values) <= 0.5) < 0.58
+    far = mean_figure("x", (np.array(normal(30)) + 3).tolist())
+    assert exchange_tests([far], [mean_figure("x", normal(30, 5))], samples=999) == [0.001]
+
+
+def test_equal_models_have_a_p_value_of_one() -> None:
+    figure = ratio([1.0, 2, 3], [2.0, 2, 5])
+    assert exchange_tests([figure], [figure]) == [1.0]

@@ -113,10 +113,10 @@ def print_reports(reports: Sequence[BenchmarkReport]) -> None:
         for figure in report.figures:
             value = interval_text(figure.value, figure.unit)
             if not compared:
-                table.add_row(figure.name, figure.unit, value)
+                table.add_row(figure.title, figure.unit, value)
                 continue
             table.add_row(
-                figure.name,
+                figure.title,
                 figure.unit,
                 interval_text(figure.base, figure.unit),
                 value,

@@ -63,11 +63,11 @@ class Measurement:
     figures: tuple[Figure, ...]
 
     def figure(self, name: str) -> Figure:
-        """The figure of that name. Raises InputError where there is none."""
-        for figure in self.figures:
-            if figure.name == name:
-                return figure
-        names = ", ".join(figure.name for figure in self.figures)
+        """The figure of that name over all rows. Raises InputError where there is none."""
+        overall = {figure.name: figure for figure in self.figures if not figure.group}
+        if name in overall:
+            return overall[name]
+        names = ", ".join(overall)
         raise InputError(f"{self.benchmark} gives no figure {name!r}; it gives {names}")
 
 

@@ -57,7 +57,7 @@ class CrowsPairs:
         for bias_type in sorted({row.bias_type for row in self.rows}):
             members = [float(row.bias_type == bias_type) for row in self.rows]
             values = [value * member for value, member in zip(preferred, members, strict=True)]
-            figures.append(mean_figure(f"{bias_type}: {self.headline}", values, weights=members, best=0.5))
+            figures.append(mean_figure(self.headline, values, weights=members, best=0.5, group=bias_type))
         return tuple(figures)
 
 

@@ -30,6 +30,8 @@ class Figure:
     """The value that the best model has: 1 for an accuracy, 0 for a divergence, 0.5 for a share that should be even."""
     unit: str = "%"
     """`%` for shares, which are shown times 100; `nats`; or nothing."""
+    group: str = ""
+    """Which rows it is about, such as a category; nothing for all."""
 
     @property
     def value(self) -> float:
@@ -43,9 +45,10 @@ class Figure:
 
 
 def mean_of_sums(sums: Sums) -> Sums:
-    """Σ value / Σ weight, of columns (value, weight); 0 where all weights are 0."""
+    """Σ value / Σ weight, of columns (value, weight); NaN where all weights are 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], 0.0)
+        quotient: Sums = sums[..., 0] / sums[..., 1]
+    return quotient
 
 
 def mean_figure(
@@ -55,6 +58,7 @@ def mean_figure(
     weights: Sequence[float] | None = None,
     best: float = 1.0,
     unit: str = "%",
+    group: str = "",
 ) -> Figure:
     """The mean of one value a row; with weights Σ value / Σ weight, values then being sums themselves.
 
@@ -64,7 +68,8 @@ def mean_figure(
         weights: one a row; 1 if None.
         best: see `Figure`.
         unit: see `Figure`.
+        group: see `Figure`.
     """
     numerators = np.asarray(values, dtype=np.float64)
     denominators = np.ones_like(numerators) if weights is None else np.asarray(weights, dtype=np.float64)
-    return Figure(name, np.stack([numerators, denominators], axis=1), mean_of_sums, best, unit)
+    return Figure(name, np.stack([numerators, denominators], axis=1), mean_of_sums, best, unit, group)

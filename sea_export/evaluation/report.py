@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sea_export.evaluation.benchmark import Measurement
+from sea_export.evaluation.figures import Figure
 from sea_export.evaluation.statistics import Interval, exchange_tests, figure_differences, figure_intervals
 
 __all__ = ["BenchmarkReport", "FigureReport", "interval_text", "make_reports"]
@@ -16,6 +17,8 @@ class FigureReport:
     """One figure of a model, and of its base where that has it. Intervals are of 95 %."""
 
     name: str
+    group: str
+    """Which rows it is about; nothing for all."""
     unit: str
     """See `sea_export.evaluation.figures.Figure`."""
     best: float
@@ -25,6 +28,11 @@ class FigureReport:
     """`value` less `base`, paired by row."""
     p_value: float | None
     """Of the two models being alike."""
+
+    @property
+    def title(self) -> str:
+        """Group and name."""
+        return f"{self.group}: {self.name}" if self.group else self.name
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class BenchmarkReport:
     figures: tuple[FigureReport, ...]
 
     def figure(self, name: str) -> FigureReport:
-        """The figure of that name."""
-        return next(figure for figure in self.figures if figure.name == name)
+        """The figure of that name over all rows."""
+        return next(figure for figure in self.figures if figure.title == name)
 
 
 def make_reports(
@@ -55,27 +63,27 @@ def make_reports(
 
 
 def _report(own: Measurement, base: Measurement | None, seed: int) -> BenchmarkReport:
-    values = figure_intervals(own.figures, seed=seed)
-    base_figures = {figure.name: figure for figure in base.figures} if base is not None else {}
-    shared = [figure for figure in own.figures if figure.name in base_figures]
-    partners = [base_figures[figure.name] for figure in shared]
-    names = [figure.name for figure in shared]
-    bases = dict(zip(names, figure_intervals(partners, seed=seed), strict=True))
-    differences = dict(zip(names, figure_differences(shared, partners, seed=seed), strict=True))
-    p_values = dict(zip(names, exchange_tests(shared, partners, seed=seed), strict=True))
-    figures = tuple(
-        FigureReport(
-            name=figure.name,
-            unit=figure.unit,
-            best=figure.best,
-            value=value,
-            base=bases.get(figure.name),
-            difference=differences.get(figure.name),
-            p_value=p_values.get(figure.name),
-        )
-        for figure, value in zip(own.figures, values, strict=True)
+    known = {_key(figure): figure for figure in base.figures} if base is not None else {}
+    shared = [figure for figure in own.figures if _key(figure) in known]
+    partners = [known[_key(figure)] for figure in shared]
+    compared = zip(
+        figure_intervals(partners, seed=seed),
+        figure_differences(shared, partners, seed=seed),
+        exchange_tests(shared, partners, seed=seed),
+        strict=True,
     )
-    return BenchmarkReport(own.benchmark, own.count, figures)
+    against = {_key(figure): one for figure, one in zip(shared, compared, strict=True)}
+    figures = []
+    for figure, value in zip(own.figures, figure_intervals(own.figures, seed=seed), strict=True):
+        base_value, difference, p_value = against.get(_key(figure), (None, None, None))
+        figures.append(
+            FigureReport(figure.name, figure.group, figure.unit, figure.best, value, base_value, difference, p_value)
+        )
+    return BenchmarkReport(own.benchmark, own.count, tuple(figures))
+
+
+def _key(figure: Figure) -> tuple[str, str]:
+    return figure.group, figure.name
 
 
 def interval_text(interval: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:

@@ -154,7 +154,8 @@ def _chunks(samples: int) -> Iterator[int]:
 def _interval(value: float, draws: Sequence[NDArray[np.float64]], confidence: float) -> Interval:
     if not 0 < confidence < 1:
         raise InputError(f"a confidence of {confidence} is not between 0 and 1")
-    low, high = np.quantile(np.concatenate(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
+    # A resample without any row that a figure is about says nothing about it.
+    low, high = np.nanquantile(np.concatenate(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 
 
