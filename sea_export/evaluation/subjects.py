@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.base_model import resolve_base
+from sea_export.base_model import BaseModel, resolve_base
 from sea_export.errors import InputError
 from sea_export.export.output import read_json
 from sea_export.loading import load_model, load_tokenizer
@@ -63,6 +63,7 @@ def open_subject(
     adapter = directory if (directory / _ADAPTER_CONFIG).is_file() else None
     base_name = str(read_json(adapter / _ADAPTER_CONFIG)["base_model_name_or_path"]) if adapter else model
     with resolve_base(base_name, revision=revision, dtype=dtype) as base:
+        _check_code(base, trust_remote_code)
         if adapter is None:
             loaded = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         else:
@@ -70,6 +71,15 @@ def open_subject(
         tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
         name = base.name if adapter is None else adapter.resolve().name
         yield Subject(name, base.checkpoint.directory, loaded, tokenizer)
+
+
+def _check_code(base: BaseModel, trust_remote_code: bool) -> None:
+    """Raises InputError for a model that only its own code can load, where that is not trusted."""
+    from transformers import CONFIG_MAPPING
+
+    config = read_json(base.checkpoint.directory / "config.json")
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+        raise InputError(f"{base.name} comes with code of its own: read it, and allow it with --trust-remote-code")
 
 
 def _load_adapter(
