@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sea_export.drawing import BLUE, GREEN, GREY, VERMILION, check_picture, new_figure, plain, save_figure
+from sea_export.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, check_picture, new_figure, plain, save_figure
 from sea_export.edit import LayerEdit, SpectralEdit, Target
+from sea_export.evaluation.figures import Figure
 from sea_export.evaluation.report import BenchmarkReport, FigureReport
 from sea_export.spectral import Activations
+from sea_export.tuning import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_activations", "plot_edit", "plot_reports"]
+__all__ = ["plot_activations", "plot_edit", "plot_reports", "plot_search"]
 
 _SHOWN_VALUES = 64
 _LABELLED_LAYERS = 16
@@ -223,3 +225,65 @@ def _draw_intervals(axis: Axes, figures: Sequence[FigureReport], factor: float) 
     axis.set_ylim(len(figures) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     plain(axis)
+
+
+def plot_search(
+    outcomes: Sequence[Outcome],
+    front: Sequence[Outcome],
+    chosen: Outcome,
+    metric: str,
+    base: Figure,
+    max_divergence: float,
+    file: Path,
+) -> None:
+    """Draws what the trials of a search gave on the choosing rows: the metric against the divergence.
+
+    Args:
+        outcomes: all trials; the first is the default edit.
+        front: those that no other beats in both.
+        chosen: the one that was chosen.
+        metric: what the figure is called.
+        base: the base's figure.
+        max_divergence: the damage budget.
+        file: picture to write; its ending chooses the format (.png, .pdf, .svg).
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    check_picture(file)
+    factor = 100 if base.unit == "%" else 1
+    measured = [outcome for outcome in outcomes if outcome.value is not None]
+
+    def points(some: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+        return [one.divergence for one in some], [factor * one.value for one in some if one.value is not None]
+
+    figure = new_figure(7.5, 5)
+    axis = figure.subplots()
+    axis.axvline(max_divergence, color=GREY, linestyle=":", label="damage budget")
+    axis.axhline(factor * base.value, color=GREY, linewidth=0.8, alpha=0.5)
+    axis.scatter(*points(measured), s=28, color="#999999", label="trial")
+    axis.plot(*points(front), "-", color=BLUE, linewidth=1.5, marker="o", markersize=6, label="Pareto front")
+    axis.scatter([0], [factor * base.value], s=130, marker="*", color="black", zorder=3, label="base")
+    if outcomes[0].value is not None:
+        axis.scatter(
+            *points(outcomes[:1]), s=70, marker="D", color=ORANGE, edgecolor="black", zorder=3, label="default edit"
+        )
+    axis.scatter(
+        *points([chosen]),
+        s=190,
+        marker="o",
+        facecolor="none",
+        edgecolor=VERMILION,
+        linewidth=2.2,
+        zorder=3,
+        label="chosen",
+    )
+    axis.set(
+        xlabel="KL from the base on neutral text (nats per token)",
+        ylabel=f"{metric} on the choosing rows" + (f" ({base.unit})" if base.unit else ""),
+    )
+    axis.set_xlim(left=-0.02 * max_divergence)
+    figure.legend(loc="outside right upper", frameon=False)
+    axis.grid(alpha=0.3)
+    plain(axis)
+    save_figure(figure, file)

@@ -16,7 +16,17 @@ from sea_export.forward import PromptedCompletions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Benchmark", "Measurement", "Progress", "measure", "no_progress", "sample", "split"]
+__all__ = [
+    "Benchmark",
+    "Measurement",
+    "Progress",
+    "measure",
+    "no_progress",
+    "sample",
+    "split",
+    "split_rows",
+    "with_rows",
+]
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -51,6 +61,7 @@ class Benchmark(Protocol):
 
 
 BenchmarkT = TypeVar("BenchmarkT", bound=Benchmark)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def sample(benchmark: BenchmarkT, count: int, seed: int) -> BenchmarkT:
     if count >= len(benchmark.rows):
         return benchmark
     chosen = random.Random(seed).sample(range(len(benchmark.rows)), count)
-    return _with_rows(benchmark, [benchmark.rows[index] for index in sorted(chosen)])
+    return with_rows(benchmark, [benchmark.rows[index] for index in sorted(chosen)])
 
 
 def split(benchmark: BenchmarkT, share: float, seed: int) -> tuple[BenchmarkT, BenchmarkT]:
@@ -113,17 +124,21 @@ def split(benchmark: BenchmarkT, share: float, seed: int) -> tuple[BenchmarkT, B
     Raises:
         InputError: it has too few rows to leave two on either side.
     """
-    count = round(share * len(benchmark.rows))
-    if not 2 <= count <= len(benchmark.rows) - 2:
-        raise InputError(
-            f"{benchmark.label} has {len(benchmark.rows)} rows: too few to keep some for choosing and others for "
-            "reporting"
-        )
-    shuffled = list(benchmark.rows)
+    first, second = split_rows(benchmark.rows, share, seed, benchmark.label)
+    return with_rows(benchmark, first), with_rows(benchmark, second)
+
+
+def split_rows(rows: Sequence[T], share: float, seed: int, label: str) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """`split` for rows without a benchmark, which messages call `label`."""
+    count = round(share * len(rows))
+    if not 2 <= count <= len(rows) - 2:
+        raise InputError(f"{label} has {len(rows)} rows: too few to keep some for choosing and others for reporting")
+    shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
-    return _with_rows(benchmark, shuffled[:count]), _with_rows(benchmark, shuffled[count:])
+    return tuple(shuffled[:count]), tuple(shuffled[count:])
 
 
-def _with_rows(benchmark: BenchmarkT, rows: Sequence[Any]) -> BenchmarkT:
+def with_rows(benchmark: BenchmarkT, rows: Sequence[Any]) -> BenchmarkT:
+    """The same benchmark with other rows."""
     changed: BenchmarkT = replace(benchmark, rows=tuple(rows))  # type: ignore[type-var]
     return changed

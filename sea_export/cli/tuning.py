@@ -1,0 +1,226 @@
+"""What `tune` does, step by step, and what it prints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sea_export.agreement import dtype_name
+from sea_export.base_model import weight_digests
+from sea_export.cli import jobs
+from sea_export.cli.evaluation import progress_for
+from sea_export.cli.jobs import OpenedModel, console
+from sea_export.cli.progress import counting_progress
+from sea_export.cli.tuning_output import print_front, print_outcome, print_reports, tuning_record
+from sea_export.demonstrations import Demonstration, demonstrations_digest
+from sea_export.drawing import check_picture
+from sea_export.edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.evaluation.benchmark import Benchmark, split, split_rows
+from sea_export.evaluation.damage import load_texts
+from sea_export.evaluation.record import record_evaluation
+from sea_export.evaluation.report import BenchmarkReport, make_reports
+from sea_export.evaluation.suite import Suite, load_benchmark
+from sea_export.export import save_checkpoint
+from sea_export.export.output import check_output, write_json
+from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, FitOptions, SaveOptions
+from sea_export.plots import plot_search
+from sea_export.spectrum_bank import SpectrumBank
+from sea_export.tuning import SearchSpace, Tuner, choose, open_study, pareto_front, search
+
+__all__ = ["run_tuning"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows and texts that are used together: for choosing, or for reporting."""
+
+    name: str
+    benchmark: Benchmark
+    texts: tuple[str, ...]
+
+
+def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, Any]) -> None:
+    """`sea-export tune`, with its options in `values`."""
+    json_file = values["json_file"] or output.with_name(f"{output.name}.tune.json")
+    _check(output, json_file, saving, values)
+    demonstrations = jobs.read_demonstrations(values)
+    choosing, reporting = _parts(values)
+    with jobs.opened_model(model, values) as opened:
+        centers = _centers(opened, saving, values)
+        bank = _bank(opened, demonstrations, centers, values)
+        space = SearchSpace(bank.layer_count, values["targets"] or TARGETS, values["sites"] or SITES, centers)
+        start = _start(values, bank.layer_count)
+        tuner = Tuner(
+            bank,
+            opened.model,
+            opened.tokenizer,
+            choosing.benchmark,
+            choosing.texts,
+            metric=values["metric"] or choosing.benchmark.headline,
+            max_divergence=values["max_kl"],
+            batch_tokens=values["batch_tokens"],
+        )
+        settings = _settings(opened, demonstrations, choosing, tuner, space, start, values)
+        outcomes = search(
+            open_study(values["storage"], settings),
+            tuner,
+            space,
+            start,
+            trials=values["trials"],
+            timeout=values["timeout"],
+            seed=values["seed"],
+            progress=lambda outcome: print_outcome(outcome, tuner.metric, tuner.base),
+        )
+        front = pareto_front(outcomes, tuner.max_divergence)
+        chosen = choose(outcomes, values["pick"], max_divergence=tuner.max_divergence, base_score=tuner.base.score)
+        print_front(front, chosen, tuner.metric, tuner.base)
+        edits = {"default": bank.edit(start), "chosen": bank.edit(chosen.options)}
+        dtype = dtype_name(opened.model.dtype)
+        reports = {part.name: _reports(part, edits, opened, values) for part in (choosing, reporting)}
+        for part in (choosing, reporting):
+            print_reports(part.name, len(part.benchmark.rows), reports[part.name], tuner.metric)
+        if values["plot"] is not None:
+            plot_search(outcomes, front, chosen, tuner.metric, tuner.base, tuner.max_divergence, values["plot"])
+            console.print(f"Saved the picture to {values['plot']}.")
+        write_json(json_file, tuning_record(settings, outcomes, front, chosen, tuner.base, reports))
+        console.print(f"Wrote settings and figures to {json_file}.")
+        _bake(edits["chosen"], opened, output, saving, reports["reporting"]["chosen"], dtype)
+
+
+def _check(output: Path, json_file: Path, saving: SaveOptions, values: dict[str, Any]) -> None:
+    """Raises InputError for what would fail after the work is done."""
+    check_output(output, overwrite=saving.overwrite, needed_bytes=0)
+    pick = values["pick"]
+    if pick not in ("best", "knee") and not pick.isdigit():
+        raise InputError(f"--pick is {pick!r}: choose best, knee, or the number of a trial")
+    if not values["max_kl"] > 0:
+        raise InputError(f"--max-kl is {values['max_kl']}: it must be above 0")
+    if not 0 < values["choosing"] < 1:
+        raise InputError(f"--choosing is {values['choosing']}: it must be between 0 and 1")
+    if values["plot"] is not None:
+        check_picture(values["plot"])
+    for file in (json_file, values["storage"]):
+        if file is not None and not file.resolve().parent.is_dir():
+            raise InputError(f"{file} cannot be written: its directory does not exist")
+
+
+def _parts(values: dict[str, Any]) -> tuple[_Part, _Part]:
+    """The rows and texts to choose on, and those to report on."""
+    benchmarks = split(load_benchmark(values["benchmark"]), values["choosing"], values["seed"])
+    texts = split_rows(load_texts(values["text"]), 0.5, values["seed"], "the text for the damage")
+    choosing, reporting = (
+        _Part(name, *part)
+        for name, part in zip(("choosing", "reporting"), zip(benchmarks, texts, strict=True), strict=True)
+    )
+    return choosing, reporting
+
+
+def _centers(opened: OpenedModel, saving: SaveOptions, values: dict[str, Any]) -> tuple[str, ...]:
+    """How edits may be centred: as was asked, or every way that the base and the format have room for."""
+    if values["centers"]:
+        return tuple(values["centers"])
+    try:
+        for target in values["targets"] or TARGETS:
+            opened.places(FitOptions(layers="all", target=target, center="affine"), saving)
+    except InputError as error:
+        console.print(f"No affine edit is tried: {error}", soft_wrap=True)
+        return tuple(center for center in CENTERS if center != "affine")
+    return CENTERS
+
+
+def _start(values: dict[str, Any], layer_count: int) -> FitOptions:
+    """The default edit, of as many of its layers as there are."""
+    default = FitOptions()
+    count = min(int(default.layers.partition(":")[2]), layer_count)
+    capture = CaptureOptions(batch_tokens=values["batch_tokens"], seed=values["seed"])
+    return replace(default, layers=f"last:{count}", template=values["template"], capture=capture)
+
+
+def _bank(
+    opened: OpenedModel, demonstrations: Sequence[Demonstration], centers: Sequence[str], values: dict[str, Any]
+) -> SpectrumBank:
+    """All that is searched, and what the default edit needs."""
+    default = FitOptions()
+    sites = dict.fromkeys((*(values["sites"] or SITES), default.capture.site))
+    with counting_progress("Capturing", len(demonstrations) * len(sites)) as advance:
+        return SpectrumBank(
+            opened.model,
+            opened.tokenizer,
+            demonstrations,
+            _start(values, 1),
+            sites=tuple(sites),
+            targets={*(values["targets"] or TARGETS), default.target},
+            centers={*centers, default.center},
+            progress=advance,
+        )
+
+
+def _settings(
+    opened: OpenedModel,
+    demonstrations: Sequence[Demonstration],
+    choosing: _Part,
+    tuner: Tuner,
+    space: SearchSpace,
+    start: FitOptions,
+    values: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that decides what a trial gives: a study is gone on with only where all of it is the same."""
+    return {
+        "base": {
+            "name": opened.base.name,
+            "revision": opened.base.revision,
+            "weights": weight_digests(opened.base.checkpoint),
+        },
+        "dtype": dtype_name(opened.model.dtype),
+        "demonstrations": demonstrations_digest(demonstrations),
+        "benchmark": choosing.benchmark.label,
+        "choosing_rows": _digest(choosing.benchmark.rows),
+        "texts": _digest(choosing.texts),
+        "metric": tuner.metric,
+        "max_kl": tuner.max_divergence,
+        "space": asdict(space),
+        "start": asdict(start),
+        "seed": values["seed"],
+    }
+
+
+def _digest(rows: Sequence[object]) -> str:
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def _reports(
+    part: _Part, edits: dict[str, SpectralEdit], opened: OpenedModel, values: dict[str, Any]
+) -> dict[str, list[BenchmarkReport]]:
+    """What the base and each edit give on a part of the rows, with intervals and differences to the base."""
+    suite = Suite((part.benchmark,), part.texts, values["batch_tokens"])
+    base, reference = suite.measure_base(opened.model, opened.tokenizer, progress_for(f"{part.name} rows, base"))
+    reports = {}
+    for name, edit in edits.items():
+        with edit.apply(opened.model):
+            progress = progress_for(f"{part.name} rows, {name} edit")
+            measured = suite.measure(opened.model, opened.tokenizer, reference, progress)
+        reports[name] = make_reports(measured, base, seed=values["seed"])
+    return reports
+
+
+def _bake(
+    edit: SpectralEdit,
+    opened: OpenedModel,
+    output: Path,
+    saving: SaveOptions,
+    reports: Sequence[BenchmarkReport],
+    dtype: str,
+) -> None:
+    """Writes the checkpoint, with the figures of the reporting rows."""
+    named = {"name": opened.base.name, "revision": opened.base.revision}
+    edit = replace(edit, provenance={**edit.provenance, "base": named})
+    with jobs.byte_progress("Writing", opened.base) as progress:
+        result = save_checkpoint(
+            edit, opened.base, output, saving, model=opened.model, progress=progress, announce=console.print
+        )
+    record_evaluation(output, opened.base.checkpoint.directory, reports, against=opened.base.name, dtype=dtype)
+    jobs.print_saved(result, edit)

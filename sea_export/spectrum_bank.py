@@ -1,0 +1,110 @@
+"""Spectra of all layers for every way to read and to centre activations, captured once, for fitting many edits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from sea_export.activations import capture_batches
+from sea_export.architecture import decoder_layers, find_writers
+from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
+from sea_export.edit import COMPONENTS, SpectralEdit, Target
+from sea_export.errors import InputError
+from sea_export.fitting import LayerChoice, edit_from_spectra, library_versions
+from sea_export.options import FitOptions
+from sea_export.spectral import LayerSpectrum, SpectrumFitter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["SpectrumBank"]
+
+
+class SpectrumBank:
+    """What edits with any layers, target, site, centring and truncation are fitted from, without a forward pass.
+
+    A site is captured in one pass over the demonstrations. A spectrum is taken when an edit first needs it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        demonstrations: Sequence[Demonstration],
+        options: FitOptions,
+        *,
+        sites: Collection[str],
+        targets: Collection[str],
+        centers: Collection[str],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Captures activations of all layers.
+
+        Args:
+            model: a causal language model.
+            tokenizer: its tokenizer.
+            demonstrations: at least two.
+            options: template and capture options, but for the site; nothing else is looked at.
+            sites: where activations are read.
+            targets: what edits may be of: `mlp`, `attention` or `both`.
+            centers: how they may be centred.
+            progress: told the number of demonstrations that each batch has finished; each counts once a site.
+
+        Raises:
+            InputError: see `sea_export.fitting.fit_spectra`.
+        """
+        if len(demonstrations) < 2:
+            raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
+        self.layer_count = len(decoder_layers(model)[1])
+        components = COMPONENTS if len({*targets} - {"mlp"}) and {*targets} != {"attention"} else tuple(targets)
+        places = [Target(layer, component) for layer in range(self.layer_count) for component in components]
+        find_writers(model, places)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
+        # Centred spectra are the same for an `affine` and for a `linear` edit, but for the reader of the latter.
+        kinds = {"off" if center == "off" else "linear" for center in centers}
+        self._fitters: dict[tuple[str, Target, str], SpectrumFitter] = {}
+        self._spectra: dict[tuple[str, Target, str], LayerSpectrum] = {}
+        for site in sites:
+            # At the residual site both components of a layer read the same vector.
+            read = places if site == "target" else [place for place in places if place.component == components[0]]
+            for place in read:
+                for kind in kinds:
+                    self._fitters[site, place, kind] = SpectrumFitter(kind)
+            capture = replace(options.capture, site=site)
+            for _, batch in capture_batches(model, tokenized, read, capture, progress):
+                for place, activations in batch.items():
+                    for kind in kinds:
+                        try:
+                            self._fitters[site, place, kind].update(activations)
+                        except InputError as error:
+                            raise InputError(f"layer {place.layer}, {place.component}: {error}") from error
+        self._residual_component = components[0]
+        self._provenance = {
+            "demonstrations": {"count": len(demonstrations), "sha256": demonstrations_digest(demonstrations)},
+            "versions": library_versions(),
+        }
+
+    def edit(self, options: FitOptions) -> SpectralEdit:
+        """The edit that `sea_export.fitting.fit_edit` gives for these options.
+
+        Args:
+            options: of a site, a target and a centring that were asked for; template and capture as they were.
+
+        Raises:
+            InputError: see `sea_export.fitting.edit_from_spectra`.
+        """
+        choice = LayerChoice.parse(options.layers, self.layer_count)
+        components = COMPONENTS if options.target == "both" else (options.target,)
+        places = [Target(layer, component) for layer in choice.candidates for component in components]
+        spectra = {place: self._spectrum(options.capture.site, place, options.center) for place in places}
+        return edit_from_spectra(spectra, options, {**self._provenance, "options": asdict(options)})
+
+    def _spectrum(self, site: str, place: Target, center: str) -> LayerSpectrum:
+        read = place if site == "target" else Target(place.layer, self._residual_component)
+        key = (site, read, "off" if center == "off" else "linear")
+        if key not in self._spectra:
+            self._spectra[key] = self._fitters.pop(key).spectrum()
+        spectrum = self._spectra[key]
+        return replace(spectrum, center="affine", reader=None, reader_error=None) if center == "affine" else spectrum

@@ -1,0 +1,336 @@
+"""Searches an edit's settings for the best benchmark score that stays within a damage budget.
+
+Two objectives, the score up and the divergence from the base on neutral text down, by Optuna's tree-structured Parzen
+estimator. Every trial is a truncation of spectra that were taken once, and an evaluation on the choosing rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sea_export.errors import InputError, SeaExportError
+from sea_export.evaluation.benchmark import Benchmark, Measurement, measure, with_rows
+from sea_export.evaluation.damage import DIVERGENCE, TextPredictions, measure_damage, predict_texts
+from sea_export.evaluation.figures import Figure
+from sea_export.evaluation.statistics import figure_differences
+from sea_export.options import CENTERS, SITES, TARGETS, FitOptions
+from sea_export.spectrum_bank import SpectrumBank
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import Trial
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Outcome", "SearchSpace", "Tuner", "choose", "open_study", "pareto_front", "search"]
+
+# A trial is cut short when its divergence is so many times the budget: little more of it can be learnt.
+_FAR_OVER_BUDGET = 1.5
+# The share of the choosing rows, and of the texts, after which a hopeless trial is given up.
+_FIRST_PART = 0.3
+_NORMALIZATIONS = ("none", "average", "calibrated")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The settings that are tried."""
+
+    layer_count: int
+    targets: tuple[str, ...] = TARGETS
+    sites: tuple[str, ...] = SITES
+    centers: tuple[str, ...] = CENTERS
+
+    def suggest(self, trial: Trial, start: FitOptions) -> FitOptions:
+        """The settings of a trial; all others are those of `start`."""
+        kind = trial.suggest_categorical("layers", ("last", "first", "signature"))
+        count = trial.suggest_int("count", 1, self.layer_count)
+        # What is left unexplained, since 0.99 and 0.999 are as far apart as 0.9 and 0.99.
+        kept = trial.suggest_float("positive_remainder", 1e-5, 0.5, log=True)
+        dropped = trial.suggest_float("negative_remainder", 1e-5, 0.5, log=True)
+        return replace(
+            start,
+            layers=f"{kind}:{count}",
+            target=trial.suggest_categorical("target", self.targets),
+            center=trial.suggest_categorical("center", self.centers),
+            capture=replace(start.capture, site=trial.suggest_categorical("site", self.sites)),
+            edit=replace(
+                start.edit,
+                positive_variance=round(1 - kept, 6),
+                negative_variance=round(1 - dropped, 6),
+                strength=trial.suggest_float("strength", 0.25, 2.0, step=0.25),
+                normalization=trial.suggest_categorical("normalization", _NORMALIZATIONS),
+            ),
+        )
+
+    def parameters_of(self, options: FitOptions) -> dict[str, Any] | None:
+        """What `suggest` must be told to give the default edit `options`; None if that is outside of the space."""
+        kind, _, count = options.layers.partition(":")
+        chosen = {"target": options.target, "center": options.center, "site": options.capture.site}
+        allowed = {"target": self.targets, "center": self.centers, "site": self.sites}
+        if any(value not in allowed[name] for name, value in chosen.items()):
+            return None
+        return {
+            **chosen,
+            "layers": kind,
+            "count": int(count),
+            "positive_remainder": 1 - options.edit.variance("positive"),
+            "negative_remainder": 1 - options.edit.variance("negative"),
+            "strength": options.edit.strength,
+            "normalization": options.edit.normalization,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial gave on the choosing rows."""
+
+    number: int
+    """Of the trial in its study."""
+    options: FitOptions
+    value: float | None
+    """The metric; None for a trial that was cut short."""
+    score: float | None
+    """How good that is: see `sea_export.evaluation.figures.Figure.score`."""
+    divergence: float
+    """Mean KL from the base in nats per token; of a first part of the texts, for a trial that was cut short there."""
+    cut: str | None
+    """Why the trial was cut short, or None."""
+
+
+class Tuner:
+    """Measures edits of one model on the choosing rows."""
+
+    def __init__(
+        self,
+        bank: SpectrumBank,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        benchmark: Benchmark,
+        texts: Sequence[str],
+        *,
+        metric: str,
+        max_divergence: float,
+        batch_tokens: int = 2048,
+    ) -> None:
+        """Measures the base.
+
+        Args:
+            bank: what edits are made from.
+            model: the base; edits are applied to it and taken off again.
+            tokenizer: its tokenizer.
+            benchmark: the choosing rows.
+            texts: neutral passages, at least two.
+            metric: name of the benchmark's figure that is to get better.
+            max_divergence: the damage budget: mean KL from the base, in nats per token.
+            batch_tokens: about how many tokens a forward pass computes.
+
+        Raises:
+            InputError: the benchmark gives no such figure.
+        """
+        self.bank, self.model, self.tokenizer = bank, model, tokenizer
+        self.metric, self.max_divergence, self.batch_tokens = metric, max_divergence, batch_tokens
+        first = max(1, round(_FIRST_PART * len(benchmark.rows)))
+        self._parts = [with_rows(benchmark, rows) for rows in (benchmark.rows[:first], benchmark.rows[first:])]
+        cut = max(1, round(_FIRST_PART * len(texts)))
+        self._texts = [texts[:cut], texts[cut:]]
+        self._references = [predict_texts(model, tokenizer, part) for part in self._texts]
+        self._base = [self._figure(part) for part in self._parts]
+        self.base = _joined(self._base)
+
+    def try_edit(self, number: int, options: FitOptions) -> Outcome:
+        """Measures one edit, the cheap part first, and gives it up as soon as it is hopeless."""
+        edit = self.bank.edit(options)
+        with edit.apply(self.model):
+            divergence = self._divergence(0)
+            if divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
+                return Outcome(number, options, None, None, divergence.value, "over budget on the first texts")
+            divergence = _joined([divergence, self._divergence(1)])
+            if divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
+                return Outcome(number, options, None, None, divergence.value, "over budget")
+            figure = self._figure(self._parts[0])
+            if _surely_worse(figure, self._base[0]):
+                return Outcome(number, options, None, None, divergence.value, "worse than the base on the first rows")
+            figure = _joined([figure, self._figure(self._parts[1])])
+        return Outcome(number, options, figure.value, figure.score, divergence.value, None)
+
+    def _figure(self, part: Benchmark) -> Figure:
+        measured = measure(part, self.model, self.tokenizer, batch_tokens=self.batch_tokens)
+        return measured.figure(self.metric)
+
+    def _divergence(self, part: int) -> Figure:
+        reference: TextPredictions = self._references[part]
+        measured: Measurement = measure_damage(self.model, self.tokenizer, self._texts[part], reference)
+        return measured.figure(DIVERGENCE)
+
+
+def _joined(figures: Sequence[Figure]) -> Figure:
+    """The figure over all rows of several parts."""
+    return replace(figures[0], rows=np.concatenate([figure.rows for figure in figures]))
+
+
+def _surely_worse(figure: Figure, base: Figure) -> bool:
+    """Whether the 95 % interval of the difference lies wholly on the wrong side of the base."""
+    (difference,) = figure_differences([figure], [base], samples=2000)
+    return difference.high < 0 if base.best > base.value else difference.low > 0
+
+
+# The study
+
+
+def open_study(storage: Path | None, settings: dict[str, Any]) -> Study:
+    """The study of a search with these settings: a new one, or the one that `storage` holds.
+
+    Args:
+        storage: a file, made if missing; None to keep the study in memory only.
+        settings: everything that decides what a trial gives, as plain JSON data. Searches with other settings can
+            share a file.
+
+    Raises:
+        InputError: optuna is missing, or the file cannot be used.
+    """
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise InputError("tuning needs optuna: pip install 'sea-export[tune]'") from None
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    try:
+        kept = None if storage is None else JournalStorage(JournalFileBackend(str(storage)))
+        study = optuna.create_study(
+            study_name=f"sea-export {digest[:16]}",
+            storage=kept,
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{storage} cannot hold a study: {error}") from error
+    study.set_user_attr("settings", settings)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # of a run that was interrupted
+    return study
+
+
+def _finished(study: Study, start: FitOptions, space: SearchSpace) -> list[Outcome]:
+    """What the trials of a study have given so far."""
+    from optuna.trial import FixedTrial, TrialState
+
+    outcomes = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        options = space.suggest(FixedTrial(trial.params), start)  # type: ignore[arg-type]
+        outcomes.append(Outcome(trial.number, options, **trial.user_attrs["outcome"]))
+    return outcomes
+
+
+def search(
+    study: Study,
+    tuner: Tuner,
+    space: SearchSpace,
+    start: FitOptions,
+    *,
+    trials: int,
+    timeout: float | None,
+    seed: int,
+    progress: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Runs trials until the study has so many, the first of which is the default edit.
+
+    An interrupted search that goes on makes the trials that it would have made.
+
+    Args:
+        study: from `open_study`.
+        tuner: measures edits.
+        space: what is tried.
+        start: the default edit, and the settings that are not searched.
+        trials: how many trials the study is to have in all.
+        timeout: seconds after which no further trial is begun, or None.
+        seed: seed of the search.
+        progress: told each outcome, those that the study held before first.
+
+    Returns:
+        All outcomes.
+    """
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    began = time.monotonic()
+    outcomes = _finished(study, start, space)
+    for outcome in outcomes:
+        progress(outcome)
+    default = space.parameters_of(start)
+    if default is not None and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(default)
+    while len(outcomes) < trials and (timeout is None or time.monotonic() - began < timeout):
+        study.sampler = TPESampler(seed=seed + len(outcomes))
+        trial = study.ask()
+        outcome = tuner.try_edit(trial.number, space.suggest(trial, start))
+        facts = asdict(outcome)
+        trial.set_user_attr("outcome", {name: facts[name] for name in ("value", "score", "divergence", "cut")})
+        if outcome.score is None:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, [outcome.score, outcome.divergence])
+        outcomes.append(outcome)
+        progress(outcome)
+    return outcomes
+
+
+# The choice
+
+
+def pareto_front(outcomes: Sequence[Outcome], max_divergence: float) -> list[Outcome]:
+    """The outcomes within the budget that no other beats in both score and divergence, by rising divergence."""
+    front: list[Outcome] = []
+    for outcome in sorted(_within(outcomes, max_divergence), key=lambda one: (one.divergence, -_score(one))):
+        if not front or _score(outcome) > _score(front[-1]):
+            front.append(outcome)
+    return front
+
+
+def choose(outcomes: Sequence[Outcome], pick: str, *, max_divergence: float, base_score: float) -> Outcome:
+    """One outcome of a search.
+
+    Args:
+        outcomes: all of them.
+        pick: `best`, the highest score within the budget; `knee`, where the front lies farthest above the straight
+            line from the base to the best; or the number of a trial.
+        max_divergence: the budget.
+        base_score: the base's score, at divergence 0.
+
+    Raises:
+        InputError: there is no trial of that number, or it was cut short.
+        SeaExportError: no trial stayed within the budget.
+    """
+    if pick not in ("best", "knee"):
+        for outcome in outcomes:
+            if str(outcome.number) == pick and outcome.cut is None:
+                return outcome
+        raise InputError(f"--pick {pick}: there is no such trial, or it was cut short")
+    front = pareto_front(outcomes, max_divergence)
+    if not front:
+        raise SeaExportError(
+            f"none of {len(outcomes)} trials stayed within a KL of {max_divergence}: raise --max-kl or --trials"
+        )
+    best = front[-1]
+    rise = _score(best) - base_score
+    if pick == "best" or rise <= 0:
+        return best
+    return max(front, key=lambda one: (_score(one) - base_score) / rise - one.divergence / best.divergence)
+
+
+def _within(outcomes: Sequence[Outcome], max_divergence: float) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.cut is None and outcome.divergence <= max_divergence]
+
+
+def _score(outcome: Outcome) -> float:
+    assert outcome.score is not None
+    return outcome.score
