@@ -15,10 +15,11 @@ from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.evaluation.figures import Figure
 from sea_export.evaluation.report import BenchmarkReport, FigureReport
 from sea_export.spectral import Activations
-from sea_export.tuning import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from sea_export.tuning import Outcome
 
 __all__ = ["plot_activations", "plot_edit", "plot_reports", "plot_search"]
 
@@ -231,6 +232,7 @@ def plot_search(
     outcomes: Sequence[Outcome],
     front: Sequence[Outcome],
     chosen: Outcome,
+    default: Outcome | None,
     metric: str,
     base: Figure,
     max_divergence: float,
@@ -239,9 +241,10 @@ def plot_search(
     """Draws what the trials of a search gave on the choosing rows: the metric against the divergence.
 
     Args:
-        outcomes: all trials; the first is the default edit.
+        outcomes: all trials.
         front: those that no other beats in both.
         chosen: the one that was chosen.
+        default: the trial of the default edit, if there was one.
         metric: what the figure is called.
         base: the base's figure.
         max_divergence: the damage budget.
@@ -264,20 +267,11 @@ def plot_search(
     axis.scatter(*points(measured), s=28, color="#999999", label="trial")
     axis.plot(*points(front), "-", color=BLUE, linewidth=1.5, marker="o", markersize=6, label="Pareto front")
     axis.scatter([0], [factor * base.value], s=130, marker="*", color="black", zorder=3, label="base")
-    if outcomes[0].value is not None:
-        axis.scatter(
-            *points(outcomes[:1]), s=70, marker="D", color=ORANGE, edgecolor="black", zorder=3, label="default edit"
-        )
-    axis.scatter(
-        *points([chosen]),
-        s=190,
-        marker="o",
-        facecolor="none",
-        edgecolor=VERMILION,
-        linewidth=2.2,
-        zorder=3,
-        label="chosen",
-    )
+    if default is not None and default.value is not None:
+        look: dict[str, Any] = {"marker": "D", "color": ORANGE, "edgecolor": "black"}
+        axis.scatter(*points([default]), s=70, zorder=3, label="default edit", **look)
+    ring: dict[str, Any] = {"marker": "o", "facecolor": "none", "edgecolor": VERMILION, "linewidth": 2.2}
+    axis.scatter(*points([chosen]), s=190, zorder=3, label="chosen", **ring)
     axis.set(
         xlabel="KL from the base on neutral text (nats per token)",
         ylabel=f"{metric} on the choosing rows" + (f" ({base.unit})" if base.unit else ""),

@@ -35,6 +35,7 @@ __all__ = ["Outcome", "SearchSpace", "Tuner", "choose", "open_study", "pareto_fr
 _FAR_OVER_BUDGET = 1.5
 # The share of the choosing rows, and of the texts, after which a hopeless trial is given up.
 _FIRST_PART = 0.3
+_STARTING_STRENGTHS = (1.0, 0.5, 0.25)
 _NORMALIZATIONS = ("none", "average", "calibrated")
 
 
@@ -69,8 +70,22 @@ class SearchSpace:
             ),
         )
 
-    def parameters_of(self, options: FitOptions) -> dict[str, Any] | None:
-        """What `suggest` must be told to give the default edit `options`; None if that is outside of the space."""
+    def starts(self, start: FitOptions) -> list[dict[str, Any]]:
+        """What is tried first: the default edit if it is in the space, and weaker ones, of every target."""
+        tried = [self._parameters(start)]
+        for target in self.targets:
+            for strength in _STARTING_STRENGTHS:
+                edit = replace(start.edit, strength=strength)
+                tried.append(self._parameters(replace(start, target=target, edit=edit)))
+        known = [parameters for parameters in tried if parameters is not None]
+        return [one for index, one in enumerate(known) if one not in known[:index]]
+
+    def contains(self, options: FitOptions) -> bool:
+        """Whether the default edit `options` is in the space."""
+        return self._parameters(options) is not None
+
+    def _parameters(self, options: FitOptions) -> dict[str, Any] | None:
+        """What `suggest` must be told to give `options`, a variant of the default edit; None if it is not in here."""
         kind, _, count = options.layers.partition(":")
         chosen = {"target": options.target, "center": options.center, "site": options.capture.site}
         allowed = {"target": self.targets, "center": self.centers, "site": self.sites}
@@ -144,18 +159,24 @@ class Tuner:
         self._base = [self._figure(part) for part in self._parts]
         self.base = _joined(self._base)
 
-    def try_edit(self, number: int, options: FitOptions) -> Outcome:
-        """Measures one edit, the cheap part first, and gives it up as soon as it is hopeless."""
+    def try_edit(self, number: int, options: FitOptions, *, whole: bool = False) -> Outcome:
+        """Measures one edit, the cheap part first.
+
+        Args:
+            number: of the trial.
+            options: its settings.
+            whole: whether it is measured to the end however hopeless it is.
+        """
         edit = self.bank.edit(options)
         with edit.apply(self.model):
             divergence = self._divergence(0)
-            if divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
+            if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
                 return Outcome(number, options, None, None, divergence.value, "over budget on the first texts")
             divergence = _joined([divergence, self._divergence(1)])
-            if divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
+            if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
                 return Outcome(number, options, None, None, divergence.value, "over budget")
             figure = self._figure(self._parts[0])
-            if _surely_worse(figure, self._base[0]):
+            if not whole and _surely_worse(figure, self._base[0]):
                 return Outcome(number, options, None, None, divergence.value, "worse than the base on the first rows")
             figure = _joined([figure, self._figure(self._parts[1])])
         return Outcome(number, options, figure.value, figure.score, divergence.value, None)
@@ -266,13 +287,14 @@ def search(
     outcomes = _finished(study, start, space)
     for outcome in outcomes:
         progress(outcome)
-    default = space.parameters_of(start)
-    if default is not None and not study.get_trials(deepcopy=False):
-        study.enqueue_trial(default)
+    if not study.get_trials(deepcopy=False):
+        for parameters in space.starts(start):
+            study.enqueue_trial(parameters)
     while len(outcomes) < trials and (timeout is None or time.monotonic() - began < timeout):
         study.sampler = TPESampler(seed=seed + len(outcomes))
         trial = study.ask()
-        outcome = tuner.try_edit(trial.number, space.suggest(trial, start))
+        whole = not outcomes and space.contains(start)  # the default edit is what the others are held against
+        outcome = tuner.try_edit(trial.number, space.suggest(trial, start), whole=whole)
         facts = asdict(outcome)
         trial.set_user_attr("outcome", {name: facts[name] for name in ("value", "score", "divergence", "cut")})
         if outcome.score is None:

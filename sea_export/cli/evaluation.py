@@ -26,7 +26,7 @@ from sea_export.export.output import write_json
 from sea_export.loading import parse_dtype, quiet_transformers
 from sea_export.plots import plot_reports
 
-__all__ = ["print_reports", "progress_for", "run_evaluation"]
+__all__ = ["opened_subject", "print_reports", "progress_for", "run_evaluation"]
 
 
 def run_evaluation(model: str, values: dict[str, Any]) -> None:
@@ -41,9 +41,9 @@ def run_evaluation(model: str, values: dict[str, Any]) -> None:
 
     baseline, reference, against = None, None, None
     if base is not None:
-        with _opened(base, values) as against:
+        with opened_subject(base, values) as against:
             baseline, reference = suite.measure_base(against.model, against.tokenizer, progress_for("base"))
-    with _opened(model, values) as subject, nullcontext() if edit is None else edit.apply(subject.model):
+    with opened_subject(model, values) as subject, nullcontext() if edit is None else edit.apply(subject.model):
         dtype = dtype_name(subject.model.dtype)
         progress = progress_for(subject.name)
         if baseline is None:
@@ -80,7 +80,8 @@ def _check(model: str, base: str | None, values: dict[str, Any]) -> None:
         raise InputError(f"{values['json_file']} cannot be written: its directory does not exist")
 
 
-def _opened(model: str, values: dict[str, Any]) -> AbstractContextManager[Subject]:
+def opened_subject(model: str, values: dict[str, Any]) -> AbstractContextManager[Subject]:
+    """The model that a command line names, with `model_options` and `--trust-remote-code` applied."""
     device = values["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

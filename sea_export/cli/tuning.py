@@ -84,7 +84,9 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
         for part in (choosing, reporting):
             print_reports(part.name, len(part.benchmark.rows), reports[part.name], tuner.metric)
         if values["plot"] is not None:
-            plot_search(outcomes, front, chosen, tuner.metric, tuner.base, tuner.max_divergence, values["plot"])
+            default = outcomes[0] if space.contains(start) else None
+            points = (outcomes, front, chosen, default)
+            plot_search(*points, tuner.metric, tuner.base, tuner.max_divergence, values["plot"])
             console.print(f"Saved the picture to {values['plot']}.")
         write_json(json_file, tuning_record(settings, outcomes, front, chosen, tuner.base, reports))
         console.print(f"Wrote settings and figures to {json_file}.")
@@ -112,11 +114,7 @@ def _parts(values: dict[str, Any]) -> tuple[_Part, _Part]:
     """The rows and texts to choose on, and those to report on."""
     benchmarks = split(load_benchmark(values["benchmark"]), values["choosing"], values["seed"])
     texts = split_rows(load_texts(values["text"]), 0.5, values["seed"], "the text for the damage")
-    choosing, reporting = (
-        _Part(name, *part)
-        for name, part in zip(("choosing", "reporting"), zip(benchmarks, texts, strict=True), strict=True)
-    )
-    return choosing, reporting
+    return _Part("choosing", benchmarks[0], texts[0]), _Part("reporting", benchmarks[1], texts[1])
 
 
 def _centers(opened: OpenedModel, saving: SaveOptions, values: dict[str, Any]) -> tuple[str, ...]:
