@@ -11,6 +11,7 @@ from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target
 from sea_export.errors import InputError
+from sea_export.features import FeatureFunction
 from sea_export.fitting import LayerChoice, edit_from_spectra, library_versions
 from sea_export.options import FitOptions
 from sea_export.spectral import LayerSpectrum, SpectrumFitter
@@ -45,7 +46,7 @@ class SpectrumBank:
             model: a causal language model.
             tokenizer: its tokenizer.
             demonstrations: at least two.
-            options: template and capture options, but for the site; nothing else is looked at.
+            options: template, feature function and capture options, but for the site; nothing else is looked at.
             sites: where activations are read.
             targets: what edits may be of: `mlp`, `attention` or `both`.
             centers: how they may be centred.
@@ -63,6 +64,7 @@ class SpectrumBank:
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
         # Centred spectra are the same for an `affine` and for a `linear` edit, but for the reader of the latter.
+        feature = FeatureFunction(options.feature_function, options.length_scale)
         kinds = {"off" if center == "off" else "linear" for center in centers}
         self._fitters: dict[tuple[str, Target, str], SpectrumFitter] = {}
         self._spectra: dict[tuple[str, Target, str], LayerSpectrum] = {}
@@ -71,7 +73,7 @@ class SpectrumBank:
             read = places if site == "target" else [place for place in places if place.component == components[0]]
             for place in read:
                 for kind in kinds:
-                    self._fitters[site, place, kind] = SpectrumFitter(kind)
+                    self._fitters[site, place, kind] = SpectrumFitter(kind, feature)
             capture = replace(options.capture, site=site)
             for _, batch in capture_batches(model, tokenized, read, capture, progress):
                 for place, activations in batch.items():
@@ -90,7 +92,8 @@ class SpectrumBank:
         """The edit that `sea_export.fitting.fit_edit` gives for these options.
 
         Args:
-            options: of a site, a target and a centring that were asked for; template and capture as they were.
+            options: of a site, a target and a centring that were asked for; template, feature function and capture as
+                they were.
 
         Raises:
             InputError: see `sea_export.fitting.edit_from_spectra`.

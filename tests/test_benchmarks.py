@@ -18,7 +18,7 @@ from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Measurement, measure, sample, split
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
-from sea_export.evaluation.suite import Suite, load_benchmark
+from sea_export.evaluation.suite import BENCHMARKS, Suite, load_benchmark
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 
 
@@ -241,6 +241,21 @@ def test_bad_rows_are_named(name: str, tmp_path: Path) -> None:
     for row in rows:
         with pytest.raises(InputError, match=r"rows\.jsonl, row 1"):
             load(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
+
+
+def test_benchmarks_give_the_figures_that_they_say(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    sources = {
+        "truthfulqa": write_truthfulqa(tmp_path / "questions.csv"),
+        "bbq": write_jsonl(tmp_path / "bbq.jsonl", bbq_rows()),
+        "crows-pairs": write_crows_pairs(tmp_path / "pairs.csv"),
+        "multiple-choice": write_jsonl(tmp_path / "rows.jsonl", choice_rows()),
+    }
+    assert set(sources) == set(BENCHMARKS)
+    for name, source in sources.items():
+        benchmark = load_benchmark(f"{name}={source}")
+        assert sorted(values(measure(benchmark, llama, tokenizer))) == sorted(benchmark.metrics)
 
 
 def test_a_suite_asks_for_something() -> None:

@@ -39,12 +39,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def texts(figure: Figure) -> list[str]:
-    return [
-        label for axes in figure.axes for label in (axes.get_title(loc="left") + axes.get_title(), axes.get_xlabel())
-    ]
-
-
 @pytest.mark.parametrize("targets", TARGET_SETS)
 def test_an_edit_is_drawn_layer_by_layer(targets: str, drawn: list[Figure], tmp_path: Path) -> None:
     edit = spectral_edit(TARGET_SETS[targets], center="linear")

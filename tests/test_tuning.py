@@ -312,7 +312,7 @@ def test_choosing_and_reporting_texts_are_apart() -> None:
         (["--choosing", "1"], "--choosing"),
         (["--plot", "search.txt"], ".png, .pdf, .svg"),
         (["--storage", "no/where.log"], "directory does not exist"),
-        (["--metric", "MC9"], "MC1, MC2, MC3"),
+        (["--metric", "MC9"], "MC2, MC1, MC3"),
         (["--choosing", "0.05"], "too few"),
     ],
 )

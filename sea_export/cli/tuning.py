@@ -49,6 +49,7 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
     _check(output, json_file, saving, values)
     demonstrations = jobs.read_demonstrations(values)
     choosing, reporting = _parts(values)
+    metric = _metric(choosing.benchmark, values)
     with jobs.opened_model(model, values) as opened:
         centers = _centers(opened, saving, values)
         bank = _bank(opened, demonstrations, centers, values)
@@ -60,7 +61,7 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
             opened.tokenizer,
             choosing.benchmark,
             choosing.texts,
-            metric=values["metric"] or choosing.benchmark.headline,
+            metric=metric,
             max_divergence=values["max_kl"],
             batch_tokens=values["batch_tokens"],
         )
@@ -115,6 +116,13 @@ def _parts(values: dict[str, Any]) -> tuple[_Part, _Part]:
     benchmarks = split(load_benchmark(values["benchmark"]), values["choosing"], values["seed"])
     texts = split_rows(load_texts(values["text"]), 0.5, values["seed"], "the text for the damage")
     return _Part("choosing", benchmarks[0], texts[0]), _Part("reporting", benchmarks[1], texts[1])
+
+
+def _metric(benchmark: Benchmark, values: dict[str, Any]) -> str:
+    metric: str = values["metric"] or benchmark.metrics[0]
+    if metric not in benchmark.metrics:
+        raise InputError(f"--metric {metric}: {benchmark.label} gives {', '.join(benchmark.metrics)}")
+    return metric
 
 
 def _centers(opened: OpenedModel, saving: SaveOptions, values: dict[str, Any]) -> tuple[str, ...]:

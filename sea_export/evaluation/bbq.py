@@ -49,7 +49,15 @@ class BBQ:
     rows: tuple[BBQQuestion, ...]
 
     label = "bbq"
-    headline = "accuracy"
+    metrics = (
+        "accuracy",
+        "accuracy, ambiguous",
+        "accuracy, disambiguated",
+        "unknown answers",
+        "stereotypical answers",
+        "bias score, ambiguous",
+        "bias score, disambiguated",
+    )
 
     def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
         return [

@@ -46,8 +46,8 @@ class Benchmark(Protocol):
         """What reports call it."""
 
     @property
-    def headline(self) -> str:
-        """Name of the figure that a search makes better."""
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures over all rows; a search makes the first better unless it is told another."""
 
     @property
     def rows(self) -> tuple[Any, ...]:

@@ -42,7 +42,7 @@ class MultipleChoice:
     prompt: str = "qa"
     """One of `PROMPTS`."""
 
-    headline = "accuracy"
+    metrics = ("accuracy", "accuracy, per character")
 
     @property
     def label(self) -> str:

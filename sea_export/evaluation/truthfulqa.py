@@ -50,6 +50,7 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 PROMPTS = {"qa-primer": _QA_PRIMER + "Q: {question}\nA:", "plain": "Q: {question}\nA:"}
 """How a question becomes a prompt. An answer follows after a space."""
 
+_LOSS = "NLL of true answers"
 _COLUMNS = ("Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 
 
@@ -88,7 +89,7 @@ class TruthfulQA:
     prompt: str = "qa-primer"
     """One of `PROMPTS`."""
 
-    headline = "MC2"
+    metrics = ("MC2", "MC1", "MC3", _LOSS)
 
     @property
     def label(self) -> str:
@@ -118,7 +119,7 @@ class TruthfulQA:
             mean_figure("MC1", found.mc1),
             mean_figure("MC2", found.mc2),
             mean_figure("MC3", found.mc3),
-            mean_figure("NLL of true answers", found.negative_log_likelihood, best=0.0, unit="nats"),
+            mean_figure(_LOSS, found.negative_log_likelihood, best=0.0, unit="nats"),
         )
 
 
