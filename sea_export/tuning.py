@@ -287,11 +287,11 @@ def search(
     outcomes = _finished(study, start, space)
     for outcome in outcomes:
         progress(outcome)
-    if not study.get_trials(deepcopy=False):
-        for parameters in space.starts(start):
-            study.enqueue_trial(parameters)
+    starts = space.starts(start)
     while len(outcomes) < trials and (timeout is None or time.monotonic() - began < timeout):
         study.sampler = TPESampler(seed=seed + len(outcomes))
+        if len(outcomes) < len(starts) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            study.enqueue_trial(starts[len(outcomes)])
         trial = study.ask()
         whole = not outcomes and space.contains(start)  # the default edit is what the others are held against
         outcome = tuner.try_edit(trial.number, space.suggest(trial, start), whole=whole)

@@ -182,14 +182,15 @@ def test_the_same_seed_searches_the_same(tmp_path: Path) -> None:
     assert one[9:] != third[9:]
 
 
-def test_an_interrupted_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [0, 3, 14])
+def test_an_interrupted_search_goes_on_as_it_would_have(done: int, tmp_path: Path) -> None:
     storage = tmp_path / "study.log"
     with pytest.raises(KeyboardInterrupt):
-        run_search(FakeTuner(stop_after=14), storage)
+        run_search(FakeTuner(stop_after=done), storage)
     rest = FakeTuner()
     resumed = run_search(rest, storage)
     whole = run_search(FakeTuner(), tmp_path / "other.log")
-    assert len(rest.tried) == 25 - 14
+    assert len(rest.tried) == 25 - done
     assert [replace(one, number=0) for one in resumed] == [replace(one, number=0) for one in whole]
     finished = FakeTuner()
     assert run_search(finished, storage) == resumed
