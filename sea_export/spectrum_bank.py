@@ -14,7 +14,7 @@ from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
 from sea_export.fitting import LayerChoice, edit_from_spectra, library_versions
 from sea_export.options import FitOptions
-from sea_export.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,8 @@ __all__ = ["SpectrumBank"]
 class SpectrumBank:
     """What edits with any layers, target, site, centring and truncation are fitted from, without a forward pass.
 
-    A site is captured in one pass over the demonstrations. A spectrum is taken when an edit first needs it.
+    A site is captured in one pass over the demonstrations, whose activations of all layers are kept in memory. A
+    spectrum is taken when an edit first needs it, and kept.
     """
 
     def __init__(
@@ -37,7 +38,6 @@ class SpectrumBank:
         *,
         sites: Collection[str],
         targets: Collection[str],
-        centers: Collection[str],
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Captures activations of all layers.
@@ -49,7 +49,6 @@ class SpectrumBank:
             options: template, feature function and capture options, but for the site; nothing else is looked at.
             sites: where activations are read.
             targets: what edits may be of: `mlp`, `attention` or `both`.
-            centers: how they may be centred.
             progress: told the number of demonstrations that each batch has finished; each counts once a site.
 
         Raises:
@@ -58,30 +57,23 @@ class SpectrumBank:
         if len(demonstrations) < 2:
             raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
         self.layer_count = len(decoder_layers(model)[1])
-        components = COMPONENTS if len({*targets} - {"mlp"}) and {*targets} != {"attention"} else tuple(targets)
+        components = [one for one in COMPONENTS if one in targets or "both" in targets]
         places = [Target(layer, component) for layer in range(self.layer_count) for component in components]
         find_writers(model, places)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
-        # Centred spectra are the same for an `affine` and for a `linear` edit, but for the reader of the latter.
-        feature = FeatureFunction(options.feature_function, options.length_scale)
-        kinds = {"off" if center == "off" else "linear" for center in centers}
-        self._fitters: dict[tuple[str, Target, str], SpectrumFitter] = {}
+        self._feature = FeatureFunction(options.feature_function, options.length_scale)
+        self._activations: dict[tuple[str, Target], list[Activations]] = {}
         self._spectra: dict[tuple[str, Target, str], LayerSpectrum] = {}
         for site in sites:
             # At the residual site both components of a layer read the same vector.
             read = places if site == "target" else [place for place in places if place.component == components[0]]
-            for place in read:
-                for kind in kinds:
-                    self._fitters[site, place, kind] = SpectrumFitter(kind, feature)
             capture = replace(options.capture, site=site)
             for _, batch in capture_batches(model, tokenized, read, capture, progress):
                 for place, activations in batch.items():
-                    for kind in kinds:
-                        try:
-                            self._fitters[site, place, kind].update(activations)
-                        except InputError as error:
-                            raise InputError(f"layer {place.layer}, {place.component}: {error}") from error
+                    kinds = (activations.neutral, activations.positive, activations.negative)
+                    on_cpu = Activations(*(rows.cpu() for rows in kinds))
+                    self._activations.setdefault((site, place), []).append(on_cpu)
         self._residual_component = components[0]
         self._provenance = {
             "demonstrations": {"count": len(demonstrations), "sha256": demonstrations_digest(demonstrations)},
@@ -92,7 +84,7 @@ class SpectrumBank:
         """The edit that `sea_export.fitting.fit_edit` gives for these options.
 
         Args:
-            options: of a site, a target and a centring that were asked for; template, feature function and capture as
+            options: of a site and a target that were asked for; template, feature function and capture as
                 they were.
 
         Raises:
@@ -106,8 +98,16 @@ class SpectrumBank:
 
     def _spectrum(self, site: str, place: Target, center: str) -> LayerSpectrum:
         read = place if site == "target" else Target(place.layer, self._residual_component)
-        key = (site, read, "off" if center == "off" else "linear")
+        # Centred spectra are the same for an `affine` and for a `linear` edit, but for the reader of the latter.
+        kind = "off" if center == "off" else "linear"
+        key = (site, read, kind)
         if key not in self._spectra:
-            self._spectra[key] = self._fitters.pop(key).spectrum()
+            fitter = SpectrumFitter(kind, self._feature)
+            try:
+                for batch in self._activations[site, read]:
+                    fitter.update(batch)
+            except InputError as error:
+                raise InputError(f"layer {read.layer}, {read.component}: {error}") from error
+            self._spectra[key] = fitter.spectrum()
         spectrum = self._spectra[key]
         return replace(spectrum, center="affine", reader=None, reader_error=None) if center == "affine" else spectrum

@@ -37,7 +37,7 @@ START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
 def bank(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...]
 ) -> SpectrumBank:
-    return SpectrumBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS, centers=CENTERS)
+    return SpectrumBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS)
 
 
 @pytest.fixture(scope="module")

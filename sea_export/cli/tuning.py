@@ -52,7 +52,7 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
     metric = _metric(choosing.benchmark, values)
     with jobs.opened_model(model, values) as opened:
         centers = _centers(opened, saving, values)
-        bank = _bank(opened, demonstrations, centers, values)
+        bank = _bank(opened, demonstrations, values)
         space = SearchSpace(bank.layer_count, values["targets"] or TARGETS, values["sites"] or SITES, centers)
         start = _start(values, bank.layer_count)
         tuner = Tuner(
@@ -146,9 +146,7 @@ def _start(values: dict[str, Any], layer_count: int) -> FitOptions:
     return replace(default, layers=f"last:{count}", template=values["template"], capture=capture)
 
 
-def _bank(
-    opened: OpenedModel, demonstrations: Sequence[Demonstration], centers: Sequence[str], values: dict[str, Any]
-) -> SpectrumBank:
+def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], values: dict[str, Any]) -> SpectrumBank:
     """All that is searched, and what the default edit needs."""
     default = FitOptions()
     sites = dict.fromkeys((*(values["sites"] or SITES), default.capture.site))
@@ -160,7 +158,6 @@ def _bank(
             _start(values, 1),
             sites=tuple(sites),
             targets={*(values["targets"] or TARGETS), default.target},
-            centers={*centers, default.center},
             progress=advance,
         )
 
