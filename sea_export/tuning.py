@@ -35,6 +35,8 @@ __all__ = ["Outcome", "SearchSpace", "Tuner", "choose", "open_study", "pareto_fr
 _FAR_OVER_BUDGET = 1.5
 # The share of the choosing rows, and of the texts, after which a hopeless trial is given up.
 _FIRST_PART = 0.3
+# Of fewer rows no interval is wide enough to give a trial up for.
+_FEWEST_ROWS = 20
 _STARTING_STRENGTHS = (1.0, 0.5, 0.25)
 _NORMALIZATIONS = ("none", "average", "calibrated")
 
@@ -197,8 +199,10 @@ def _joined(figures: Sequence[Figure]) -> Figure:
 
 
 def _surely_worse(figure: Figure, base: Figure) -> bool:
-    """Whether the 95 % interval of the difference lies wholly on the wrong side of the base."""
-    (difference,) = figure_differences([figure], [base], samples=2000)
+    """Whether the 99 % interval of the difference lies wholly on the wrong side of the base."""
+    if len(figure.rows) < _FEWEST_ROWS:
+        return False
+    (difference,) = figure_differences([figure], [base], confidence=0.99, samples=2000)
     return difference.high < 0 if base.best > base.value else difference.low > 0
 
 

@@ -24,11 +24,12 @@ from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.benchmark import measure, split_rows
 from sea_export.evaluation.damage import load_texts
+from sea_export.evaluation.figures import mean_figure
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 from sea_export.fitting import fit_edit
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, EditOptions, FitOptions
 from sea_export.spectrum_bank import SpectrumBank
-from sea_export.tuning import Outcome, SearchSpace, Tuner, choose, open_study, pareto_front, search
+from sea_export.tuning import Outcome, SearchSpace, Tuner, _surely_worse, choose, open_study, pareto_front, search
 
 START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
 
@@ -132,6 +133,25 @@ def test_hopeless_trials_are_cut_short(bank: SpectrumBank, tuner: Tuner, monkeyp
     assert wide.try_edit(0, START).cut is None
     monkeypatch.setattr("sea_export.tuning._surely_worse", lambda figure, base: True)
     assert wide.try_edit(0, START).cut == "worse than the base on the first rows"
+
+
+@pytest.mark.parametrize(
+    ("count", "shift", "best", "worse"),
+    [
+        (40, -0.5, 1.0, True),
+        (40, 0.5, 1.0, False),
+        (40, 0.5, 0.0, True),
+        (40, -0.5, 0.0, False),
+        (10, -0.5, 1.0, False),
+    ],
+)
+def test_worse_is_on_the_wrong_side_of_the_base(count: int, shift: float, best: float, worse: bool) -> None:
+    """Whether up or down is worse depends on the best value; few rows never suffice."""
+    base = [0.5 + 0.01 * (index % 7) for index in range(count)]
+    changed = [value + shift + 0.02 * (index % 3) for index, value in enumerate(base)]
+    figures = (mean_figure("x", changed, best=best), mean_figure("x", base, best=best))
+    assert _surely_worse(*figures) == worse
+    assert not _surely_worse(figures[1], figures[1])
 
 
 def replace_budget(tuner: Tuner, budget: float) -> Tuner:
