@@ -233,7 +233,7 @@ def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
     counts = ", ".join(f"{report['rows']} rows of {report['benchmark']}" for report in evaluation["benchmarks"])
     header = ("benchmark", "figure", f"{evaluation['against']}", "this model", "difference", "p")
     return (
-        f"Measured by `sea-export evaluate` on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap "
+        f"Measured on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap "
         f"intervals; differences are paired by row, p is of a paired permutation test.\n\n{_table(header, rows)}"
     )
 
