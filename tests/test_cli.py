@@ -181,7 +181,7 @@ def test_base_without_an_mlp(
     random_model(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     result = run("fit-and-save", directory, tmp_path / "out", "--demonstrations", demonstrations_file)
-    assert_refused(result, "not supported", tmp_path, [demonstrations_file])
+    assert_refused(result, "has an MLP or an attention block", tmp_path, [demonstrations_file])
 
 
 def test_output_that_exists(tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from sea_export.architecture import Writer
 from sea_export.base_model import BaseModel
-from sea_export.stored_layout import StoredParameter
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.adapter import Adapter, build_adapter, check_parameters, no_place_for_constant
 from sea_export.export.folding import StoredWriters
 from sea_export.export.merged import WriteReport
+from sea_export.stored_layout import StoredParameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
