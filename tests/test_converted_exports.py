@@ -10,7 +10,7 @@ import pytest
 import torch
 from custom_code_models import logits as logits_of
 from custom_code_models import relative_error
-from families import tiny_family_config
+from family_configs import tiny_family_config
 from peft import PeftModel
 from reference import random_activations
 from tiny_edits import layer_edit

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from families import tiny_family_config
+from family_configs import tiny_family_config
 from reference import random_activations
 from tiny_models import hook_count, layers_of, tiny_model
 from transformers import PreTrainedModel

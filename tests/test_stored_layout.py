@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import tiny_family_config
+from family_configs import tiny_family_config
 from safetensors.torch import load_file, save_file
 from tiny_models import random_model, tiny_model
 from transformers import PreTrainedModel

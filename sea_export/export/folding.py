@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sea_export.architecture import Writer, bias_switch, find_writers, skeleton
+from sea_export.architecture import Writer, find_writers, skeleton
+from sea_export.bias_switch import bias_switch
 from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError
 from sea_export.fold import fold_bias, fold_tensor
