@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Writer",
     "WriterWeight",
-    "bias_switch",
     "decoder_layers",
     "find_writers",
     "hidden_size",
@@ -108,8 +107,6 @@ _OUTPUT_MAPS = {
         "out",
     ),
 }
-# Config switches that give a family's linear maps their biases.
-_BIAS_SWITCHES = {"mlp": ("mlp_bias", "use_mlp_bias"), "attention": ("attention_bias",)}
 
 
 @dataclass(frozen=True)
@@ -399,35 +396,3 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
         reason = next(filter(None, str(error).splitlines()), type(error).__name__)
         raise InputError(f"transformers cannot make a language model of this config: {reason}") from error
     return model.eval()
-
-
-def bias_switch(config: PretrainedConfig, writers: Sequence[Writer]) -> tuple[dict[str, bool], dict[str, Tensor]]:
-    """How a model whose writers have no bias can be given one through its config.
-
-    Args:
-        config: the model's config.
-        writers: the writers that need a bias.
-
-    Returns:
-        The config changes, and every parameter that appears with them (on `meta`, by name): all are biases, and
-        those of the writers are among them.
-
-    Raises:
-        InputError: the architecture has no such switch.
-    """
-    original = {name for name, _ in skeleton(config).named_parameters()}
-    switched = copy.deepcopy(config)
-    changes: dict[str, bool] = {}
-    for component in sorted({writer.target.component for writer in writers}, key=COMPONENTS.index):
-        for switch in _BIAS_SWITCHES[component]:
-            if getattr(switched, switch, None) is False:
-                setattr(switched, switch, True)
-                changes[switch] = True
-    added = {name: tensor for name, tensor in skeleton(switched).named_parameters() if name not in original}
-    needed = {name for writer in writers for weight in writer.weights if (name := weight.bias_name) is not None}
-    if not needed <= added.keys() or not all(name.endswith(".bias") for name in added):
-        raise InputError(
-            f"{config.model_type} has no config switch that gives {sorted(needed)[0]} a place: "
-            "choose --center linear, or another --format"
-        )
-    return changes, dict(added)

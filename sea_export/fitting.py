@@ -6,12 +6,12 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.activations import capture_batches
-from sea_export.architecture import decoder_layers, find_writers
+from sea_export.architecture import decoder_layers, find_writers, layers_with
 from sea_export.demonstrations import Demonstration, TokenizedDemonstration, demonstrations_digest, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
@@ -29,6 +29,7 @@ __all__ = [
     "fit_edit",
     "fit_spectra",
     "no_op_warning",
+    "passed_over_note",
     "sequence_warning",
 ]
 
@@ -44,6 +45,8 @@ class LayerChoice:
     """Layers to capture."""
     keep: int | None
     """How many of them to keep, by signature; None for all."""
+    listed: bool = field(default=False, compare=False)
+    """Whether every layer was asked for by its number."""
 
     @classmethod
     def parse(cls, text: str, count: int) -> LayerChoice:
@@ -78,7 +81,7 @@ class LayerChoice:
             if last >= count:
                 raise InputError(f"--layers {text}: layer {last} does not exist, the model has layers 0 to {count - 1}")
             chosen.update(range(int(match[1]), last + 1))
-        return cls(tuple(sorted(chosen)), None)
+        return cls(tuple(sorted(chosen)), None, listed=True)
 
 
 def fit(
@@ -241,7 +244,36 @@ def _check_room(tokenized: Sequence[TokenizedDemonstration], new_tokens: int, co
 
 
 def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
-    """The places whose activations `options.layers` and `options.target` ask for."""
+    """The places whose activations `options.layers` and `options.target` ask for.
+
+    In a hybrid model some layers have no attention block, or no MLP. Where layers were asked for as a range of the
+    model (`all`, `last:K`, `first:K`, `signature:K`), those are passed over; a layer that was listed is not.
+
+    Raises:
+        InputError: no layer of the range has such a block, or the layers are not understood.
+    """
+    wanted = _wanted_places(model, options)
+    if LayerChoice.parse(options.layers, len(decoder_layers(model)[1])).listed:
+        return wanted
+    found = tuple(target for target in wanted if target.layer in layers_with(model, target.component))
+    if not found:
+        raise InputError(
+            f"none of the layers {options.layers} of {type(model).__name__} has what --target {options.target} edits: "
+            "choose others"
+        )
+    return found
+
+
+def passed_over_note(model: PreTrainedModel, options: FitOptions) -> str | None:
+    """What to tell the user about layers that `choose_targets` passes over, or None if there are none."""
+    passed = sorted(set(_wanted_places(model, options)) - set(choose_targets(model, options)))
+    if not passed:
+        return None
+    places = ", ".join(map(str, passed))
+    return f"layers without the block that is to be edited are passed over: {places}"
+
+
+def _wanted_places(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
     choice = LayerChoice.parse(options.layers, len(decoder_layers(model)[1]))
     components = COMPONENTS if options.target == "both" else (options.target,)
     return tuple(Target(layer, component) for layer in choice.candidates for component in components)
@@ -261,13 +293,13 @@ def edit_from_spectra(
         InputError: see `sea_export.edit.build_layer_edit`.
     """
     layers = sorted({target.layer for target in spectra})
-    keep = LayerChoice.parse(options.layers, layers[-1] + 1).keep
-    if keep is not None:
+    if by_signature := re.fullmatch(r"signature:(\d+)", options.layers):
         signatures = {
             layer: sum(spectrum.signature for target, spectrum in spectra.items() if target.layer == layer)
             for layer in layers
         }
-        layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
+        layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)
+        layers = layers[: int(by_signature[1])]
     edits = {
         target: (build_layer_edit(spectrum, options.edit),)
         for target, spectrum in sorted(spectra.items())

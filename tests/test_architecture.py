@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from families import tiny_family_config
+from family_configs import tiny_family_config
 from tiny_edits import layer_edit
 from tiny_models import FAMILIES, tiny_config, tiny_model
 from torch import nn
@@ -22,13 +22,13 @@ from transformers import (
 from sea_export.architecture import (
     Writer,
     WriterWeight,
-    bias_switch,
     decoder_layers,
     find_writers,
     hidden_size,
     layers_with,
     skeleton,
 )
+from sea_export.bias_switch import bias_switch
 from sea_export.edit import Target
 from sea_export.errors import InputError
 from sea_export.fold import fold_parameters

@@ -15,7 +15,7 @@ import pytest
 import torch
 from custom_code_models import LINEAR, TANH, hidden_states, load, logits, relative_error
 from tiny_models import random_model, tiny_config, tiny_model, tiny_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, MixtralConfig
+from transformers import AutoModel, AutoTokenizer
 
 import sea_export
 from sea_export.base_model import BaseModel, resolve_base
@@ -216,16 +216,6 @@ def test_an_edit_of_another_size_is_refused(fit_tiny, tiny_checkpoint, tmp_path)
     config = tiny_config("llama")
     config.hidden_size, config.head_dim = 32, 8
     refused(fit_tiny(random_model(config)), tiny_checkpoint, tmp_path / "out", "32 features")
-
-
-def test_weights_that_transformers_converts_for_its_own_classes_are_refused(tmp_path, fit_tiny, llama) -> None:
-    config = MixtralConfig(
-        hidden_size=24, intermediate_size=16, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        num_local_experts=2, vocab_size=320,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    assert any("block_sparse_moe" in name for name in Checkpoint.open(tmp_path / "base").tensors)
-    refused(fit_tiny(llama, target="attention"), tmp_path / "base", tmp_path / "out", "converts such weights")
 
 
 def test_quantized_bases_are_planned_like_others(custom_code_of, fit_tiny, llama, tiny_checkpoint, tmp_path) -> None:

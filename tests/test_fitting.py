@@ -9,20 +9,25 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from family_configs import tiny_family_config
+from reference import random_activations
 from tiny_models import hook_count, layers_of, tiny_model
 from transformers import PreTrainedModel
 
 from sea_export.activations import capture
+from sea_export.architecture import find_writers, skeleton
 from sea_export.demonstrations import Demonstration, demonstrations_digest
 from sea_export.edit import SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
 from sea_export.fitting import (
     LayerChoice,
+    choose_targets,
     edit_from_spectra,
     fit,
     fit_edit,
     fit_spectra,
     no_op_warning,
+    passed_over_note,
 )
 from sea_export.options import CENTERS, TARGETS, CaptureOptions, EditOptions, FitOptions
 from sea_export.spectral import Activations, SpectrumFitter
@@ -390,3 +395,50 @@ def test_a_prompt_without_room_for_a_generated_continuation_is_refused(llama, to
     fit(llama, tokenizer, [*demonstrations, long], layers="0")
     with pytest.raises(InputError, match=r"file.jsonl, row 9: .* continuation of 20 in a context of 256"):
         fit(llama, tokenizer, [*demonstrations, long], layers="0", neutral="generated")
+
+
+# Hybrid models, in which not every layer has attention
+
+
+@pytest.mark.parametrize(
+    ("layers", "target", "found"),
+    [
+        ("all", "attention", ["1.attention", "3.attention"]),
+        ("last:3", "attention", ["1.attention", "3.attention"]),
+        ("first:2", "both", ["0.mlp", "1.mlp", "1.attention"]),
+        ("all", "mlp", ["0.mlp", "1.mlp", "2.mlp", "3.mlp"]),
+        ("1,3", "attention", ["1.attention", "3.attention"]),
+    ],
+)
+def test_layers_without_the_block_are_passed_over_in_a_range(layers, target, found):
+    model = skeleton(tiny_family_config("jamba"))
+    options = FitOptions(layers=layers, target=target)
+    assert [str(target) for target in choose_targets(model, options)] == found
+    note = passed_over_note(model, options)
+    assert (note is None) == (target == "mlp" or layers == "1,3")
+    if layers == "all" and target == "attention":
+        assert note.endswith("passed over: 0.attention, 2.attention")
+
+
+def test_a_listed_layer_without_the_block_is_not_passed_over():
+    model = skeleton(tiny_family_config("jamba"))
+    with pytest.raises(InputError, match=r"no attention block is recognised in model.layers.2"):
+        find_writers(model, choose_targets(model, FitOptions(layers="1-2", target="attention")))
+
+
+def test_a_range_without_any_such_block_is_refused():
+    model = skeleton(tiny_family_config("jamba"))
+    with pytest.raises(InputError, match=r"none of the layers first:1 of Jamba.* has what --target attention edits"):
+        choose_targets(model, FitOptions(layers="first:1", target="attention"))
+
+
+def test_a_signature_is_taken_over_the_layers_that_have_the_block():
+    """More layers may be asked for than have it, and the last of them need not be the model's last."""
+    targets = (Target(0, "attention"), Target(2, "attention"))
+    spectra = {
+        target: SpectrumFitter("off").update(random_activations(20, 8, seed=target.layer)).spectrum()
+        for target in targets
+    }
+    for count, kept in ((4, 2), (2, 2), (1, 1)):
+        options = FitOptions(layers=f"signature:{count}", target="attention")
+        assert len(edit_from_spectra(spectra, options).targets) == kept

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import tiny_family_config
+from family_configs import tiny_family_config
 from safetensors.torch import load_file, save_file
 from tiny_models import random_model, tiny_model
 from transformers import PreTrainedModel
 
 from sea_export.architecture import find_writers, skeleton
 from sea_export.checkpoint import Checkpoint
-from sea_export.stored_layout import StoredLayout, stored_layout
 from sea_export.edit import Target
 from sea_export.errors import InputError
+from sea_export.stored_layout import StoredLayout, stored_layout
 
 DOWN = "model.layers.1.mlp.experts.down_proj"
 

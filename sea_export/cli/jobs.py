@@ -32,7 +32,7 @@ from sea_export.export import SaveResult, checkpoint_bytes, find_places
 from sea_export.export.adapter_plan import check_adapter
 from sea_export.export.custom_code import EditedModules
 from sea_export.export.folding import StoredWriters
-from sea_export.fitting import choose_targets, fit_edit, no_op_warning, sequence_warning
+from sea_export.fitting import choose_targets, fit_edit, no_op_warning, passed_over_note, sequence_warning
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
 from sea_export.options import FitOptions, SaveOptions
 from sea_export.verification import Verification
@@ -128,6 +128,8 @@ def fit_with_progress(
     opened: OpenedModel, demonstrations: Sequence[Demonstration], options: FitOptions
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
+    if note := passed_over_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
+        _errors.print(f"Note: {note}", soft_wrap=True)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with _progress(*columns) as progress:
         task = progress.add_task("Capturing", total=len(demonstrations), rate="")

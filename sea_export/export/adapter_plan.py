@@ -17,13 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from sea_export.architecture import Writer
 from sea_export.base_model import BaseModel
-from sea_export.stored_layout import StoredParameter
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.adapter import Adapter, build_adapter, check_parameters, no_place_for_constant
 from sea_export.export.folding import StoredWriters
 from sea_export.export.merged import WriteReport
+from sea_export.stored_layout import StoredParameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -186,7 +186,13 @@ def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the model has no weights
         adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**config), low_cpu_mem_usage=True)
-        report: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
+        try:
+            report: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
+        except RuntimeError as error:  # tensors of other shapes than it expects
+            raise InputError(
+                f"the installed PEFT has another layout for experts such as those of {type(model).__name__}: upgrade "
+                "it, or choose --format merged or custom-code"
+            ) from error
     if lost := report.unexpected_keys:
         raise InputError(
             f"PEFT does not find the place of {lost[0]} in {type(model).__name__}, whose tensors it renames: choose "

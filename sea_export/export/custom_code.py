@@ -23,7 +23,6 @@ from torch import Tensor
 from sea_export.architecture import Writer, find_writers, skeleton
 from sea_export.base_model import BaseModel
 from sea_export.checkpoint import INDEX, Checkpoint
-from sea_export.stored_layout import stored_layout
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
@@ -33,6 +32,7 @@ from sea_export.export.run_time import run_time_steps
 from sea_export.export.streaming import FileCopy
 from sea_export.fitting import library_versions
 from sea_export.loading import auto_classes, load_config, load_tokenizer
+from sea_export.stored_layout import stored_layout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sea_export.architecture import Writer, bias_switch, find_writers, skeleton
-from sea_export.stored_layout import StoredLayout, StoredParameter, stored_layout
+from sea_export.architecture import Writer, find_writers, skeleton
+from sea_export.bias_switch import bias_switch
 from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError
 from sea_export.fold import fold_bias, fold_tensor
 from sea_export.proof import prove_fold
+from sea_export.stored_layout import StoredLayout, StoredParameter, stored_layout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
