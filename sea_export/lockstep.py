@@ -27,7 +27,9 @@ from sea_export.errors import SeaExportError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["END", "HiddenStates", "SuspendedPass", "stops_installed"]
+__all__ = ["END", "ForwardHook", "HiddenStates", "SuspendedPass", "advance_together", "stops_installed"]
+
+ForwardHook = Callable[[nn.Module, object, Any], Any]
 
 END = "end"
 """Where a pass is that has returned."""
@@ -40,37 +42,40 @@ class SuspendedPass:
         """Nothing runs yet.
 
         Args:
-            call: the whole forward call, of a model on which `stops_installed` holds.
+            call: the whole forward call, of a model on which `stops_installed` holds. Gradients must be off for as
+                long as it is not over.
         """
         self.stop: object = None
-        """Where the pass waits: what it was suspended at, `END`, or None before it was started."""
-        self._greenlet = greenlet(lambda: self._run(call))
+        """Where the pass waits: what the stop was installed as, `END`, or None before it was started."""
+        self._greenlet = greenlet(call)
 
-    def _run(self, call: Callable[[], object]) -> object:
-        with torch.inference_mode():
-            call()
-        return END
-
-    def advance(self, expected: object) -> None:
-        """Runs up to the next stop.
-
-        Args:
-            expected: what the next stop must be.
-
-        Raises:
-            SeaExportError: the model comes to another stop: its layers do not run one after the other.
-        """
-        self.stop = self._greenlet.switch()
-        if self.stop != expected:
-            raise SeaExportError(
-                f"the model came to {self.stop} where {expected} was expected: its layers do not run one after the "
-                "other, so that it must be fitted in memory and without --sequential"
-            )
+    def advance(self) -> None:
+        """Runs up to the next stop."""
+        stop = self._greenlet.switch()
+        self.stop = END if self._greenlet.dead else stop
 
     def close(self) -> None:
         """Gives up a pass that has not ended."""
         if self._greenlet:
             self._greenlet.throw(GreenletExit)
+
+
+def advance_together(passes: Iterable[SuspendedPass]) -> object:
+    """Runs passes one after the other, each up to its next stop, and returns that stop.
+
+    Raises:
+        SeaExportError: they come to different stops.
+    """
+    stops = set()
+    for one in passes:
+        one.advance()
+        stops.add(one.stop)
+    if len(stops) != 1:
+        raise SeaExportError(
+            f"passes of one model came to different places ({', '.join(map(str, stops))}): its layers do not run one "
+            "after the other, so that it cannot be fitted layer by layer"
+        )
+    return stops.pop()
 
 
 @dataclass(frozen=True)
@@ -107,19 +112,19 @@ class HiddenStates:
 def stops_installed(
     model: PreTrainedModel,
     states: HiddenStates,
-    outputs: Mapping[object, tuple[nn.Module, Callable[[Any], Any]]] | None = None,
+    outputs: Mapping[object, tuple[nn.Module, ForwardHook]] | None = None,
 ) -> Iterator[None]:
     """Makes passes stop before every decoder layer, whose stop is its number, and after some modules.
 
     Args:
         model: the model, whose weights may come and go while passes wait.
         states: keeps the layers' outputs.
-        outputs: stop -> the module after which it is, and what makes the module's output of the one it computed, once
-            the pass goes on.
+        outputs: stop -> the module after which it is, and a forward hook of the module that is called once the pass
+            goes on.
     """
     with ExitStack() as hooks:
-        for stop, (module, finish) in (outputs or {}).items():
-            hooks.callback(module.register_forward_hook(_stop_after(stop, finish)).remove)
+        for stop, (module, hook) in (outputs or {}).items():
+            hooks.callback(module.register_forward_hook(_stop_after(stop, hook)).remove)
         for index, layer in enumerate(decoder_layers(model)[1]):
             entering = layer.register_forward_pre_hook(_stop_before(index, states), with_kwargs=True, prepend=True)
             hooks.callback(entering.remove)
@@ -135,25 +140,16 @@ def _stop_before(index: int, states: HiddenStates) -> Callable[..., Any]:
     return stop
 
 
-def _stop_after(stop: object, finish: Callable[[Any], Any]) -> Callable[..., Any]:
+def _stop_after(stop: object, hook: ForwardHook) -> ForwardHook:
     def wait(module: nn.Module, inputs: object, output: Any) -> Any:
         _wait(stop)
-        return finish(output)
+        return hook(module, inputs, output)
 
     return wait
 
 
 def _wait(stop: object) -> None:
     """Suspends the pass that runs, until it is advanced."""
-    parent = getcurrent().parent
-    assert parent is not None, "a layer with a stop ran outside a SuspendedPass"
-    parent.switch(stop)
-
-
-@contextmanager
-def closing(passes: Iterable[SuspendedPass]) -> Iterator[None]:
-    """Gives up at the end what has not ended."""
-    with ExitStack() as stack:
-        for one in passes:
-            stack.callback(one.close)
-        yield
+    scheduler = getcurrent().parent
+    assert scheduler is not None, "a module with a stop ran outside a SuspendedPass"
+    scheduler.switch(stop)
