@@ -5,19 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from sea_export.activations import capture_batches
 from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import Demonstration, TokenizedDemonstration, demonstrations_digest, tokenize
-from sea_export.edit import COMPONENTS, SpectralEdit, Target, build_layer_edit
+from sea_export.edit import COMPONENTS, LayerEdit, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
+from sea_export.layerwise import LayerSource, ModelInMemory, capture_by_layer
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
-from sea_export.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +85,7 @@ class LayerChoice:
 
 
 def fit(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     *,
@@ -92,6 +95,7 @@ def fit(
     feature_function: str = FitOptions.feature_function,
     length_scale: float = FitOptions.length_scale,
     template: str = FitOptions.template,
+    sequential: bool = FitOptions.sequential,
     explained_variance: float = EditOptions.explained_variance,
     positive_variance: float | None = None,
     negative_variance: float | None = None,
@@ -111,7 +115,8 @@ def fit(
     """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
 
     Args:
-        model: a causal language model, as `AutoModelForCausalLM` loads it.
+        model: a causal language model, as `AutoModelForCausalLM` loads it, or one of which a layer at a time is in
+            memory (`sea_export.open_layerwise`).
         tokenizer: its tokenizer.
         demonstrations: at least two.
         layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
@@ -120,6 +125,7 @@ def fit(
         feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
         length_scale: σ of the squared exponential.
         template: `qa`, `chat` or `none`.
+        sequential: read each layer with the edits of the earlier layers applied.
         explained_variance: share of either squared spectrum that the kept or dropped directions explain, in (0, 1].
         positive_variance: the share for the kept directions (of Ω+) alone.
         negative_variance: the share for the dropped directions (of Ω-) alone.
@@ -149,6 +155,7 @@ def fit(
         feature_function=feature_function,
         length_scale=length_scale,
         template=template,
+        sequential=sequential,
         capture=CaptureOptions(
             site=site,
             position=position,
@@ -172,7 +179,7 @@ def fit(
 
 
 def fit_edit(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     options: FitOptions,
@@ -181,7 +188,7 @@ def fit_edit(
     """`fit`, with its options as one object."""
     spectra = fit_spectra(model, tokenizer, demonstrations, options, progress)
     provenance = {
-        "base": {"name": _public_name(model.config._name_or_path)},
+        "base": {"name": _public_name(_source_of(model).model.config._name_or_path)},
         "demonstrations": {
             "count": len(demonstrations),
             "sha256": demonstrations_digest(demonstrations),
@@ -193,7 +200,7 @@ def fit_edit(
 
 
 def fit_spectra(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     options: FitOptions,
@@ -202,10 +209,10 @@ def fit_spectra(
     """The spectra of all layers that `options.layers` names (all of them, for `signature:K`).
 
     Args:
-        model: a causal language model.
+        model: see `fit`.
         tokenizer: its tokenizer.
         demonstrations: at least two.
-        options: only `edit` is not looked at.
+        options: `edit` is looked at only by a sequential fit.
         progress: told the number of demonstrations that each batch has finished.
 
     Raises:
@@ -213,21 +220,77 @@ def fit_spectra(
     """
     if len(demonstrations) < 2:
         raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
-    targets = choose_targets(model, options)
-    find_writers(model, targets)
+    source = _source_of(model)
+    in_memory = isinstance(source, ModelInMemory)
+    if options.capture.neutral == "generated" and not in_memory:
+        raise InputError(
+            "--neutral generated needs all layers for every token, and they are not in memory together: choose "
+            "--neutral prompt"
+        )
+    targets = choose_targets(source.model, options)
+    find_writers(source.model, targets)
+    tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
+    fitters = _Fitters(targets, options)
+    if in_memory and not options.sequential:
+        for _, batch in capture_batches(source.model, tokenized, targets, options.capture, progress):
+            for target, activations in batch.items():
+                fitters.update(target, activations)
+        return {target: fitters.spectrum(target) for target in targets}
+    capture_by_layer(
+        source,
+        tokenized,
+        targets,
+        options.capture,
+        fitters.settle,
+        sequential=options.sequential,
+        progress=progress,
+    )
+    return fitters.settled
+
+
+class _Fitters:
+    """What turns the activations of each target into its spectrum."""
+
+    def __init__(self, targets: Sequence[Target], options: FitOptions) -> None:
+        feature = FeatureFunction(options.feature_function, options.length_scale)
+        self.settled: dict[Target, LayerSpectrum] = {}
+        self._options = options
+        self._fitters = {target: SpectrumFitter(options.center, feature) for target in targets}
+
+    def update(self, target: Target, activations: Activations) -> None:
+        try:
+            self._fitters[target].update(activations)
+        except InputError as error:
+            raise InputError(f"layer {target.layer}, {target.component}: {error}") from error
+
+    def spectrum(self, target: Target) -> LayerSpectrum:
+        """The spectrum of what `target` was updated with, which is then forgotten."""
+        return self._fitters.pop(target).spectrum()
+
+    def settle(self, target: Target, batches: Iterable[Activations]) -> LayerEdit | None:
+        """Makes the spectrum of a target, and the edit that later ones are captured with in a sequential fit."""
+        for activations in batches:
+            self.update(target, activations)
+        self.settled[target] = self.spectrum(target)
+        return build_layer_edit(self.settled[target], self._options.edit) if self._options.sequential else None
+
+
+def _source_of(model: PreTrainedModel | LayerSource) -> LayerSource:
+    """A model in memory is one source of layers among others."""
+    return ModelInMemory(model) if isinstance(model, nn.Module) else model
+
+
+def _tokenized(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    options: FitOptions,
+) -> tuple[TokenizedDemonstration, ...]:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
     if options.capture.neutral == "generated" and context is not None:
         _check_room(tokenized, options.capture.neutral_tokens, context)
-    feature = FeatureFunction(options.feature_function, options.length_scale)
-    fitters = {target: SpectrumFitter(options.center, feature) for target in targets}
-    for _, batch in capture_batches(model, tokenized, targets, options.capture, progress):
-        for target, activations in batch.items():
-            try:
-                fitters[target].update(activations)
-            except InputError as error:
-                raise InputError(f"layer {target.layer}, {target.component}: {error}") from error
-    return {target: fitter.spectrum() for target, fitter in fitters.items()}
+    return tokenized
 
 
 def _check_room(tokenized: Sequence[TokenizedDemonstration], new_tokens: int, context: int) -> None:

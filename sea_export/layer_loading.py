@@ -7,6 +7,8 @@ and how they become its parameters (experts that are stored apart and computed t
 from __future__ import annotations
 
 import copy
+import importlib.util
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from sea_export.architecture import decoder_layers, hidden_size
+from sea_export.base_model import resolve_base
 from sea_export.errors import InputError
+from sea_export.loading import load_config
 from sea_export.lockstep import HiddenStates
 from sea_export.memory import available_memory
 
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
     from sea_export.base_model import BaseModel
     from sea_export.checkpoint import Checkpoint
 
-__all__ = ["StoredModel"]
+__all__ = ["StoredModel", "can_load_layers", "open_layerwise"]
+
+_LOADING_CODE = "transformers.core_model_loading"
 
 _EMBEDDING, _HEAD, _REST = "embedding", "head", "rest"
 
@@ -61,10 +67,13 @@ class StoredModel:
         Raises:
             InputError: the weights are quantized, or the installed transformers loads no parts.
         """
-        if getattr(config, "quantization_config", None):
+        if not can_load_layers(config):
             raise InputError(
-                f"{base.name} has quantized weights, which cannot be loaded layer by layer: choose --no-layerwise"
+                f"{base.name} cannot be loaded layer by layer, because its weights are quantized or transformers is "
+                "older than 5: choose --no-layerwise"
             )
+        self.layer_device = None if device.type == "cpu" else device
+        """Where layers compute, if not on the CPU."""
         self._checkpoint = base.checkpoint
         self._scratch = scratch
         self._device = device
@@ -78,10 +87,7 @@ class StoredModel:
     def states(self, tokens: int, copies: int) -> HiddenStates:
         size = tokens * copies * hidden_size(self.model.config) * self.dtype.itemsize
         too_large = size > _STATES_SHARE * available_memory(torch.device("cpu"))
-        return HiddenStates(
-            device=None if self._device.type == "cpu" else self._device,
-            directory=self._scratch if too_large else None,
-        )
+        return HiddenStates(self.layer_device, self._scratch if too_large else None)
 
     @contextmanager
     def embedding(self) -> Iterator[None]:
@@ -164,6 +170,45 @@ class _StoredTensor:
         return self._checkpoint.read(self._name)
 
 
+def can_load_layers(config: PretrainedConfig) -> bool:
+    """Whether a model of this config can be loaded layer by layer."""
+    return not getattr(config, "quantization_config", None) and importlib.util.find_spec(_LOADING_CODE) is not None
+
+
+@contextmanager
+def open_layerwise(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    scratch: Path | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[StoredModel]:
+    """Opens a model of which one decoder layer at a time is in memory, for `sea_export.fit`.
+
+    Args:
+        model: a Hub id, a local directory, or a `.gguf` file.
+        revision: its revision on the Hub.
+        dtype: what to compute in; None for the dtype in which it is stored.
+        device: where layers compute.
+        scratch: where hidden states are put that do not fit into memory; None for the system's temporary directory.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        InputError: there is no such model, or it cannot be loaded layer by layer.
+    """
+    with resolve_base(str(model), revision=revision, dtype=dtype) as base:
+        yield StoredModel(
+            base,
+            load_config(base, trust_remote_code=trust_remote_code),
+            dtype=dtype,
+            device=torch.device(device),
+            scratch=scratch or Path(tempfile.gettempdir()),
+            trust_remote_code=trust_remote_code,
+        )
+
+
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype that transformers takes for `auto`: what config.json says, else that of the first float."""
     named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
@@ -192,12 +237,8 @@ def _drop_parameters(module: nn.Module) -> None:
 
 def _conversions(model: PreTrainedModel) -> list[Any]:
     """How transformers makes the model's parameters from the stored tensors."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError as error:
-        raise InputError(
-            "loading a model layer by layer needs transformers 5: upgrade it, or choose --no-layerwise"
-        ) from error
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
     conversions: list[Any] = get_model_conversion_mapping(model)
     return conversions
 

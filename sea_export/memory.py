@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import resource
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
 
 from sea_export.checkpoint import Checkpoint
 
-__all__ = ["available_memory", "weight_bytes"]
+__all__ = ["available_memory", "fits", "weight_bytes"]
 
-# Where a container says how much memory it may use and uses: control groups of version 2 and 1.
-_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+# What a model in memory takes beside its weights, as a share of them: activations, copies that are made while loading.
+_OVERHEAD = 0.15
+
+
+def fits(weights: int, device: torch.device) -> bool:
+    """Whether a model whose weights have so many bytes fits into the memory that is still available on a device."""
+    return weights * (1 + _OVERHEAD) <= available_memory(device)
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device without swapping, within the limits of a container."""
+    """Bytes that can still be taken on a device without swapping, within the limits of the container and process."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     available: int = psutil.virtual_memory().available
-    for limit_file, usage_file in _LIMITS:
-        limit, usage = _number(limit_file), _number(usage_file)
-        if limit is not None and usage is not None:
-            available = min(available, max(limit - usage, 0))
-    return available
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    if limit != resource.RLIM_INFINITY:
+        available = min(available, limit - psutil.Process().memory_info().data)
+    return max(0, min([available, *_room_in_groups()]))
 
 
-def _number(file: str) -> int | None:
-    try:
-        text = Path(file).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None  # "max" where there is no limit
+def _room_in_groups() -> Iterator[int]:
+    """What the process's control groups (of version 2 or 1), each within its parent, leave of their limits."""
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = PurePosixPath(path).relative_to("/")
+        for folder in (group, *group.parents):
+            files = root / folder / limit, root / folder / usage
+            if all(file.is_file() for file in files):
+                allowed, used = (file.read_text(encoding="ascii").strip() for file in files)
+                if allowed != "max":
+                    yield int(allowed) - int(used)
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:

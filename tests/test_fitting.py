@@ -125,6 +125,7 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         "center": "linear",
         "length_scale": 2.0,
         "template": "chat",
+        "sequential": True,
         "explained_variance": 0.8,
         "positive_variance": 0.7,
         "negative_variance": 0.6,
@@ -133,20 +134,20 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         "projections": "reversed",
         "strength": 0.5,
         "normalization": "calibrated",
-        "site": "residual",
+        "site": "target",
         "position": "mean",
         "neutral": "generated",
         "neutral_tokens": 3,
         "batch_tokens": 128,
         "seed": 7,
     }
-    # A feature function does not go with centring: it has tests of its own.
+    # A feature function does not go with centring, nor another site with --sequential: they have tests of their own.
     assert changed.keys() == inspect.signature(fit).parameters.keys() - {*INPUTS, "feature_function"}
     edit = fit(llama, tokenizer, demonstrations, **changed)
     recorded = edit.provenance["options"]
     assert {**recorded, **recorded["capture"], **recorded["edit"]}.items() >= changed.items()
     defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
-    assert not {name for name, value in changed.items() if value == defaults[name]}
+    assert {name for name, value in changed.items() if value == defaults[name]} == {"site"}
     options = FitOptions(
         **{item.name: changed[item.name] for item in fields(FitOptions) if item.name in changed},
         capture=CaptureOptions(**{item.name: changed[item.name] for item in fields(CaptureOptions)}),

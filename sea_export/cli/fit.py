@@ -29,7 +29,7 @@ def command(model: str, edit: Path, overwrite: bool, **values: Any) -> None:
 
     check_output(edit, overwrite=overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
-    with jobs.opened_model(model, values) as opened:
+    with jobs.opened_model(model, values, edit) as opened:
         fitted = jobs.fit_with_progress(opened, demonstrations, options)
         fitted = jobs.with_base_digests(fitted, opened)
     with staged_output(edit, overwrite=overwrite) as staging:

@@ -38,7 +38,7 @@ def command(model: str, output: Path, **values: Any) -> None:
 
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
-    with jobs.opened_model(model, values) as opened:
+    with jobs.opened_model(model, values, output) as opened:
         check_output(output, overwrite=saving.overwrite, needed_bytes=needed_bytes(opened.base, output, saving.format))
         stored = opened.places(options, saving)
         edit = jobs.fit_with_progress(opened, demonstrations, options)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,9 @@ from sea_export.export.adapter_plan import check_adapter
 from sea_export.export.custom_code import EditedModules
 from sea_export.export.folding import StoredWriters
 from sea_export.fitting import choose_targets, fit_edit, no_op_warning, sequence_warning
+from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
+from sea_export.memory import fits, weight_bytes
 from sea_export.options import FitOptions, SaveOptions
 from sea_export.verification import Verification
 
@@ -67,15 +70,35 @@ class OpenedModel:
     base: BaseModel
     dtype: torch.dtype | None
     device: str
+    layerwise: bool | None
     trust_remote_code: bool
+    scratch: Path
 
     @cached_property
     def config(self) -> PretrainedConfig:
         return load_config(self.base, trust_remote_code=self.trust_remote_code)
 
     @cached_property
-    def model(self) -> PreTrainedModel:
-        return load_model(self.base, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
+    def model(self) -> PreTrainedModel | StoredModel:
+        """The model in memory; a layer at a time, if that was asked for or if it does not fit as a whole."""
+        device = torch.device(self.device)
+        layerwise = self.layerwise
+        if layerwise is None:
+            layerwise = can_load_layers(self.config) and not fits(
+                weight_bytes(self.base.checkpoint, self.dtype), device
+            )
+            if layerwise:
+                _errors.print(f"{self.base.name} does not fit into memory: it is fitted layer by layer")
+        if not layerwise:
+            return load_model(self.base, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
+        return StoredModel(
+            self.base,
+            self.config,
+            dtype=self.dtype,
+            device=device,
+            scratch=self.scratch,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -97,8 +120,11 @@ class OpenedModel:
 
 
 @contextmanager
-def opened_model(model: str, values: dict[str, Any]) -> Iterator[OpenedModel]:
-    """The model that a command line names, with `model_options` (and `--trust-remote-code`) applied."""
+def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[OpenedModel]:
+    """The model that a command line names, with `model_options` (and `--trust-remote-code`) applied.
+
+    What does not fit into memory is put beside `output`, into files without a name.
+    """
     quiet_transformers()
     dtype = parse_dtype(values["dtype"])
     device = values["device"]
@@ -109,7 +135,8 @@ def opened_model(model: str, values: dict[str, Any]) -> Iterator[OpenedModel]:
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
-        yield OpenedModel(base, dtype, device, values["trust_remote_code"])
+        scratch = output.resolve().parent
+        yield OpenedModel(base, dtype, device, values["layerwise"], values["trust_remote_code"], scratch)
 
 
 def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:

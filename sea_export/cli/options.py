@@ -17,6 +17,7 @@ __all__ = [
     "build_save_options",
     "demonstration_options",
     "fit_options",
+    "layerwise_option",
     "model_options",
     "save_options",
 ]
@@ -105,6 +106,13 @@ def demonstration_options(command: _Command) -> _Command:
     return command
 
 
+layerwise_option = click.option(
+    "--layerwise/--no-layerwise",
+    default=None,
+    help="Have one decoder layer at a time in memory, or all of them; by default all if they fit.",
+)
+
+
 def model_options(command: _Command) -> _Command:
     """Adds how a model is loaded."""
     for option in (
@@ -118,6 +126,7 @@ def model_options(command: _Command) -> _Command:
             "bfloat16).",
         ),
         click.option("--dequantize", is_flag=True, help="Make plain weights of a quantized model's."),
+        layerwise_option,
         click.option("--revision", help="Revision of the model on the Hub."),
     ):
         command = option(command)
