@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from sea_export.architecture import decoder_layers, hidden_size
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["StoredModel", "can_load_layers", "open_layerwise"]
 
 _LOADING_CODE = "transformers.core_model_loading"
+
+# The name of no module.
+_NOTHING = "-"
 
 _EMBEDDING, _HEAD, _REST = "embedding", "head", "rest"
 
@@ -130,7 +133,8 @@ class StoredModel:
 
         stored = {name: _StoredTensor(self._checkpoint, name) for name in self._parts[part]}
         plan = LoadStateDictConfig(
-            device_map={"": device},
+            # Where anything might stay on the disk, transformers loads one tensor at a time: threads take memory apart.
+            device_map={"": device, _NOTHING: "disk"},
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._conversions,
@@ -151,8 +155,9 @@ class StoredModel:
                     setattr(self.model.get_submodule(owner), leaf, loaded)
 
     def _check_complete(self, module: nn.Module) -> None:
-        """Raises InputError for a parameter that the checkpoint lacks."""
-        missing = next((name for name, parameter in module.named_parameters() if parameter.is_meta), None)
+        """Raises InputError for a value that the checkpoint lacks."""
+        values = (*module.named_parameters(), *module.named_buffers())
+        missing = next((name for name, value in values if value.is_meta), None)
         if missing is not None:
             raise InputError(
                 f"{self._checkpoint.directory.name} lacks {missing} of {type(module).__name__}, or stores it under a "
@@ -167,7 +172,11 @@ class _StoredTensor:
         self._checkpoint, self._name = checkpoint, name
 
     def __getitem__(self, everything: object) -> Tensor:
-        return self._checkpoint.read(self._name)
+        stored = self._checkpoint.tensors[self._name]
+        # Memory of its own, which the system has back when the layer is dropped: a heap would keep what is freed in it.
+        memory = mmap.mmap(-1, stored.end - stored.start)
+        self._checkpoint.read_into(self._name, memoryview(memory))
+        return torch.frombuffer(memory, dtype=stored.dtype).reshape(stored.shape)
 
 
 def can_load_layers(config: PretrainedConfig) -> bool:
@@ -222,11 +231,15 @@ def _empty_model(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_c
     """The model with its buffers, which are computed and not stored, but with parameters that hold no values."""
     from transformers import AutoModelForCausalLM
 
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
         )
-    return model.eval()
+    # As transformers gives a model that it loads the values that no checkpoint stores.
+    model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)
+    model._initialize_missing_keys(False)
+    empty: PreTrainedModel = model.eval()
+    return empty
 
 
 def _drop_parameters(module: nn.Module) -> None:

@@ -161,11 +161,11 @@ def test_one_layer_at_a_time_is_in_memory(tiny_checkpoint_of, llama, tokenizer, 
         present: list[set[int]] = []
 
         class Watched:
-            directory = checkpoint.directory
+            directory, tensors = checkpoint.directory, checkpoint.tensors
 
-            def read(self, name: str):
+            def read_into(self, name: str, buffer: memoryview) -> None:
                 read.append(name)
-                return checkpoint.read(name)
+                checkpoint.read_into(name, buffer)
 
         def note(*_: object) -> None:
             layers = enumerate(layers_of(source.model))
