@@ -92,6 +92,12 @@ class StoredModel:
         too_large = size > _STATES_SHARE * available_memory(torch.device("cpu"))
         return HiddenStates(self.layer_device, self._scratch if too_large else None)
 
+    def largest_part_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the largest layer, or of the embedding or the head if these are larger, in some dtype."""
+        modules = (*self._layers, self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        counts = [sum(one.numel() for one in module.parameters()) for module in modules if module is not None]
+        return max(counts) * dtype.itemsize
+
     @contextmanager
     def embedding(self) -> Iterator[None]:
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
@@ -173,6 +179,8 @@ class _StoredTensor:
 
     def __getitem__(self, everything: object) -> Tensor:
         stored = self._checkpoint.tensors[self._name]
+        if stored.start == stored.end:
+            return self._checkpoint.read(self._name)
         # Memory of its own, which the system has back when the layer is dropped: a heap would keep what is freed in it.
         memory = mmap.mmap(-1, stored.end - stored.start)
         self._checkpoint.read_into(self._name, memoryview(memory))

@@ -21,7 +21,6 @@ from sea_export.agreement import PROMPTS, Agreement, agreements, compared, logit
 from sea_export.edit import SpectralEdit
 from sea_export.layer_loading import StoredModel
 from sea_export.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
-from sea_export.memory import available_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,9 +29,6 @@ __all__ = ["measure_by_layer"]
 
 _LENGTH = 64
 """Tokens of a sequence, all of one length: without padding, which would add rounding of its own."""
-
-_STRANGERS_SHARE = 0.4
-"""The share of the available memory in which the stranger's process may keep weights."""
 
 _DECODER = "decoder"
 _ROUNDED, _UNEDITED, _RUN_TIME, _IN_MEMORY = "rounded", "unedited", "run-time", "in memory"
@@ -63,9 +59,15 @@ def measure_by_layer(
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
     sequences = _fixed_sequences(tokenizer)
-    memory = int(_STRANGERS_SHARE * available_memory(torch.device("cpu")))
     stored = logits_of_a_stranger(
-        directory, sequences, tokenizer, config=source.model.config, dtype=torch.float32, own_code=own_code, memory=memory
+        directory,
+        sequences,
+        tokenizer,
+        config=source.model.config,
+        dtype=torch.float32,
+        own_code=own_code,
+        # Room for the largest part of the model beside what is being loaded: the rest stays on the disk.
+        memory=2 * source.largest_part_bytes(torch.float32),
     )
     logits = _logits_by_layer(source, edit, sequences, export_in_memory)
     return agreements(

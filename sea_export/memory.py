@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -24,14 +23,11 @@ def fits(weights: int, device: torch.device) -> bool:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device without swapping, within the limits of the container and process."""
+    """Bytes that can still be taken on a device without swapping, within the limits of its container."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     available: int = psutil.virtual_memory().available
-    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    if limit != resource.RLIM_INFINITY:
-        available = min(available, limit - psutil.Process().memory_info().data)
     return max(0, min([available, *_room_in_groups()]))
 
 
