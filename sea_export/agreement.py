@@ -56,6 +56,9 @@ PROMPTS = (
 COMPARED_TOKENS = 32
 """How many tokens at the end of each sequence are predicted and compared."""
 
+# Has the GNU C library give freed memory back to the system, for the process that is to keep within bounds.
+_LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+
 # The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
 _TOLERANCES = {
     torch.float32: (1e-8, 1.0),
@@ -88,15 +91,20 @@ class Agreement:
     @classmethod
     def between(cls, reference: Tensor, other: Tensor) -> Agreement:
         """Compares logits (..., vocabulary) of the same positions."""
-        reference, other = reference.double(), other.double()
-        difference = float((reference - other).abs().max())
-        log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
-        divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        difference, divergence, equal = torch.zeros((), dtype=torch.float64), 0.0, 0
+        # A few positions at a time, since in float64 all of them could be larger than the model.
+        pairs = zip(reference.flatten(0, -2).split(32), other.flatten(0, -2).split(32), strict=True)
+        for expected, actual in pairs:
+            p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+            difference = difference.maximum((expected.double() - actual.double()).abs().max())  # NaN if any is
+            divergence += float((p.exp() * (p - q)).sum())
+            equal += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        positions = reference[..., 0].numel()
         return cls(
-            max_logit_difference=difference,
-            relative_logit_difference=difference / float(reference.abs().max()),
-            mean_divergence=max(divergence, 0.0),
-            equal_greedy=float((reference.argmax(-1) == other.argmax(-1)).double().mean()),
+            max_logit_difference=float(difference),
+            relative_logit_difference=float(difference / reference.abs().max()),
+            mean_divergence=max(divergence / positions, 0.0),
+            equal_greedy=equal / positions,
         )
 
 
@@ -260,7 +268,7 @@ def logits_of_a_stranger(
             text=True,
             check=False,
             # transformers keeps a copy of all code that it runs: not of this, which may be thrown away.
-            env={**os.environ, "HF_MODULES_CACHE": scratch},
+            env={**os.environ, "HF_MODULES_CACHE": scratch, **({} if memory is None else _LEAN)},
         )
         if process.returncode:
             reason = process.stderr.strip().rpartition("\n")[2]

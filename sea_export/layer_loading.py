@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from sea_export.base_model import resolve_base
 from sea_export.errors import InputError
 from sea_export.loading import load_config
 from sea_export.lockstep import HiddenStates
-from sea_export.memory import available_memory
+from sea_export.memory import available_memory, unpooled_tensor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -179,12 +178,9 @@ class _StoredTensor:
 
     def __getitem__(self, everything: object) -> Tensor:
         stored = self._checkpoint.tensors[self._name]
-        if stored.start == stored.end:
-            return self._checkpoint.read(self._name)
-        # Memory of its own, which the system has back when the layer is dropped: a heap would keep what is freed in it.
-        memory = mmap.mmap(-1, stored.end - stored.start)
-        self._checkpoint.read_into(self._name, memoryview(memory))
-        return torch.frombuffer(memory, dtype=stored.dtype).reshape(stored.shape)
+        tensor = unpooled_tensor(stored.shape, stored.dtype)
+        self._checkpoint.read_into(self._name, tensor.flatten().view(torch.uint8).numpy().data)
+        return tensor
 
 
 def can_load_layers(config: PretrainedConfig) -> bool:

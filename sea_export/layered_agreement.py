@@ -8,19 +8,21 @@ need all layers for every token: predictions are compared over fixed text.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sea_export.agreement import PROMPTS, Agreement, agreements, compared, logits_of_a_stranger
+from sea_export.agreement import COMPARED_TOKENS, PROMPTS, Agreement, agreements, compared, logits_of_a_stranger
 from sea_export.edit import SpectralEdit
 from sea_export.layer_loading import StoredModel
 from sea_export.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
+from sea_export.memory import unpooled_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,11 +98,14 @@ def _logits_by_layer(
     export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
 ) -> dict[str, Tensor]:
     """The compared logits of each variant of the base, all of which go through the layers together."""
-    model = source.model
+    model: Any = source.model
     logits: dict[str, Tensor] = {}
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = COMPARED_TOKENS + 1
 
     def run(variant: str) -> None:
-        logits[variant] = compared(model(torch.tensor(sequences), use_cache=False).logits)
+        logits[variant] = compared(model(torch.tensor(sequences), **options).logits)
 
     variants = [_ROUNDED, _UNEDITED, _RUN_TIME, *([_IN_MEMORY] if export_in_memory else [])]
     passes = {variant: SuspendedPass(partial(run, variant)) for variant in variants}
@@ -150,7 +155,7 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
     ]
     dtypes = [tensor.dtype for tensor in narrow]
     for tensor in narrow:
-        tensor.data = tensor.data.float()
+        tensor.data = unpooled_tensor(tensor.shape, torch.float32).to(tensor.device).copy_(tensor.data)
     try:
         yield
     finally:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import mmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
+from torch import Tensor
 
 from sea_export.checkpoint import Checkpoint
 
-__all__ = ["available_memory", "fits", "weight_bytes"]
+__all__ = ["available_memory", "fits", "unpooled_tensor", "weight_bytes"]
 
 # What a model in memory takes beside its weights, as a share of them: activations, copies that are made while loading.
 _OVERHEAD = 0.15
@@ -65,3 +67,12 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
         else:
             total += tensor.end - tensor.start
     return total
+
+
+def unpooled_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros whose memory the system has back when it is dropped: a heap may keep what is freed in it."""
+    count = math.prod(shape)
+    if count == 0:
+        return torch.zeros(*shape, dtype=dtype)
+    memory = mmap.mmap(-1, count * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)
