@@ -100,9 +100,10 @@ class ActivationReader:
 
 def _wanted_positions(items: Sequence[PromptedCompletions], options: CaptureOptions) -> _Wanted:
     """(item, completion or None for the prompt) -> the kind of activation it gives, and from which tokens."""
-    generator = random.Random(options.seed)
     wanted = {}
     for index, item in enumerate(items):
+        # Drawn by the seed and the item alone, whatever other items are captured with it.
+        generator = random.Random(f"{options.seed} {item}") if options.position == "random" else None
         spans: list[tuple[int | None, Sequence[int]]] = list(enumerate(item.completions))
         if options.neutral == "prompt":
             spans.append((None, item.prompt))
@@ -113,6 +114,7 @@ def _wanted_positions(items: Sequence[PromptedCompletions], options: CaptureOpti
             elif options.position == "mean":
                 weighting = _Weighting(range(length), 1.0 / length)
             else:
+                assert generator is not None
                 weighting = _Weighting((generator.randrange(length),), 1.0)
             wanted[index, completion] = (kind, weighting)
     return wanted

@@ -118,7 +118,9 @@ class SpectralEdit:
             for writer in writers:
                 module = model.get_submodule(writer.module_name)
                 device = next(chain(module.parameters(), module.buffers())).device
-                edits = [edit.to(device) for edit in self.layers[writer.target]]
+                edits: Sequence[LayerEdit] = self.layers[writer.target]
+                if device.type != "meta":  # weights that come and go: the edit goes to where the activations are
+                    edits = [edit.to(device) for edit in edits]
                 handle = module.register_forward_hook(EditHook(edits))
                 hooks.callback(handle.remove)
             yield model

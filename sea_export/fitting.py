@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from sea_export.activations import capture_batches
-from sea_export.architecture import decoder_layers, find_writers
-from sea_export.demonstrations import Demonstration, TokenizedDemonstration, demonstrations_digest, tokenize
-from sea_export.edit import COMPONENTS, LayerEdit, SpectralEdit, Target, build_layer_edit
-from sea_export.errors import InputError
-from sea_export.features import FeatureFunction
-from sea_export.layerwise import LayerSource, ModelInMemory, capture_by_layer
+from sea_export.demonstrations import Demonstration, demonstrations_digest
+from sea_export.distributed import ALONE, Processes
+from sea_export.edit import SpectralEdit, Target, build_layer_edit
+from sea_export.estimation import LayerChoice, choose_targets, fit_spectra, source_of
+from sea_export.layerwise import LayerSource
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
-from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter
+from sea_export.spectral import LayerSpectrum
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "LayerChoice",
+    "choose_targets",
     "edit_from_spectra",
     "fit",
     "fit_edit",
@@ -37,51 +33,6 @@ __all__ = [
 
 # An edit that changes no layer's neutral activations by more than this share does next to nothing.
 _NO_OP_CHANGE = 0.01
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """Which decoder layers are edited: what `--layers` says, read against the number of layers."""
-
-    candidates: tuple[int, ...]
-    """Layers to capture."""
-    keep: int | None
-    """How many of them to keep, by signature; None for all."""
-
-    @classmethod
-    def parse(cls, text: str, count: int) -> LayerChoice:
-        """Reads `all`, `last:K`, `first:K`, `signature:K`, or ranges and lists such as `10-20,25`.
-
-        Args:
-            text: what the user wrote.
-            count: the model's number of layers.
-
-        Raises:
-            InputError: it is none of these forms, or names a layer that does not exist.
-        """
-        everything = tuple(range(count))
-        if text == "all":
-            return cls(everything, None)
-        if match := re.fullmatch(r"(last|first|signature):(\d+)", text):
-            number = int(match[2])
-            if not 1 <= number <= count:
-                raise InputError(f"--layers {text}: the model has {count} layers, so choose 1 to {count}")
-            if match[1] == "signature":
-                return cls(everything, number)
-            return cls(everything[-number:] if match[1] == "last" else everything[:number], None)
-        chosen: set[int] = set()
-        for part in text.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-            if not match or int(match[2] or match[1]) < int(match[1]):
-                raise InputError(
-                    f"--layers {text!r} is not understood at {part!r}: "
-                    "write all, last:K, first:K, signature:K, or a list such as 10-20,25"
-                )
-            last = int(match[2] or match[1])
-            if last >= count:
-                raise InputError(f"--layers {text}: layer {last} does not exist, the model has layers 0 to {count - 1}")
-            chosen.update(range(int(match[1]), last + 1))
-        return cls(tuple(sorted(chosen)), None)
 
 
 def fit(
@@ -110,6 +61,7 @@ def fit(
     neutral_tokens: int = CaptureOptions.neutral_tokens,
     batch_tokens: int = CaptureOptions.batch_tokens,
     seed: int = CaptureOptions.seed,
+    cache: Path | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SpectralEdit:
     """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
@@ -140,6 +92,8 @@ def fit(
         neutral_tokens: length of generated continuations, in tokens.
         batch_tokens: about how many tokens a forward pass computes.
         seed: seed of `position="random"`.
+        cache: a directory that keeps captured activations: another fit of layers that are in it already, with other
+            truncation, strength, normalization or centring, runs no forward pass.
         progress: told the number of demonstrations that each batch has finished.
 
     Returns:
@@ -175,7 +129,7 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_edit(model, tokenizer, demonstrations, options, progress)
+    return fit_edit(model, tokenizer, demonstrations, options, progress, cache=cache)
 
 
 def fit_edit(
@@ -184,11 +138,14 @@ def fit_edit(
     demonstrations: Sequence[Demonstration],
     options: FitOptions,
     progress: Callable[[int], None] | None = None,
+    *,
+    cache: Path | str | None = None,
+    processes: Processes = ALONE,
 ) -> SpectralEdit:
-    """`fit`, with its options as one object."""
-    spectra = fit_spectra(model, tokenizer, demonstrations, options, progress)
+    """`fit`, with its options as one object, and perhaps shared by several processes: all of them get the edit."""
+    spectra = fit_spectra(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
     provenance = {
-        "base": {"name": _public_name(_source_of(model).model.config._name_or_path)},
+        "base": {"name": _public_name(source_of(model).model.config._name_or_path)},
         "demonstrations": {
             "count": len(demonstrations),
             "sha256": demonstrations_digest(demonstrations),
@@ -197,117 +154,6 @@ def fit_edit(
         "versions": library_versions(),
     }
     return edit_from_spectra(spectra, options, provenance)
-
-
-def fit_spectra(
-    model: PreTrainedModel | LayerSource,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    options: FitOptions,
-    progress: Callable[[int], None] | None = None,
-) -> dict[Target, LayerSpectrum]:
-    """The spectra of all layers that `options.layers` names (all of them, for `signature:K`).
-
-    Args:
-        model: see `fit`.
-        tokenizer: its tokenizer.
-        demonstrations: at least two.
-        options: `edit` is looked at only by a sequential fit.
-        progress: told the number of demonstrations that each batch has finished.
-
-    Raises:
-        InputError: see `fit`.
-    """
-    if len(demonstrations) < 2:
-        raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
-    source = _source_of(model)
-    in_memory = isinstance(source, ModelInMemory)
-    if options.capture.neutral == "generated" and not in_memory:
-        raise InputError(
-            "--neutral generated needs all layers for every token, and they are not in memory together: choose "
-            "--neutral prompt"
-        )
-    targets = choose_targets(source.model, options)
-    find_writers(source.model, targets)
-    tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
-    fitters = _Fitters(targets, options)
-    if in_memory and not options.sequential:
-        for _, batch in capture_batches(source.model, tokenized, targets, options.capture, progress):
-            for target, activations in batch.items():
-                fitters.update(target, activations)
-        return {target: fitters.spectrum(target) for target in targets}
-    capture_by_layer(
-        source,
-        tokenized,
-        targets,
-        options.capture,
-        fitters.settle,
-        sequential=options.sequential,
-        progress=progress,
-    )
-    return fitters.settled
-
-
-class _Fitters:
-    """What turns the activations of each target into its spectrum."""
-
-    def __init__(self, targets: Sequence[Target], options: FitOptions) -> None:
-        feature = FeatureFunction(options.feature_function, options.length_scale)
-        self.settled: dict[Target, LayerSpectrum] = {}
-        self._options = options
-        self._fitters = {target: SpectrumFitter(options.center, feature) for target in targets}
-
-    def update(self, target: Target, activations: Activations) -> None:
-        try:
-            self._fitters[target].update(activations)
-        except InputError as error:
-            raise InputError(f"layer {target.layer}, {target.component}: {error}") from error
-
-    def spectrum(self, target: Target) -> LayerSpectrum:
-        """The spectrum of what `target` was updated with, which is then forgotten."""
-        return self._fitters.pop(target).spectrum()
-
-    def settle(self, target: Target, batches: Iterable[Activations]) -> LayerEdit | None:
-        """Makes the spectrum of a target, and the edit that later ones are captured with in a sequential fit."""
-        for activations in batches:
-            self.update(target, activations)
-        self.settled[target] = self.spectrum(target)
-        return build_layer_edit(self.settled[target], self._options.edit) if self._options.sequential else None
-
-
-def _source_of(model: PreTrainedModel | LayerSource) -> LayerSource:
-    """A model in memory is one source of layers among others."""
-    return ModelInMemory(model) if isinstance(model, nn.Module) else model
-
-
-def _tokenized(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    options: FitOptions,
-) -> tuple[TokenizedDemonstration, ...]:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
-    if options.capture.neutral == "generated" and context is not None:
-        _check_room(tokenized, options.capture.neutral_tokens, context)
-    return tokenized
-
-
-def _check_room(tokenized: Sequence[TokenizedDemonstration], new_tokens: int, context: int) -> None:
-    """Raises InputError if a prompt and the continuation to be generated are longer than the model's context."""
-    for one in tokenized:
-        if len(one.prompt) + new_tokens > context:
-            raise InputError(
-                f"{one.source}: its prompt has {len(one.prompt)} tokens and leaves no room for a continuation of "
-                f"{new_tokens} in a context of {context}. Lower --neutral-tokens, shorten the prompt or remove the row."
-            )
-
-
-def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
-    """The places whose activations `options.layers` and `options.target` ask for."""
-    choice = LayerChoice.parse(options.layers, len(decoder_layers(model)[1]))
-    components = COMPONENTS if options.target == "both" else (options.target,)
-    return tuple(Target(layer, component) for layer in choice.candidates for component in components)
 
 
 def edit_from_spectra(

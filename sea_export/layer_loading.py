@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from sea_export.architecture import decoder_layers, hidden_size
-from sea_export.base_model import resolve_base
+from sea_export.base_model import resolve_base, weight_digests
 from sea_export.errors import InputError
+from sea_export.layerwise import config_digest
 from sea_export.loading import load_config
 from sea_export.lockstep import HiddenStates
 from sea_export.memory import available_memory, unpooled_tensor
@@ -85,6 +86,10 @@ class StoredModel:
         self._layers = decoder_layers(self.model)[1]
         self._parts = _parts(self.model, base.checkpoint, self._conversions)
         self._load(_REST, torch.device("cpu"))
+
+    def identity(self) -> Mapping[str, Any]:
+        weights = sorted(weight_digests(self._checkpoint).items())
+        return {"files": weights, "dtype": str(self.dtype), "config": config_digest(self.model.config)}
 
     def states(self, tokens: int, copies: int) -> HiddenStates:
         size = tokens * copies * hidden_size(self.model.config) * self.dtype.itemsize

@@ -9,7 +9,9 @@ at a time.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -37,13 +39,13 @@ from sea_export.options import CaptureOptions
 from sea_export.spectral import Activations
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["LayerSource", "ModelInMemory", "Settle", "capture_by_layer"]
+__all__ = ["LayerSource", "ModelInMemory", "Settle", "capture_by_layer", "config_digest"]
 
-Settle = Callable[[Target, Iterator[Activations]], LayerEdit | None]
-"""Told, for each target in the order of computation, its activations batch by batch; returns the edit of the target
-that everything after shall be captured with, or None."""
+Settle = Callable[[Target, Iterator[tuple[Sequence[int], Activations]]], LayerEdit | None]
+"""Told, for each target in the order of computation, its activations batch by batch with the batch's indices; returns
+the edit of the target that everything after shall be captured with, or None."""
 
 
 class LayerSource(Protocol):
@@ -52,6 +54,9 @@ class LayerSource(Protocol):
     @property
     def model(self) -> PreTrainedModel:
         """The model, with whatever weights are in memory."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What tells the model from all others that compute anything else, as plain JSON data."""
 
     def states(self, tokens: int, copies: int) -> HiddenStates:
         """Where `copies` hidden states of each of `tokens` tokens are to be kept between layers."""
@@ -69,6 +74,17 @@ class ModelInMemory:
 
     model: PreTrainedModel
 
+    def identity(self) -> Mapping[str, Any]:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return {
+            "weights": digest.hexdigest(),
+            "dtype": str(self.model.dtype),
+            "config": config_digest(self.model.config),
+        }
+
     def states(self, tokens: int, copies: int) -> HiddenStates:
         return HiddenStates(device=None, directory=None)
 
@@ -77,6 +93,14 @@ class ModelInMemory:
 
     def layer(self, index: int) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def config_digest(config: PretrainedConfig) -> str:
+    """The SHA-256 of what a config says about what is computed, in hexadecimal."""
+    values = config.to_dict()
+    for circumstance in ("_name_or_path", "transformers_version"):
+        values.pop(circumstance, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -115,6 +139,10 @@ def capture_by_layer(
         target: (module, _LateEdit(edits, target)) for target, module in modules.items() if sequential
     }
     last = max(target.layer for target in targets)
+
+    def taken(target: Target) -> Iterator[tuple[Sequence[int], Activations]]:
+        return ((batch.indices, reader.take(target, batch.indices)) for batch in plan.batches)
+
     with ExitStack() as stack:
         for target, module in modules.items():
             stack.callback(module.register_forward_hook(reader.hook(target)).remove)
@@ -132,14 +160,14 @@ def capture_by_layer(
             with source.layer(layer):
                 stop = passes.advance(steps.done)
                 while isinstance(stop, Target):
-                    edit = settle(stop, (reader.take(stop, batch.indices) for batch in plan.batches))
+                    edit = settle(stop, taken(stop))
                     if edit is not None:
                         edits[stop] = edit
                     stop = passes.advance()
             if not sequential:
                 for target in targets:
                     if target.layer == layer:
-                        settle(target, (reader.take(target, batch.indices) for batch in plan.batches))
+                        settle(target, taken(target))
 
 
 class _LateEdit:

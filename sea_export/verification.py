@@ -304,7 +304,8 @@ def model_to_verify(
         needed = 2 * weight_bytes(base.checkpoint, torch.float32)
         device = torch.device("cpu") if not isinstance(model, nn.Module) else next(model.parameters()).device
         held = sum(parameter.nbytes for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
-        layerwise = can_load_layers(config) and not fits(needed - held, device)
+        spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # and cannot change its dtype as a whole
+        layerwise = can_load_layers(config) and (spread or not fits(needed - held, device))
     if not layerwise:
         loaded = model if isinstance(model, nn.Module) else None
         return loaded or load_model(base, trust_remote_code=options.trust_remote_code)

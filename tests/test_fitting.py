@@ -29,8 +29,8 @@ from sea_export.spectral import Activations, SpectrumFitter
 from sea_export.tokenization import tokenize
 
 OPTIONS = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.99))
-# What `fit` takes besides options: what is fitted, on what, and a callback.
-INPUTS = ("model", "tokenizer", "demonstrations", "progress")
+# What `fit` takes besides options: what is fitted, on what, where activations are kept, and a callback.
+INPUTS = ("model", "tokenizer", "demonstrations", "cache", "progress")
 
 
 def assert_same_tensors(one: SpectralEdit, other: SpectralEdit) -> None:

@@ -10,15 +10,17 @@ import pytest
 import torch
 from test_activations import TARGETS, random_demonstrations, relative_error
 from tiny_models import FAMILIES, hook_count, layers_of, random_model, tiny_model
-from transformers import PreTrainedModel, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3NextConfig
 
 import sea_export
 from sea_export.activations import capture
+from sea_export.base_model import resolve_base
 from sea_export.edit import LayerEdit, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
 from sea_export.forward import PromptedCompletions, hands_on_caches, processing_order
 from sea_export.layer_loading import StoredModel
 from sea_export.layerwise import LayerSource, ModelInMemory, capture_by_layer
+from sea_export.loading import load_model
 from sea_export.lockstep import HiddenStates
 from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
 from sea_export.spectral import Activations, SpectrumFitter
@@ -34,7 +36,7 @@ def captured_by_layer(
     order = torch.tensor(processing_order(items)).argsort()
 
     def settle(target: Target, batches) -> LayerEdit | None:
-        rows = [torch.stack([batch.neutral, batch.positive, batch.negative]) for batch in batches]
+        rows = [torch.stack([batch.neutral, batch.positive, batch.negative]) for _, batch in batches]
         kept[target] = Activations(*torch.cat(rows, dim=1)[:, order])
         return None
 
@@ -188,6 +190,45 @@ def test_generated_text_needs_all_layers(tiny_checkpoint, tokenizer, demonstrati
         pytest.raises(InputError, match="--neutral generated needs all layers"),
     ):
         sea_export.fit(source, tokenizer, demonstrations, layers="all", neutral="generated")
+
+
+# Over several devices
+
+
+def test_a_model_that_accelerate_has_spread_out_is_fitted_like_any_other(
+    tiny_checkpoint_of, llama, tokenizer, demonstrations, tmp_path
+):
+    """Here between memory and disk, for want of a GPU: its weights are on no device that they are computed on."""
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
+    places |= {f"model.layers.{index}": "disk" if index in (1, 3) else "cpu" for index in range(4)}
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_checkpoint_of("llama"), device_map=places, offload_folder=str(tmp_path)
+    )
+    options = {"layers": "1-3", "positive_rank": 2, "negative_rank": 2}
+    for sequential in (False, True):
+        edit = sea_export.fit(model, tokenizer, demonstrations, sequential=sequential, **options)
+        assert_same_edit(edit, sea_export.fit(llama, tokenizer, demonstrations, sequential=sequential, **options))
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode(), edit.apply(model), edit.apply(llama):
+        torch.testing.assert_close(model(tokens).logits, llama(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_device_map_is_handed_to_transformers(tiny_checkpoint_of, llama, tokenizer, demonstrations, monkeypatch):
+    asked: list[object] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def watched(*arguments, **options):
+        asked.append(options["device_map"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    with resolve_base(str(tiny_checkpoint_of("llama"))) as base:
+        models = [load_model(base, device_map=device_map) for device_map in (None, "auto")]
+    assert asked == [None, "auto"]
+    options = {"layers": "1", "positive_rank": 2, "negative_rank": 2}
+    for model in models:
+        edit = sea_export.fit(model, tokenizer, demonstrations, **options)
+        assert_same_edit(edit, sea_export.fit(llama, tokenizer, demonstrations, **options))
 
 
 # Sequential fits

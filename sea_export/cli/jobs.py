@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from rich.table import Table
 from sea_export.architecture import skeleton
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
+from sea_export.distributed import Processes, joined_processes, local_device
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export import SaveResult, checkpoint_bytes, find_places
@@ -49,6 +51,7 @@ __all__ = [
     "byte_progress",
     "console",
     "fit_with_progress",
+    "joined_job",
     "opened_model",
     "print_layers",
     "print_saved",
@@ -70,6 +73,7 @@ class OpenedModel:
     base: BaseModel
     dtype: torch.dtype | None
     device: str
+    device_map: str | None
     layerwise: bool | None
     trust_remote_code: bool
     scratch: Path
@@ -84,8 +88,10 @@ class OpenedModel:
         device = torch.device(self.device)
         layerwise = self.layerwise
         if layerwise is None:
-            layerwise = can_load_layers(self.config) and not fits(
-                weight_bytes(self.base.checkpoint, self.dtype), device
+            layerwise = (
+                self.device_map is None
+                and can_load_layers(self.config)
+                and not fits(weight_bytes(self.base.checkpoint, self.dtype), device)
             )
             if layerwise:
                 _errors.print(f"{self.base.name} does not fit into memory: it is fitted layer by layer")
@@ -127,16 +133,21 @@ def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[O
     """
     quiet_transformers()
     dtype = parse_dtype(values["dtype"])
+    if values["device_map"] is not None and values["layerwise"]:
+        raise InputError("--device-map has all layers in memory, and --layerwise one at a time: choose one of them")
     device = values["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(device)
     with ExitStack() as stack:
         with console.status(f"Opening {model}"):
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
         scratch = output.resolve().parent
-        yield OpenedModel(base, dtype, device, values["layerwise"], values["trust_remote_code"], scratch)
+        yield OpenedModel(
+            base, dtype, device, values["device_map"], values["layerwise"], values["trust_remote_code"], scratch
+        )
 
 
 def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
@@ -151,22 +162,43 @@ def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
     )
 
 
+@contextmanager
+def joined_job() -> Iterator[Processes]:
+    """The processes that share the job. All but the first keep quiet, and have nothing to do after the fit."""
+    with joined_processes() as processes:
+        console.quiet = _errors.quiet = not processes.is_first
+        try:
+            yield processes
+        finally:
+            console.quiet = _errors.quiet = False
+
+
 def fit_with_progress(
-    opened: OpenedModel, demonstrations: Sequence[Demonstration], options: FitOptions
+    opened: OpenedModel,
+    demonstrations: Sequence[Demonstration],
+    options: FitOptions,
+    cache: Path | None,
+    processes: Processes,
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with _progress(*columns) as progress:
-        task = progress.add_task("Capturing", total=len(demonstrations), rate="")
+        # Each process shows what it has to do itself.
+        task = progress.add_task("Capturing", total=math.ceil(len(demonstrations) / processes.count), rate="")
 
         def advance(count: int) -> None:
             speed = progress.tasks[task].speed
             progress.update(task, advance=count, rate=f"{speed:.1f}/s" if speed else "")
 
-        edit = fit_edit(opened.model, opened.tokenizer, demonstrations, options, advance)
+        edit = fit_edit(
+            opened.model, opened.tokenizer, demonstrations, options, advance, cache=cache, processes=processes
+        )
     named = {"name": opened.base.name, "revision": opened.base.revision}
     edit = replace(edit, provenance={**edit.provenance, "base": named})
     print_warnings(edit)
+    if cache is not None:
+        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        console.print(f"{cache} keeps {size / 1e6:.1f} MB of activations")
     return edit
 
 

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -15,6 +16,7 @@ from sea_export.options import CaptureOptions, EditOptions, FitOptions, SaveOpti
 __all__ = [
     "build_fit_options",
     "build_save_options",
+    "cache_option",
     "demonstration_options",
     "fit_options",
     "layerwise_option",
@@ -113,6 +115,13 @@ layerwise_option = click.option(
 )
 
 
+cache_option = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory that keeps captured activations: other settings on the same ones need no forward pass.",
+)
+
+
 def model_options(command: _Command) -> _Command:
     """Adds how a model is loaded."""
     for option in (
@@ -126,6 +135,11 @@ def model_options(command: _Command) -> _Command:
             "bfloat16).",
         ),
         click.option("--dequantize", is_flag=True, help="Make plain weights of a quantized model's."),
+        click.option(
+            "--device-map",
+            type=click.Choice(("auto",)),
+            help="Spread the model over all GPUs, and over what else there is (accelerate).",
+        ),
         layerwise_option,
         click.option("--revision", help="Revision of the model on the Hub."),
     ):
