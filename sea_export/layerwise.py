@@ -271,7 +271,8 @@ class _Passes(AbstractContextManager["_Passes"]):
 
     def _lend(self, one: Pass) -> None:
         """Puts the keys and values on which a pass stands into its cache, when it is about to enter a layer."""
-        if self._suspended[one].stop == self._layer is not None and one.continues and self._caches[one] is not None:
+        enters_layer = self._layer is not None and self._suspended[one].stop == self._layer
+        if enters_layer and one.continues and self._caches[one] is not None:
             lent = copy.copy(self._caches[one.continues].layers[self._layer])
             lent.batch_select_indices(torch.tensor(one.rows))
             self._caches[one].layers[self._layer] = lent
