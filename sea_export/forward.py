@@ -30,6 +30,7 @@ __all__ = [
     "PromptedCompletions",
     "Segment",
     "SegmentObserver",
+    "cache_arguments",
     "hands_on_caches",
     "input_device",
     "pass_arguments",
@@ -141,16 +142,18 @@ def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
 def hands_on_caches(model: PreTrainedModel) -> bool:
     """Whether a completion can be computed on a copy of its prompt's cache.
 
-    Models with recurrent states (state-space and linear attention layers) start these anew for several tokens at once.
+    Only of keys and values it is known: recurrent states (of state-space and linear attention layers) start anew for
+    several tokens at once, and what else a cache holds may not stand padding.
     """
     from transformers import DynamicCache
 
-    if getattr(model, "_is_stateful", False):
+    taken = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"cache", "past_key_values"} & taken.keys():
         return False
     if "config" not in inspect.signature(DynamicCache.__init__).parameters:
         return True  # transformers before 4.56: every cache that is not stateful is of keys and values
-    layers = DynamicCache(config=model.config).layers
-    return all(hasattr(layer, "batch_select_indices") for layer in layers)
+    known = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+    return {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} <= known
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -335,12 +338,12 @@ def run_batches(
     def run(one: Pass, cache: Any) -> Any:
         is_prompt = all(segment.completion is None for segment in one.segments)
         model = prompt_model if is_prompt else completion_model
-        arguments = pass_arguments(model, one, device)
+        arguments = pass_arguments(model, one, device) | cache_arguments(model, cache, fills=with_caches)
         observer.before_pass(one.segments)
         with torch.inference_mode():
-            output = model(**arguments, past_key_values=cache, use_cache=with_caches)
+            output = model(**arguments)
         observer.after_pass(one.segments, output)
-        return output.past_key_values
+        return output.past_key_values if with_caches else None
 
     shared_cache = run(plan.shared, None) if plan.shared else None
     for batch in plan.batches:
@@ -368,6 +371,13 @@ def pass_arguments(model: PreTrainedModel, one: Pass, device: torch.device) -> d
         # Padding stays at the last position: one further might be more than the model has.
         arguments["position_ids"] = (starts + torch.arange(one.width).minimum(lasts)).to(device)
     return arguments
+
+
+def cache_arguments(model: PreTrainedModel, cache: Any, *, fills: bool) -> dict[str, Any]:
+    """What the model is called with to stand on a cache, or on none, and to fill it, or to keep none."""
+    if fills:
+        return {"past_key_values": cache, "use_cache": True}
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def _takes_positions(model: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from sea_export.architecture import decoder_layers, hidden_size
 from sea_export.base_model import resolve_base, weight_digests
 from sea_export.errors import InputError
 from sea_export.layerwise import config_digest
-from sea_export.loading import load_config
+from sea_export.loading import auto_classes, load_config
 from sea_export.lockstep import HiddenStates
 from sea_export.memory import available_memory, unpooled_tensor
 
@@ -238,12 +238,9 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 def _empty_model(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool) -> PreTrainedModel:
     """The model with its buffers, which are computed and not stored, but with parameters that hold no values."""
-    from transformers import AutoModelForCausalLM
-
+    config = copy.deepcopy(config)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        model: Any = auto_classes(config)[0].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     # As transformers gives a model that it loads the values that no checkpoint stores.
     model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)
     model._initialize_missing_keys(False)

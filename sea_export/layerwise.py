@@ -19,16 +19,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sea_export.activation_reader import ActivationReader
 from sea_export.activations import layers_up_to, prompted_items, read_modules
 from sea_export.architecture import decoder_layers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import EditHook, LayerEdit, Target
+from sea_export.errors import SeaExportError
 from sea_export.forward import (
     Pass,
     PassPlan,
+    cache_arguments,
     hands_on_caches,
     input_device,
     pass_arguments,
@@ -132,7 +134,7 @@ def capture_by_layer(
     items = prompted_items(model, demonstrations, options)
     reader = ActivationReader(items, options)
     modules = read_modules(model, targets, options.site)
-    lends = _lends_caches(model)
+    lends = _lends_caches(cast("PreTrainedModel", model.base_model), len(decoder_layers(model)[1]))
     plan = plan_passes(model, items, batch_tokens=options.batch_tokens, with_caches=lends)
     edits: dict[Target, LayerEdit] = {}
     stops: dict[object, tuple[nn.Module, ForwardHook]] = {
@@ -205,18 +207,17 @@ class _Steps:
 # Passes and the caches that they lend one another
 
 
-def _lends_caches(model: PreTrainedModel) -> bool:
+def _lends_caches(decoder: PreTrainedModel, layers: int) -> bool:
     """Whether a pass can start before the one whose cache it stands on has filled it.
 
     It must be known what an empty cache has to look like for masks to come out right.
     """
-    from transformers import DynamicCache, cache_utils
+    from transformers import DynamicCache
 
-    if not hands_on_caches(model) or "config" not in inspect.signature(DynamicCache.__init__).parameters:
+    if not hands_on_caches(decoder) or "config" not in inspect.signature(DynamicCache.__init__).parameters:
         return False
-    layers = DynamicCache(config=model.config).layers
-    known = (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer)
-    return len(layers) == len(decoder_layers(model)[1]) and all(type(layer) in known for layer in layers)
+    kept = DynamicCache(config=decoder.config).layers
+    return len(kept) == layers and all(hasattr(layer, "keys") for layer in kept)
 
 
 class _Passes(AbstractContextManager["_Passes"]):
@@ -240,7 +241,7 @@ class _Passes(AbstractContextManager["_Passes"]):
     def _call(self, one: Pass) -> None:
         cache = self._caches[one]
         arguments = pass_arguments(self._decoder, one, self._device)
-        output = self._decoder(**arguments, past_key_values=cache, use_cache=cache is not None)
+        output = self._decoder(**arguments, **cache_arguments(self._decoder, cache, fills=cache is not None))
         self._reader.after_pass(one.segments, output)
 
     def advance(self, batch_done: Callable[[], None] | None = None) -> object:
@@ -250,9 +251,17 @@ class _Passes(AbstractContextManager["_Passes"]):
             batch_done: called after every batch.
 
         Raises:
-            SeaExportError: they come to different stops.
+            SeaExportError: they come to different stops, or a layer needs keys and values of another one.
         """
-        stop = advance_together(self._turns(batch_done))
+        try:
+            stop = advance_together(self._turns(batch_done))
+        except (RuntimeError, NotImplementedError) as error:
+            if self._layer is None or "meta" not in str(error):
+                raise
+            raise SeaExportError(
+                f"layer {self._layer} of {type(self._decoder).__name__} needs keys and values of another layer, which "
+                "are gone by then: fit it with --no-layerwise and without --sequential"
+            ) from error
         self._layer = stop if isinstance(stop, int) else self._layer
         return stop
 
@@ -282,8 +291,7 @@ class _Passes(AbstractContextManager["_Passes"]):
         for one in passes:
             in_layer = self._layer is None or isinstance(self._suspended[one].stop, Target)
             if not in_layer and self._caches[one] is not None:
-                layer = self._caches[one].layers[self._layer]
-                layer.keys, layer.values = _without_memory(layer.keys.shape), _without_memory(layer.values.shape)
+                _empty(self._caches[one].layers[self._layer])
 
 
 def _cache_of_length(decoder: PreTrainedModel, one: Pass) -> Any:
@@ -293,10 +301,12 @@ def _cache_of_length(decoder: PreTrainedModel, one: Pass) -> Any:
     cache: Any = DynamicCache(config=decoder.config)
     if one.past:
         for layer in cache.layers:
-            layer.update(*[_without_memory((len(one.sequences), 1, one.past, 1))] * 2)
-            layer.keys, layer.values = (_without_memory(kept.shape) for kept in (layer.keys, layer.values))
+            layer.update(*torch.zeros(2, len(one.sequences), 1, one.past, 1))
+            _empty(layer)
     return cache
 
 
-def _without_memory(shape: Sequence[int]) -> Tensor:
-    return torch.zeros(()).expand(*shape)
+def _empty(layer: Any) -> None:
+    """Leaves a cache layer's keys and values their shapes, but neither memory nor values that could be used."""
+    if layer.keys is not None:
+        layer.keys, layer.values = layer.keys.to("meta"), layer.values.to("meta")

@@ -73,6 +73,6 @@ def unpooled_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor of zeros whose memory the system has back when it is dropped: a heap may keep what is freed in it."""
     count = math.prod(shape)
     if count == 0:
-        return torch.zeros(*shape, dtype=dtype)
+        return torch.zeros(tuple(shape), dtype=dtype)
     memory = mmap.mmap(-1, count * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype).view(*shape)
+    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))

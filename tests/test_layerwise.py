@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from families import tiny_family_config
 from test_activations import TARGETS, random_demonstrations, relative_error
 from tiny_models import FAMILIES, hook_count, layers_of, random_model, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3NextConfig
@@ -15,8 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3NextConfig
 import sea_export
 from sea_export.activations import capture
 from sea_export.base_model import resolve_base
+from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import LayerEdit, SpectralEdit, Target, build_layer_edit
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.forward import PromptedCompletions, hands_on_caches, processing_order
 from sea_export.layer_loading import StoredModel
 from sea_export.layerwise import LayerSource, ModelInMemory, capture_by_layer
@@ -137,6 +140,49 @@ def test_a_fit_from_a_checkpoint_is_the_fit_in_memory(family, tiny_checkpoint_of
     with sea_export.open_layerwise(tiny_checkpoint_of(family)) as source:
         by_layer = sea_export.fit(source, tokenizer, demonstrations, **options)
     assert_same_edit(by_layer, sea_export.fit(tiny_model(family), tokenizer, demonstrations, **options))
+
+
+# Experts that are stored apart, sinks, positions by slopes, chunks, recurrent states, shared keys and values, no cache.
+KINDS = ("mixtral", "deepseek_v3", "gpt_oss", "falcon", "bloom", "opt", "llama4_text", "gemma4_text")
+KINDS += ("qwen3_next", "deepseek_v32", "openai-gpt")
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_every_kind_of_layer_is_loaded_and_passed_through(family, tmp_path):
+    model = random_model(tiny_family_config(family))
+    model.save_pretrained(tmp_path)
+    generator = random.Random(0)
+    demonstrations = [
+        TokenizedDemonstration(*(tuple(generator.choices(range(5, 60), k=k)) for k in (n + 3, n, 6 - n)), source="row")
+        for n in (2, 5, 3, 2)
+    ]
+    targets = [Target(1, "mlp"), Target(3, "mlp")]
+    options = CaptureOptions(batch_tokens=30)
+    expected = capture(model, demonstrations, targets, options)
+    with sea_export.open_layerwise(tmp_path) as source:
+        by_layer = captured_by_layer(source, demonstrations, options, targets)
+    assert_same_activations(by_layer, expected)
+    for row, one in enumerate(demonstrations):  # and each is what it is alone
+        alone = capture(model, [one], targets, options)
+        for target in targets:
+            assert relative_error(expected[target].positive[row : row + 1], alone[target].positive) < 1e-5
+
+
+def test_a_layer_that_needs_what_another_one_kept_is_an_error(llama):
+    """Its keys and values have no values any more, so that nothing wrong can be computed from them."""
+
+    def look(module, arguments, keywords) -> None:
+        cache = keywords.get("cache") or keywords.get("past_key_values")
+        float(cache.layers[0].keys.sum())
+
+    handle = layers_of(llama)[2].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        capture(llama, random_demonstrations(3), TARGETS, CaptureOptions())
+        with pytest.raises(SeaExportError, match="layer 2 of LlamaModel needs keys and values of another layer"):
+            captured_by_layer(ModelInMemory(llama), random_demonstrations(3), CaptureOptions())
+    finally:
+        handle.remove()
+    assert hook_count(llama) == 0
 
 
 def test_states_that_do_not_fit_into_memory_are_kept_in_files(
