@@ -343,7 +343,7 @@ def run_batches(
         with torch.inference_mode():
             output = model(**arguments)
         observer.after_pass(one.segments, output)
-        return output.past_key_values if with_caches else None
+        return _filled_cache(output) if with_caches else None
 
     shared_cache = run(plan.shared, None) if plan.shared else None
     for batch in plan.batches:
@@ -375,9 +375,14 @@ def pass_arguments(model: PreTrainedModel, one: Pass, device: torch.device) -> d
 
 def cache_arguments(model: PreTrainedModel, cache: Any, *, fills: bool) -> dict[str, Any]:
     """What the model is called with to stand on a cache, or on none, and to fill it, or to keep none."""
-    if fills:
-        return {"past_key_values": cache, "use_cache": True}
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    taken = inspect.signature(model.forward).parameters
+    if fills:  # transformers before 5.24 has the older name
+        return {"cache" if "cache" in taken else "past_key_values": cache, "use_cache": True}
+    return {"use_cache": False} if "use_cache" in taken else {}
+
+
+def _filled_cache(output: Any) -> Any:
+    return output.cache if "cache" in output else output.past_key_values
 
 
 def _takes_positions(model: nn.Module) -> bool:
