@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sea_export.errors import InputError, SeaExportError
     from sea_export.export import SaveResult, save
     from sea_export.fitting import fit
+    from sea_export.layer_loading import open_layerwise
     from sea_export.verification import Verification, verify
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "compose",
     "fit",
     "load_demonstrations",
+    "open_layerwise",
     "save",
     "verify",
 ]
@@ -46,6 +48,7 @@ _MODULES = {
     "errors": ("InputError", "SeaExportError"),
     "export": ("SaveResult", "save"),
     "fitting": ("fit",),
+    "layer_loading": ("open_layerwise",),
     "verification": ("Verification", "verify"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -24,9 +24,20 @@ from sea_export.generation import greedy_continuations
 from sea_export.loading import auto_classes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PROMPTS", "Agreement", "dtype_name", "figure_problems", "is_quantized", "measure"]
+__all__ = [
+    "COMPARED_TOKENS",
+    "PROMPTS",
+    "Agreement",
+    "agreements",
+    "compared",
+    "dtype_name",
+    "figure_problems",
+    "is_quantized",
+    "logits_of_a_stranger",
+    "measure",
+]
 
 PROMPTS = (
     "The capital of France is",
@@ -42,7 +53,11 @@ PROMPTS = (
 )
 """What the models are run on: the run-time edit continues each greedily, and all are compared on that text."""
 
-_NEW_TOKENS = 32
+COMPARED_TOKENS = 32
+"""How many tokens at the end of each sequence are predicted and compared."""
+
+# Has the GNU C library give freed memory back to the system, for the process that is to keep within bounds.
+_LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 # The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
 _TOLERANCES = {
@@ -76,15 +91,20 @@ class Agreement:
     @classmethod
     def between(cls, reference: Tensor, other: Tensor) -> Agreement:
         """Compares logits (..., vocabulary) of the same positions."""
-        reference, other = reference.double(), other.double()
-        difference = float((reference - other).abs().max())
-        log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
-        divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        difference, divergence, equal = torch.zeros((), dtype=torch.float64), 0.0, 0
+        # A few positions at a time, since in float64 all of them could be larger than the model.
+        pairs = zip(reference.flatten(0, -2).split(32), other.flatten(0, -2).split(32), strict=True)
+        for expected, actual in pairs:
+            p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+            difference = difference.maximum((expected.double() - actual.double()).abs().max())  # NaN if any is
+            divergence += float((p.exp() * (p - q)).sum())
+            equal += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        positions = reference[..., 0].numel()
         return cls(
-            max_logit_difference=difference,
-            relative_logit_difference=difference / float(reference.abs().max()),
-            mean_divergence=max(divergence, 0.0),
-            equal_greedy=float((reference.argmax(-1) == other.argmax(-1)).double().mean()),
+            max_logit_difference=float(difference),
+            relative_logit_difference=float(difference / reference.abs().max()),
+            mean_divergence=max(divergence / positions, 0.0),
+            equal_greedy=equal / positions,
         )
 
 
@@ -96,7 +116,7 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     *,
-    export_in_memory: Callable[[], AbstractContextManager[None]] | None,
+    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
     exact: bool = True,
     own_code: bool = False,
 ) -> dict[str, Agreement]:
@@ -108,8 +128,8 @@ def measure(
         model: the base in memory; it is left in another dtype than it came in.
         tokenizer: the base's.
         dtype: the dtype in which the base stores the edited tensors.
-        export_in_memory: makes the model in memory compute what the export would without rounding; None where the
-            export rounds nothing, so that it is that itself.
+        export_in_memory: makes the model in memory compute what the export of an edit would without rounding; None
+            where the export rounds nothing, so that it is that itself.
         exact: whether the export claims to be the edit, and not an approximation of it.
         own_code: whether the export comes with code and a tokenizer.
 
@@ -124,21 +144,14 @@ def measure(
         model.float()
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
     with edit.apply(model):
-        continuations = greedy_continuations(model, prompts, new_tokens=_NEW_TOKENS, past_the_end=True)
+        continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
         sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
         run_time = _logits(model, sequences)
-    request = {
-        "checkpoint": str(directory),
-        "dtype": dtype_name(model.dtype),
-        "sequences": sequences,
-        "count": _NEW_TOKENS,
-        "trust_remote_code": own_code,
-        "auto_class": auto_classes(model.config)[0].__name__,
-        "tokenized": dict(zip(PROMPTS, prompts, strict=True)) if own_code else {},
-    }
-    stored = in_memory = _logits_of_a_stranger(request)
+    stored = in_memory = logits_of_a_stranger(
+        directory, sequences, tokenizer, config=model.config, dtype=model.dtype, own_code=own_code
+    )
     if export_in_memory is not None:
-        with export_in_memory():
+        with export_in_memory(edit):
             in_memory = _logits(model, sequences)
     unedited = _logits(model, sequences)
     if quantized:
@@ -147,6 +160,22 @@ def measure(
     else:
         nn.Module.to(model, dtype)
         rounded = _logits(model, sequences)
+    return agreements(run_time, in_memory, stored, unedited, rounded, exact=exact)
+
+
+def agreements(
+    run_time: Tensor, in_memory: Tensor, stored: Tensor, unedited: Tensor, rounded: Tensor, *, exact: bool
+) -> dict[str, Agreement]:
+    """The figures of a verification from the logits (sequences, tokens, vocabulary) of what is compared.
+
+    Args:
+        run_time: of the run-time edit.
+        in_memory: of the export in memory.
+        stored: of the export as stored.
+        unedited: of the base.
+        rounded: of the base computed in the stored dtype.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+    """
     return {
         "mathematics": Agreement.between(run_time, in_memory),
         "storage": Agreement.between(run_time if exact else in_memory, stored),
@@ -179,24 +208,59 @@ def _rounded_otherwise(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[N
 
 
 def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """(sequences, new tokens, vocabulary) float32: what predicts the last `_NEW_TOKENS` of each sequence.
+    """(sequences, new tokens, vocabulary) float32: what predicts the last `COMPARED_TOKENS` of each sequence.
 
     One sequence at a time: padding would add rounding of its own to what is compared.
     """
     device = next(model.parameters()).device
     rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
-    return torch.stack([row[-_NEW_TOKENS - 1 : -1].float().cpu() for row in rows])
+    return torch.stack([compared(row) for row in rows])
 
 
-def _logits_of_a_stranger(request: dict[str, Any]) -> Tensor:
+def compared(logits: Tensor) -> Tensor:
+    """(..., new tokens, vocabulary) float32 on the CPU: of the logits of whole sequences, those that are compared."""
+    return logits[..., -COMPARED_TOKENS - 1 : -1, :].float().cpu()
+
+
+def logits_of_a_stranger(
+    directory: Path,
+    sequences: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    own_code: bool,
+    memory: int | None = None,
+) -> Tensor:
     """The same from an export, by a process that imports transformers and not sea-export.
 
     Args:
-        request: what `verification_probe` is asked, but for where the answer goes.
+        directory: the export.
+        sequences: token ids; of equal length if `memory` is given, and then computed together.
+        tokenizer: the base's, which the export's must agree with where it comes with code.
+        config: the base's, which says what class of transformers loads it.
+        dtype: what to compute in.
+        own_code: whether the export comes with code and a tokenizer.
+        memory: bytes that the weights may take; transformers keeps the others on the disk.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
     with tempfile.TemporaryDirectory() as scratch:
         question, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
-        question.write_text(json.dumps({**request, "answer": str(answer)}), encoding="utf-8")
+        request = {
+            "checkpoint": str(directory),
+            "dtype": dtype_name(dtype),
+            "sequences": sequences,
+            "count": COMPARED_TOKENS,
+            "trust_remote_code": own_code,
+            "auto_class": auto_classes(config)[0].__name__,
+            "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if own_code else {},
+            "memory": memory,
+            "scratch": scratch,
+            "answer": str(answer),
+        }
+        question.write_text(json.dumps(request), encoding="utf-8")
         probe = Path(__file__).with_name("verification_probe.py")
         process = subprocess.run(  # -I: neither this package's folder nor the current one is searched for modules
             [sys.executable, "-I", str(probe), str(question)],
@@ -204,11 +268,11 @@ def _logits_of_a_stranger(request: dict[str, Any]) -> Tensor:
             text=True,
             check=False,
             # transformers keeps a copy of all code that it runs: not of this, which may be thrown away.
-            env={**os.environ, "HF_MODULES_CACHE": scratch},
+            env={**os.environ, "HF_MODULES_CACHE": scratch, **({} if memory is None else _LEAN)},
         )
         if process.returncode:
             reason = process.stderr.strip().rpartition("\n")[2]
-            raise SeaExportError(f"plain transformers cannot load {Path(request['checkpoint']).name}: {reason}")
+            raise SeaExportError(f"plain transformers cannot load {directory.name}: {reason}")
         return load_file(answer)["logits"]
 
 

@@ -109,11 +109,20 @@ class Checkpoint:
             raise InputError(f"{self.directory} holds no tensor {name}.")
         stored = self.tensors[name]
         data = torch.empty(stored.end - stored.start, dtype=torch.uint8)
+        self.read_into(name, data.numpy().data)
+        return data.view(stored.dtype).reshape(stored.shape)
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fills a buffer with the bytes of a tensor that is in `tensors`.
+
+        Raises:
+            SeaExportError: the file has become shorter since the checkpoint was opened.
+        """
+        stored = self.tensors[name]
         with open(self.directory / stored.file, "rb") as stream:
             stream.seek(stored.start)
-            if stream.readinto(data.numpy().data) != data.numel():
+            if stream.readinto(buffer) != stored.end - stored.start:
                 raise SeaExportError(f"{self.directory / stored.file} changed while it was read.")
-        return data.view(stored.dtype).reshape(stored.shape)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPONENTS",
+    "EditHook",
     "LayerEdit",
     "SpectralEdit",
     "Target",
@@ -117,8 +118,10 @@ class SpectralEdit:
             for writer in writers:
                 module = model.get_submodule(writer.module_name)
                 device = next(chain(module.parameters(), module.buffers())).device
-                edits = [edit.to(device) for edit in self.layers[writer.target]]
-                handle = module.register_forward_hook(_EditHook(edits))
+                edits: Sequence[LayerEdit] = self.layers[writer.target]
+                if device.type != "meta":  # weights that come and go: the edit goes to where the activations are
+                    edits = [edit.to(device) for edit in edits]
+                handle = module.register_forward_hook(EditHook(edits))
                 hooks.callback(handle.remove)
             yield model
 
@@ -196,7 +199,7 @@ def _layer_edit(numbers: dict[str, Any], tensors: dict[str, Tensor], prefix: str
     return edit
 
 
-class _EditHook:
+class EditHook:
     """Forward hook that replaces a module's output (or the first of its outputs) by the edited one."""
 
     def __init__(self, edits: Sequence[LayerEdit]) -> None:

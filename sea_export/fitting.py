@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.activations import capture_batches
-from sea_export.architecture import decoder_layers, find_writers, layers_with
-from sea_export.demonstrations import Demonstration, TokenizedDemonstration, demonstrations_digest, tokenize
-from sea_export.edit import COMPONENTS, SpectralEdit, Target, build_layer_edit
-from sea_export.errors import InputError
-from sea_export.features import FeatureFunction
+from sea_export.demonstrations import Demonstration, demonstrations_digest
+from sea_export.distributed import ALONE, Processes
+from sea_export.edit import SpectralEdit, Target, build_layer_edit
+from sea_export.estimation import fit_spectra, source_of
+from sea_export.layer_choice import kept_by_signature
+from sea_export.layerwise import LayerSource
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
-from sea_export.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.spectral import LayerSpectrum
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "LayerChoice",
     "edit_from_spectra",
     "fit",
     "fit_edit",
-    "fit_spectra",
     "no_op_warning",
-    "passed_over_note",
     "sequence_warning",
 ]
 
@@ -37,55 +33,8 @@ __all__ = [
 _NO_OP_CHANGE = 0.01
 
 
-@dataclass(frozen=True)
-class LayerChoice:
-    """Which decoder layers are edited: what `--layers` says, read against the number of layers."""
-
-    candidates: tuple[int, ...]
-    """Layers to capture."""
-    keep: int | None
-    """How many of them to keep, by signature; None for all."""
-    listed: bool = field(default=False, compare=False)
-    """Whether every layer was asked for by its number."""
-
-    @classmethod
-    def parse(cls, text: str, count: int) -> LayerChoice:
-        """Reads `all`, `last:K`, `first:K`, `signature:K`, or ranges and lists such as `10-20,25`.
-
-        Args:
-            text: what the user wrote.
-            count: the model's number of layers.
-
-        Raises:
-            InputError: it is none of these forms, or names a layer that does not exist.
-        """
-        everything = tuple(range(count))
-        if text == "all":
-            return cls(everything, None)
-        if match := re.fullmatch(r"(last|first|signature):(\d+)", text):
-            number = int(match[2])
-            if not 1 <= number <= count:
-                raise InputError(f"--layers {text}: the model has {count} layers, so choose 1 to {count}")
-            if match[1] == "signature":
-                return cls(everything, number)
-            return cls(everything[-number:] if match[1] == "last" else everything[:number], None)
-        chosen: set[int] = set()
-        for part in text.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-            if not match or int(match[2] or match[1]) < int(match[1]):
-                raise InputError(
-                    f"--layers {text!r} is not understood at {part!r}: "
-                    "write all, last:K, first:K, signature:K, or a list such as 10-20,25"
-                )
-            last = int(match[2] or match[1])
-            if last >= count:
-                raise InputError(f"--layers {text}: layer {last} does not exist, the model has layers 0 to {count - 1}")
-            chosen.update(range(int(match[1]), last + 1))
-        return cls(tuple(sorted(chosen)), None, listed=True)
-
-
 def fit(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     *,
@@ -95,6 +44,7 @@ def fit(
     feature_function: str = FitOptions.feature_function,
     length_scale: float = FitOptions.length_scale,
     template: str = FitOptions.template,
+    sequential: bool = FitOptions.sequential,
     explained_variance: float = EditOptions.explained_variance,
     positive_variance: float | None = None,
     negative_variance: float | None = None,
@@ -109,12 +59,14 @@ def fit(
     neutral_tokens: int = CaptureOptions.neutral_tokens,
     batch_tokens: int = CaptureOptions.batch_tokens,
     seed: int = CaptureOptions.seed,
+    cache: Path | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SpectralEdit:
     """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
 
     Args:
-        model: a causal language model, as `AutoModelForCausalLM` loads it.
+        model: a causal language model, as `AutoModelForCausalLM` loads it, or one of which a layer at a time is in
+            memory (`sea_export.open_layerwise`).
         tokenizer: its tokenizer.
         demonstrations: at least two.
         layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
@@ -123,6 +75,7 @@ def fit(
         feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
         length_scale: σ of the squared exponential.
         template: `qa`, `chat` or `none`.
+        sequential: read each layer with the edits of the earlier layers applied.
         explained_variance: share of either squared spectrum that the kept or dropped directions explain, in (0, 1].
         positive_variance: the share for the kept directions (of Ω+) alone.
         negative_variance: the share for the dropped directions (of Ω-) alone.
@@ -137,6 +90,8 @@ def fit(
         neutral_tokens: length of generated continuations, in tokens.
         batch_tokens: about how many tokens a forward pass computes.
         seed: seed of `position="random"`.
+        cache: a directory that keeps captured activations: another fit of layers that are in it already, with other
+            truncation, strength, normalization or centring, runs no forward pass.
         progress: told the number of demonstrations that each batch has finished.
 
     Returns:
@@ -152,6 +107,7 @@ def fit(
         feature_function=feature_function,
         length_scale=length_scale,
         template=template,
+        sequential=sequential,
         capture=CaptureOptions(
             site=site,
             position=position,
@@ -171,20 +127,23 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_edit(model, tokenizer, demonstrations, options, progress)
+    return fit_edit(model, tokenizer, demonstrations, options, progress, cache=cache)
 
 
 def fit_edit(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     options: FitOptions,
     progress: Callable[[int], None] | None = None,
+    *,
+    cache: Path | str | None = None,
+    processes: Processes = ALONE,
 ) -> SpectralEdit:
-    """`fit`, with its options as one object."""
-    spectra = fit_spectra(model, tokenizer, demonstrations, options, progress)
+    """`fit`, with its options as one object, and perhaps shared by several processes: all of them get the edit."""
+    spectra = fit_spectra(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
     provenance = {
-        "base": {"name": _public_name(model.config._name_or_path)},
+        "base": {"name": _public_name(source_of(model).model.config._name_or_path)},
         "demonstrations": {
             "count": len(demonstrations),
             "sha256": demonstrations_digest(demonstrations),
@@ -193,90 +152,6 @@ def fit_edit(
         "versions": library_versions(),
     }
     return edit_from_spectra(spectra, options, provenance)
-
-
-def fit_spectra(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    options: FitOptions,
-    progress: Callable[[int], None] | None = None,
-) -> dict[Target, LayerSpectrum]:
-    """The spectra of all layers that `options.layers` names (all of them, for `signature:K`).
-
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        demonstrations: at least two.
-        options: only `edit` is not looked at.
-        progress: told the number of demonstrations that each batch has finished.
-
-    Raises:
-        InputError: see `fit`.
-    """
-    if len(demonstrations) < 2:
-        raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
-    targets = choose_targets(model, options)
-    find_writers(model, targets)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
-    if options.capture.neutral == "generated" and context is not None:
-        _check_room(tokenized, options.capture.neutral_tokens, context)
-    feature = FeatureFunction(options.feature_function, options.length_scale)
-    fitters = {target: SpectrumFitter(options.center, feature) for target in targets}
-    for _, batch in capture_batches(model, tokenized, targets, options.capture, progress):
-        for target, activations in batch.items():
-            try:
-                fitters[target].update(activations)
-            except InputError as error:
-                raise InputError(f"layer {target.layer}, {target.component}: {error}") from error
-    return {target: fitter.spectrum() for target, fitter in fitters.items()}
-
-
-def _check_room(tokenized: Sequence[TokenizedDemonstration], new_tokens: int, context: int) -> None:
-    """Raises InputError if a prompt and the continuation to be generated are longer than the model's context."""
-    for one in tokenized:
-        if len(one.prompt) + new_tokens > context:
-            raise InputError(
-                f"{one.source}: its prompt has {len(one.prompt)} tokens and leaves no room for a continuation of "
-                f"{new_tokens} in a context of {context}. Lower --neutral-tokens, shorten the prompt or remove the row."
-            )
-
-
-def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
-    """The places whose activations `options.layers` and `options.target` ask for.
-
-    In a hybrid model some layers have no attention block, or no MLP. Where layers were asked for as a range of the
-    model (`all`, `last:K`, `first:K`, `signature:K`), those are passed over; a layer that was listed is not.
-
-    Raises:
-        InputError: no layer of the range has such a block, or the layers are not understood.
-    """
-    wanted = _wanted_places(model, options)
-    if LayerChoice.parse(options.layers, len(decoder_layers(model)[1])).listed:
-        return wanted
-    found = tuple(target for target in wanted if target.layer in layers_with(model, target.component))
-    if not found:
-        raise InputError(
-            f"none of the layers {options.layers} of {type(model).__name__} has what --target {options.target} edits: "
-            "choose others"
-        )
-    return found
-
-
-def passed_over_note(model: PreTrainedModel, options: FitOptions) -> str | None:
-    """What to tell the user about layers that `choose_targets` passes over, or None if there are none."""
-    passed = sorted(set(_wanted_places(model, options)) - set(choose_targets(model, options)))
-    if not passed:
-        return None
-    places = ", ".join(map(str, passed))
-    return f"layers without the block that is to be edited are passed over: {places}"
-
-
-def _wanted_places(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
-    choice = LayerChoice.parse(options.layers, len(decoder_layers(model)[1]))
-    components = COMPONENTS if options.target == "both" else (options.target,)
-    return tuple(Target(layer, component) for layer in choice.candidates for component in components)
 
 
 def edit_from_spectra(
@@ -293,13 +168,13 @@ def edit_from_spectra(
         InputError: see `sea_export.edit.build_layer_edit`.
     """
     layers = sorted({target.layer for target in spectra})
-    if by_signature := re.fullmatch(r"signature:(\d+)", options.layers):
+    keep = kept_by_signature(options.layers, len(layers))
+    if keep is not None:
         signatures = {
             layer: sum(spectrum.signature for target, spectrum in spectra.items() if target.layer == layer)
             for layer in layers
         }
-        layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)
-        layers = layers[: int(by_signature[1])]
+        layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
     edits = {
         target: (build_layer_edit(spectrum, options.edit),)
         for target, spectrum in sorted(spectra.items())

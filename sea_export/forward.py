@@ -1,8 +1,11 @@
 """Forward passes over prompts with several completions, in which whatever sequences share is computed once.
 
 Three tiers, each on the key/value cache of the one before: the tokens that all prompts begin with, the rest of
-each prompt, and the completions. Sequences are sorted by length and batched by a token budget. Capture and
-scoring both stand on this.
+each prompt, and the completions. Sequences are sorted by length and batched by a token budget. What is to be
+computed is planned first (`plan_passes`); `run_batches` then computes one batch after the other, and
+`sea_export.lockstep` takes all of them through one decoder layer after the other. Capture and scoring stand on this.
+
+Where a cache cannot be handed on, because layers keep recurrent states in it, every sequence is computed whole.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +23,22 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["PromptedCompletions", "Segment", "SegmentObserver", "run_batches", "shared_prefix_length"]
+__all__ = [
+    "Batch",
+    "Pass",
+    "PassPlan",
+    "PromptedCompletions",
+    "Segment",
+    "SegmentObserver",
+    "cache_arguments",
+    "hands_on_caches",
+    "input_device",
+    "pass_arguments",
+    "plan_passes",
+    "processing_order",
+    "run_batches",
+    "shared_prefix_length",
+]
 
 # Below this, a pass and a cache of its own cost more than computing the shared tokens again.
 _SHORTEST_SHARED_PREFIX = 16
@@ -48,17 +67,63 @@ class Segment:
     """Position of the first token within the prompt or the completion."""
     length: int
     row: int
-    """Row of the pass's output (batch, tokens, ...): the tokens are its first columns."""
+    """Row of the pass's output (batch, tokens, ...)."""
+    column: int = 0
+    """Column of the first token there."""
 
 
 class SegmentObserver(Protocol):
     """What looks at the passes: it is told of the layout before, and given the output after each."""
 
     def before_pass(self, segments: Sequence[Segment]) -> None:
-        """Called before a pass computes `segments`."""
+        """Called before a pass computes `segments`, or goes on with them after others had their turn."""
 
     def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
         """Called with the model's output for `segments`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One call of the model: sequences padded on the right, perhaps on the cache of another pass."""
+
+    segments: tuple[Segment, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    """The tokens of each row."""
+    past_masks: tuple[tuple[int, ...], ...] = ()
+    """For each row, which cached tokens are real (1) or padding (0); empty without a cache."""
+    positions: tuple[int, ...] = ()
+    """For each row, the position of its first token; empty without a cache, where it is 0."""
+    continues: Pass | None = None
+    """The pass whose cache this one stands on."""
+    rows: tuple[int, ...] = ()
+    """For each row, the row of that cache."""
+
+    @cached_property
+    def width(self) -> int:
+        """How many columns are computed."""
+        return max(len(sequence) for sequence in self.sequences)
+
+    @property
+    def past(self) -> int:
+        """How many columns are cached."""
+        return len(self.past_masks[0]) if self.past_masks else 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Passes that finish some items: their prompts first, if prompts are computed apart, and the completions."""
+
+    indices: tuple[int, ...]
+    passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """Everything that is to be computed for some items."""
+
+    shared: Pass | None
+    """The pass over what all prompts begin with, on which the prompts of all batches stand."""
+    batches: tuple[Batch, ...]
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -69,38 +134,79 @@ def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     return length if length >= _SHORTEST_SHARED_PREFIX and len(prompts) > 1 else 0
 
 
-def run_batches(
-    prompt_model: PreTrainedModel,
-    completion_model: PreTrainedModel,
-    items: Sequence[PromptedCompletions],
-    *,
-    batch_tokens: int,
-    observer: SegmentObserver,
-) -> Iterator[tuple[int, ...]]:
-    """Runs all items, and yields the indices of those that a batch has finished.
+def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
+    """The indices of items in the order in which they are finished: longest first, so that memory peaks at once."""
+    return sorted(range(len(items)), key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
+
+
+def hands_on_caches(model: PreTrainedModel) -> bool:
+    """Whether a completion can be computed on a copy of its prompt's cache.
+
+    Only of keys and values it is known: recurrent states (of state-space and linear attention layers) start anew for
+    several tokens at once, and what else a cache holds may not stand padding.
+    """
+    from transformers import DynamicCache
+
+    taken = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"cache", "past_key_values"} & taken.keys():
+        return False
+    if "config" not in inspect.signature(DynamicCache.__init__).parameters:
+        return True  # transformers before 4.56: every cache that is not stateful is of keys and values
+    known = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+    return {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} <= known
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model expects token ids. Weights that are not in memory at the moment (`meta`) are used on the CPU."""
+    device = cast("Tensor", model.get_input_embeddings().weight).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+# Planning
+
+
+def plan_passes(
+    model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, with_caches: bool
+) -> PassPlan:
+    """Works out all passes over some items.
 
     Args:
-        prompt_model: what computes prompts: the decoder without a head, or with one.
-        completion_model: what computes completions (the same, or the model with its head).
+        model: what computes prompts and completions.
         items: prompts with their completions, none of which is empty.
         batch_tokens: about how many tokens a pass computes.
-        observer: what looks at the passes.
+        with_caches: whether a pass may stand on the cache of another; otherwise every sequence is computed whole.
     """
-    runner = _Runner(prompt_model, completion_model, batch_tokens, observer)
+    if not with_caches:
+        return PassPlan(None, tuple(_whole_batches(items, batch_tokens)))
     shared = shared_prefix_length([item.prompt for item in items])
-    shared_cache = runner.run_shared(items[0].prompt[:shared]) if shared else None
-    for batch in _batches(items, shared, batch_tokens, runner.equal_lengths):
-        runner.run_batch(items, batch, shared, shared_cache)
-        yield batch
+    shared_pass = None
+    if shared:
+        segment = Segment(item=None, completion=None, start=0, length=shared, row=0)
+        shared_pass = Pass((segment,), (tuple(items[0].prompt[:shared]),))
+    batches = tuple(
+        _planned_batch(items, indices, shared_pass, batch_tokens)
+        for indices in _batches(items, shared, batch_tokens, _needs_equal_lengths(model))
+    )
+    return PassPlan(shared_pass, batches)
+
+
+def _needs_equal_lengths(model: PreTrainedModel) -> bool:
+    """Whether padding between a prompt and its completion, although masked, would change what is computed.
+
+    It moves what counts distance by cache position: sliding windows, and models that take no position ids.
+    """
+    text_config = model.config.get_text_config()
+    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(text_config, "sliding_window", None) is not None
+    return kinds != {"full_attention"} or windowed or not _takes_positions(model)
 
 
 def _batches(
     items: Sequence[PromptedCompletions], shared: int, budget: int, equal_lengths: bool
 ) -> Iterator[tuple[int, ...]]:
-    """Indices by length, longest first (so that memory peaks at once), as many a batch as the budget holds."""
-    order = sorted(range(len(items)), key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
+    """Indices by length, as many a batch as the budget holds."""
     batch: list[int] = []
-    for index in order:
+    for index in processing_order(items):
         longest_prompt = len(items[batch[0]].prompt) if batch else 0
         tokens = _row_cost(longest_prompt - shared, shared) * (len(batch) + 1)
         own_prompt = len(items[index].prompt)
@@ -121,141 +227,174 @@ def _longest(item: PromptedCompletions) -> int:
     return max(len(completion) for completion in item.completions)
 
 
-class _Runner:
-    """One set of models, budget and observer; no state of its own between batches."""
-
-    def __init__(
-        self,
-        prompt_model: PreTrainedModel,
-        completion_model: PreTrainedModel,
-        batch_tokens: int,
-        observer: SegmentObserver,
-    ) -> None:
-        self.prompt_model = prompt_model
-        self.completion_model = completion_model
-        self.batch_tokens = batch_tokens
-        self.observer = observer
-        self.device = next(prompt_model.parameters()).device
-        # Padding between a prompt and its completion is masked, but it moves what counts distance by cache
-        # position: sliding windows, recurrent states, and models that take no position ids. Equal lengths then.
-        text_config = prompt_model.config.get_text_config()
-        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
-        windowed = getattr(text_config, "sliding_window", None) is not None
-        self.equal_lengths = kinds != {"full_attention"} or windowed or not _takes_positions(prompt_model)
-
-    def run_shared(self, tokens: Sequence[int]) -> Any:
-        segment = Segment(item=None, completion=None, start=0, length=len(tokens), row=0)
-        output = self._run(self.prompt_model, [segment], [tokens], None, [[]], [0], keep_cache=True)
-        return output.past_key_values
-
-    def run_batch(
-        self, items: Sequence[PromptedCompletions], batch: tuple[int, ...], shared: int, shared_cache: Any
-    ) -> None:
-        prompts = [items[index].prompt[shared:] for index in batch]
-        width = max(len(prompt) for prompt in prompts)
-        masks = [[1] * (shared + len(prompt)) + [0] * (width - len(prompt)) for prompt in prompts]
-        cache = self._run_prompts(batch, prompts, shared, shared_cache) if width else None
-        for group in self._completion_groups(items, batch):
-            rows = [row for row, _ in group]
-            completions = [items[batch[row]].completions[completion] for row, completion in group]
-            segments = [
-                Segment(item=batch[row], completion=completion, start=0, length=len(tokens), row=position)
-                for position, ((row, completion), tokens) in enumerate(zip(group, completions, strict=True))
-            ]
-            self._run(
-                self.completion_model,
-                segments,
-                completions,
-                _select(cache, torch.tensor(rows)),
-                [masks[row] for row in rows],
-                [len(items[batch[row]].prompt) for row in rows],
-                keep_cache=True,
+def _planned_batch(
+    items: Sequence[PromptedCompletions], indices: tuple[int, ...], shared_pass: Pass | None, budget: int
+) -> Batch:
+    shared = shared_pass.width if shared_pass else 0
+    prompts = [tuple(items[index].prompt[shared:]) for index in indices]
+    width = max(len(prompt) for prompt in prompts)
+    prompt_pass = None
+    if width:
+        prompt_pass = Pass(
+            segments=tuple(
+                Segment(item=index, completion=None, start=shared, length=len(prompt), row=row)
+                for row, (index, prompt) in enumerate(zip(indices, prompts, strict=True))
+            ),
+            sequences=tuple(prompts),
+            past_masks=((1,) * shared,) * len(indices) if shared else (),
+            positions=(shared,) * len(indices) if shared else (),
+            continues=shared_pass,
+            rows=(0,) * len(indices) if shared else (),
+        )
+    masks = [(1,) * (shared + len(prompt)) + (0,) * (width - len(prompt)) for prompt in prompts]
+    passes = [] if prompt_pass is None else [prompt_pass]
+    for group in _completion_groups(items, indices, budget):
+        completions = [tuple(items[indices[row]].completions[completion]) for row, completion in group]
+        passes.append(
+            Pass(
+                segments=tuple(
+                    Segment(item=indices[row], completion=completion, start=0, length=len(tokens), row=position)
+                    for position, ((row, completion), tokens) in enumerate(zip(group, completions, strict=True))
+                ),
+                sequences=tuple(completions),
+                past_masks=tuple(masks[row] for row, _ in group) if prompt_pass else (),
+                positions=tuple(len(items[indices[row]].prompt) for row, _ in group) if prompt_pass else (),
+                continues=prompt_pass,
+                rows=tuple(row for row, _ in group) if prompt_pass else (),
             )
+        )
+    return Batch(indices, tuple(passes))
 
-    def _run_prompts(
-        self, batch: tuple[int, ...], prompts: Sequence[Sequence[int]], shared: int, shared_cache: Any
-    ) -> Any:
-        """The cache of the prompts, of which `prompts` is what follows the shared prefix."""
-        segments = [
-            Segment(item=index, completion=None, start=shared, length=len(prompt), row=row)
-            for row, (index, prompt) in enumerate(zip(batch, prompts, strict=True))
-        ]
-        cache = _select(shared_cache, torch.zeros(len(batch), dtype=torch.long))
-        past = [[1] * shared] * len(batch)
-        output = self._run(self.prompt_model, segments, prompts, cache, past, [shared] * len(batch), keep_cache=True)
-        return output.past_key_values
 
-    def _completion_groups(
-        self, items: Sequence[PromptedCompletions], batch: tuple[int, ...]
-    ) -> Iterator[list[tuple[int, int]]]:
-        """(row of the prompt, completion) pairs by length, as many a group as the budget holds."""
-        pairs = [
-            (row, completion) for row, index in enumerate(batch) for completion in range(len(items[index].completions))
-        ]
-        costs = {
-            (row, completion): _row_cost(len(items[batch[row]].completions[completion]), len(items[batch[row]].prompt))
-            for row, completion in pairs
-        }
-        pairs.sort(key=lambda pair: costs[pair], reverse=True)
-        group: list[tuple[int, int]] = []
-        for pair in pairs:
-            if group and costs[group[0]] * (len(group) + 1) > self.batch_tokens:
-                yield group
-                group = []
-            group.append(pair)
-        yield group
+def _completion_groups(
+    items: Sequence[PromptedCompletions], indices: tuple[int, ...], budget: int
+) -> Iterator[list[tuple[int, int]]]:
+    """(row of the prompt, completion) pairs by length, as many a group as the budget holds."""
+    costs = {
+        (row, completion): _row_cost(len(tokens), len(items[index].prompt))
+        for row, index in enumerate(indices)
+        for completion, tokens in enumerate(items[index].completions)
+    }
+    group: list[tuple[int, int]] = []
+    for pair in sorted(costs, key=lambda pair: costs[pair], reverse=True):
+        if group and costs[group[0]] * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(pair)
+    yield group
 
-    def _run(
-        self,
-        model: PreTrainedModel,
-        segments: Sequence[Segment],
-        sequences: Sequence[Sequence[int]],
-        cache: Any,
-        past_masks: Sequence[Sequence[int]],
-        positions: Sequence[int],
-        *,
-        keep_cache: bool,
-    ) -> Any:
-        """One pass: sequences padded on the right, after a cache of which `past_masks` says what is real."""
-        width = max(len(sequence) for sequence in sequences)
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        mask = torch.zeros(len(sequences), len(past_masks[0]) + width, dtype=torch.long)
-        for row, (sequence, past) in enumerate(zip(sequences, past_masks, strict=True)):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(past)] = torch.tensor(past)
-            mask[row, len(past) : len(past) + len(sequence)] = 1
-        arguments: dict[str, Any] = {
-            "input_ids": ids.to(self.device),
-            "attention_mask": mask.to(self.device),
-            "past_key_values": cache,
-            "use_cache": keep_cache,
-        }
-        if _takes_positions(model):
-            starts = torch.tensor(positions)[:, None]
-            lasts = torch.tensor([len(sequence) - 1 for sequence in sequences])[:, None]
-            # Padding stays at the last position: one further might be more than the model has.
-            arguments["position_ids"] = (starts + torch.arange(width).minimum(lasts)).to(self.device)
-        self.observer.before_pass(segments)
+
+def _whole_batches(items: Sequence[PromptedCompletions], budget: int) -> Iterator[Batch]:
+    """Batches of one pass each, in which every row is a prompt with one of its completions."""
+    batch: list[int] = []
+    for index in processing_order(items):
+        longest = max((len(items[i].prompt) + _longest(items[i]) for i in (*batch, index)), default=0)
+        rows = sum(len(items[i].completions) for i in (*batch, index))
+        if batch and longest * rows > budget:
+            yield Batch(tuple(batch), (_whole_pass(items, batch),))
+            batch = []
+        batch.append(index)
+    yield Batch(tuple(batch), (_whole_pass(items, batch),))
+
+
+def _whole_pass(items: Sequence[PromptedCompletions], indices: Sequence[int]) -> Pass:
+    segments: list[Segment] = []
+    sequences: list[tuple[int, ...]] = []
+    for index in indices:
+        prompt = tuple(items[index].prompt)
+        for completion, tokens in enumerate(items[index].completions):
+            row = len(sequences)
+            if completion == 0 and prompt:
+                segments.append(Segment(item=index, completion=None, start=0, length=len(prompt), row=row))
+            segments.append(Segment(index, completion, start=0, length=len(tokens), row=row, column=len(prompt)))
+            sequences.append((*prompt, *tokens))
+    return Pass(tuple(segments), tuple(sequences))
+
+
+# Running
+
+
+def run_batches(
+    prompt_model: PreTrainedModel,
+    completion_model: PreTrainedModel,
+    items: Sequence[PromptedCompletions],
+    *,
+    batch_tokens: int,
+    observer: SegmentObserver,
+) -> Iterator[tuple[int, ...]]:
+    """Runs all items, and yields the indices of those that a batch has finished.
+
+    Args:
+        prompt_model: what computes prompts: the decoder without a head, or with one.
+        completion_model: what computes completions (the same, or the model with its head).
+        items: prompts with their completions, none of which is empty.
+        batch_tokens: about how many tokens a pass computes.
+        observer: what looks at the passes.
+    """
+    with_caches = hands_on_caches(prompt_model)
+    plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, with_caches=with_caches)
+    device = input_device(prompt_model)
+
+    def run(one: Pass, cache: Any) -> Any:
+        is_prompt = all(segment.completion is None for segment in one.segments)
+        model = prompt_model if is_prompt else completion_model
+        arguments = pass_arguments(model, one, device) | cache_arguments(model, cache, fills=with_caches)
+        observer.before_pass(one.segments)
         with torch.inference_mode():
             output = model(**arguments)
-        self.observer.after_pass(segments, output)
-        return output
+        observer.after_pass(one.segments, output)
+        return _filled_cache(output) if with_caches else None
+
+    shared_cache = run(plan.shared, None) if plan.shared else None
+    for batch in plan.batches:
+        prompt_cache = None
+        for one in batch.passes:
+            source = shared_cache if one.continues is plan.shared else prompt_cache
+            cache = run(one, _select(source, one.rows) if one.continues else None)
+            prompt_cache = cache if prompt_cache is None else prompt_cache
+        yield batch.indices
+
+
+def pass_arguments(model: PreTrainedModel, one: Pass, device: torch.device) -> dict[str, Tensor]:
+    """What the model is called with for a pass, apart from the cache."""
+    ids = torch.zeros(len(one.sequences), one.width, dtype=torch.long)
+    mask = torch.zeros(len(one.sequences), one.past + one.width, dtype=torch.long)
+    for row, sequence in enumerate(one.sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, one.past : one.past + len(sequence)] = 1
+        if one.past:
+            mask[row, : one.past] = torch.tensor(one.past_masks[row])
+    arguments = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if _takes_positions(model):
+        starts = torch.tensor(one.positions or [0] * len(ids))[:, None]
+        lasts = torch.tensor([len(sequence) - 1 for sequence in one.sequences])[:, None]
+        # Padding stays at the last position: one further might be more than the model has.
+        arguments["position_ids"] = (starts + torch.arange(one.width).minimum(lasts)).to(device)
+    return arguments
+
+
+def cache_arguments(model: PreTrainedModel, cache: Any, *, fills: bool) -> dict[str, Any]:
+    """What the model is called with to stand on a cache, or on none, and to fill it, or to keep none."""
+    taken = inspect.signature(model.forward).parameters
+    if fills:  # transformers before 5.24 has the older name
+        return {"cache" if "cache" in taken else "past_key_values": cache, "use_cache": True}
+    return {"use_cache": False} if "use_cache" in taken else {}
+
+
+def _filled_cache(output: Any) -> Any:
+    return output.cache if "cache" in output else output.past_key_values
 
 
 def _takes_positions(model: nn.Module) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def _select(cache: Any, rows: Tensor) -> Any:
-    """A new cache with the given rows, which may repeat; the old one stays as it is. Of no cache (None), None."""
-    if cache is None:
-        return None
+def _select(cache: Any, rows: Sequence[int]) -> Any:
+    """A new cache with the given rows, which may repeat; the old one stays as it is."""
     selected = copy.copy(cache)
     if hasattr(cache, "layers"):
         selected.layers = [copy.copy(layer) for layer in cache.layers]
-        device = cache.layers[0].keys.device
     else:  # transformers before 4.54 keeps plain lists
         selected.key_cache, selected.value_cache = list(cache.key_cache), list(cache.value_cache)
-        device = cache.key_cache[0].device
-    selected.batch_select_indices(rows.to(device))
+    selected.batch_select_indices(torch.tensor(rows))
     return selected

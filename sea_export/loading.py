@@ -68,6 +68,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The base with its weights, in evaluation mode.
@@ -76,6 +77,7 @@ def load_model(
         base: the resolved base model.
         dtype: what to compute in; None for the dtype in which it is stored.
         device: `cpu`, `cuda`, `cuda:1`, …
+        device_map: `auto` and its like spread the model over all devices, `device` notwithstanding.
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
@@ -83,9 +85,12 @@ def load_model(
     """
     try:
         model: Any = auto_classes(load_config(base, trust_remote_code=trust_remote_code))[0].from_pretrained(
-            base.checkpoint.directory, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
+            base.checkpoint.directory,
+            torch_dtype=dtype or "auto",
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
         )
-        loaded: PreTrainedModel = model.to(device).eval()
+        loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
         return loaded
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         raise InputError(

@@ -130,7 +130,9 @@ class FitOptions:
     """Everything that decides a fit, besides the model and the demonstrations."""
 
     layers: str = _option(
-        "last:12", "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K, or a list: 10-20,25."
+        "last:60%",
+        "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "
+        "list: 10-20,25.",
     )
     target: str = _option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
     center: str = _option(
@@ -146,6 +148,9 @@ class FitOptions:
     )
     length_scale: float = _option(1.0, "σ of --feature-function squared-exponential.")
     template: str = _option("qa", "How a prompt becomes text: 'Q: …\\nA:', the chat template, or as it is.", TEMPLATES)
+    sequential: bool = _option(
+        False, "Read each layer with the edits of the earlier layers applied, so that the edits agree with one another."
+    )
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     edit: EditOptions = field(default_factory=EditOptions)
 
@@ -158,6 +163,25 @@ class FitOptions:
             raise InputError(
                 f"--center {self.center} goes with --feature-function identity only: the mean of activations is not "
                 f"that of their features ({self.feature_function}); choose --center off"
+            )
+        if self.sequential:
+            self._check_sequential()
+
+    def _check_sequential(self) -> None:
+        if self.layers.startswith("signature:"):
+            raise InputError(
+                f"--sequential needs to know the layers beforehand, and --layers {self.layers} chooses them by what "
+                "all of them give: name the layers"
+            )
+        if self.capture.site == "residual":
+            raise InputError(
+                "--sequential edits a layer before its block's output exists, which --site residual reads: choose "
+                "--site target"
+            )
+        if self.edit.normalization == "sequence":
+            raise InputError(
+                "--sequential applies edits to demonstrations in batches, and with --normalization sequence an edit "
+                "depends on the batch: choose another normalization"
             )
 
 
@@ -179,6 +203,8 @@ class SaveOptions:
     force: bool = _option(False, "Accept a base other than the one that the edit was fitted on.")
     verify: bool = _option(True, "Verify before the output appears: what fails is not kept.")
     trust_remote_code: bool = _option(False, "Run code that comes with the base model.")
+    layerwise: bool | None = None
+    """Whether one layer of the base at a time is in memory; None chooses by how much memory there is."""
 
     def __post_init__(self) -> None:
         _check_choices(self)

@@ -8,20 +8,18 @@ Everything here is float64.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from sea_export.constant_reader import READER_FOLDS, constant_reader, constant_reader_of_rows, fold_moments
 from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
 from sea_export.options import CENTERS, check_choice
 
 __all__ = ["Activations", "LayerSpectrum", "SpectrumFitter", "rank_for_variance", "signature"]
-
-_READER_FOLDS = 5
-# Penalties of the constant reader, relative to the mean eigenvalue of the activations' second moment.
-_READER_PENALTIES = tuple(10.0**exponent for exponent in range(-8, 2))
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,7 @@ class SpectrumFitter:
         self._neutral: list[Tensor] = []
         self._completion_sums: Tensor | float = 0.0
         self._rows: list[Tensor] = []
+        self._folds: list[Tensor] = []
         self._buffered = 0
         self._moments: _Moments | None = None
 
@@ -159,11 +158,45 @@ class SpectrumFitter:
             self._neutral.append(rows[0].clone())
             self._completion_sums = self._completion_sums + rows[1:].sum(dim=1, dtype=torch.float64)
         self._rows.append(rows)
+        self._folds.append((torch.arange(rows.shape[1], device=rows.device) + self.count) % READER_FOLDS)
         self._buffered += rows.shape[1]
         self.count += rows.shape[1]
-        if self._buffered >= _Moments.matrices(self.center) * rows.shape[2]:
-            self._flush()
+        self._flush_if_many()
         return self
+
+    def merge(self, other: SpectrumFitter) -> SpectrumFitter:
+        """Adds all that another fitter of the same settings has seen, and returns the fitter itself.
+
+        The spectrum is, to rounding, that of one fitter which has seen everything, if the other has been given whole
+        rounds of `READER_FOLDS` demonstrations, or the last ones.
+
+        Args:
+            other: it is not to be used any more.
+        """
+        self.count += other.count
+        self._completion_sums = self._completion_sums + other._completion_sums
+        self._neutral += other._neutral
+        self._rows += other._rows
+        self._folds += other._folds
+        self._buffered += other._buffered
+        if other._moments is not None:
+            if self._moments is None:
+                self._moments = other._moments
+            else:
+                self._moments.add(other._moments)
+        self._flush_if_many()
+        return self
+
+    def to(self, device: torch.device) -> SpectrumFitter:
+        """A fitter that has seen the same, with its tensors on `device`."""
+        moved = copy.copy(self)
+        moved._neutral, moved._rows, moved._folds = (
+            [tensor.to(device) for tensor in tensors] for tensors in (self._neutral, self._rows, self._folds)
+        )
+        if isinstance(self._completion_sums, Tensor):
+            moved._completion_sums = self._completion_sums.to(device)
+        moved._moments = None if self._moments is None else self._moments.to(device)
+        return moved
 
     def spectrum(self) -> LayerSpectrum:
         """The spectrum of everything seen so far.
@@ -174,7 +207,7 @@ class SpectrumFitter:
         if self.count < 2:
             raise InputError(f"{self.count} demonstrations: a spectrum needs at least 2")
         if self._moments is None and self._buffered < self._rows[0].shape[2]:
-            spectrum = _spectrum_of_rows(Activations(*self._features()), self.center)
+            spectrum = _spectrum_of_rows(Activations(*self._features()), torch.cat(self._folds), self.center)
         else:
             self._flush()
             assert self._moments is not None
@@ -193,14 +226,18 @@ class SpectrumFitter:
         """(3, n, d) float64: the waiting rows, mapped by φ."""
         return self.feature.forward(torch.cat(self._rows, dim=1).to(torch.float64))
 
+    def _flush_if_many(self) -> None:
+        if self._rows and self._buffered >= _Moments.matrices(self.center) * self._rows[0].shape[2]:
+            self._flush()
+
     def _flush(self) -> None:
         if not self._rows:
             return
         rows = self._features()
         if self._moments is None:
             self._moments = _Moments(rows, self.center)
-        self._moments.update(rows)
-        self._rows, self._buffered = [], 0
+        self._moments.update(rows, torch.cat(self._folds))
+        self._rows, self._folds, self._buffered = [], [], 0
 
 
 class _Moments:
@@ -215,26 +252,48 @@ class _Moments:
         # Products of the neutral rows with themselves, the positive and the negative ones.
         self.products_ = rows.new_zeros(3, size, size)
         if center == "linear":
-            self.fold_products_ = rows.new_zeros(_READER_FOLDS, size, size)
-            self.fold_sums_ = rows.new_zeros(_READER_FOLDS, size)
-            self.fold_counts_ = rows.new_zeros(_READER_FOLDS)
+            self.fold_products_ = rows.new_zeros(READER_FOLDS, size, size)
+            self.fold_sums_ = rows.new_zeros(READER_FOLDS, size)
+            self.fold_counts_ = rows.new_zeros(READER_FOLDS)
 
     @staticmethod
     def matrices(center: str) -> int:
         """How many d x d matrices the moments hold."""
-        return 3 + (_READER_FOLDS if center == "linear" else 0)
+        return 3 + (READER_FOLDS if center == "linear" else 0)
 
-    def update(self, rows: Tensor) -> None:
+    def update(self, rows: Tensor, folds: Tensor) -> None:
         shifted = rows - self.pilot[:, None]
         self.sums_ += shifted.sum(dim=1)
         self.products_ += shifted[0].T @ shifted
         if self.center == "linear":
-            folds = (torch.arange(rows.shape[1], device=rows.device) + self.count) % _READER_FOLDS
-            products, sums, counts = _fold_moments(rows, folds)
+            products, sums, counts = fold_moments(rows, folds)
             self.fold_products_ += products
             self.fold_sums_ += sums
             self.fold_counts_ += counts
         self.count += rows.shape[1]
+
+    def to(self, device: torch.device) -> _Moments:
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
+
+    def add(self, other: _Moments) -> None:
+        """Adds moments that were taken about another pilot: Σ (x - p)(y - q)ᵀ from Σ (x - p')(y - q')ᵀ."""
+        shifts = other.pilot - self.pilot
+        self.products_ += (
+            other.products_
+            + other.sums_[0][None, :, None] * shifts[:, None, :]
+            + shifts[0][None, :, None] * other.sums_[:, None, :]
+            + other.count * shifts[0][None, :, None] * shifts[:, None, :]
+        )
+        self.sums_ += other.sums_ + other.count * shifts
+        if self.center == "linear":
+            self.fold_products_ += other.fold_products_
+            self.fold_sums_ += other.fold_sums_
+            self.fold_counts_ += other.fold_counts_
+        self.count += other.count
 
     def spectrum(self) -> LayerSpectrum:
         shifted_means = self.sums_ / self.count
@@ -247,7 +306,7 @@ class _Moments:
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances[0] * self.count)
         reader, error = None, None
         if self.center == "linear":
-            reader, error = _constant_reader(self.fold_products_, self.fold_sums_, self.fold_counts_)
+            reader, error = constant_reader(self.fold_products_, self.fold_sums_, self.fold_counts_)
         return LayerSpectrum(
             positive_vectors=positive_vectors,
             positive_values=positive_values,
@@ -263,7 +322,7 @@ class _Moments:
         )
 
 
-def _spectrum_of_rows(activations: Activations, center: str) -> LayerSpectrum:
+def _spectrum_of_rows(activations: Activations, folds: Tensor, center: str) -> LayerSpectrum:
     """The spectrum from the factors: for n < d, with n x n decompositions only."""
     rows = activations if center == "off" else activations.centered()
     count = rows.neutral.shape[0]
@@ -276,7 +335,8 @@ def _spectrum_of_rows(activations: Activations, center: str) -> LayerSpectrum:
         spectra.append((_canonical_signs(basis @ vectors), values))
     reader, error = None, None
     if center == "linear":
-        reader, error = _constant_reader_of_rows(activations)
+        kinds = torch.stack([activations.neutral, activations.positive, activations.negative])
+        reader, error = constant_reader_of_rows(kinds, folds)
     return LayerSpectrum(
         positive_vectors=spectra[0][0],
         positive_values=spectra[0][1],
@@ -306,64 +366,3 @@ def _canonical_signs(vectors: Tensor) -> Tensor:
         return vectors
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors.dtype)
-
-
-def _fold_moments(rows: Tensor, folds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per fold: Σ h hᵀ (folds, d, d), Σ h (folds, d) and the number of h, over all kinds of rows (3, n, d)."""
-    products, sums, counts = [], [], []
-    for fold in range(_READER_FOLDS):
-        members = rows[:, folds == fold].flatten(0, 1)
-        products.append(members.T @ members)
-        sums.append(members.sum(dim=0))
-        counts.append(members.shape[0])
-    return (
-        torch.stack(products),
-        torch.stack(sums),
-        torch.tensor(counts, dtype=rows.dtype, device=rows.device),
-    )
-
-
-def _constant_reader_of_rows(activations: Activations) -> tuple[Tensor, float]:
-    rows = torch.stack([activations.neutral, activations.positive, activations.negative])
-    folds = torch.arange(rows.shape[1], device=rows.device) % _READER_FOLDS
-    kinds, count, size = rows.shape
-    if kinds * count >= size:
-        return _constant_reader(*_fold_moments(rows, folds))
-    # The ridge solution lies in the span of the rows: solve it in an orthonormal basis of that span.
-    basis = torch.linalg.qr(rows.flatten(0, 1).T).Q
-    reader, error = _constant_reader(*_fold_moments(rows @ basis, folds))
-    return basis @ reader, error
-
-
-def _constant_reader(products: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, float]:
-    """The ridge solution u of uᵀh ≈ 1, its penalty chosen by cross-validation over demonstrations.
-
-    Args:
-        products: (folds, d, d) Σ h hᵀ of each fold.
-        sums: (folds, d) Σ h of each fold.
-        counts: (folds,) number of h in each fold.
-
-    Returns:
-        u (d,) fitted on all folds, and the root mean square of uᵀh - 1 on held-out folds.
-    """
-    product, total = products.sum(0), sums.sum(0)
-    scale = product.diagonal().mean()
-    penalties = scale * torch.tensor(_READER_PENALTIES, dtype=product.dtype, device=product.device)
-    errors = torch.zeros_like(penalties)
-    for held_product, held_sum, held_count in zip(products, sums, counts, strict=True):
-        if held_count == 0:
-            continue
-        readers = _ridge(product - held_product, total - held_sum, penalties)
-        errors += held_count - 2 * readers @ held_sum + ((readers @ held_product) * readers).sum(dim=1)
-    best = int(errors.argmin())
-    reader = _ridge(product, total, penalties[best : best + 1])[0]
-    return reader, float((errors[best].clamp(min=0) / counts.sum()).sqrt())
-
-
-def _ridge(product: Tensor, total: Tensor, penalties: Tensor) -> Tensor:
-    """(penalties, d): (Σ h hᵀ + λ I)⁻¹ Σ h for every penalty λ, from one eigendecomposition."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(product)
-    coordinates = eigenvectors.T @ total
-    # A penalty of exactly zero can only come from activations that are zero throughout.
-    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(min=torch.finfo(product.dtype).tiny)
-    return shrunk @ eigenvectors.T

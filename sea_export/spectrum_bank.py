@@ -12,7 +12,8 @@ from sea_export.demonstrations import Demonstration, demonstrations_digest, toke
 from sea_export.edit import COMPONENTS, SpectralEdit, Target
 from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
-from sea_export.fitting import LayerChoice, edit_from_spectra, library_versions
+from sea_export.fitting import edit_from_spectra, library_versions
+from sea_export.layer_choice import LayerChoice
 from sea_export.options import FitOptions
 from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter
 
@@ -52,7 +53,7 @@ class SpectrumBank:
             progress: told the number of demonstrations that each batch has finished; each counts once a site.
 
         Raises:
-            InputError: see `sea_export.fitting.fit_spectra`.
+            InputError: see `sea_export.estimation.fit_spectra`.
         """
         if len(demonstrations) < 2:
             raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")

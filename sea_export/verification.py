@@ -13,18 +13,19 @@ the approximation it claims to be. A quantized base is computed with as it is, i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sea_export.agreement import Agreement, dtype_name, figure_problems, is_quantized, measure
 from sea_export.architecture import find_writers
-from sea_export.base_model import resolve_base
+from sea_export.base_model import BaseModel, resolve_base
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference, compare_checkpoints
 from sea_export.edit import SpectralEdit
@@ -38,13 +39,16 @@ from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
 from sea_export.export.output import read_json
 from sea_export.fold import fold_parameters, with_parameters
-from sea_export.loading import load_model, load_tokenizer
+from sea_export.layer_loading import StoredModel, can_load_layers
+from sea_export.layered_agreement import measure_by_layer
+from sea_export.loading import load_config, load_model, load_tokenizer
+from sea_export.memory import fits, weight_bytes
 from sea_export.options import SaveOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Agreement", "Verification", "verify", "verify_export"]
+__all__ = ["Agreement", "Verification", "model_to_verify", "verify", "verify_export"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def verify_export(
     base: Checkpoint,
     edit: SpectralEdit,
     plan: MergePlan | AdapterPlan | CodePlan,
-    model: PreTrainedModel,
+    model: PreTrainedModel | StoredModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
     """Verifies an export.
@@ -100,7 +104,7 @@ def verify_export(
         base: the base's checkpoint.
         edit: the edit that it claims to hold.
         plan: what it consists of.
-        model: the base in memory; it is left in another dtype than it came in.
+        model: the base in memory, which is left in another dtype than it came in, or a layer at a time in memory.
         tokenizer: its tokenizer.
 
     Raises:
@@ -118,11 +122,11 @@ def _verify_merged(
     base: Checkpoint,
     edit: SpectralEdit,
     plan: MergePlan,
-    model: PreTrainedModel,
+    model: PreTrainedModel | StoredModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
     dtype = next(base.tensors[name].dtype for name in plan.edits)
-    figures = measure(directory, edit, model, tokenizer, dtype, export_in_memory=lambda: _folded(model, edit))
+    figures = _figures(directory, edit, model, tokenizer, dtype, export_in_memory=_folded)
     difference = compare_checkpoints(base.directory, directory)
     changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
     return Verification(
@@ -144,15 +148,16 @@ def _verify_adapter(
     base: Checkpoint,
     edit: SpectralEdit,
     plan: AdapterPlan,
-    model: PreTrainedModel,
+    model: PreTrainedModel | StoredModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
     exact = plan.adapter.exact
     stored = base.tensors[plan.stored_weights[0]].dtype if plan.stored_weights else model.dtype
-    quantized = is_quantized(model)
-    # PEFT cannot take an adapter off quantized weights without harm, so there the stranger's figures stand for both.
-    in_memory = None if quantized else lambda: with_adapter(model, directory)
-    figures = measure(directory, edit, model, tokenizer, stored, export_in_memory=in_memory, exact=exact)
+    quantized = isinstance(model, nn.Module) and is_quantized(model)
+    # PEFT can neither take an adapter off quantized weights without harm nor put it on one layer at a time: there the
+    # stranger's figures stand for both.
+    in_memory = None if quantized or isinstance(model, StoredModel) else lambda model, _: with_adapter(model, directory)
+    figures = _figures(directory, edit, model, tokenizer, stored, export_in_memory=in_memory, exact=exact)
     weight_error, problems = adapter_problems(directory, edit, plan)
     return Verification(
         dtype=dtype_name(stored),
@@ -174,13 +179,13 @@ def _verify_custom_code(
     base: Checkpoint,
     edit: SpectralEdit,
     plan: CodePlan,
-    model: PreTrainedModel,
+    model: PreTrainedModel | StoredModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
-    quantized = is_quantized(model)
-    dtype = model.dtype if quantized else next(iter(base.tensors.values())).dtype
+    quantized = isinstance(model, nn.Module) and is_quantized(model)
+    dtype = model.dtype if isinstance(model, nn.Module) and quantized else next(iter(base.tensors.values())).dtype
     # The base's weights and the edit's, in float32, are stored as they are: nothing but the computation rounds.
-    figures = measure(directory, edit, model, tokenizer, dtype, export_in_memory=None, own_code=True)
+    figures = _figures(directory, edit, model, tokenizer, dtype, export_in_memory=None, own_code=True)
     difference = compare_checkpoints(base.directory, directory)
     return Verification(
         dtype=dtype_name(dtype),
@@ -205,6 +210,7 @@ def verify(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    layerwise: bool | None = None,
 ) -> Verification:
     """Verifies a checkpoint that sea-export wrote.
 
@@ -214,6 +220,7 @@ def verify(
         revision: the base's revision; by default what the manifest names.
         trust_remote_code: whether code that comes with the base, or code in the output that this version of sea-export
             does not write, may run.
+        layerwise: whether one layer of the base at a time is in memory; None chooses by how much memory there is.
 
     Raises:
         InputError: the output is no checkpoint of sea-export's, the base is not at hand, or code is not trusted.
@@ -225,6 +232,7 @@ def verify(
         format=manifest["format"],
         adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
         trust_remote_code=trust_remote_code,
+        layerwise=layerwise,
     )
     named = manifest["base"]
     if base is None and options.format == "adapter":
@@ -253,7 +261,58 @@ def verify(
                 "edit: read the code, and run it with --trust-remote-code"
             )
         tokenizer = load_tokenizer(resolved, trust_remote_code=trust_remote_code)
-        return verify_export(output, resolved.checkpoint, edit, plan, load(), tokenizer)
+        verified = model_to_verify(resolved, options, model, output.resolve().parent)
+        return verify_export(output, resolved.checkpoint, edit, plan, verified, tokenizer)
+
+
+def _figures(
+    directory: Path,
+    edit: SpectralEdit,
+    model: PreTrainedModel | StoredModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    *,
+    export_in_memory: Callable[[PreTrainedModel, SpectralEdit], AbstractContextManager[None]] | None,
+    exact: bool = True,
+    own_code: bool = False,
+) -> dict[str, Agreement]:
+    """`measure`, or `measure_by_layer` for a model that is not in memory as a whole."""
+    if isinstance(model, StoredModel):
+        in_memory = None if export_in_memory is None else partial(export_in_memory, model.model)
+        return measure_by_layer(
+            directory, edit, model, tokenizer, export_in_memory=in_memory, exact=exact, own_code=own_code
+        )
+    in_memory = None if export_in_memory is None else partial(export_in_memory, model)
+    return measure(directory, edit, model, tokenizer, dtype, export_in_memory=in_memory, exact=exact, own_code=own_code)
+
+
+def model_to_verify(
+    base: BaseModel, options: SaveOptions, model: PreTrainedModel | StoredModel | None, scratch: Path
+) -> PreTrainedModel | StoredModel:
+    """The base as it is to be verified with: in memory if it fits there twice in float32, else a layer at a time.
+
+    Args:
+        base: the resolved base.
+        options: `layerwise` says which, if it is not to be chosen.
+        model: the base as it was fitted, if it was.
+        scratch: where hidden states are put that do not fit into memory.
+    """
+    config = load_config(base, trust_remote_code=options.trust_remote_code)
+    layerwise = options.layerwise
+    if layerwise is None:
+        # Once here, and once in the process that knows nothing of sea-export.
+        needed = 2 * weight_bytes(base.checkpoint, torch.float32)
+        device = torch.device("cpu") if not isinstance(model, nn.Module) else next(model.parameters()).device
+        held = sum(parameter.nbytes for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
+        spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # and cannot change its dtype as a whole
+        layerwise = can_load_layers(config) and (spread or not fits(needed - held, device))
+    if not layerwise:
+        loaded = model if isinstance(model, nn.Module) else None
+        return loaded or load_model(base, trust_remote_code=options.trust_remote_code)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return StoredModel(
+        base, config, dtype=None, device=device, scratch=scratch, trust_remote_code=options.trust_remote_code
+    )
 
 
 @contextmanager
@@ -294,4 +353,7 @@ def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
     if written.shape != expected.shape or written.dtype != expected.dtype:
         return False
     precision = torch.finfo(expected.dtype)
-    return torch.allclose(written.double(), expected.double(), rtol=precision.eps, atol=precision.tiny)
+    return all(  # a piece at a time, to bound the wider copies
+        torch.allclose(mine.double(), theirs.double(), rtol=precision.eps, atol=precision.tiny)
+        for mine, theirs in zip(written.flatten().split(2**22), expected.flatten().split(2**22), strict=True)
+    )

@@ -21,23 +21,32 @@ def main(request_file: str) -> None:
 
     Args:
         request_file: JSON with `checkpoint`, `dtype`, `trust_remote_code`, `auto_class` (the class of transformers
-            that loads it), `sequences` (token ids), `count`,
-            `tokenized` (texts and the tokens that the checkpoint's tokenizer has to make of them), and `answer`, the
-            safetensors file to write (`logits` (sequences, count, vocabulary), float32).
+            that loads it), `sequences` (token ids), `count`, `tokenized` (texts and the tokens that the checkpoint's
+            tokenizer has to make of them), `memory` (bytes that weights may take, or null; what is beyond stays on the
+            disk, and is converted in the folder `scratch` if need be), and `answer`, the safetensors file to write
+            (`logits` (sequences, count, vocabulary), float32).
     """
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
     options = {"torch_dtype": getattr(torch, request["dtype"])}
+    sequences = [[sequence] for sequence in request["sequences"]]
+    if request["memory"] is not None:
+        options |= {
+            "device_map": "auto",
+            "max_memory": {"cpu": request["memory"]},
+            "offload_folder": request["scratch"],
+        }
+        sequences = [request["sequences"]]  # together, because every pass reads the weights anew
     if request["trust_remote_code"]:
         model = _with_own_code(request, options)
     else:
         model = getattr(transformers, request["auto_class"]).from_pretrained(request["checkpoint"], **options)
     model.eval()
     count = request["count"]
-    rows = [model(torch.tensor([sequence])).logits[0, -count - 1 : -1].float() for sequence in request["sequences"]]
+    rows = [model(torch.tensor(batch)).logits[:, -count - 1 : -1].float() for batch in sequences]
     if "sea_export" in sys.modules:
         raise SystemExit("sea_export was imported by the checkpoint: it is not independent of it")
-    save_file({"logits": torch.stack(rows)}, request["answer"])
+    save_file({"logits": torch.cat(rows)}, request["answer"])
 
 
 def _with_own_code(request: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:

@@ -19,23 +19,16 @@ from sea_export.architecture import find_writers, skeleton
 from sea_export.demonstrations import Demonstration, demonstrations_digest
 from sea_export.edit import SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError
-from sea_export.fitting import (
-    LayerChoice,
-    choose_targets,
-    edit_from_spectra,
-    fit,
-    fit_edit,
-    fit_spectra,
-    no_op_warning,
-    passed_over_note,
-)
+from sea_export.estimation import fit_spectra
+from sea_export.fitting import edit_from_spectra, fit, fit_edit, no_op_warning
+from sea_export.layer_choice import LayerChoice, choose_targets, kept_by_signature, passed_over_note
 from sea_export.options import CENTERS, TARGETS, CaptureOptions, EditOptions, FitOptions
 from sea_export.spectral import Activations, SpectrumFitter
 from sea_export.tokenization import tokenize
 
 OPTIONS = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.99))
-# What `fit` takes besides options: what is fitted, on what, and a callback.
-INPUTS = ("model", "tokenizer", "demonstrations", "progress")
+# What `fit` takes besides options: what is fitted, on what, where activations are kept, and a callback.
+INPUTS = ("model", "tokenizer", "demonstrations", "cache", "progress")
 
 
 def assert_same_tensors(one: SpectralEdit, other: SpectralEdit) -> None:
@@ -57,6 +50,9 @@ def assert_same_tensors(one: SpectralEdit, other: SpectralEdit) -> None:
         ("all", range(30), None),
         ("last:12", range(18, 30), None),
         ("last:30", range(30), None),
+        ("last:60%", range(12, 30), None),
+        ("first:1%", [0], None),
+        ("signature:100%", range(30), 30),
         ("first:1", [0], None),
         ("first:3", [0, 1, 2], None),
         ("signature:5", range(30), 5),
@@ -76,7 +72,8 @@ def test_layers_are_read(text, candidates, keep):
         with pytest.raises(InputError, match="not understood"):
             LayerChoice.parse(text, 30)
     else:
-        assert LayerChoice.parse(text, 30) == LayerChoice(tuple(candidates), keep)
+        assert LayerChoice.parse(text, 30).candidates == tuple(candidates)
+        assert kept_by_signature(text, 30) == keep
 
 
 @pytest.mark.parametrize(
@@ -98,6 +95,7 @@ def test_layers_are_read(text, candidates, keep):
         ("last:2.5", "not understood"),
         ("middle:4", "not understood"),
         ("all,3", "not understood at 'all'"),
+        ("last:150%", "the model has 30 layers, so choose 1 to 30"),
         ("LAST:2", "write all, last:K, first:K, signature:K, or a list such as 10-20,25"),
     ],
 )
@@ -130,6 +128,7 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         "center": "linear",
         "length_scale": 2.0,
         "template": "chat",
+        "sequential": True,
         "explained_variance": 0.8,
         "positive_variance": 0.7,
         "negative_variance": 0.6,
@@ -138,20 +137,20 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         "projections": "reversed",
         "strength": 0.5,
         "normalization": "calibrated",
-        "site": "residual",
+        "site": "target",
         "position": "mean",
         "neutral": "generated",
         "neutral_tokens": 3,
         "batch_tokens": 128,
         "seed": 7,
     }
-    # A feature function does not go with centring: it has tests of its own.
+    # A feature function does not go with centring, nor another site with --sequential: they have tests of their own.
     assert changed.keys() == inspect.signature(fit).parameters.keys() - {*INPUTS, "feature_function"}
     edit = fit(llama, tokenizer, demonstrations, **changed)
     recorded = edit.provenance["options"]
     assert {**recorded, **recorded["capture"], **recorded["edit"]}.items() >= changed.items()
     defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
-    assert not {name for name, value in changed.items() if value == defaults[name]}
+    assert {name for name, value in changed.items() if value == defaults[name]} == {"site"}
     options = FitOptions(
         **{item.name: changed[item.name] for item in fields(FitOptions) if item.name in changed},
         capture=CaptureOptions(**{item.name: changed[item.name] for item in fields(CaptureOptions)}),

@@ -11,7 +11,7 @@ from sea_export.cli import jobs
 from sea_export.demonstrations import tokenize
 from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError
-from sea_export.fitting import LayerChoice
+from sea_export.layer_choice import LayerChoice
 from sea_export.options import CaptureOptions, FitOptions
 from sea_export.plots import plot_activations
 
@@ -31,13 +31,13 @@ def draw_activations(edit: SpectralEdit, file: Path, values: dict[str, Any]) -> 
     fitted: Mapping[str, Any] = options.get("capture") or {}
     names = ("position", "neutral", "neutral_tokens", "seed")
     how = CaptureOptions(**{name: fitted[name] for name in names if name in fitted})
-    with jobs.opened_model(values["model"], values) as opened:
+    with jobs.opened_model(values["model"], values, file) as opened:
         context = getattr(opened.config.get_text_config(), "max_position_embeddings", None)
         template = options.get("template", FitOptions.template)
         tokenized = tokenize(demonstrations, opened.tokenizer, template=template, context_length=context)
-        with edit.apply(opened.model):  # only to see that the edit is one of this model
+        with edit.apply(opened.whole_model):  # only to see that the edit is one of this model
             pass
-        activations = capture(opened.model, tokenized, targets, how)
+        activations = capture(opened.whole_model, tokenized, targets, how)
     plot_activations(activations, edit, file)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sea_export.cli.options import build_fit_options, demonstration_options, fit_options, model_options
+from sea_export.cli.options import build_fit_options, cache_option, demonstration_options, fit_options, model_options
 
 
 @click.command("fit")
@@ -16,9 +16,10 @@ from sea_export.cli.options import build_fit_options, demonstration_options, fit
 @demonstration_options
 @fit_options
 @model_options
+@cache_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 @click.option("--overwrite", is_flag=True, help="Replace an edit that sea-export wrote before.")
-def command(model: str, edit: Path, overwrite: bool, **values: Any) -> None:
+def command(model: str, edit: Path, overwrite: bool, cache: Path | None, **values: Any) -> None:
     """Fit an edit of MODEL and write it to the directory EDIT, for `save` to bake.
 
     MODEL is a Hub id, a local directory, or a .gguf file.
@@ -29,8 +30,10 @@ def command(model: str, edit: Path, overwrite: bool, **values: Any) -> None:
 
     check_output(edit, overwrite=overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
-    with jobs.opened_model(model, values) as opened:
-        fitted = jobs.fit_with_progress(opened, demonstrations, options)
+    with jobs.joined_job() as processes, jobs.opened_model(model, values, edit) as opened:
+        fitted = jobs.fit_with_progress(opened, demonstrations, options, cache, processes)
+        if not processes.is_first:
+            return
         fitted = jobs.with_base_digests(fitted, opened)
     with staged_output(edit, overwrite=overwrite) as staging:
         fitted.save(staging)

@@ -10,6 +10,7 @@ import click
 from sea_export.cli.options import (
     build_fit_options,
     build_save_options,
+    cache_option,
     demonstration_options,
     fit_options,
     model_options,
@@ -24,8 +25,9 @@ from sea_export.options import check_format
 @demonstration_options
 @fit_options
 @model_options
+@cache_option
 @save_options
-def command(model: str, output: Path, **values: Any) -> None:
+def command(model: str, output: Path, cache: Path | None, **values: Any) -> None:
     """Fit an edit of MODEL, bake it into the checkpoint OUTPUT, and verify that it is the edit.
 
     MODEL is a Hub id, a local directory, or a .gguf file.
@@ -38,10 +40,12 @@ def command(model: str, output: Path, **values: Any) -> None:
 
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
-    with jobs.opened_model(model, values) as opened:
+    with jobs.joined_job() as processes, jobs.opened_model(model, values, output) as opened:
         check_output(output, overwrite=saving.overwrite, needed_bytes=needed_bytes(opened.base, output, saving.format))
         stored = opened.places(options, saving)
-        edit = jobs.fit_with_progress(opened, demonstrations, options)
+        edit = jobs.fit_with_progress(opened, demonstrations, options, cache, processes)
+        if not processes.is_first:
+            return
         with jobs.byte_progress("Writing", opened.base) as progress:
             result = save_checkpoint(
                 edit,

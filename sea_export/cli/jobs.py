@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,14 +28,18 @@ from rich.table import Table
 from sea_export.architecture import skeleton
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
+from sea_export.distributed import Processes, joined_processes, local_device
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export import SaveResult, checkpoint_bytes, find_places
 from sea_export.export.adapter_plan import check_adapter
 from sea_export.export.custom_code import EditedModules
 from sea_export.export.folding import StoredWriters
-from sea_export.fitting import choose_targets, fit_edit, no_op_warning, passed_over_note, sequence_warning
+from sea_export.fitting import fit_edit, no_op_warning, sequence_warning
+from sea_export.layer_choice import choose_targets, passed_over_note
+from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
+from sea_export.memory import fits, weight_bytes
 from sea_export.options import FitOptions, SaveOptions
 from sea_export.verification import Verification
 
@@ -46,6 +52,7 @@ __all__ = [
     "byte_progress",
     "console",
     "fit_with_progress",
+    "joined_job",
     "opened_model",
     "print_layers",
     "print_saved",
@@ -67,15 +74,54 @@ class OpenedModel:
     base: BaseModel
     dtype: torch.dtype | None
     device: str
+    device_map: str | None
+    layerwise: bool | None
     trust_remote_code: bool
+    scratch: Path
 
     @cached_property
     def config(self) -> PretrainedConfig:
         return load_config(self.base, trust_remote_code=self.trust_remote_code)
 
     @cached_property
-    def model(self) -> PreTrainedModel:
-        return load_model(self.base, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
+    def model(self) -> PreTrainedModel | StoredModel:
+        """The model in memory; a layer at a time, if that was asked for or if it does not fit as a whole."""
+        device = torch.device(self.device)
+        layerwise = self.layerwise
+        if layerwise is None:
+            layerwise = (
+                self.device_map is None
+                and can_load_layers(self.config)
+                and not fits(weight_bytes(self.base.checkpoint, self.dtype), device)
+            )
+            if layerwise:
+                _errors.print(f"{self.base.name} does not fit into memory: it is fitted layer by layer")
+        if not layerwise:
+            return load_model(
+                self.base,
+                dtype=self.dtype,
+                device=self.device,
+                device_map=self.device_map,
+                trust_remote_code=self.trust_remote_code,
+            )
+        return StoredModel(
+            self.base,
+            self.config,
+            dtype=self.dtype,
+            device=device,
+            scratch=self.scratch,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def whole_model(self) -> PreTrainedModel:
+        """The model, for what runs it from end to end."""
+        if isinstance(self.model, StoredModel):
+            raise InputError(
+                f"{self.base.name} has to be in memory as a whole for this: give --no-layerwise if it is not asked to "
+                "be anywhere else, or a machine with more memory"
+            )
+        return self.model
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -97,19 +143,28 @@ class OpenedModel:
 
 
 @contextmanager
-def opened_model(model: str, values: dict[str, Any]) -> Iterator[OpenedModel]:
-    """The model that a command line names, with `model_options` (and `--trust-remote-code`) applied."""
+def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[OpenedModel]:
+    """The model that a command line names, with `model_options` (and `--trust-remote-code`) applied.
+
+    What does not fit into memory is put beside `output`, into files without a name.
+    """
     quiet_transformers()
     dtype = parse_dtype(values["dtype"])
+    if values["device_map"] is not None and values["layerwise"]:
+        raise InputError("--device-map has all layers in memory, and --layerwise one at a time: choose one of them")
     device = values["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(device)
     with ExitStack() as stack:
         with console.status(f"Opening {model}"):
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
-        yield OpenedModel(base, dtype, device, values["trust_remote_code"])
+        scratch = output.resolve().parent
+        yield OpenedModel(
+            base, dtype, device, values["device_map"], values["layerwise"], values["trust_remote_code"], scratch
+        )
 
 
 def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
@@ -124,24 +179,45 @@ def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
     )
 
 
+@contextmanager
+def joined_job() -> Iterator[Processes]:
+    """The processes that share the job. All but the first keep quiet, and have nothing to do after the fit."""
+    with joined_processes() as processes:
+        console.quiet = _errors.quiet = not processes.is_first
+        try:
+            yield processes
+        finally:
+            console.quiet = _errors.quiet = False
+
+
 def fit_with_progress(
-    opened: OpenedModel, demonstrations: Sequence[Demonstration], options: FitOptions
+    opened: OpenedModel,
+    demonstrations: Sequence[Demonstration],
+    options: FitOptions,
+    cache: Path | None,
+    processes: Processes,
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
     if note := passed_over_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
         _errors.print(f"Note: {note}", soft_wrap=True)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with _progress(*columns) as progress:
-        task = progress.add_task("Capturing", total=len(demonstrations), rate="")
+        # Each process shows what it has to do itself.
+        task = progress.add_task("Capturing", total=math.ceil(len(demonstrations) / processes.count), rate="")
 
         def advance(count: int) -> None:
             speed = progress.tasks[task].speed
             progress.update(task, advance=count, rate=f"{speed:.1f}/s" if speed else "")
 
-        edit = fit_edit(opened.model, opened.tokenizer, demonstrations, options, advance)
+        edit = fit_edit(
+            opened.model, opened.tokenizer, demonstrations, options, advance, cache=cache, processes=processes
+        )
     named = {"name": opened.base.name, "revision": opened.base.revision}
     edit = replace(edit, provenance={**edit.provenance, "base": named})
     print_warnings(edit)
+    if cache is not None:
+        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        console.print(f"{cache} keeps {size / 1e6:.1f} MB of activations")
     return edit
 
 

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -15,8 +16,10 @@ from sea_export.options import CaptureOptions, EditOptions, FitOptions, SaveOpti
 __all__ = [
     "build_fit_options",
     "build_save_options",
+    "cache_option",
     "demonstration_options",
     "fit_options",
+    "layerwise_option",
     "model_options",
     "save_options",
 ]
@@ -105,6 +108,20 @@ def demonstration_options(command: _Command) -> _Command:
     return command
 
 
+layerwise_option = click.option(
+    "--layerwise/--no-layerwise",
+    default=None,
+    help="Have one decoder layer at a time in memory, or all of them; by default all if they fit.",
+)
+
+
+cache_option = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory that keeps captured activations: other settings on the same ones need no forward pass.",
+)
+
+
 def model_options(command: _Command) -> _Command:
     """Adds how a model is loaded."""
     for option in (
@@ -118,6 +135,12 @@ def model_options(command: _Command) -> _Command:
             "bfloat16).",
         ),
         click.option("--dequantize", is_flag=True, help="Make plain weights of a quantized model's."),
+        click.option(
+            "--device-map",
+            type=click.Choice(("auto",)),
+            help="Spread the model over all GPUs, and over what else there is (accelerate).",
+        ),
+        layerwise_option,
         click.option("--revision", help="Revision of the model on the Hub."),
     ):
         command = option(command)

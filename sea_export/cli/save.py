@@ -28,7 +28,7 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, **values: An
     edit = compose([SpectralEdit.load(directory) for directory in edits])
     jobs.print_warnings(edit)
     with (
-        jobs.opened_model(base or jobs.base_of(edit), values) as opened,
+        jobs.opened_model(base or jobs.base_of(edit), values, output) as opened,
         jobs.byte_progress("Writing", opened.base) as progress,
     ):
         result = save_checkpoint(edit, opened.base, output, saving, progress=progress, announce=jobs.console.print)

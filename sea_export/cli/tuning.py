@@ -26,6 +26,7 @@ from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.export import save_checkpoint
 from sea_export.export.output import check_output, write_json
+from sea_export.layer_choice import LayerChoice
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, FitOptions, SaveOptions
 from sea_export.plots import plot_search
 from sea_export.spectrum_bank import SpectrumBank
@@ -50,14 +51,14 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
     demonstrations = jobs.read_demonstrations(values)
     choosing, reporting = _parts(values)
     metric = _metric(choosing.benchmark, values)
-    with jobs.opened_model(model, values) as opened:
+    with jobs.opened_model(model, values, output) as opened:
         centers = _centers(opened, saving, values)
         bank = _bank(opened, demonstrations, values)
         space = SearchSpace(bank.layer_count, values["targets"] or TARGETS, values["sites"] or SITES, centers)
         start = _start(values, bank.layer_count)
         tuner = Tuner(
             bank,
-            opened.model,
+            opened.whole_model,
             opened.tokenizer,
             choosing.benchmark,
             choosing.texts,
@@ -80,7 +81,7 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
         chosen = choose(outcomes, values["pick"], max_divergence=tuner.max_divergence, base_score=tuner.base.score)
         print_front(front, chosen, tuner.metric, tuner.base)
         edits = {"default": bank.edit(start), "chosen": bank.edit(chosen.options)}
-        dtype = dtype_name(opened.model.dtype)
+        dtype = dtype_name(opened.whole_model.dtype)
         reports = {part.name: _reports(part, edits, opened, values) for part in (choosing, reporting)}
         for part in (choosing, reporting):
             print_reports(part.name, len(part.benchmark.rows), reports[part.name], tuner.metric)
@@ -141,7 +142,7 @@ def _centers(opened: OpenedModel, saving: SaveOptions, values: dict[str, Any]) -
 def _start(values: dict[str, Any], layer_count: int) -> FitOptions:
     """The default edit, of as many of its layers as there are."""
     default = FitOptions()
-    count = min(int(default.layers.partition(":")[2]), layer_count)
+    count = len(LayerChoice.parse(default.layers, layer_count).candidates)
     capture = CaptureOptions(batch_tokens=values["batch_tokens"], seed=values["seed"])
     return replace(default, layers=f"last:{count}", template=values["template"], capture=capture)
 
@@ -152,7 +153,7 @@ def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], values: 
     sites = dict.fromkeys((*(values["sites"] or SITES), default.capture.site))
     with counting_progress("Capturing", len(demonstrations) * len(sites)) as advance:
         return SpectrumBank(
-            opened.model,
+            opened.whole_model,
             opened.tokenizer,
             demonstrations,
             _start(values, 1),
@@ -178,7 +179,7 @@ def _settings(
             "revision": opened.base.revision,
             "weights": weight_digests(opened.base.checkpoint),
         },
-        "dtype": dtype_name(opened.model.dtype),
+        "dtype": dtype_name(opened.whole_model.dtype),
         "demonstrations": demonstrations_digest(demonstrations),
         "benchmark": choosing.benchmark.label,
         "choosing_rows": _digest(choosing.benchmark.rows),
@@ -200,12 +201,12 @@ def _reports(
 ) -> dict[str, list[BenchmarkReport]]:
     """What the base and each edit give on a part of the rows, with intervals and differences to the base."""
     suite = Suite((part.benchmark,), part.texts, values["batch_tokens"])
-    base, reference = suite.measure_base(opened.model, opened.tokenizer, progress_for(f"{part.name} rows, base"))
+    base, reference = suite.measure_base(opened.whole_model, opened.tokenizer, progress_for(f"{part.name} rows, base"))
     reports = {}
     for name, edit in edits.items():
-        with edit.apply(opened.model):
+        with edit.apply(opened.whole_model):
             progress = progress_for(f"{part.name} rows, {name} edit")
-            measured = suite.measure(opened.model, opened.tokenizer, reference, progress)
+            measured = suite.measure(opened.whole_model, opened.tokenizer, reference, progress)
         reports[name] = make_reports(measured, base, seed=values["seed"])
     return reports
 

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import click
 
+from sea_export.cli.options import layerwise_option
+
 
 @click.command("verify")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
 @click.option("--revision", help="Revision of the base on the Hub.")
+@layerwise_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
-def command(output: Path, base: str | None, revision: str | None, trust_remote_code: bool) -> None:
+def command(
+    output: Path, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
+) -> None:
     """Compare the checkpoint OUTPUT with the edit of its base, and write the figures to its manifest.
 
     Exits with 1 when it is not that edit, or when the edit does nothing.
@@ -24,7 +29,7 @@ def command(output: Path, base: str | None, revision: str | None, trust_remote_c
     from sea_export.verification import verify
 
     quiet_transformers()
-    verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
     jobs.print_verification(verification)
     write_manifest(output, {**read_manifest(output), "verification": asdict(verification)})
     if not verification.passed:

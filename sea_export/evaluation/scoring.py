@@ -174,7 +174,7 @@ class _Scorer:
             if segment.item is None or segment.completion is None:
                 continue
             # One row at a time: a float32 copy of all logits could be larger than the model.
-            logits = output.logits[segment.row, : segment.length].float()
+            logits = output.logits[segment.row, segment.column : segment.column + segment.length].float()
             tokens = torch.tensor(self._items[segment.item].completions[segment.completion], device=logits.device)
             self._scores[segment.item, segment.completion] = -cross_entropy(logits, tokens, reduction="sum")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.edit import SpectralEdit, Target
@@ -31,6 +32,7 @@ from sea_export.options import SaveOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sea_export.layer_loading import StoredModel
     from sea_export.verification import Verification
 
 __all__ = ["SaveResult", "checkpoint_bytes", "find_places", "needed_bytes", "plan_export", "save", "save_checkpoint"]
@@ -59,6 +61,7 @@ def save(
     force: bool = SaveOptions.force,
     verify: bool = SaveOptions.verify,
     trust_remote_code: bool = SaveOptions.trust_remote_code,
+    layerwise: bool | None = SaveOptions.layerwise,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     dequantize: bool = False,
@@ -76,6 +79,7 @@ def save(
         force: accept a base other than the one that the edit was fitted on.
         verify: verify before the output appears.
         trust_remote_code: whether code that comes with the base may run.
+        layerwise: whether one layer of the base at a time is in memory; None chooses by how much memory there is.
         revision: the base's revision on the Hub.
         dtype: the dtype in which a `.gguf` or dequantized base is written out (default bfloat16).
         dequantize: make plain weights of a quantized base's.
@@ -91,6 +95,7 @@ def save(
         force=force,
         verify=verify,
         trust_remote_code=trust_remote_code,
+        layerwise=layerwise,
     )
     check_output(Path(output), overwrite=overwrite, needed_bytes=0)
     with resolve_base(str(base), revision=revision, dtype=dtype, dequantized=dequantize) as resolved:
@@ -104,7 +109,7 @@ def save_checkpoint(
     options: SaveOptions,
     *,
     stored: StoredWriters | EditedModules | None = None,
-    model: PreTrainedModel | None = None,
+    model: PreTrainedModel | StoredModel | None = None,
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
@@ -116,7 +121,7 @@ def save_checkpoint(
         output: the directory to write.
         options: how.
         stored: what `find_places` found for the edit's targets, if that was asked before.
-        model: the base in memory, for verification; it is left in another dtype than it came in.
+        model: the base as it was fitted, for verification; it is left in another dtype than it came in.
         progress: told the number of bytes written since the last call.
         announce: told what is to be known before anything is written, a line at a time.
 
@@ -131,7 +136,8 @@ def save_checkpoint(
 
     def load() -> PreTrainedModel:
         nonlocal model
-        model = model or load_model(base, trust_remote_code=options.trust_remote_code)
+        if not isinstance(model, nn.Module):
+            model = load_model(base, trust_remote_code=options.trust_remote_code)
         return model
 
     plan = plan_export(edit, base, stored, options, load)
@@ -143,10 +149,11 @@ def save_checkpoint(
         edit = _name_base(edit, base, report, force=options.force)
         verification = None
         if options.verify:
-            from sea_export.verification import verify_export
+            from sea_export.verification import model_to_verify, verify_export
 
             tokenizer = load_tokenizer(base, trust_remote_code=options.trust_remote_code)
-            verification = verify_export(staging, base.checkpoint, edit, plan, load(), tokenizer)
+            verified = model_to_verify(base, options, model, output.resolve().parent)
+            verification = verify_export(staging, base.checkpoint, edit, plan, verified, tokenizer)
             if not verification.passed:
                 raise SeaExportError(
                     f"verification failed, and nothing was kept (--no-verify keeps it): "

@@ -1,0 +1,81 @@
+"""The vector that reads a constant from activations: the ridge solution u of uᵀh ≈ 1, for `--center linear`.
+
+Its penalty is chosen by cross-validation over demonstrations, from moments alone. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["READER_FOLDS", "constant_reader", "constant_reader_of_rows", "fold_moments"]
+
+READER_FOLDS = 5
+"""Demonstrations are dealt out to so many folds, one after the other, to choose the penalty of the constant reader."""
+# Penalties of the constant reader, relative to the mean eigenvalue of the activations' second moment.
+_READER_PENALTIES = tuple(10.0**exponent for exponent in range(-8, 2))
+
+
+def fold_moments(rows: Tensor, folds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per fold: Σ h hᵀ (folds, d, d), Σ h (folds, d) and the number of h, over all kinds of rows (3, n, d)."""
+    products, sums, counts = [], [], []
+    for fold in range(READER_FOLDS):
+        members = rows[:, folds == fold].flatten(0, 1)
+        products.append(members.T @ members)
+        sums.append(members.sum(dim=0))
+        counts.append(members.shape[0])
+    return (
+        torch.stack(products),
+        torch.stack(sums),
+        torch.tensor(counts, dtype=rows.dtype, device=rows.device),
+    )
+
+
+def constant_reader_of_rows(rows: Tensor, folds: Tensor) -> tuple[Tensor, float]:
+    """`constant_reader` of activations themselves.
+
+    Args:
+        rows: (3, n, d) neutral, positive and negative activations.
+        folds: (n,) the fold of each demonstration.
+    """
+    kinds, count, size = rows.shape
+    if kinds * count >= size:
+        return constant_reader(*fold_moments(rows, folds))
+    # The ridge solution lies in the span of the rows: solve it in an orthonormal basis of that span.
+    basis = torch.linalg.qr(rows.flatten(0, 1).T).Q
+    reader, error = constant_reader(*fold_moments(rows @ basis, folds))
+    return basis @ reader, error
+
+
+def constant_reader(products: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, float]:
+    """The ridge solution u of uᵀh ≈ 1, its penalty chosen by cross-validation over demonstrations.
+
+    Args:
+        products: (folds, d, d) Σ h hᵀ of each fold.
+        sums: (folds, d) Σ h of each fold.
+        counts: (folds,) number of h in each fold.
+
+    Returns:
+        u (d,) fitted on all folds, and the root mean square of uᵀh - 1 on held-out folds.
+    """
+    product, total = products.sum(0), sums.sum(0)
+    scale = product.diagonal().mean()
+    penalties = scale * torch.tensor(_READER_PENALTIES, dtype=product.dtype, device=product.device)
+    errors = torch.zeros_like(penalties)
+    for held_product, held_sum, held_count in zip(products, sums, counts, strict=True):
+        if held_count == 0:
+            continue
+        readers = _ridge(product - held_product, total - held_sum, penalties)
+        errors += held_count - 2 * readers @ held_sum + ((readers @ held_product) * readers).sum(dim=1)
+    best = int(errors.argmin())
+    reader = _ridge(product, total, penalties[best : best + 1])[0]
+    return reader, float((errors[best].clamp(min=0) / counts.sum()).sqrt())
+
+
+def _ridge(product: Tensor, total: Tensor, penalties: Tensor) -> Tensor:
+    """(penalties, d): (Σ h hᵀ + λ I)⁻¹ Σ h for every penalty λ, from one eigendecomposition."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(product)
+    coordinates = eigenvectors.T @ total
+    # A penalty of exactly zero can only come from activations that are zero throughout.
+    shrunk = coordinates / (eigenvalues.clamp(min=0) + penalties[:, None]).clamp(min=torch.finfo(product.dtype).tiny)
+    return shrunk @ eigenvectors.T
