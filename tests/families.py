@@ -54,7 +54,7 @@ MULTIMODAL = (
     "vipllava",
 )
 """Families of `AutoModelForImageTextToText` of which the multimodal model is tried. Gemma 3's is in both mappings."""
-FAMILIES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *(f"{name}, multimodal" for name in MULTIMODAL))
+FAMILIES = (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *(f"{name} (multimodal)" for name in MULTIMODAL))
 """What has an outcome: all of `AutoModelForCausalLM`'s mapping, and some of the other."""
 
 EXACT = "exact"
@@ -98,7 +98,7 @@ def outcome(family: str, directory: Path) -> Outcome:
     Raises:
         AssertionError: an export is not the run-time edit, or the edit does nothing.
     """
-    model_type = family.removesuffix(", multimodal")
+    model_type = family.removesuffix(" (multimodal)")
     if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return Outcome("a masked language model")
     try:
@@ -107,6 +107,7 @@ def outcome(family: str, directory: Path) -> Outcome:
             return Outcome("an encoder-decoder")
         if family != model_type:
             config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]]
+        torch.manual_seed(0)  # of what a family's own initialization draws
         model = random_model(config)
         base = _logits(model)
     except (ImportError, StrictDataclassError, ValueError) as error:

@@ -55,7 +55,7 @@ REQUIRED = {
     *("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "gemma3", "qwen2", "qwen3", "qwen3_moe"),
     *("qwen3_next", "phi", "phi3", "phimoe", "gpt2", "gptj", "gpt_neox", "gpt_neo", "opt", "falcon", "bloom", "mpt"),
     *("stablelm", "olmo", "olmo2", "olmoe", "cohere", "cohere2", "granite", "granitemoe", "starcoder2"),
-    *("deepseek_v2", "deepseek_v3", "gpt_oss", "smollm3", "glm4", "llava, multimodal"),
+    *("deepseek_v2", "deepseek_v3", "gpt_oss", "smollm3", "glm4", "llava (multimodal)"),
 }
 _PINNED = importlib.metadata.version("transformers").startswith(f"{PINNED_RELEASE}.")
 
@@ -84,7 +84,7 @@ def test_an_edit_of_a_family_is_exported_exactly_or_refused(
 
 
 def test_every_family_is_tried() -> None:
-    assert set(FAMILIES) == {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *(f"{name}, multimodal" for name in MULTIMODAL)}
+    assert set(FAMILIES) == {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *(f"{name} (multimodal)" for name in MULTIMODAL)}
     assert set(FAMILIES) >= {*REQUIRED, *(REFUSED if _PINNED else ()), *(NOT_MADE if _PINNED else ())}
 
 
