@@ -128,7 +128,7 @@ PROGRAMS = (
         loads=(*MERGED, "adapter", "adapter, rank 16", *CODE),
         refuses={
             "adapter, DoRA": "does not yet support DoRA",
-            "adapter, affine": "bias",
+            "adapter, affine": "does not support LoRA bias",
             UNTRUSTED: UNTRUSTED_CODE,
         },
     ),
