@@ -97,7 +97,8 @@ def joined_processes() -> Iterator[Processes]:
         # Statistics travel as objects, on the CPU, wherever they were made.
         torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise SeaExportError(f"the other {count - 1} processes of the job cannot be reached: {error}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SeaExportError(f"another of the {count} processes of this job cannot be reached: {reason}") from error
     try:
         yield Processes(torch.distributed.get_rank(), count)
     finally:

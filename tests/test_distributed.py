@@ -201,6 +201,7 @@ def test_when_one_process_is_killed_the_other_ends_with_an_error(
     victim.communicate()
     _, error = other.communicate(timeout=300)
     assert other.returncode == 1, error
-    assert "has lost another one" in error
+    # The second if the victim's own joining was over before the other's.
+    assert "has lost another one" in error or "another of the 2 processes of this job cannot be reached" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
