@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sea_export.edit import Target
+from sea_export.errors import InputError
 from sea_export.forward import PromptedCompletions, Segment
 from sea_export.options import CaptureOptions
 from sea_export.spectral import Activations
@@ -69,6 +70,11 @@ class ActivationReader:
             assert self._pass is not None
             if hidden.ndim == 2:  # tokens of all sequences in one row after the other
                 hidden = hidden.view(self._pass.rows, -1, hidden.shape[-1])
+            if hidden.shape[1] != self._pass.width:
+                raise InputError(
+                    f"layer {target.layer}, {target.component}: it computes {hidden.shape[1]} columns for "
+                    f"{self._pass.width} tokens, so that it is not known which are whose: not supported"
+                )
             if self._pass.shared:
                 self._shared[target] = hidden[0].float()
             else:
@@ -78,6 +84,11 @@ class ActivationReader:
 
     def take(self, target: Target, indices: Sequence[int]) -> Activations:
         """One target's finished activations of the given items, (len(indices), d) float32, which are then forgotten."""
+        if target not in self._sums:
+            raise InputError(
+                f"layer {target.layer}, {target.component}: it does not run on text alone, so nothing is to be read "
+                "there: choose other --layers"
+            )
         sums = self._sums[target]
         kinds = [
             torch.stack([sums.pop(index * len(_KINDS) + kind) for index in indices]) for kind in range(len(_KINDS))
@@ -126,6 +137,7 @@ class _PassReading:
     def __init__(self, segments: Sequence[Segment], wanted: _Wanted) -> None:
         self.shared = segments[0].item is None
         self.rows = 1 + max(segment.row for segment in segments)
+        self.width = max(segment.column + segment.length for segment in segments)
         self.slots: list[int] = []
         rows, columns, sums, weights = [], [], [], []
         for segment in segments:

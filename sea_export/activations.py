@@ -21,6 +21,7 @@ from sea_export.edit import Target
 from sea_export.forward import PromptedCompletions, run_batches
 from sea_export.generation import greedy_continuations
 from sea_export.options import CaptureOptions
+from sea_export.sharing import possible_sharing
 from sea_export.spectral import Activations
 
 if TYPE_CHECKING:
@@ -84,10 +85,18 @@ def capture_batches(
     reader = ActivationReader(items, options)
     modules = read_modules(model, targets, options.site)
     with layers_up_to(model, max(target.layer for target in targets)), ExitStack() as hooks:
+        decoder = cast("PreTrainedModel", model.base_model)
+        sharing = possible_sharing(decoder, items, batch_tokens=options.batch_tokens)
         for target, module in modules.items():
             hooks.callback(module.register_forward_hook(reader.hook(target)).remove)
-        decoder = cast("PreTrainedModel", model.base_model)
-        for indices in run_batches(decoder, decoder, items, batch_tokens=options.batch_tokens, observer=reader):
+        for indices in run_batches(
+            decoder,
+            decoder,
+            items,
+            batch_tokens=options.batch_tokens,
+            sharing=sharing,
+            observer=reader,
+        ):
             yield indices, {target: reader.take(target, indices) for target in targets}
             if progress is not None:
                 progress(len(indices))

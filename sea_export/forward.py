@@ -5,7 +5,8 @@ each prompt, and the completions. Sequences are sorted by length and batched by 
 computed is planned first (`plan_passes`); `run_batches` then computes one batch after the other, and
 `sea_export.lockstep` takes all of them through one decoder layer after the other. Capture and scoring stand on this.
 
-Where a cache cannot be handed on, because layers keep recurrent states in it, every sequence is computed whole.
+Where a cache cannot be handed on, because layers keep recurrent states in it, sequences are computed whole, and where a
+token depends on more than those before it in its own sequence, each by itself (`sea_export.sharing` finds out).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -30,6 +32,7 @@ __all__ = [
     "PromptedCompletions",
     "Segment",
     "SegmentObserver",
+    "Sharing",
     "cache_arguments",
     "hands_on_caches",
     "input_device",
@@ -53,6 +56,14 @@ class PromptedCompletions:
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
+
+
+class Sharing(Enum):
+    """What the computations of several sequences have in common."""
+
+    CACHES = "prompts are computed once, and completions on their caches"
+    PASSES = "sequences are computed whole, side by side in one pass"
+    NOTHING = "every prompt, and every prompt with a completion, has a pass of its own"
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,7 @@ def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
 
 
 def hands_on_caches(model: PreTrainedModel) -> bool:
-    """Whether a completion can be computed on a copy of its prompt's cache.
+    """Whether a completion may be computed on a copy of its prompt's cache, by what the model says of itself.
 
     Only of keys and values it is known: recurrent states (of state-space and linear attention layers) start anew for
     several tokens at once, and what else a cache holds may not stand padding.
@@ -158,7 +169,10 @@ def hands_on_caches(model: PreTrainedModel) -> bool:
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where the model expects token ids. Weights that are not in memory at the moment (`meta`) are used on the CPU."""
-    device = cast("Tensor", model.get_input_embeddings().weight).device
+    try:
+        device = cast("Tensor", model.get_input_embeddings().weight).device
+    except NotImplementedError:  # of models that do not say which they are
+        device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
 
@@ -166,7 +180,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def plan_passes(
-    model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, with_caches: bool
+    model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, sharing: Sharing
 ) -> PassPlan:
     """Works out all passes over some items.
 
@@ -174,9 +188,11 @@ def plan_passes(
         model: what computes prompts and completions.
         items: prompts with their completions, none of which is empty.
         batch_tokens: about how many tokens a pass computes.
-        with_caches: whether a pass may stand on the cache of another; otherwise every sequence is computed whole.
+        sharing: see `sea_export.sharing.possible_sharing`.
     """
-    if not with_caches:
+    if sharing is Sharing.NOTHING:
+        return PassPlan(None, tuple(Batch((index,), _single_passes(items, index)) for index in processing_order(items)))
+    if sharing is Sharing.PASSES:
         return PassPlan(None, tuple(_whole_batches(items, batch_tokens)))
     shared = shared_prefix_length([item.prompt for item in items])
     shared_pass = None
@@ -311,6 +327,15 @@ def _whole_pass(items: Sequence[PromptedCompletions], indices: Sequence[int]) ->
     return Pass(tuple(segments), tuple(sequences))
 
 
+def _single_passes(items: Sequence[PromptedCompletions], index: int) -> tuple[Pass, ...]:
+    prompt = tuple(items[index].prompt)
+    passes = [Pass((Segment(item=index, completion=None, start=0, length=len(prompt), row=0),), (prompt,))]
+    for completion, tokens in enumerate(items[index].completions):
+        segment = Segment(index, completion, start=0, length=len(tokens), row=0, column=len(prompt))
+        passes.append(Pass((segment,), ((*prompt, *tokens),)))
+    return tuple(passes if prompt else passes[1:])
+
+
 # Running
 
 
@@ -320,6 +345,7 @@ def run_batches(
     items: Sequence[PromptedCompletions],
     *,
     batch_tokens: int,
+    sharing: Sharing,
     observer: SegmentObserver,
 ) -> Iterator[tuple[int, ...]]:
     """Runs all items, and yields the indices of those that a batch has finished.
@@ -329,10 +355,11 @@ def run_batches(
         completion_model: what computes completions (the same, or the model with its head).
         items: prompts with their completions, none of which is empty.
         batch_tokens: about how many tokens a pass computes.
+        sharing: see `plan_passes`.
         observer: what looks at the passes.
     """
-    with_caches = hands_on_caches(prompt_model)
-    plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, with_caches=with_caches)
+    with_caches = sharing is Sharing.CACHES
+    plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, sharing=sharing)
     device = input_device(prompt_model)
 
     def run(one: Pass, cache: Any) -> Any:

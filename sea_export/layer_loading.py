@@ -24,6 +24,7 @@ from sea_export.layerwise import config_digest
 from sea_export.loading import auto_classes, load_config
 from sea_export.lockstep import HiddenStates
 from sea_export.memory import available_memory, unpooled_tensor
+from sea_export.proof import with_random_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -42,6 +43,8 @@ _EMBEDDING, _HEAD, _REST = "embedding", "head", "rest"
 
 # The share of the available memory that hidden states may take before they are kept in files.
 _STATES_SHARE = 0.4
+# Layers of each kind that a hybrid or a model with windows has are among its first ones.
+_TRIAL_LAYERS = 4
 
 
 class StoredModel:
@@ -90,6 +93,13 @@ class StoredModel:
     def identity(self) -> Mapping[str, Any]:
         weights = sorted(weight_digests(self._checkpoint).items())
         return {"files": weights, "dtype": str(self.dtype), "config": config_digest(self.model.config)}
+
+    def trial_model(self) -> PreTrainedModel:
+        trial = with_random_weights(self.model)
+        name, layers = decoder_layers(trial)
+        parent, _, attribute = name.rpartition(".")
+        setattr(trial.get_submodule(parent), attribute, layers[:_TRIAL_LAYERS])
+        return trial
 
     def states(self, tokens: int, copies: int) -> HiddenStates:
         size = tokens * copies * hidden_size(self.model.config) * self.dtype.itemsize

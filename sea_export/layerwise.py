@@ -30,6 +30,7 @@ from sea_export.errors import SeaExportError
 from sea_export.forward import (
     Pass,
     PassPlan,
+    Sharing,
     cache_arguments,
     hands_on_caches,
     input_device,
@@ -38,6 +39,7 @@ from sea_export.forward import (
 )
 from sea_export.lockstep import END, ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
 from sea_export.options import CaptureOptions
+from sea_export.sharing import possible_sharing
 from sea_export.spectral import Activations
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ class LayerSource(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """What tells the model from all others that compute anything else, as plain JSON data."""
+
+    def trial_model(self) -> PreTrainedModel:
+        """A model of the same kind that runs as it is: itself, or its first layers with random weights."""
 
     def states(self, tokens: int, copies: int) -> HiddenStates:
         """Where `copies` hidden states of each of `tokens` tokens are to be kept between layers."""
@@ -86,6 +91,9 @@ class ModelInMemory:
             "dtype": str(self.model.dtype),
             "config": config_digest(self.model.config),
         }
+
+    def trial_model(self) -> PreTrainedModel:
+        return self.model
 
     def states(self, tokens: int, copies: int) -> HiddenStates:
         return HiddenStates(device=None, directory=None)
@@ -134,8 +142,13 @@ def capture_by_layer(
     items = prompted_items(model, demonstrations, options)
     reader = ActivationReader(items, options)
     modules = read_modules(model, targets, options.site)
-    lends = _lends_caches(cast("PreTrainedModel", model.base_model), len(decoder_layers(model)[1]))
-    plan = plan_passes(model, items, batch_tokens=options.batch_tokens, with_caches=lends)
+    trial = cast("PreTrainedModel", source.trial_model().base_model)
+    sharing = possible_sharing(trial, items, batch_tokens=options.batch_tokens)
+    decoder = cast("PreTrainedModel", model.base_model)
+    if sharing is Sharing.CACHES and not _lends_caches(decoder, len(decoder_layers(model)[1])):
+        sharing = Sharing.PASSES
+    lends = sharing is Sharing.CACHES
+    plan = plan_passes(model, items, batch_tokens=options.batch_tokens, sharing=sharing)
     edits: dict[Target, LayerEdit] = {}
     stops: dict[object, tuple[nn.Module, ForwardHook]] = {
         target: (module, _LateEdit(edits, target)) for target, module in modules.items() if sequential

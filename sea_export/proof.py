@@ -27,7 +27,7 @@ from sea_export.layer_edit import LayerEdit
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["prove_fold", "random_edit"]
+__all__ = ["prove_fold", "random_edit", "with_random_weights"]
 
 _PROOF_TOKENS = 5
 _PROOF_TOLERANCE = 1e-4
@@ -57,7 +57,7 @@ def prove_fold(model: PreTrainedModel, writers: Sequence[Writer], *, needs_bias:
     for writer in writers:
         structure = _structure(model, writer.module_name, writer)
         if structure not in proved:
-            runnable = runnable or _with_random_weights(model)
+            runnable = runnable or with_random_weights(model)
             _prove_writer(runnable, _first_like(model, writer), needs_bias=needs_bias)
             proved.add(structure)
 
@@ -92,7 +92,7 @@ def _first_like(model: PreTrainedModel, writer: Writer) -> Writer:
     return writer
 
 
-def _with_random_weights(model: PreTrainedModel) -> PreTrainedModel:
+def with_random_weights(model: PreTrainedModel) -> PreTrainedModel:
     """The skeleton as a model that runs. Weights whose names differ in numbers only have the same values."""
     runnable = copy.deepcopy(model)
     numbers: dict[int, Tensor] = {}

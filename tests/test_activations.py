@@ -18,6 +18,7 @@ from sea_export.architecture import decoder_layers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
 from sea_export.errors import InputError
+from sea_export.forward import Sharing
 from sea_export.options import NEUTRALS, POSITIONS, SITES, CaptureOptions
 from sea_export.spectral import Activations
 
@@ -304,8 +305,12 @@ def test_neither_the_head_nor_later_layers_run(family):
 
 @pytest.mark.parametrize("shared", PREFIXES.values(), ids=PREFIXES)
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_every_token_is_computed_once(family, shared):
-    """What all prompts begin with once, every prompt once, every completion once: with rows alone, no padding."""
+def test_every_token_is_computed_once(family, shared, monkeypatch):
+    """What all prompts begin with once, every prompt once, every completion once: with rows alone, no padding.
+
+    The trial of what sequences may share comes before, and is not counted.
+    """
+    monkeypatch.setattr("sea_export.activations.possible_sharing", lambda *_, **__: Sharing.CACHES)
     model, demonstrations = tiny_model(family), random_demonstrations(6, shared=shared)
     needed = shared + sum(len(one.prompt) - shared + len(one.positive) + len(one.negative) for one in demonstrations)
     with _Watch(model) as alone:

@@ -124,7 +124,7 @@ def test_help_is_instant() -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; print(text)"
     )
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "[default: last:" in text
+    assert "[default: last:60%]" in " ".join(text.split())
     assert "--explained-variance" in text
 
 

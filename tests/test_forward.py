@@ -10,7 +10,7 @@ import torch
 from tiny_models import FAMILIES, random_model, tiny_config, tiny_model
 from torch import Tensor
 
-from sea_export.forward import PromptedCompletions, Segment, run_batches, shared_prefix_length
+from sea_export.forward import PromptedCompletions, Segment, Sharing, hands_on_caches, run_batches, shared_prefix_length
 
 SHARED = list(range(10, 30))
 
@@ -53,7 +53,16 @@ def random_items(count: int, *, prefix: Sequence[int] = (), seed: int = 0) -> li
 def run(model, items: Sequence[PromptedCompletions], budget: int = 200) -> tuple[_Recorder, list[tuple[int, ...]]]:
     recorder = _Recorder()
     decoder = model.base_model
-    return recorder, list(run_batches(decoder, decoder, items, batch_tokens=budget, observer=recorder))
+    return recorder, list(
+        run_batches(
+            decoder,
+            decoder,
+            items,
+            batch_tokens=budget,
+            sharing=Sharing.CACHES if hands_on_caches(decoder) else Sharing.PASSES,
+            observer=recorder,
+        )
+    )
 
 
 @torch.inference_mode()
@@ -164,7 +173,7 @@ def test_completions_are_computed_by_the_model_for_them():
         def after_pass(self, segments, output):
             outputs.append((segments[0].completion, hasattr(output, "logits")))
 
-    list(run_batches(model.base_model, model, items, batch_tokens=100, observer=Observer()))
+    list(run_batches(model.base_model, model, items, batch_tokens=100, sharing=Sharing.CACHES, observer=Observer()))
     assert {has_logits for completion, has_logits in outputs if completion is None} == {False}
     assert {has_logits for completion, has_logits in outputs if completion is not None} == {True}
 

@@ -173,7 +173,8 @@ def test_a_layer_that_needs_what_another_one_kept_is_an_error(llama):
 
     def look(module, arguments, keywords) -> None:
         cache = keywords.get("cache") or keywords.get("past_key_values")
-        float(cache.layers[0].keys.sum())
+        if cache is not None:
+            float(cache.layers[0].keys.sum())
 
     handle = layers_of(llama)[2].register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -223,6 +224,7 @@ def test_one_layer_at_a_time_is_in_memory(tiny_checkpoint_of, llama, tokenizer, 
         for layer in layers_of(source.model):
             layer.mlp.register_forward_hook(note)
         sea_export.fit(source, tokenizer, demonstrations, layers="all")
+        present = [layers for layers in present if layers]  # none while other weights were tried
         assert all(len(layers) == 1 for layers in present)
         assert set.union(*present) == {0, 1, 2, 3}
         wanted = {name for name in checkpoint.tensors if name not in ("lm_head.weight", "model.norm.weight")}

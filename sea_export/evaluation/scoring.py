@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from sea_export.errors import InputError
 from sea_export.forward import PromptedCompletions, Segment, SegmentObserver, run_batches
+from sea_export.sharing import possible_sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,8 @@ def observe_completions(
         for item in items
     ]
     decoder = cast("PreTrainedModel", model.base_model)
-    for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, observer=observer):
+    sharing = possible_sharing(decoder, shifted, batch_tokens=batch_tokens)
+    for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, sharing=sharing, observer=observer):
         if progress is not None:
             progress(len(indices))
 

@@ -1,0 +1,91 @@
+"""What computations of several sequences may have in common: found out by trying it with the model.
+
+Attention that chooses tokens by an index of its own, windows that nothing in the config tells of, or attention to
+later tokens can make a token come out otherwise beside padding, or on a copied cache, than in a pass of its own
+sequence. No list of such architectures would be complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sea_export.forward import (
+    PromptedCompletions,
+    Segment,
+    Sharing,
+    hands_on_caches,
+    processing_order,
+    run_batches,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["possible_sharing"]
+
+# Relative differences of final hidden states: what rounding may leave, and far less than what wrong context gives.
+_TOLERANCE = 1e-3
+_HALF_PRECISION_TOLERANCE = 0.1
+_COMPLETIONS = 2
+
+
+def possible_sharing(decoder: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int) -> Sharing:
+    """The most that sequences may share so that each comes out as in a pass of its own.
+
+    Tried on the items with the longest and the shortest prompt, between which padding is greatest.
+
+    Args:
+        decoder: the model without its head.
+        items: what is to be computed.
+        batch_tokens: see `sea_export.forward.plan_passes`.
+    """
+    order = processing_order(items)
+    tried = [
+        PromptedCompletions(items[index].prompt, items[index].completions[:_COMPLETIONS])
+        for index in dict.fromkeys((order[0], order[-1]))
+    ]
+    expected = _final_states(decoder, tried, batch_tokens, Sharing.NOTHING)
+    tolerance = _HALF_PRECISION_TOLERANCE if torch.finfo(expected.dtype).bits < 32 else _TOLERANCE
+
+    def agrees(sharing: Sharing) -> bool:
+        try:
+            states = _final_states(decoder, tried, batch_tokens, sharing)
+        except Exception:  # code of any architecture, which may fail in any way on what it does not expect
+            return False
+        return bool((states.float() - expected.float()).norm() <= tolerance * expected.float().norm())
+
+    if not agrees(Sharing.PASSES):
+        return Sharing.NOTHING
+    return Sharing.CACHES if hands_on_caches(decoder) and agrees(Sharing.CACHES) else Sharing.PASSES
+
+
+def _final_states(
+    decoder: PreTrainedModel, items: Sequence[PromptedCompletions], batch_tokens: int, sharing: Sharing
+) -> Tensor:
+    """(prompts and completions, d) the final hidden state of the last token of each."""
+    states = _LastStates(items)
+    for _ in run_batches(decoder, decoder, items, batch_tokens=batch_tokens, sharing=sharing, observer=states):
+        pass
+    return torch.stack([states.rows[key] for key in sorted(states.rows)])
+
+
+class _LastStates:
+    """Observes passes: keeps what comes out at the end of each prompt and completion."""
+
+    def __init__(self, items: Sequence[PromptedCompletions]) -> None:
+        self.rows: dict[tuple[int, int], Tensor] = {}
+        self._items = items
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        pass
+
+    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
+        hidden = output[0]
+        for segment in segments:
+            if segment.item is not None:
+                key = (segment.item, -1 if segment.completion is None else segment.completion)
+                self.rows[key] = hidden[segment.row, segment.column + segment.length - 1]
