@@ -31,18 +31,22 @@ __all__ = ["possible_sharing"]
 _TOLERANCE = 1e-3
 _HALF_PRECISION_TOLERANCE = 0.1
 _COMPLETIONS = 2
+# Model types for which the tests compare captures on caches with passes of single sequences: the trial is spared.
+_KNOWN = frozenset({"gemma2", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen3"})
 
 
 def possible_sharing(decoder: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int) -> Sharing:
     """The most that sequences may share so that each comes out as in a pass of its own.
 
-    Tried on the items with the longest and the shortest prompt, between which padding is greatest.
+    Known of some model types, of others tried on the items with the longest and the shortest prompt, between which padding is greatest.
 
     Args:
         decoder: the model without its head.
         items: what is to be computed.
         batch_tokens: see `sea_export.forward.plan_passes`.
     """
+    if decoder.config.model_type in _KNOWN and hands_on_caches(decoder):
+        return Sharing.CACHES
     order = processing_order(items)
     tried = [
         PromptedCompletions(items[index].prompt, items[index].completions[:_COMPLETIONS])
