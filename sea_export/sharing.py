@@ -38,7 +38,8 @@ _KNOWN = frozenset({"gemma2", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "q
 def possible_sharing(decoder: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int) -> Sharing:
     """The most that sequences may share so that each comes out as in a pass of its own.
 
-    Known of some model types, of others tried on the items with the longest and the shortest prompt, between which padding is greatest.
+    Known of some model types, of others tried on the items with the longest and the shortest prompt, between which
+    padding is greatest.
 
     Args:
         decoder: the model without its head.
