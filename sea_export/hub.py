@@ -327,4 +327,4 @@ def _explained(repo_id: str) -> Iterator[None]:
     except (OSError, errors.HTTPError, RuntimeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         assert isinstance(cause, Exception)
-        raise SeaExportError(f"Pushing to {repo_id} broke off ({first_line(cause)}). {again}") from error
+        raise SeaExportError(f"Pushing to {repo_id} broke off ({first_line(cause).rstrip('.')}). {again}") from error

@@ -83,9 +83,9 @@ class Repository:
 class Refusal(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, message: str, code: str = "") -> None:
+    def __init__(self, status: int, message: str, code: str = "", **more: str) -> None:
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
-        self.answer = Answer(json.dumps({"error": message}).encode(), status, headers)
+        self.answer = Answer(json.dumps({"error": message, **more}).encode(), status, headers)
 
 
 class LoopbackHub(LoopbackServer):
@@ -143,7 +143,7 @@ class LoopbackHub(LoopbackServer):
         repo_id = f"{owner}/{asked['name']}"
         call.check_write(repo_id)
         if repo_id in self.repositories:
-            raise Refusal(409, "You already created this model repo")
+            raise Refusal(409, "You already created this model repo", url=f"{self.endpoint}/{repo_id}")
         repository = Repository(private=asked.get("private", asked.get("visibility") == "private"))
         repository.commit("main", "initial commit", "", {".gitattributes": StoredFile(b"*.safetensors", large=False)})
         self.repositories[repo_id] = repository

@@ -62,6 +62,8 @@ class LoopbackServer:
         self.requests: list[Request] = []
         self.allowance: int | None = None
         """How many more bytes of bodies are received before the network is down; None for no end."""
+        self.waits: list[float] = []
+        """Seconds that a client would have waited before it tried again."""
         self._failures: list[Failure] = []
         self._lock = threading.Lock()
         self._server = _Server(self)
@@ -89,6 +91,7 @@ class LoopbackServer:
     def reset(self) -> None:
         """Works again, and has counted nothing."""
         self._failures, self.requests, self.allowance = [], [], None
+        self.waits.clear()
 
     @property
     def is_down(self) -> bool:
