@@ -148,6 +148,14 @@ def test_a_repository_with_other_content_is_refused_but_for_a_branch_of_its_own(
     assert files_of(Path(snapshot)).keys() == files_of(merged).keys()
 
 
+def test_a_manifest_of_somebody_else(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "sea_export.json").write_text("[]", encoding="utf-8")
+    hub.add_model(REPO, tmp_path / "theirs", private=True)
+    with pytest.raises(InputError, match="did not write"):
+        push(merged, REPO)
+
+
 def test_a_branch_without_anything_of_its_own_is_one_that_an_interrupted_push_made(
     hub: LoopbackHub, merged: Path, tiny_checkpoint: Path
 ) -> None:
@@ -351,8 +359,8 @@ ERRORS: dict[Callable[[LoopbackHub, Path], None], tuple[int, str]] = {
     strangers_token: (2, "does not let this token"),
     forbidden: (2, "does not let this token"),
     conflict: (1, "changed by somebody else"),
-    busy: (1, "Wait a while"),
-    broken: (1, "The Hub failed"),
+    busy: (1, "wait a while"),
+    broken: (1, "the Hub failed"),
     storage_refuses: (1, "broke off"),
     nobody_there: (1, "broke off"),
 }

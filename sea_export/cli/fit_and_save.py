@@ -42,7 +42,8 @@ def command(model: str, output: Path, cache: Path | None, repo_id: str | None, p
     from sea_export.cli import jobs
     from sea_export.export import needed_bytes, save_checkpoint
     from sea_export.export.output import check_output
-    from sea_export.hub import check_published_base, open_destination
+    from sea_export.hub import check_published_base
+    from sea_export.hub_destination import open_destination
 
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
