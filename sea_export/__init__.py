@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sea_export.errors import InputError, SeaExportError
     from sea_export.export import SaveResult, save
     from sea_export.fitting import fit
+    from sea_export.hub import Pushed, push
     from sea_export.layer_loading import open_layerwise
     from sea_export.verification import Verification, verify
 
@@ -29,6 +30,7 @@ __all__ = [
     "Demonstration",
     "InputError",
     "LayerEdit",
+    "Pushed",
     "SaveResult",
     "SeaExportError",
     "SpectralEdit",
@@ -38,6 +40,7 @@ __all__ = [
     "fit",
     "load_demonstrations",
     "open_layerwise",
+    "push",
     "save",
     "verify",
 ]
@@ -48,6 +51,7 @@ _MODULES = {
     "errors": ("InputError", "SeaExportError"),
     "export": ("SaveResult", "save"),
     "fitting": ("fit",),
+    "hub": ("Pushed", "push"),
     "layer_loading": ("open_layerwise",),
     "verification": ("Verification", "verify"),
 }

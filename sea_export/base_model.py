@@ -24,7 +24,8 @@ from sea_export.checkpoint import (
 )
 from sea_export.conversion import PICKLE, PICKLE_INDEX, convert_pickles, dequantize, unpack_gguf
 from sea_export.digest import file_digest
-from sea_export.errors import InputError, first_line
+from sea_export.errors import InputError
+from sea_export.hub_download import download_snapshot
 
 __all__ = ["BaseModel", "resolve_base", "weight_digests"]
 
@@ -133,41 +134,10 @@ def _has_safetensors(directory: Path) -> bool:
     )
 
 
-# The Hub
-
-
 def _download(model: str, revision: str | None) -> Path:
-    """The snapshot directory, named after its commit, of the Hub model `model`."""
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils import validate_repo_id
-
+    """The snapshot directory of a Hub model's weights in the form that transformers takes first."""
     not_wanted = [*OTHER_FORMAT_FILES, *(f"{folder}/*" for folder in OTHER_FORMAT_FOLDERS)]
-    try:
-        validate_repo_id(model)
-        snapshot = Path(snapshot_download(model, revision=revision, ignore_patterns=not_wanted))
-        if not _has_safetensors(snapshot):
-            snapshot_download(model, revision=snapshot.name, allow_patterns=["pytorch_model*.bin", PICKLE_INDEX])
-    except errors.HFValidationError as error:
-        raise InputError(
-            f"{model} is neither a directory, nor a .gguf file, nor a Hub id (name or org/name)."
-        ) from error
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"Access to {model} has to be asked for: accept its terms on its page of the Hub, then log in with "
-            "`hf auth login`."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"There is no directory {model} here and no such model on the Hub; check the name, and log in with "
-            "`hf auth login` if it is private."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{model} has no revision {revision} on the Hub; check the branch, tag or commit.") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"There is no directory {model} here, and the Hub cannot be asked (no connection, or HF_HUB_OFFLINE is "
-            "set) while the model is not complete in the local cache; download it first, or name a local copy."
-        ) from error
-    except (OSError, errors.HTTPError) as error:
-        raise InputError(f"Downloading {model} failed ({first_line(error)}); try again later.") from error
+    snapshot = download_snapshot(model, revision=revision, not_wanted=not_wanted)
+    if not _has_safetensors(snapshot):
+        download_snapshot(model, revision=snapshot.name, wanted=["pytorch_model*.bin", PICKLE_INDEX])
     return snapshot

@@ -39,6 +39,7 @@ from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
 from sea_export.export.output import read_json
 from sea_export.fold import fold_parameters, with_parameters
+from sea_export.hub_output import fetch_output
 from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.layered_agreement import measure_by_layer
 from sea_export.loading import load_config, load_model, load_tokenizer
@@ -215,7 +216,7 @@ def verify(
     """Verifies a checkpoint that sea-export wrote.
 
     Args:
-        output: the checkpoint.
+        output: the checkpoint: a directory, or `REPO_ID` or `REPO_ID@REVISION` on the Hub.
         base: the base model; by default what the checkpoint's manifest names, if that is a Hub id.
         revision: the base's revision; by default what the manifest names.
         trust_remote_code: whether code that comes with the base, or code in the output that this version of sea-export
@@ -226,8 +227,8 @@ def verify(
         InputError: the output is no checkpoint of sea-export's, the base is not at hand, or code is not trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
-    output = Path(output)
-    manifest = read_manifest(output)
+    directory = fetch_output(output)
+    manifest = read_manifest(directory)
     options = SaveOptions(
         format=manifest["format"],
         adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
@@ -236,10 +237,10 @@ def verify(
     )
     named = manifest["base"]
     if base is None and options.format == "adapter":
-        base = read_json(output / ADAPTER_CONFIG)["base_model_name_or_path"]
+        base = read_json(directory / ADAPTER_CONFIG)["base_model_name_or_path"]
     if base is None and "/" not in named["name"]:
-        raise InputError(f"{output.name} was made from the local model {named['name']}: say where it is with --base")
-    edit = SpectralEdit.load(output)
+        raise InputError(f"{output} was made from the local model {named['name']}: say where it is with --base")
+    edit = SpectralEdit.load(directory)
     with resolve_base(
         str(base or named["name"]),
         revision=revision or named["revision"],
@@ -255,14 +256,14 @@ def verify(
             return model
 
         plan = plan_export(edit, resolved, stored, options, load)
-        if isinstance(plan, CodePlan) and not trust_remote_code and not has_own_code(output, plan):
+        if isinstance(plan, CodePlan) and not trust_remote_code and not has_own_code(directory, plan):
             raise InputError(
-                f"{CODE_FILE} or config.json of {output.name} is not what this version of sea-export writes for the "
+                f"{CODE_FILE} or config.json of {output} is not what this version of sea-export writes for the "
                 "edit: read the code, and run it with --trust-remote-code"
             )
         tokenizer = load_tokenizer(resolved, trust_remote_code=trust_remote_code)
-        verified = model_to_verify(resolved, options, model, output.resolve().parent)
-        return verify_export(output, resolved.checkpoint, edit, plan, verified, tokenizer)
+        verified = model_to_verify(resolved, options, model, directory.resolve().parent)
+        return verify_export(directory, resolved.checkpoint, edit, plan, verified, tokenizer)
 
 
 def _figures(

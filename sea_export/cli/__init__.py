@@ -13,7 +13,7 @@ from sea_export.errors import SeaExportError
 
 __all__ = ["main"]
 
-_COMMANDS = ("fit-and-save", "fit", "save", "verify", "inspect", "diff", "evaluate", "tune", "compare")
+_COMMANDS = ("fit-and-save", "fit", "save", "verify", "inspect", "diff", "evaluate", "tune", "compare", "push")
 
 
 class _CommandGroup(click.Group):

@@ -15,7 +15,9 @@ from sea_export.cli.options import (
     fit_options,
     model_options,
     save_options,
+    visibility_option,
 )
+from sea_export.errors import SeaExportError
 from sea_export.options import check_format
 
 
@@ -27,22 +29,31 @@ from sea_export.options import check_format
 @model_options
 @cache_option
 @save_options
-def command(model: str, output: Path, cache: Path | None, **values: Any) -> None:
+@click.option("--push", "repo_id", metavar="REPO_ID", help="Push OUTPUT to this repository of the Hub afterwards.")
+@visibility_option
+def command(model: str, output: Path, cache: Path | None, repo_id: str | None, public: bool, **values: Any) -> None:
     """Fit an edit of MODEL, bake it into the checkpoint OUTPUT, and verify that it is the edit.
 
-    MODEL is a Hub id, a local directory, or a .gguf file.
+    MODEL is a Hub id, a local directory, or a .gguf file. With --push, whether OUTPUT may be pushed is found out before
+    anything is fitted, and the repository is made.
     """
     options, saving = build_fit_options(values), build_save_options(values)
     check_format(options, saving)
     from sea_export.cli import jobs
     from sea_export.export import needed_bytes, save_checkpoint
     from sea_export.export.output import check_output
+    from sea_export.hub import check_published_base
+    from sea_export.hub_destination import open_destination
 
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     demonstrations = jobs.read_demonstrations(values)
     with jobs.joined_job() as processes, jobs.opened_model(model, values, output) as opened:
         check_output(output, overwrite=saving.overwrite, needed_bytes=needed_bytes(opened.base, output, saving.format))
         stored = opened.places(options, saving)
+        if repo_id is not None and processes.is_first:
+            if saving.format == "adapter":
+                check_published_base(opened.base.location)
+            open_destination(repo_id, public=public)
         edit = jobs.fit_with_progress(opened, demonstrations, options, cache, processes)
         if not processes.is_first:
             return
@@ -58,3 +69,11 @@ def command(model: str, output: Path, cache: Path | None, **values: Any) -> None
                 announce=jobs.console.print,
             )
     jobs.print_saved(result, edit)
+    if repo_id is not None:
+        from sea_export.cli.pushing import push_output
+
+        try:
+            push_output(output, repo_id, public=public)
+        except SeaExportError as error:
+            again = f"sea-export push {output} {repo_id}{' --public' if public else ''}"
+            raise SeaExportError(f"{error} The checkpoint is complete: `{again}` pushes it.") from error

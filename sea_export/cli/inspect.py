@@ -13,7 +13,7 @@ _PICTURE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("inspect")
-@click.argument("edit", type=click.Path(path_type=Path))
+@click.argument("edit")
 @click.option("--plot", type=_PICTURE, help="Write a picture (PNG, PDF, SVG) of spectra, ranks and changes.")
 @click.option(
     "--plot-activations",
@@ -26,15 +26,19 @@ _PICTURE = click.Path(path_type=Path, dir_okay=False)
 @model_options
 @click.option("--seed", default=0, show_default=True, help="Seed of --limit.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
-def command(edit: Path, plot: Path | None, plot_activations: Path | None, **values: Any) -> None:
-    """Show ranks, spectra and relative change of each layer of EDIT, which may be an exported checkpoint."""
+def command(edit: str, plot: Path | None, plot_activations: Path | None, **values: Any) -> None:
+    """Show ranks, spectra and relative change of each layer of EDIT.
+
+    EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
+    """
     from sea_export.cli import jobs
     from sea_export.drawing import check_picture
     from sea_export.edit import SpectralEdit
+    from sea_export.hub_output import fetch_edit
 
     for picture in filter(None, (plot, plot_activations)):
         check_picture(picture)
-    loaded = SpectralEdit.load(edit)
+    loaded = SpectralEdit.load(fetch_edit(edit))
     if plot_activations is not None:
         from sea_export.cli.activations import draw_activations
 

@@ -22,6 +22,7 @@ __all__ = [
     "layerwise_option",
     "model_options",
     "save_options",
+    "visibility_option",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -112,6 +113,14 @@ layerwise_option = click.option(
     "--layerwise/--no-layerwise",
     default=None,
     help="Have one decoder layer at a time in memory, or all of them; by default all if they fit.",
+)
+
+
+visibility_option = click.option(
+    "--public/--private",
+    default=False,
+    show_default=True,
+    help="Who may see a repository on the Hub that is made; to push to one that is public, --public is needed.",
 )
 
 

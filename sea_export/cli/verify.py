@@ -11,16 +11,17 @@ from sea_export.cli.options import layerwise_option
 
 
 @click.command("verify")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output")
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
 @click.option("--revision", help="Revision of the base on the Hub.")
 @layerwise_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
 def command(
-    output: Path, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
+    output: str, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
 ) -> None:
     """Compare the checkpoint OUTPUT with the edit of its base, and write the figures to its manifest.
 
+    OUTPUT is a directory, or a Hub id (REPO_ID or REPO_ID@REVISION), where nothing is written.
     Exits with 1 when it is not that edit, or when the edit does nothing.
     """
     from sea_export.cli import jobs
@@ -31,6 +32,8 @@ def command(
     quiet_transformers()
     verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
     jobs.print_verification(verification)
-    write_manifest(output, {**read_manifest(output), "verification": asdict(verification)})
+    directory = Path(output)
+    if directory.is_dir():
+        write_manifest(directory, {**read_manifest(directory), "verification": asdict(verification)})
     if not verification.passed:
         raise click.exceptions.Exit(1)
