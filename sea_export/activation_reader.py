@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sea_export.edit import Target
 from sea_export.errors import InputError
-from sea_export.forward import PromptedCompletions, Segment
 from sea_export.options import CaptureOptions
+from sea_export.passes import PromptedCompletions, Segment
 from sea_export.spectral import Activations
 
 __all__ = ["ActivationReader"]

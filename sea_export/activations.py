@@ -18,9 +18,10 @@ from sea_export.activation_reader import ActivationReader
 from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
-from sea_export.forward import PromptedCompletions, run_batches
+from sea_export.forward import run_batches
 from sea_export.generation import greedy_continuations
 from sea_export.options import CaptureOptions
+from sea_export.passes import PromptedCompletions
 from sea_export.sharing import possible_sharing
 from sea_export.spectral import Activations
 

@@ -16,10 +16,10 @@ from sea_export.distributed import ALONE, Processes
 from sea_export.edit import LayerEdit, Target, build_layer_edit
 from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
-from sea_export.forward import PromptedCompletions, processing_order
 from sea_export.layer_choice import choose_targets
 from sea_export.layerwise import LayerSource, ModelInMemory, capture_by_layer
 from sea_export.options import CaptureOptions, FitOptions
+from sea_export.passes import PromptedCompletions, processing_order
 from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter
 
 if TYPE_CHECKING:

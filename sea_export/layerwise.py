@@ -27,18 +27,10 @@ from sea_export.architecture import decoder_layers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import EditHook, LayerEdit, Target
 from sea_export.errors import SeaExportError
-from sea_export.forward import (
-    Pass,
-    PassPlan,
-    Sharing,
-    cache_arguments,
-    hands_on_caches,
-    input_device,
-    pass_arguments,
-    plan_passes,
-)
+from sea_export.forward import cache_arguments, hands_on_caches, input_device, pass_arguments
 from sea_export.lockstep import END, ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
 from sea_export.options import CaptureOptions
+from sea_export.passes import Pass, PassPlan, Sharing, plan_passes
 from sea_export.sharing import possible_sharing
 from sea_export.spectral import Activations
 

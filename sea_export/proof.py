@@ -185,6 +185,7 @@ def _without_repetition(tensor: Tensor) -> Tensor:
 
 
 def random_edit(size: int, generator: torch.Generator) -> LayerEdit:
+    """A row-scaled linear edit of size d with random directions, far from the identity: what proofs fold."""
     directions = torch.linalg.qr(torch.randn(size, min(size, 4), generator=generator)).Q
     half = directions.shape[1] // 2
     return LayerEdit(

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sea_export.forward import (
-    PromptedCompletions,
-    Segment,
-    Sharing,
-    hands_on_caches,
-    processing_order,
-    run_batches,
-)
+from sea_export.forward import hands_on_caches, run_batches
+from sea_export.passes import PromptedCompletions, Segment, Sharing, processing_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +38,7 @@ def possible_sharing(decoder: PreTrainedModel, items: Sequence[PromptedCompletio
     Args:
         decoder: the model without its head.
         items: what is to be computed.
-        batch_tokens: see `sea_export.forward.plan_passes`.
+        batch_tokens: see `sea_export.passes.plan_passes`.
     """
     if decoder.config.model_type in _KNOWN and hands_on_caches(decoder):
         return Sharing.CACHES

@@ -18,8 +18,8 @@ from sea_export.architecture import decoder_layers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
 from sea_export.errors import InputError
-from sea_export.forward import Sharing
 from sea_export.options import NEUTRALS, POSITIONS, SITES, CaptureOptions
+from sea_export.passes import Sharing
 from sea_export.spectral import Activations
 
 TARGETS = [Target(0, "mlp"), Target(1, "attention"), Target(2, "mlp"), Target(2, "attention")]

@@ -10,7 +10,8 @@ import torch
 from tiny_models import FAMILIES, random_model, tiny_config, tiny_model
 from torch import Tensor
 
-from sea_export.forward import PromptedCompletions, Segment, Sharing, hands_on_caches, run_batches, shared_prefix_length
+from sea_export.forward import hands_on_caches, run_batches
+from sea_export.passes import PromptedCompletions, Segment, Sharing, shared_prefix_length
 
 SHARED = list(range(10, 30))
 

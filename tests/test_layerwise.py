@@ -20,12 +20,13 @@ from sea_export.base_model import resolve_base
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import LayerEdit, SpectralEdit, Target, build_layer_edit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.forward import PromptedCompletions, hands_on_caches, processing_order
+from sea_export.forward import hands_on_caches
 from sea_export.layer_loading import StoredModel
 from sea_export.layerwise import LayerSource, ModelInMemory, capture_by_layer
 from sea_export.loading import load_model
 from sea_export.lockstep import HiddenStates
 from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
+from sea_export.passes import PromptedCompletions, processing_order
 from sea_export.spectral import Activations, SpectrumFitter
 from sea_export.tokenization import tokenize
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
-from sea_export.forward import PromptedCompletions, Sharing
+from sea_export.passes import PromptedCompletions, Sharing
 
 
 def tokens(generator: random.Random, low: int, high: int) -> list[int]:

@@ -14,8 +14,8 @@ from sea_export.activations import capture, prompted_items
 from sea_export.architecture import find_writers
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
-from sea_export.forward import Sharing
 from sea_export.options import CaptureOptions
+from sea_export.passes import Sharing
 from sea_export.sharing import possible_sharing
 
 EXPECTED = {

@@ -13,7 +13,7 @@ from sea_export.bbq import ANSWERS, people, right_answer, suggested_answer
 from sea_export.errors import InputError
 from sea_export.evaluation.figures import Figure, Sums, mean_figure, mean_of_sums
 from sea_export.evaluation.scoring import prompted_completions
-from sea_export.forward import PromptedCompletions
+from sea_export.passes import PromptedCompletions
 from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:

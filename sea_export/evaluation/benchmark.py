@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from sea_export.errors import InputError
 from sea_export.evaluation.figures import Figure
 from sea_export.evaluation.scoring import completion_log_likelihoods
-from sea_export.forward import PromptedCompletions
+from sea_export.passes import PromptedCompletions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.figures import Figure, Sums, mean_figure, mean_of_sums
 from sea_export.evaluation.scoring import observe_completions, whole_text
-from sea_export.forward import PromptedCompletions, Segment
+from sea_export.passes import PromptedCompletions, Segment
 from sea_export.tables import read_json_lines, read_table
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from sea_export.errors import InputError
 from sea_export.evaluation.figures import Figure, mean_figure
 from sea_export.evaluation.scoring import prompted_completions
-from sea_export.forward import PromptedCompletions
+from sea_export.passes import PromptedCompletions
 from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sea_export.errors import InputError
-from sea_export.forward import PromptedCompletions, Segment, SegmentObserver, run_batches
+from sea_export.forward import SegmentObserver, run_batches
+from sea_export.passes import PromptedCompletions, Segment
 from sea_export.sharing import possible_sharing
 
 if TYPE_CHECKING:

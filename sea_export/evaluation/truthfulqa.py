@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.errors import InputError
 from sea_export.evaluation.figures import Figure, mean_figure
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
-from sea_export.forward import PromptedCompletions
+from sea_export.passes import PromptedCompletions
 from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:
