@@ -7,6 +7,7 @@ everything after this module has one form to deal with.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from sea_export.checkpoint import (
+    CARD,
     INDEX,
     OTHER_FORMAT_FILES,
     OTHER_FORMAT_FOLDERS,
@@ -92,6 +94,8 @@ def resolve_base(
             plain.mkdir()
             dequantize(directory, plain, dtype or torch.bfloat16)
             directory, location = plain, None
+        if directory != path and (path / CARD).is_file():
+            shutil.copyfile(path / CARD, directory / CARD)  # what it says of the license holds for the converted model
         checkpoint = Checkpoint.open(directory)
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")

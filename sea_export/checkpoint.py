@@ -25,6 +25,8 @@ __all__ = [
     "files_to_copy",
 ]
 
+CARD = "README.md"
+"""The model card."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -46,7 +48,7 @@ OTHER_FORMAT_FOLDERS = ("onnx", "openvino", "coreml", "original", "metal")
 """Folders in which publishers keep the weights in such a form."""
 
 _FOLDERS_LEFT_OUT = (*OTHER_FORMAT_FOLDERS, ".git", ".cache", ".huggingface", "__pycache__", "sea_edit")
-_FILES_WRITTEN_ANEW = ("README.md", "sea_export.json")
+_FILES_WRITTEN_ANEW = (CARD, "sea_export.json")
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors and the indices of such shards.
 _WEIGHT_FILE_NAME = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors(\.index\.json)?")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.checkpoint import Checkpoint, files_to_copy
+from sea_export.checkpoint import CARD, Checkpoint, files_to_copy
 from sea_export.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -118,6 +118,28 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     plain.save_pretrained(destination)
     tokenizer.save_pretrained(destination)
     _make_portable(destination)
+    _write_card(gguf, destination)
+
+
+def _write_card(gguf: Path, directory: Path) -> None:
+    """A model card that tells no more than the license and the languages that the file names."""
+    from gguf import GGUFReader
+    from huggingface_hub import ModelCardData
+
+    fields = GGUFReader(gguf).fields
+
+    def texts(name: str) -> list[str]:
+        field = fields.get(f"general.{name}")
+        return [] if field is None else [bytes(field.parts[index]).decode("utf-8") for index in field.data]
+
+    license, name, link, languages = (texts(key) for key in ("license", "license.name", "license.link", "languages"))
+    metadata = ModelCardData(
+        license="".join(license) or None,
+        license_name="".join(name) or None,
+        license_link="".join(link) or None,
+        language=languages or None,
+    )
+    (directory / CARD).write_text(f"---\n{metadata.to_yaml()}\n---\n", encoding="utf-8")
 
 
 def _make_portable(directory: Path) -> None:

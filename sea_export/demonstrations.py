@@ -8,9 +8,10 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from sea_export.conventions import Fields, recognise
 from sea_export.errors import InputError
@@ -21,9 +22,12 @@ __all__ = [
     "BUILTIN",
     "TEMPLATES",
     "Demonstration",
+    "DemonstrationOrigin",
     "Fields",
+    "LoadedDemonstrations",
     "TokenizedDemonstration",
     "demonstrations_digest",
+    "demonstrations_record",
     "load_demonstrations",
     "tokenize",
 ]
@@ -50,6 +54,38 @@ class Demonstration:
     source: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True)
+class DemonstrationOrigin:
+    """Where demonstrations were read, and which of them: what `load_demonstrations` was given.
+
+    Attributes:
+        source: A built-in set, a Hub dataset, or the bare name of a local file: no path is ever published.
+        prompt_field: See `load_demonstrations`; so are the others.
+        positive_field: Likewise.
+        negative_field: Likewise.
+        limit: Likewise.
+        seed: Likewise.
+    """
+
+    source: str
+    prompt_field: str | None = None
+    positive_field: str | None = None
+    negative_field: str | None = None
+    limit: int | None = None
+    seed: int = 0
+
+
+class LoadedDemonstrations(tuple[Demonstration, ...]):
+    """Demonstrations just as they were read: a part or a change of them is a tuple like any other."""
+
+    origin: DemonstrationOrigin
+
+    def __new__(cls, demonstrations: Sequence[Demonstration], origin: DemonstrationOrigin) -> LoadedDemonstrations:
+        loaded = super().__new__(cls, demonstrations)
+        loaded.origin = origin
+        return loaded
+
+
 def load_demonstrations(
     source: str | Path,
     *,
@@ -58,7 +94,7 @@ def load_demonstrations(
     negative_field: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> tuple[Demonstration, ...]:
+) -> LoadedDemonstrations:
     """Read contrastive demonstrations and check every one of them.
 
     Args:
@@ -72,7 +108,7 @@ def load_demonstrations(
         seed: Seed of that sample.
 
     Returns:
-        The demonstrations, in the order of the source.
+        The demonstrations, in the order of the source, and where they were read.
 
     Raises:
         InputError: The source is missing, cannot be read, or has unknown columns; a row has an empty text, or equal
@@ -101,7 +137,23 @@ def load_demonstrations(
     duplicates = len(demonstrations) - len(set(demonstrations))
     if duplicates:
         logger.warning("%s: %d demonstrations repeat another one; each counts.", label, duplicates)
-    return tuple(demonstrations)
+    origin = DemonstrationOrigin(label, prompt_field, positive_field, negative_field, limit, seed)
+    return LoadedDemonstrations(demonstrations, origin)
+
+
+def demonstrations_record(demonstrations: Sequence[Demonstration]) -> dict[str, Any]:
+    """What an edit says of the demonstrations that it was fitted on, as plain JSON data.
+
+    Args:
+        demonstrations: The demonstrations.
+
+    Returns:
+        Their number and digest, and their origin where they are just what was read there.
+    """
+    record: dict[str, Any] = {"count": len(demonstrations), "sha256": demonstrations_digest(demonstrations)}
+    if isinstance(demonstrations, LoadedDemonstrations):
+        record["origin"] = asdict(demonstrations.origin)
+    return record
 
 
 def demonstrations_digest(demonstrations: Sequence[Demonstration]) -> str:

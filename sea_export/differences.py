@@ -15,7 +15,7 @@ from sea_export.checkpoint import Checkpoint
 from sea_export.errors import SeaExportError
 from sea_export.safetensors_header import StoredTensor, read_header
 
-__all__ = ["CheckpointDifference", "TensorDifference", "compare_checkpoints"]
+__all__ = ["CheckpointDifference", "FileDifference", "TensorDifference", "compare_checkpoints", "compare_files"]
 
 _CHUNK_BYTES = 1 << 20
 """A multiple of the size of every dtype, so that no element is cut."""
@@ -72,6 +72,46 @@ class CheckpointDifference:
         )
 
 
+@dataclass(frozen=True)
+class FileDifference:
+    """The tensors that differ in two safetensors files, a and b.
+
+    Attributes:
+        only_in_a: names.
+        only_in_b: names.
+        of_other_form: names of those whose shapes or dtypes differ.
+        changed: name -> how far b's is from a's, where any byte differs.
+    """
+
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    of_other_form: tuple[str, ...]
+    changed: Mapping[str, TensorDifference]
+
+
+def compare_files(a: Path, b: Path) -> FileDifference:
+    """Compare two safetensors files tensor by tensor, in little memory.
+
+    Args:
+        a: the first file.
+        b: the second.
+
+    Raises:
+        InputError: one of them is not a safetensors file.
+        SeaExportError: a file became shorter while it was read.
+    """
+    first, second = ({tensor.name: tensor for tensor in read_header(file).tensors} for file in (a, b))
+    common = sorted(first.keys() & second.keys())
+    other_form = [name for name in common if not _same_form(first[name], second[name])]
+    comparable = {name: (first[name], second[name]) for name in common if name not in other_form}
+    return FileDifference(
+        only_in_a=tuple(sorted(first.keys() - second.keys())),
+        only_in_b=tuple(sorted(second.keys() - first.keys())),
+        of_other_form=tuple(other_form),
+        changed=_compare_tensors(a.parent, b.parent, comparable),
+    )
+
+
 def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     """Compare two checkpoint directories tensor by tensor and file by file, in little memory.
 
@@ -88,11 +128,9 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     first, second = Checkpoint.open(a), Checkpoint.open(b)
     common = sorted(first.tensors.keys() & second.tensors.keys())
     forms = {name: (first.tensors[name], second.tensors[name]) for name in common}
-    other_form = {
-        name: pair for name, pair in forms.items() if (pair[0].shape, pair[0].dtype) != (pair[1].shape, pair[1].dtype)
-    }
+    other_form = {name: pair for name, pair in forms.items() if not _same_form(*pair)}
     comparable = {name: pair for name, pair in forms.items() if name not in other_form}
-    changed = _compare_tensors(first, second, comparable)
+    changed = _compare_tensors(first.directory, second.directory, comparable)
     files_a, files_b = _other_files(first), _other_files(second)
     files_changed = tuple(file for file in sorted(files_a & files_b) if not _same_bytes(a / file, b / file))
     return CheckpointDifference(
@@ -113,16 +151,23 @@ def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     )
 
 
+def _same_form(a: StoredTensor, b: StoredTensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
 def _compare_tensors(
-    first: Checkpoint, second: Checkpoint, pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]
+    directory_a: Path, directory_b: Path, pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]
 ) -> dict[str, TensorDifference]:
     """The tensors whose bytes differ, by name."""
     changed = {}
     with ExitStack() as stack:
         # A stream of its own for either side, even where both are one directory.
         streams_a, streams_b = (
-            {file: stack.enter_context(open(side.directory / file, "rb")) for file in side.weight_files}
-            for side in (first, second)
+            {
+                file: stack.enter_context(open(directory / file, "rb"))
+                for file in {pair[side].file for pair in pairs.values()}
+            }
+            for side, directory in enumerate((directory_a, directory_b))
         )
         for name, (stored_a, stored_b) in pairs.items():
             stream_a, stream_b = streams_a[stored_a.file], streams_b[stored_b.file]

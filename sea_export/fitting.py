@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.demonstrations import Demonstration, demonstrations_digest
+import torch
+
+from sea_export.demonstrations import Demonstration, demonstrations_record
 from sea_export.distributed import ALONE, Processes
 from sea_export.edit import SpectralEdit, Target, build_layer_edit
 from sea_export.estimation import fit_spectra, source_of
 from sea_export.layer_choice import kept_by_signature
-from sea_export.layerwise import LayerSource
+from sea_export.layerwise import LayerSource, ModelInMemory
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
 from sea_export.spectral import LayerSpectrum
 
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "computation_record",
     "edit_from_spectra",
     "fit",
     "fit_edit",
+    "library_versions",
     "no_op_warning",
     "sequence_warning",
 ]
@@ -144,11 +148,9 @@ def fit_edit(
     spectra = fit_spectra(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
     provenance = {
         "base": {"name": _public_name(source_of(model).model.config._name_or_path)},
-        "demonstrations": {
-            "count": len(demonstrations),
-            "sha256": demonstrations_digest(demonstrations),
-        },
+        "demonstrations": demonstrations_record(demonstrations),
         "options": asdict(options),
+        "computation": computation_record(source_of(model), processes),
         "versions": library_versions(),
     }
     return edit_from_spectra(spectra, options, provenance)
@@ -211,6 +213,22 @@ def sequence_warning(edit: SpectralEdit) -> str | None:
         "tokens and on the batch, and generation with a cache differs from generation without. It reproduces "
         "published numbers; choose token or calibrated for everything else"
     )
+
+
+def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:
+    """How a fit computes: what may change its results in their last digits, as plain JSON data.
+
+    Args:
+        source: the model, or where its layers come from.
+        processes: those that share the demonstrations.
+    """
+    return {
+        "dtype": str(source.model.dtype).removeprefix("torch."),
+        "device": source.device.type,
+        "layerwise": not isinstance(source, ModelInMemory),
+        "threads": torch.get_num_threads(),
+        "processes": processes.count,
+    }
 
 
 def library_versions() -> dict[str, str]:

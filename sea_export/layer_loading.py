@@ -82,7 +82,7 @@ class StoredModel:
         """Where layers compute, if not on the CPU."""
         self._checkpoint = base.checkpoint
         self._scratch = scratch
-        self._device = device
+        self.device = device
         self.dtype = dtype or _stored_dtype(base.checkpoint)
         self.model = _empty_model(config, self.dtype, trust_remote_code=trust_remote_code)
         self._conversions = _conversions(self.model)
@@ -120,7 +120,7 @@ class StoredModel:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[None]:
-        with self._loaded(index, self._layers[index], self._device):
+        with self._loaded(index, self._layers[index], self.device):
             yield
 
     @contextmanager

@@ -51,6 +51,10 @@ class LayerSource(Protocol):
     def model(self) -> PreTrainedModel:
         """The model, with whatever weights are in memory."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where layers compute."""
+
     def identity(self) -> Mapping[str, Any]:
         """What tells the model from all others that compute anything else, as plain JSON data."""
 
@@ -72,6 +76,10 @@ class ModelInMemory:
     """The source of a model that is in memory as a whole."""
 
     model: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def identity(self) -> Mapping[str, Any]:
         digest = hashlib.sha256()

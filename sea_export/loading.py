@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     from sea_export.base_model import BaseModel
 
-__all__ = ["DTYPES", "auto_classes", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
+__all__ = [
+    "DTYPES",
+    "auto_classes",
+    "dtype_named",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "parse_dtype",
+    "quiet_transformers",
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,6 +32,14 @@ def parse_dtype(name: str) -> torch.dtype | None:
     if name not in DTYPES:
         raise InputError(f"--dtype is {name!r}: choose one of {', '.join(DTYPES)}")
     return None if name == "auto" else getattr(torch, name)
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that a manifest names. Raises InputError if there is none of that name."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"torch has no dtype {name!r}: the manifest is damaged, or torch is too old")
+    return dtype
 
 
 def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> PretrainedConfig:

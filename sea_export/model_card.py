@@ -1,219 +1,236 @@
-"""The model card of an edited checkpoint: what it is, how to load it, what was measured, how it was made."""
+"""The model card of an edited checkpoint: what it is, how to load it, what was measured, how it was made.
+
+A card says what the manifest says, and nothing else: the same manifest gives the same card. Its prose is in
+`data/model_card.md` (`model_cards/template.md` is another name of that file); this module gives what is filled in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sea_export.base_card import license_warning
 from sea_export.evaluation.report import interval_text
+from sea_export.tables import hub_dataset, is_file_name
 
-__all__ = ["CARD", "write_model_card"]
+__all__ = ["fits_of", "model_card"]
 
-CARD = "README.md"
-"""Name of the file."""
-
-_TEMPLATE = """---
-{metadata}
----
-
-# {title}
-
-{introduction}
-
-## What was edited
-
-{edited}
-
-## Is it the edit it claims to be?
-
-{verification}
-
-## What it gains and costs
-
-{evaluation}
-
-## Limits
-
-A spectral edit moves a model's answers towards the kind of completion that its demonstrations call good. It does not
-make a model truthful or fair: measure it on your own task, beside the base model, before you rely on it. The base
-model's limits and terms of use hold here too.
-
-## How it was made
-
-`sea_export.json` names the base, the demonstrations' digest, every option and every library version; `sea_edit/` holds
-the edit itself.
-
-```bibtex
-@inproceedings{{qiu2024spectral,
-  title = {{Spectral Editing of Activations for Large Language Model Alignment}},
-  author = {{Qiu, Yifu and Zhao, Zheng and Ziser, Yftah and Korhonen, Anna and Ponti, Edoardo M. and Cohen, Shay B.}},
-  booktitle = {{Advances in Neural Information Processing Systems}},
-  year = {{2024}}
-}}
-```
-"""
-
-_MERGED = """\
-{base} with a spectral edit of its activations (SEA) folded into its weights. It has the original architecture,
-tensor names and files, and loads wherever the original loads.
-
-```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", "PATH_OR_REPOSITORY_OF_THIS_CHECKPOINT")
-print(generate("Q: What happens if you swallow chewing gum?\\nA:")[0]["generated_text"])
-```"""
-
-_ADAPTER = """\
-A PEFT adapter ({kind}, {megabytes:.3g} MB) that puts a spectral edit of its activations (SEA) on {base}.
-
-```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("PATH_OR_REPOSITORY_OF_THIS_ADAPTER")  # the base with it; needs peft
-```
-
-The tokenizer is the base's. `PeftModel.from_pretrained` puts the adapter on a base that is loaded already.
-
-{notes}"""
-
-_CUSTOM_CODE = """\
-{base} with a spectral edit of its activations (SEA), applied at run time. The weights of {base} are in this checkpoint
-as they were, the tensors of the edit beside them.
-
-```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", "PATH_OR_REPOSITORY_OF_THIS_CHECKPOINT", trust_remote_code=True)
-print(generate("Q: What happens if you swallow chewing gum?\\nA:")[0]["generated_text"])
-```
-
-The edit is applied by code, so loading needs `trust_remote_code=True`, and fails without it rather than load the model
-unedited. The code is in `modeling_sea.py`: it is short, imports torch and transformers only, and is there to be read.
-The tokenizer is the base's own, and loads with the same flag.{notes}"""
-
-_SEQUENCE = """
-
-Its normalization takes norms over all tokens of a forward call: results depend on the batch, on padding and on later
-tokens, and generation with a cache differs from generation without."""
-
-_DIAL = """Its scale stays a dial: at scale s it equals the edit of strength {strength}, and at 0 the base.
-
-```python
-from peft.tuners.lora import LoraLayer
-
-for module in model.modules():
-    if isinstance(module, LoraLayer):
-        module.set_scale("default", 0.5)
-```"""
+_MULTIMODAL = "AutoModelForImageTextToText"
+_HERE = "."
+_BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs", "damage": "neutral text"}
+_COMPONENT_NAMES = {"mlp": "MLP blocks", "attention": "attention blocks"}
 
 
-def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes README.md into `directory`.
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """The model card, README.md, of a checkpoint.
 
     Args:
-        directory: where the checkpoint is being written.
-        base_directory: the base's files, whose model card tells license and language.
-        manifest: the contents of `sea_export.json`.
+        manifest: the contents of its `sea_export.json`. Where it names a `repository`, the card's snippets load from
+            there, and else from the directory of the card.
     """
-    base = manifest["base"]["name"]
-    inherited = _base_metadata(base_directory)
-    data = ModelCardData(
-        base_model=base if "/" in base else None,
-        license=inherited.get("license"),
-        license_name=inherited.get("license_name"),
-        license_link=inherited.get("license_link"),
-        language=inherited.get("language"),
-        library_name="peft" if manifest["format"] == "adapter" else "transformers",
-        base_model_relation="adapter" if manifest["format"] == "adapter" else None,
-        pipeline_tag="text-generation",
-        tags=["sea-export", "spectral-editing"],
+    template = (resources.files("sea_export") / "data" / "model_card.md").read_text(encoding="utf-8")
+    return str(ModelCard.from_template(_metadata(manifest), template_str=template, **_contents(manifest))) + "\n"
+
+
+def fits_of(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Where an edit comes from, for each of the fits whose product it is, in the order in which they are applied."""
+    if "composed" not in provenance:
+        yield provenance
+        return
+    for member in provenance["composed"]:
+        yield from fits_of(member)
+
+
+# Metadata
+
+
+def _metadata(manifest: Mapping[str, Any]) -> ModelCardData:
+    base, format = manifest["base"], manifest["format"]
+    stated = base["metadata"]
+    on_hub = base["revision"] is not None
+    results = list(_evaluation_results(manifest.get("evaluation")))
+    tags = {"adapter": ["lora"], "custom-code": ["custom_code"]}.get(format, [])
+    task = "image-text-to-text" if base["model_class"] == _MULTIMODAL else "text-generation"
+    return ModelCardData(
+        base_model=base["name"] if on_hub else None,
+        base_model_relation=("adapter" if format == "adapter" else "finetune") if on_hub else None,
+        license=stated.get("license"),
+        license_name=stated.get("license_name"),
+        license_link=stated.get("license_link"),
+        language=stated.get("language"),
+        library_name="peft" if format == "adapter" else "transformers",
+        pipeline_tag=stated.get("pipeline_tag", task),
+        tags=["sea-export", "spectral-editing", *tags],
+        datasets=_datasets(manifest) or None,
+        model_name=_model_name(manifest) if results else None,
+        eval_results=results or None,
     )
-    content = _TEMPLATE.format(
-        metadata=data.to_yaml().strip(),
-        title=f"{base.rpartition('/')[2]}, spectrally edited",
-        introduction=_introduction(
-            manifest, f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`"
-        ),
-        edited=_table(
-            ("layer", "directions kept", "directions dropped", "relative change"),
-            [
-                (row["target"], row["positive_rank"], row["negative_rank"], f"{row['relative_change']:.1%}")
-                for row in manifest["layers"]
-            ],
-        ),
-        verification=_verification_table(manifest.get("verification")),
-        evaluation=_evaluation_table(manifest.get("evaluation")),
-    )
-    (directory / CARD).write_text(content, encoding="utf-8")
 
 
-def _introduction(manifest: Mapping[str, Any], base: str) -> str:
-    if manifest["format"] == "merged":
-        return _MERGED.format(base=base)
-    if manifest["format"] == "custom-code":
-        depends = any(layer["normalization"] == "sequence" for layer in manifest["layers"])
-        return _CUSTOM_CODE.format(base=base, notes=_SEQUENCE if depends else "")
-    adapter = manifest["adapter"]
-    notes = "\n\n".join(_adapter_notes(manifest))
-    return _ADAPTER.format(kind=adapter["kind"], megabytes=adapter["bytes"] / 1e6, base=base, notes=notes)
+def _model_name(manifest: Mapping[str, Any]) -> str:
+    repository = manifest.get("repository") or f"{manifest['base']['name']}-spectrally-edited"
+    return str(repository).rpartition("/")[2]
 
 
-def _adapter_notes(manifest: Mapping[str, Any]) -> list[str]:
-    adapter = manifest["adapter"]
-    notes = []
-    if adapter["exact"]:
-        notes.append("It computes the edit exactly, but for rounding in float32.")
-    else:
-        errors = [module["relative_error"] for module in adapter["modules"]]
-        notes.append(
-            f"It is the best approximation of rank {adapter['rank_cap']} to the edit, and not the edit: the change of "
-            f"each weight is off by {min(errors):.1%} to {max(errors):.1%} of its norm."
+def _datasets(manifest: Mapping[str, Any]) -> list[str]:
+    origins = [(fit.get("demonstrations") or {}).get("origin") for fit in fits_of(manifest["edit"])]
+    names = (hub_dataset(origin["source"]) for origin in origins if origin is not None)
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalResult]:
+    """The figures over all rows: those of groups stand in the table only."""
+    for report in (evaluation or {}).get("benchmarks", ()):
+        for figure in report["figures"]:
+            if figure["group"]:
+                continue
+            share = figure["unit"] == "%"
+            yield EvalResult(
+                task_type="text-generation",
+                task_name="Text generation",
+                dataset_type=report["benchmark"],
+                dataset_name=_BENCHMARK_NAMES.get(report["benchmark"], report["benchmark"]),
+                dataset_args={"rows": report["rows"]},
+                metric_type=re.sub(r"\W+", "_", figure["name"].lower()),
+                metric_name=f"{figure['name']} ({figure['unit']})" if figure["unit"] else figure["name"],
+                metric_value=round(figure["value"][0] * (100 if share else 1), 4),
+            )
+
+
+# What the template is filled with
+
+
+def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    base, format, verification = manifest["base"], manifest["format"], manifest.get("verification")
+    adapter = manifest.get("adapter")
+    on_hub = base["revision"] is not None
+    evaluation = manifest.get("evaluation")
+    return {
+        "title": f"{base['name'].rpartition('/')[2]}, spectrally edited",
+        "base": f"[{base['name']}](https://huggingface.co/{base['name']})" if on_hub else f"`{base['name']}`",
+        "on_hub": on_hub,
+        "format": format,
+        "repository": manifest.get("repository") or _HERE,
+        "multimodal": base["model_class"] == _MULTIMODAL,
+        "model_class": base["model_class"],
+        "trust": ", trust_remote_code=True" if format == "custom-code" else "",
+        "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
+        **({} if adapter is None else _adapter_contents(adapter)),
+        "places": _places(manifest["layers"]),
+        "fits": [_fit_description(fit) for fit in fits_of(manifest["edit"])],
+        "layers": _layer_table(manifest["layers"]),
+        "verification": None if verification is None else _verification_text(verification),
+        "effect": None if verification is None else f"{verification['effect']['mean_divergence']:.2g}",
+        "evaluation": None if evaluation is None else _evaluation_text(evaluation),
+        "damage_measured": any(one["benchmark"] == "damage" for one in (evaluation or {}).get("benchmarks", ())),
+        "license": _license_text(base),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
+        "reproduction": _reproduction_command(manifest),
+    }
+
+
+def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    errors = [module["relative_error"] for module in adapter["modules"]]
+    return {
+        "adapter": adapter,
+        "megabytes": f"{adapter['bytes'] / 1e6:.3g}",
+        "approximation_errors": f"{min(errors):.1%} to {max(errors):.1%}",
+        "dial": "s" if adapter["dial"] == 1 else f"{adapter['dial'] or 0:g} s",
+    }
+
+
+def _places(layers: Sequence[Mapping[str, Any]]) -> str:
+    places = dict.fromkeys(tuple(row["target"].split(".")) for row in layers)
+    parts = []
+    for component, name in _COMPONENT_NAMES.items():
+        numbers = [int(layer) for layer, edited in places if edited == component]
+        if numbers:
+            parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}")
+    return f"What is edited is the output of {' and '.join(parts)}, counted from 0."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1, 3-5` for [1, 3, 4, 5]."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _fit_description(fit: Mapping[str, Any]) -> str:
+    demonstrations, options = fit.get("demonstrations"), fit.get("options")
+    if not demonstrations or not options:
+        return "The edit does not tell how it was fitted."
+    origin = demonstrations.get("origin")
+    source = "" if origin is None else f" of `{origin['source']}`"
+    edit, capture = options["edit"], options["capture"]
+    settings = {
+        "layers": options["layers"],
+        "target": options["target"],
+        "centring": options["center"],
+        "kept": _amount(edit, "positive"),
+        "dropped": _amount(edit, "negative"),
+        "projections": edit["projections"],
+        "strength": f"{edit['strength']:g}",
+        "normalization": edit["normalization"],
+        "feature function": options["feature_function"],
+        "read at": f"{capture['site']}, {capture['position']} token",
+        "neutral": capture["neutral"],
+        "template": options["template"],
+    }
+    described = "; ".join(f"{name} {value}" for name, value in settings.items())
+    return f"Fitted on {demonstrations['count']} demonstrations{source}: {described}."
+
+
+def _amount(edit: Mapping[str, Any], kind: str) -> str:
+    if edit[f"{kind}_rank"] is not None:
+        return f"{edit[f'{kind}_rank']} directions"
+    variance = edit[f"{kind}_variance"]
+    return f"{edit['explained_variance'] if variance is None else variance:.6g} of the variance"
+
+
+def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    header = ("layer", "directions kept", "directions dropped", "strength", "relative change")
+    rows = [
+        (
+            row["target"],
+            *(_with_share(row[f"{kind}_rank"], row[f"{kind}_variance"]) for kind in ("positive", "negative")),
+            f"{row['strength']:g}",
+            f"{row['relative_change']:.1%}",
         )
-    if adapter["kind"] != "LoRA":
-        notes.append("Programs that read plain LoRA only (vLLM, llama.cpp) do not load it.")
-    if adapter["replaces_biases"]:
-        notes.append("It replaces biases of the base: to be rid of it, load the base anew.")
-    if adapter["dial"] is not None:
-        notes.append(_DIAL.format(strength="s" if adapter["dial"] == 1 else f"{adapter['dial']:g} s"))
-    return notes
+        for row in layers
+    ]
+    return _table(header, rows)
 
 
-def _base_metadata(base_directory: Path) -> dict[str, Any]:
-    readme = base_directory / CARD
-    if not readme.is_file():
-        return {}
-    try:
-        return ModelCard.load(readme).data.to_dict()
-    except (ValueError, HfHubHTTPError):  # a base card without valid metadata says nothing that could be inherited
-        return {}
+def _with_share(rank: int, share: float | None) -> str:
+    return str(rank) if share is None else f"{rank} ({share:.2%})"
 
 
-def _verification_table(verification: Mapping[str, Any] | None) -> str:
-    if verification is None:
-        return "Not verified when it was written: run `sea-export verify`."
+def _verification_text(verification: Mapping[str, Any]) -> str:
     names = {
         "mathematics": "in memory, in float32",
         "storage": f"as stored, the base in {verification['dtype']}",
         "base_rounding": f"unedited base, computed in {verification['dtype']}",
         "effect": "the edit itself, against the base",
     }
-    table = _table(
-        ("compared", "largest logit difference", "mean KL (nats)", "equal greedy tokens"),
-        [
-            (
-                name,
-                f"{verification[key]['max_logit_difference']:.1e}",
-                f"{verification[key]['mean_divergence']:.1e}",
-                f"{verification[key]['equal_greedy']:.1%}",
-            )
-            for key, name in names.items()
-        ],
-    )
+    rows = [
+        (
+            name,
+            f"{verification[key]['max_logit_difference']:.1e}",
+            f"{verification[key]['mean_divergence']:.1e}",
+            f"{verification[key]['equal_greedy']:.1%}",
+        )
+        for key, name in names.items()
+    ]
+    table = _table(("compared", "largest logit difference", "mean KL (nats)", "equal greedy tokens"), rows)
     reference = (
         "The first two rows compare with the edit applied at run time."
         if verification["exact"]
@@ -222,9 +239,7 @@ def _verification_table(verification: Mapping[str, Any] | None) -> str:
     return f"{reference} {verification['statement']}\n\n{table}"
 
 
-def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
-    if evaluation is None:
-        return "Not evaluated: `sea-export evaluate` does that, and with `--record` its figures stand here."
+def _evaluation_text(evaluation: Mapping[str, Any]) -> str:
     rows = [
         (report["benchmark"], *_figure_cells(figure))
         for report in evaluation["benchmarks"]
@@ -248,6 +263,32 @@ def _figure_cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
         interval_text(figure["difference"], unit, signed=True),
         "" if figure["p_value"] is None else f"{figure['p_value']:.2g}",
     )
+
+
+def _license_text(base: Mapping[str, Any]) -> str:
+    if warning := license_warning(base["name"], base["metadata"]):
+        return f"**License**: {warning}."
+    license = base["metadata"].get("license_name") or base["metadata"].get("license")
+    if license is None:
+        return "**License**: the files of the base do not tell its license: find it out before you share this."
+    return f"**License**: that of the base, `{license}`."
+
+
+def _reproduction_command(manifest: Mapping[str, Any]) -> str | None:
+    """The command that repeats the run, or None if nothing tells how."""
+    fits = list(fits_of(manifest["edit"]))
+    if not all("options" in fit and "demonstrations" in fit for fit in fits):
+        return None
+    command = ["sea-export reproduce sea_export.json OUTPUT"]
+    if manifest["base"]["revision"] is None:
+        command.append("--base BASE")
+    for fit in fits:
+        origin = fit["demonstrations"].get("origin")
+        if origin is None or is_file_name(origin["source"]):
+            command.append("--demonstrations FILE")
+    if manifest["export"]["trust_remote_code"]:
+        command.append("--trust-remote-code")
+    return " ".join(command)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from sea_export.activations import capture_batches
 from sea_export.architecture import decoder_layers, find_writers
-from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
+from sea_export.demonstrations import Demonstration, demonstrations_record, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target
 from sea_export.errors import InputError
+from sea_export.estimation import source_of
 from sea_export.features import FeatureFunction
-from sea_export.fitting import edit_from_spectra, library_versions
+from sea_export.fitting import computation_record, edit_from_spectra, library_versions
 from sea_export.layer_choice import LayerChoice
 from sea_export.options import FitOptions
 from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter
@@ -77,7 +78,8 @@ class SpectrumBank:
                     self._activations.setdefault((site, place), []).append(on_cpu)
         self._residual_component = components[0]
         self._provenance = {
-            "demonstrations": {"count": len(demonstrations), "sha256": demonstrations_digest(demonstrations)},
+            "demonstrations": demonstrations_record(demonstrations),
+            "computation": computation_record(source_of(model)),
             "versions": library_versions(),
         }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sea_export.errors import InputError
 
-__all__ = ["Row", "read_json_lines", "read_table"]
+__all__ = ["Row", "hub_dataset", "is_file_name", "read_json_lines", "read_table"]
 
 Row = Mapping[str, Any]
 
@@ -33,13 +33,24 @@ def read_table(source: str | Path) -> tuple[str, list[tuple[str, Row]]]:
     """
     text = str(source)
     path = Path(source)
-    if path.is_file() or path.suffix.lower() in _READERS:
+    if path.is_file() or is_file_name(text):
         return path.name, _read_file(path)
     hub = _HUB_SOURCE.fullmatch(text)
     if hub is None or path.exists():
         kinds = ", ".join(_READERS)
         raise InputError(f"{text}: this is neither a file that can be read ({kinds}) nor a Hub dataset (org/name).")
     return text, _read_hub(**hub.groupdict())
+
+
+def is_file_name(source: str) -> bool:
+    """Whether a source is a file because of its name, which ends as those of tables do."""
+    return Path(source).suffix.lower() in _READERS
+
+
+def hub_dataset(source: str) -> str | None:
+    """The id of the Hub dataset that a source names, without split and revision; None if it names none."""
+    hub = None if is_file_name(source) else _HUB_SOURCE.fullmatch(source)
+    return None if hub is None else hub["path"]
 
 
 def _read_file(path: Path) -> list[tuple[str, Row]]:

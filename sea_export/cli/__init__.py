@@ -13,7 +13,7 @@ from sea_export.errors import SeaExportError
 
 __all__ = ["main"]
 
-_COMMANDS = ("fit-and-save", "fit", "save", "verify", "inspect", "diff", "evaluate", "tune", "compare", "push")
+_COMMANDS = "fit-and-save fit save verify inspect diff evaluate tune compare push reproduce".split()
 
 
 class _CommandGroup(click.Group):

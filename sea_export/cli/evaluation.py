@@ -62,7 +62,7 @@ def run_evaluation(model: str, values: dict[str, Any]) -> None:
         plot_reports(reports, values["plot"])
         console.print(f"Saved the picture to {values['plot']}.")
     if values["record"] and against is not None:
-        record_evaluation(Path(model), against.directory, reports, against=against.name, dtype=dtype)
+        record_evaluation(Path(model), reports, against=against.name, dtype=dtype)
         console.print(f"Recorded the figures in the manifest and the model card of {model}.")
 
 

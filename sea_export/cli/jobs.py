@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from sea_export.architecture import skeleton
+from sea_export.base_card import base_metadata, license_warning
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
@@ -161,6 +162,8 @@ def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[O
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
+        if warning := license_warning(base.name, base_metadata(base)):
+            _warn(warning)
         scratch = output.resolve().parent
         yield OpenedModel(
             base, dtype, device, values["device_map"], values["layerwise"], values["trust_remote_code"], scratch
@@ -225,7 +228,11 @@ def print_warnings(edit: SpectralEdit) -> None:
     """Warns of an edit that does nothing, and of one whose results depend on the batch."""
     for warning in (no_op_warning(edit), sequence_warning(edit)):
         if warning:
-            _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
+            _warn(warning)
+
+
+def _warn(warning: str) -> None:
+    _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
 
 
 def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:

@@ -226,5 +226,5 @@ def _bake(
         result = save_checkpoint(
             edit, opened.base, output, saving, model=opened.model, progress=progress, announce=console.print
         )
-    record_evaluation(output, opened.base.checkpoint.directory, reports, against=opened.base.name, dtype=dtype)
+    record_evaluation(output, reports, against=opened.base.name, dtype=dtype)
     jobs.print_saved(result, edit)

@@ -7,20 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sea_export.evaluation.report import BenchmarkReport
-from sea_export.export.manifest import read_manifest, write_manifest
-from sea_export.model_card import CARD, write_model_card
+from sea_export.export.description import update_description
+from sea_export.export.manifest import read_manifest
 
 __all__ = ["record_evaluation"]
 
 
-def record_evaluation(
-    output: Path, base_directory: Path, reports: Sequence[BenchmarkReport], *, against: str, dtype: str
-) -> None:
+def record_evaluation(output: Path, reports: Sequence[BenchmarkReport], *, against: str, dtype: str) -> None:
     """Writes the figures into the manifest of `output`, and its model card anew.
 
     Args:
         output: a checkpoint that sea-export wrote.
-        base_directory: the base's files, whose model card tells license and language.
         reports: the figures; those of benchmarks that were recorded before are replaced.
         against: what the base is called.
         dtype: what both were computed in.
@@ -28,10 +25,9 @@ def record_evaluation(
     Raises:
         InputError: `output` is not a checkpoint of ours.
     """
-    manifest = read_manifest(output)
-    known = {report["benchmark"]: report for report in (manifest.get("evaluation") or {}).get("benchmarks", ())}
+    known = {
+        report["benchmark"]: report for report in (read_manifest(output).get("evaluation") or {}).get("benchmarks", ())
+    }
     known |= {report.benchmark: asdict(report) for report in reports}
-    manifest["evaluation"] = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
-    write_model_card(output, base_directory, manifest)
-    files = {name: digest for name, digest in manifest["files"].items() if name != CARD}
-    write_manifest(output, {**manifest, "files": files})
+    evaluation = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
+    update_description(output, {"evaluation": evaluation})

@@ -28,8 +28,6 @@ class Subject:
     """A model in memory."""
 
     name: str
-    directory: Path
-    """Of the checkpoint; of its base, for an adapter."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
@@ -70,7 +68,7 @@ def open_subject(
             loaded = _load_adapter(adapter, base.checkpoint.directory, dtype, device, trust_remote_code)
         tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
         name = base.name if adapter is None else adapter.resolve().name
-        yield Subject(name, base.checkpoint.directory, loaded, tokenizer)
+        yield Subject(name, loaded, tokenizer)
 
 
 def _check_code(base: BaseModel, trust_remote_code: bool) -> None:

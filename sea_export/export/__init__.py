@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from sea_export.base_card import base_metadata, license_warning
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
@@ -21,12 +23,12 @@ from sea_export.export.custom_code import (
     plan_custom_code,
     write_custom_code,
 )
+from sea_export.export.description import write_description
 from sea_export.export.folding import MergePlan, StoredWriters, find_stored_writers, plan_merge
-from sea_export.export.manifest import make_manifest, write_manifest
+from sea_export.export.manifest import make_manifest
 from sea_export.export.merged import WriteReport, write_checkpoint
 from sea_export.export.output import check_output, staged_output
-from sea_export.loading import load_config, load_model, load_tokenizer
-from sea_export.model_card import write_model_card
+from sea_export.loading import auto_classes, load_config, load_model, load_tokenizer
 from sea_export.options import SaveOptions
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["SaveResult", "checkpoint_bytes", "find_places", "needed_bytes", "plan_export", "save", "save_checkpoint"]
 
 EDIT_DIRECTORY = "sea_edit"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ def save(
     )
     check_output(Path(output), overwrite=overwrite, needed_bytes=0)
     with resolve_base(str(base), revision=revision, dtype=dtype, dequantized=dequantize) as resolved:
+        if warning := license_warning(resolved.name, base_metadata(resolved)):
+            logger.warning("%s", warning)
         return save_checkpoint(edit, resolved, Path(output), options)
 
 
@@ -161,9 +167,9 @@ def save_checkpoint(
                 )
         edit.save(staging / EDIT_DIRECTORY)
         details = {"adapter": plan.details()} if isinstance(plan, AdapterPlan) else {}
-        manifest = make_manifest(edit, base, options, report, verification, details)
-        write_model_card(staging, base.checkpoint.directory, manifest)
-        write_manifest(staging, manifest)
+        loaded_by = auto_classes(load_config(base, trust_remote_code=options.trust_remote_code))[0].__name__
+        manifest = make_manifest(edit, base, options, report, verification, details, model_class=loaded_by)
+        write_description(staging, manifest)
     return SaveResult(output, options.format, report, verification)
 
 
@@ -271,4 +277,6 @@ def _name_base(edit: SpectralEdit, base: BaseModel, report: WriteReport, *, forc
             "give the base it was fitted on, or --force"
         )
     named = {"name": base.name, "revision": base.revision, "weights": digests}
+    if known is not None and sorted(known.values()) != sorted(digests.values()):
+        named["fitted_on"] = dict(fitted_on)
     return replace(edit, provenance={**edit.provenance, "base": named})

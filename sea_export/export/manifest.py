@@ -8,8 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from sea_export.base_card import base_metadata
 from sea_export.base_model import BaseModel
-from sea_export.edit import SpectralEdit
+from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
 from sea_export.export.output import read_json, write_json
@@ -23,6 +26,8 @@ __all__ = ["MANIFEST", "make_manifest", "read_manifest", "write_manifest"]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
+# The options of a save that decide what is written.
+_EXPORT_OPTIONS = ("adapter_rank", "verify", "force", "trust_remote_code")
 
 
 def make_manifest(
@@ -32,6 +37,8 @@ def make_manifest(
     report: WriteReport,
     verification: Verification | None,
     details: Mapping[str, Any],
+    *,
+    model_class: str,
 ) -> dict[str, Any]:
     """What the manifest says, with the digests of the copied files, but not of those still to be written.
 
@@ -42,36 +49,26 @@ def make_manifest(
         report: what was written, with digests of the base's files.
         verification: its figures, or None if it was not verified.
         details: what else there is to say about an output of this format.
+        model_class: the class of transformers that loads the base, such as `AutoModelForCausalLM`.
     """
     tensors = base.checkpoint.tensors
     stored = next((tensors[name] for name in report.edited if name in tensors), next(iter(tensors.values())))
-    layers = [
-        {
-            "target": str(target),
-            "positive_rank": layer.positive.shape[1],
-            "negative_rank": layer.negative.shape[1],
-            "feature_function": layer.feature_function,
-            "normalization": layer.normalization,
-            "relative_change": layer.relative_change,
-            "signature": layer.signature,
-            "reader_error": layer.reader_error,
-        }
-        for target in edit.targets
-        for layer in edit.layers[target]
-    ]
     return {
         "manifest_version": _MANIFEST_VERSION,
         "format": options.format,
+        "export": {name: getattr(options, name) for name in _EXPORT_OPTIONS},
         "versions": library_versions(),
         "base": {
             "name": base.name,
             "revision": base.revision,
             "dtype": str(stored.dtype).removeprefix("torch."),
             "dequantized": base.dequantized,
+            "model_class": model_class,
+            "metadata": base_metadata(base),
             "files": report.base_digests,
         },
         "edit": dict(edit.provenance),
-        "layers": layers,
+        "layers": [_layer_record(target, layer) for target in edit.targets for layer in edit.layers[target]],
         "edited_tensors": list(report.edited),
         "added_tensors": list(report.added),
         "left_out_files": list(base.checkpoint.left_out()),
@@ -79,6 +76,28 @@ def make_manifest(
         "verification": None if verification is None else asdict(verification),
         "files": dict(report.digests),
     }
+
+
+def _layer_record(target: Target, layer: LayerEdit) -> dict[str, Any]:
+    return {
+        "target": str(target),
+        "positive_rank": layer.positive.shape[1],
+        "negative_rank": layer.negative.shape[1],
+        "positive_variance": _explained(layer.positive_values, layer.positive.shape[1]),
+        "negative_variance": _explained(layer.negative_values, layer.negative.shape[1]),
+        "strength": layer.strength,
+        "feature_function": layer.feature_function,
+        "normalization": layer.normalization,
+        "relative_change": layer.relative_change,
+        "signature": layer.signature,
+        "reader_error": layer.reader_error,
+    }
+
+
+def _explained(values: Tensor, rank: int) -> float | None:
+    """The share of the squared spectrum (r,) that its first directions explain; None of a spectrum of zeros."""
+    squares = values.double().square()
+    return float(squares[:rank].sum() / squares.sum()) if squares.any() else None
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -91,18 +110,24 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(files.items()))})
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of an output.
+
+    Args:
+        path: the output, or the manifest itself.
 
     Raises:
         InputError: there is none, or it is of a later version.
     """
-    if not (directory / MANIFEST).is_file():
-        raise InputError(f"{directory} holds no {MANIFEST}: it is not a checkpoint that sea-export wrote")
-    manifest: dict[str, Any] = read_json(directory / MANIFEST)
-    if manifest.get("manifest_version") != _MANIFEST_VERSION:
+    file = path if path.is_file() else path / MANIFEST
+    if not file.is_file():
+        raise InputError(f"{path} holds no {MANIFEST}: it is not a checkpoint that sea-export wrote")
+    manifest: dict[str, Any] = read_json(file)
+    if not isinstance(manifest, dict) or "manifest_version" not in manifest:
+        raise InputError(f"{file} is not a manifest that sea-export wrote")
+    if manifest["manifest_version"] != _MANIFEST_VERSION:
         raise InputError(
-            f"{directory} has manifest version {manifest.get('manifest_version')}, and this version reads "
+            f"{file} has manifest version {manifest['manifest_version']}, and this version reads "
             f"{_MANIFEST_VERSION}: upgrade sea-export"
         )
     return manifest
