@@ -405,7 +405,6 @@ def test_the_manifest_tells_what_the_adapter_is(tiny_checkpoint: Path, tmp_path:
     assert [module["exact_rank"] for module in manifest["adapter"]["modules"]] == [5, 6]
     text = card(tmp_path / "out")
     assert "library_name: peft" in text
-    assert "base_model_relation: adapter" in text
     assert "best approximation of rank 2 to the edit, and not the edit" in text
 
 
