@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.digest import file_digest
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter_plan import ADAPTER_CONFIG
+from sea_export.export.description import update_description
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.export.output import read_json
 from sea_export.hub_destination import Destination, explained, hub_client, open_destination
@@ -74,6 +75,10 @@ def push(
         check_published_base(read_json(output / ADAPTER_CONFIG)["base_model_name_or_path"])
     digests = _checked_digests(output, manifest)
     destination = open_destination(repo_id, public=public, revision=revision)
+    if manifest.get("repository") != destination.repo_id:  # the card's snippets load from there from now on
+        update_description(output, {"repository": destination.repo_id})
+        manifest = read_manifest(output)
+        digests = {**manifest["files"], MANIFEST: file_digest(output / MANIFEST)}
     api = hub_client()
     with explained(destination.repo_id):
         for remark in (*_unlisted(output, digests), *_base_remarks(api, manifest, private=destination.private)):

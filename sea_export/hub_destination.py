@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sea_export.checkpoint import CARD
 from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.export.manifest import MANIFEST
 from sea_export.export.output import read_json
-from sea_export.model_card import CARD
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

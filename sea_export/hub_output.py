@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from sea_export.checkpoint import CARD
 from sea_export.errors import InputError
 from sea_export.export import EDIT_DIRECTORY
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.hub_download import download_snapshot
-from sea_export.model_card import CARD
 
 __all__ = ["fetch_edit", "fetch_output"]
 

@@ -223,6 +223,16 @@ def test_files_that_the_manifest_does_not_name_stay_here(hub: LoopbackHub, outpu
     assert "notes.txt" not in hub.repositories[REPO].files()
 
 
+def test_the_pushed_card_loads_from_the_repository(hub: LoopbackHub, output: Path) -> None:
+    snippet = 'generate = pipeline("text-generation", "{}")'
+    assert snippet.format(".") in (output / "README.md").read_text(encoding="utf-8")
+    for repository in (REPO, f"{REPO}-again"):
+        assert run("push", output, repository).exit_code == 0
+        held = files_of(Path(snapshot_download(repository)))
+        assert snippet.format(repository) in held["README.md"].decode()
+        assert held == files_of(output)
+
+
 def test_a_file_that_the_repository_ignores_is_missed(hub: LoopbackHub, merged: Path) -> None:
     hub.ignored = {"tokenizer.json"}
     with pytest.raises(SeaExportError, match=r"\.gitignore.*tokenizer\.json"):

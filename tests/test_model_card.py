@@ -292,9 +292,11 @@ def test_figures_stand_in_the_card_with_intervals(outputs: dict[str, Path]) -> N
 
 def test_the_digests_hold_after_figures_were_recorded(outputs: dict[str, Path], tmp_path: Path) -> None:
     output = shutil.copytree(outputs["merged"], tmp_path / "out")
+    (output / "notes.txt").write_text("somebody's own", encoding="utf-8")
     update_description(output, {"evaluation": EVALUATION})
     digests = read_manifest(output)["files"]
     assert digests == {name: file_digest(output / name) for name in digests}
+    assert "notes.txt" not in digests
     assert digests["README.md"] != read_manifest(outputs["merged"])["files"]["README.md"]
 
 

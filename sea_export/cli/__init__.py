@@ -13,7 +13,19 @@ from sea_export.errors import SeaExportError
 
 __all__ = ["main"]
 
-_COMMANDS = "fit-and-save fit save verify inspect diff evaluate tune compare push reproduce".split()
+_COMMANDS = (
+    "fit-and-save",
+    "fit",
+    "save",
+    "verify",
+    "inspect",
+    "diff",
+    "evaluate",
+    "tune",
+    "compare",
+    "push",
+    "reproduce",
+)
 
 
 class _CommandGroup(click.Group):

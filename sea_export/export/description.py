@@ -7,26 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from sea_export.checkpoint import CARD
-from sea_export.export.manifest import read_manifest, write_manifest
+from sea_export.digest import file_digest
+from sea_export.export.manifest import MANIFEST, read_manifest, write_manifest
 from sea_export.model_card import model_card
 
 __all__ = ["update_description", "write_description"]
 
 
 def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes README.md and `sea_export.json` into `directory`.
+    """Writes README.md and `sea_export.json` into `directory`, with the SHA-256 digests that the manifest lacks.
 
     Args:
-        directory: a complete checkpoint but for these files.
+        directory: a complete checkpoint but for these files, and nothing else.
         manifest: see `sea_export.export.manifest.make_manifest`.
     """
     (directory / CARD).write_text(model_card(manifest), encoding="utf-8")
-    files = {name: digest for name, digest in manifest["files"].items() if name != CARD}
+    files = dict(manifest["files"])
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != MANIFEST and name not in files:
+            files[name] = file_digest(path)
     write_manifest(directory, {**manifest, "files": files})
 
 
 def update_description(output: Path, changes: Mapping[str, Any]) -> None:
     """Writes manifest and model card of a finished output anew, with some entries of the manifest changed.
+
+    Files that have come into the output since are none of the run's, and stay out of the manifest.
 
     Args:
         output: a checkpoint that sea-export wrote.
@@ -36,4 +43,6 @@ def update_description(output: Path, changes: Mapping[str, Any]) -> None:
     Raises:
         InputError: `output` is not a checkpoint of ours.
     """
-    write_description(output, {**read_manifest(output), **changes})
+    manifest = {**read_manifest(output), **changes}
+    (output / CARD).write_text(model_card(manifest), encoding="utf-8")
+    write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})

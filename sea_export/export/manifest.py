@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -101,13 +100,8 @@ def _explained(values: Tensor, rank: int) -> float | None:
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest into `directory`, with the SHA-256 digests that it lacks of other files there."""
-    files = dict(manifest["files"])
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != MANIFEST and name not in files:
-            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(files.items()))})
+    """Writes the manifest into `directory`, its files by name."""
+    write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(manifest["files"].items()))})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
