@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "SeaExportError", "first_line"]
+__all__ = ["InputError", "SeaExportError", "first_line", "reason"]
 
 
 class SeaExportError(Exception):
@@ -20,3 +20,10 @@ class InputError(SeaExportError):
 def first_line(error: Exception) -> str:
     """The first line of what an error of a library says, to be quoted in one of ours."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reason(error: Exception) -> str:
+    """What the system or a library says is wrong, to be quoted in an error of ours: of which file, if that is known."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return first_line(error)

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 
 from sea_export.evaluation.report import interval_text
+from sea_export.files import write_text
 
 __all__ = ["CARD", "write_model_card"]
 
@@ -149,7 +150,7 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
         verification=_verification_table(manifest.get("verification")),
         evaluation=_evaluation_table(manifest.get("evaluation")),
     )
-    (directory / CARD).write_text(content, encoding="utf-8")
+    write_text(directory / CARD, content)
 
 
 def _introduction(manifest: Mapping[str, Any], base: str) -> str:

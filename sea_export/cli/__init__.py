@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import signal
-import sys
-import types
 
 import click
 
-from sea_export.errors import SeaExportError
+from sea_export.cli.stopping import Stopped, stoppable
+from sea_export.errors import SeaExportError, reason
 
 __all__ = ["main"]
 
@@ -30,12 +28,20 @@ class _CommandGroup(click.Group):
 
     def invoke(self, context: click.Context) -> object:
         try:
-            return super().invoke(context)
-        except SeaExportError as error:
+            with stoppable():
+                return super().invoke(context)
+        except (SeaExportError, Stopped) as error:
             if context.params["debug"]:
                 raise
             click.echo(f"Error: {error}", err=True)
             context.exit(error.exit_code)
+        except BrokenPipeError:
+            raise  # nobody reads the output any more, which click sees to
+        except OSError as error:
+            if context.params["debug"]:
+                raise
+            click.echo(f"Error: {reason(error)}", err=True)
+            context.exit(SeaExportError.exit_code)
 
 
 @click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,9 +49,3 @@ class _CommandGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Fit a spectral edit of a language model's activations and bake it into a checkpoint that loads anywhere."""
-    # A terminated process cleans up like an interrupted one: nothing half-written stays behind.
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(signal_number: int, frame: types.FrameType | None) -> None:
-    sys.exit(128 + signal_number)

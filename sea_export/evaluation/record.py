@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sea_export.claims import taking_turns
 from sea_export.evaluation.report import BenchmarkReport
 from sea_export.export.manifest import read_manifest, write_manifest
 from sea_export.model_card import CARD, write_model_card
@@ -28,10 +29,11 @@ def record_evaluation(
     Raises:
         InputError: `output` is not a checkpoint of ours.
     """
-    manifest = read_manifest(output)
-    known = {report["benchmark"]: report for report in (manifest.get("evaluation") or {}).get("benchmarks", ())}
-    known |= {report.benchmark: asdict(report) for report in reports}
-    manifest["evaluation"] = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
-    write_model_card(output, base_directory, manifest)
-    files = {name: digest for name, digest in manifest["files"].items() if name != CARD}
-    write_manifest(output, {**manifest, "files": files})
+    with taking_turns(output):
+        manifest = read_manifest(output)
+        known = {report["benchmark"]: report for report in (manifest.get("evaluation") or {}).get("benchmarks", ())}
+        known |= {report.benchmark: asdict(report) for report in reports}
+        manifest["evaluation"] = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
+        write_model_card(output, base_directory, manifest)
+        files = {name: digest for name, digest in manifest["files"].items() if name != CARD}
+        write_manifest(output, {**manifest, "files": files})
