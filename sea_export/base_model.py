@@ -86,7 +86,7 @@ def resolve_base(
         raise InputError(f"A revision belongs to a Hub id, and {model} is a local path; leave the revision out.")
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
-    with scratch_directory("sea-export-base-", staging or Path(tempfile.gettempdir())) as temporary:
+    with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
         directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
         if dequantized:
             plain = temporary / "dequantized"

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sea_export.activation_cache import cached_bytes
 from sea_export.architecture import skeleton
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
@@ -216,8 +217,7 @@ def fit_with_progress(
     edit = replace(edit, provenance={**edit.provenance, "base": named})
     print_warnings(edit)
     if cache is not None:
-        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
-        console.print(f"{cache} keeps {size / 1e6:.1f} MB of activations")
+        console.print(f"{cache} keeps {cached_bytes(cache) / 1e6:.1f} MB of activations")
     return edit
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.base_model import BaseModel
+from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
@@ -87,7 +87,7 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name != MANIFEST and name not in files:
-            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            files[name] = file_digest(path)
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(files.items()))})
 
 
