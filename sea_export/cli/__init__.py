@@ -30,7 +30,10 @@ class _CommandGroup(click.Group):
         try:
             with stoppable():
                 return super().invoke(context)
-        except (SeaExportError, Stopped) as error:
+        except Stopped as stopped:
+            click.echo(f"Error: {stopped}", err=True)
+            context.exit(stopped.exit_code)
+        except SeaExportError as error:
             if context.params["debug"]:
                 raise
             click.echo(f"Error: {error}", err=True)
