@@ -170,8 +170,14 @@ class _StruckFile(io.FileIO):
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        self._operations.change("write", lambda: io.FileIO.write(self, view[: len(view) // 2]))
-        return super().write(view)
+        done = 0
+
+        def write_half() -> None:
+            nonlocal done
+            done = io.FileIO.write(self, view[: len(view) // 2])
+
+        self._operations.change("write", write_half)
+        return done + super().write(view[done:])
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
@@ -232,7 +238,7 @@ def strike_command(
 
     status = 0
     try:
-        with operations.installed(), pytest.MonkeyPatch.context() as patch:
+        with operations.installed(), pytest.MonkeyPatch.context() as patch, _heeded(signal.SIGINT):
             patch.setattr(owner, name, strike_here)
             main(arguments)
     except _AllStruck:
@@ -250,6 +256,16 @@ def strike_command(
             sys.stderr.flush()
             os.write(2, f"{_COUNTS}{operations.changes} {operations.reads}".encode())
             os._exit(status)
+
+
+@contextmanager
+def _heeded(number: signal.Signals) -> Iterator[None]:
+    """Has a signal not be ignored, as an interrupt is in what a shell runs in the background."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _fork_each(script: Script, operations: Operations) -> None:

@@ -153,7 +153,7 @@ class StruckExport:
 def assert_complete(output: Path) -> None:
     """The files are those of the manifest, and have the digests that it tells."""
     digests = file_digests(output)
-    del digests["sea_export.json"]
+    assert digests.pop("sea_export.json", None), "there is no manifest"
     assert digests == json.loads((output / "sea_export.json").read_text(encoding="utf-8"))["files"]
 
 

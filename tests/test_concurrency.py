@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import multiprocessing
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ from struck_exports import assert_complete
 
 import sea_export
 import sea_export.estimation
+import sea_export.evaluation.record
 import sea_export.export
 from sea_export.activation_cache import ActivationCache
 from sea_export.cli import jobs, main
+from sea_export.evaluation.record import record_evaluation
+from sea_export.evaluation.report import BenchmarkReport
+from sea_export.export.manifest import read_manifest
 
 PROCESSES = 4
 OUTPUT_PROMISE = "Of runs into the same output at the same time one wins, and the others say in one line why not"
@@ -34,12 +38,22 @@ def at_once(work: Callable[[threading.Barrier], Any]) -> list[Any]:
     context = multiprocessing.get_context("fork")
     barrier: Any = context.Barrier(PROCESSES)
     results: Queue[Any] = context.Queue()
-    processes = [context.Process(target=lambda: results.put(work(barrier))) for _ in range(PROCESSES)]
+
+    def run() -> None:
+        try:
+            results.put(work(barrier))
+        except Exception as error:
+            results.put(AssertionError(f"a process failed: {error!r}"))
+
+    processes = [context.Process(target=run) for _ in range(PROCESSES)]
     for process in processes:
         process.start()
     gathered = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
+    for result in gathered:
+        if isinstance(result, AssertionError):
+            raise result
     return gathered
 
 
@@ -119,3 +133,45 @@ def test_one_cache(llama, tokenizer, demonstrations, tmp_path, count_case):
         assert all(fitted == alone for fitted in at_once(fit))
         assert [path.suffix for path in cache.glob("*/*") if path.name != "key.json"]
         assert not [path for path in cache.rglob("*") if path.name.startswith(".")]
+
+
+@pytest.mark.promise("Figures that are recorded at the same time are all recorded")
+def test_one_record(llama, fit_tiny, tiny_checkpoint, tmp_path, count_case):
+    sea_export.save(fit_tiny(llama), tiny_checkpoint, tmp_path / "out", verify=False)
+    recorded: set[str] = set()
+
+    for round in range(5):
+        count_case()
+
+        def record(barrier: threading.Barrier, round: int = round) -> str:
+            name = f"{round}: {multiprocessing.current_process().name}"
+            barrier.wait(60)
+            report = BenchmarkReport(name, rows=1, figures=())
+            record_evaluation(tmp_path / "out", tiny_checkpoint, [report], against="base", dtype="float32")
+            return name
+
+        recorded |= set(at_once(record))
+        reports = read_manifest(tmp_path / "out")["evaluation"]["benchmarks"]
+        assert {report["benchmark"] for report in reports} == recorded
+        assert_complete(tmp_path / "out")
+
+
+# What the checks are worth
+
+
+@contextmanager
+def written_in_place(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    output.mkdir(exist_ok=True)
+    yield output
+
+
+def test_outputs_that_are_written_in_place_do_not_pass(llama, fit_tiny, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sea_export.export, "staged_output", written_in_place)
+    with pytest.raises(AssertionError):
+        test_one_output("merged", False, llama, fit_tiny, tiny_checkpoint, tmp_path, lambda: None)
+
+
+def test_records_that_do_not_take_turns_do_not_pass(llama, fit_tiny, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sea_export.evaluation.record, "taking_turns", nullcontext)
+    with pytest.raises(AssertionError):
+        test_one_record(llama, fit_tiny, tiny_checkpoint, tmp_path, lambda: None)
