@@ -84,10 +84,13 @@ class StruckExport:
 
     def _script(self, strikes: Callable[[End], Iterable[Strike]], count_case: Callable[[], None]) -> Script:
         base = _state_of(self.base)
-        undisturbed = yield Strike()
-        assert (undisturbed.status, undisturbed.message) == (0, ""), undisturbed
-        new = contents_of(self.output)
+        yield Strike()
         assert_complete(self.output)
+        new = contents_of(self.output)
+        self._prepare()
+        undisturbed = yield Strike()  # the first one has also removed what was made before the point
+        assert (undisturbed.status, undisturbed.message) == (0, ""), undisturbed
+        assert contents_of(self.output) == new
         for strike in strikes(undisturbed):
             count_case()
             old = self._prepare()

@@ -252,7 +252,13 @@ def byte_progress(description: str, base: BaseModel) -> Iterator[Callable[[int],
 
 def _progress(*columns: ProgressColumn) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), console=_errors, transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=_errors,
+        transient=True,
+        disable=not _errors.is_terminal,
     )
 
 

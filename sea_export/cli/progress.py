@@ -17,6 +17,6 @@ _errors = Console(stderr=True, highlight=False)
 def counting_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar that counts to `total`; its value is told how many more are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_errors, transient=True) as progress:
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda count: progress.advance(task, count)
