@@ -24,6 +24,8 @@ from sea_export.edit import SpectralEdit
 FORMATS = ("merged", "adapter", "custom-code")
 EXPORTS = [*itertools.product(FORMATS, ("single", "sharded"), (False,)), ("merged", "sharded", True)]
 
+LAST_CHANGES = 10
+
 WHOLE = "leaves its output whole or absent and its base untouched"
 KILLED = f"An export that is killed {WHOLE}; the next run succeeds and cleans up"
 STOPPED = (
@@ -56,21 +58,27 @@ def export(request, tiny_checkpoint, tiny_sharded_checkpoint, edit_directory, di
     return StruckExport(format, base, edit_directory, *directories, overwrite)
 
 
+def over_all(kind: str, end: End, count: int, export: StruckExport) -> list[Strike]:
+    """Some places among all changes, and each of the last ones, in which an old output is replaced."""
+    last = range(end.changes - LAST_CHANGES, end.changes) if export.overwrite else ()
+    return [*spread(kind, end.changes, count), *(Strike(kind, place) for place in last)]
+
+
 @pytest.mark.promise(KILLED)
 def test_kills(export, count_case):
-    export.strike(lambda end: spread("SIGKILL", end.changes, 16), count_case)
+    export.strike(lambda end: over_all("SIGKILL", end, 16, export), count_case)
 
 
 @pytest.mark.promise(STOPPED)
 @pytest.mark.parametrize("kind", ["SIGTERM", "SIGINT"])
 def test_signals(export, kind, count_case):
-    export.strike(lambda end: spread(kind, end.changes, 6), count_case)
+    export.strike(lambda end: over_all(kind, end, 6, export), count_case)
 
 
 @pytest.mark.promise(FULL)
 def test_writes_that_fail(export, count_case):
     def strikes(end: End) -> list[Strike]:
-        failing = [strike for kind in ("ENOSPC", "EIO") for strike in spread(kind, end.changes, 4)]
+        failing = [strike for kind in ("ENOSPC", "EIO") for strike in over_all(kind, end, 4, export)]
         return [*failing, *spread("limit", max(export.sizes()), 3)]
 
     export.strike(strikes, count_case)
