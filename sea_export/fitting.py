@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.demonstrations import Demonstration, demonstrations_digest
 from sea_export.distributed import ALONE, Processes
 from sea_export.edit import SpectralEdit, Target, build_layer_edit
+from sea_export.environment import library_versions
 from sea_export.estimation import fit_spectra, source_of
 from sea_export.layer_choice import kept_by_signature
 from sea_export.layerwise import LayerSource
@@ -211,12 +211,6 @@ def sequence_warning(edit: SpectralEdit) -> str | None:
         "tokens and on the batch, and generation with a cache differs from generation without. It reproduces "
         "published numbers; choose token or calibrated for everything else"
     )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of sea-export and of the libraries that decide its results."""
-    names = ("sea-export", "torch", "transformers", "safetensors", "peft", "huggingface-hub")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _public_name(name: str) -> str:

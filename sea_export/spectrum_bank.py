@@ -10,9 +10,10 @@ from sea_export.activations import capture_batches
 from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import Demonstration, demonstrations_digest, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target
+from sea_export.environment import library_versions
 from sea_export.errors import InputError
 from sea_export.features import FeatureFunction
-from sea_export.fitting import edit_from_spectra, library_versions
+from sea_export.fitting import edit_from_spectra
 from sea_export.layer_choice import LayerChoice
 from sea_export.options import FitOptions
 from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter

@@ -6,8 +6,8 @@ import importlib
 
 import click
 
+from sea_export.cli.reporting import reporting_options, tell_failure
 from sea_export.cli.stopping import Stopped, stoppable
-from sea_export.errors import SeaExportError, reason
 
 __all__ = ["main"]
 
@@ -15,7 +15,7 @@ _COMMANDS = ("fit-and-save", "fit", "save", "verify", "inspect", "diff", "evalua
 
 
 class _CommandGroup(click.Group):
-    """Commands live in modules of their own names; errors of ours become one line and an exit status."""
+    """Commands live in modules of their own names; errors become one line and an exit status."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -30,25 +30,14 @@ class _CommandGroup(click.Group):
         try:
             with stoppable():
                 return super().invoke(context)
-        except Stopped as stopped:
-            click.echo(f"Error: {stopped}", err=True)
-            context.exit(stopped.exit_code)
-        except SeaExportError as error:
-            if context.params["debug"]:
-                raise
-            click.echo(f"Error: {error}", err=True)
-            context.exit(error.exit_code)
-        except BrokenPipeError:
-            raise  # nobody reads the output any more, which click sees to
-        except OSError as error:
-            if context.params["debug"]:
-                raise
-            click.echo(f"Error: {reason(error)}", err=True)
-            context.exit(SeaExportError.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click sees to these; a broken pipe: nobody reads the output any more
+        except (Exception, Stopped) as error:
+            context.exit(tell_failure(context, error))
 
 
 @click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="sea-export")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:
+@reporting_options
+def main() -> None:
     """Fit a spectral edit of a language model's activations and bake it into a checkpoint that loads anywhere."""

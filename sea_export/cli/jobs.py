@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from sea_export.activation_cache import cached_bytes
 from sea_export.architecture import skeleton
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
+from sea_export.cli.terminal import console, errors, progress_bar, silenced, waiting
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
 from sea_export.edit import SpectralEdit
@@ -51,7 +42,6 @@ __all__ = [
     "OpenedModel",
     "base_of",
     "byte_progress",
-    "console",
     "fit_with_progress",
     "joined_job",
     "opened_model",
@@ -63,9 +53,7 @@ __all__ = [
     "with_base_digests",
 ]
 
-# Without a terminal there is no width to fit: nothing may be cut off in a file or a pipe.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-_errors = Console(stderr=True, highlight=False)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class OpenedModel:
                 and not fits(weight_bytes(self.base.checkpoint, self.dtype), device)
             )
             if layerwise:
-                _errors.print(f"{self.base.name} does not fit into memory: it is fitted layer by layer")
+                logger.info("%s does not fit into memory: it is fitted layer by layer", self.base.name)
         if not layerwise:
             return load_model(
                 self.base,
@@ -158,7 +146,7 @@ def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[O
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = local_device(device)
     with ExitStack() as stack:
-        with console.status(f"Opening {model}"):
+        with waiting(f"Opening {model}"):
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
@@ -183,12 +171,8 @@ def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
 @contextmanager
 def joined_job() -> Iterator[Processes]:
     """The processes that share the job. All but the first keep quiet, and have nothing to do after the fit."""
-    with joined_processes() as processes:
-        console.quiet = _errors.quiet = not processes.is_first
-        try:
-            yield processes
-        finally:
-            console.quiet = _errors.quiet = False
+    with joined_processes() as processes, nullcontext() if processes.is_first else silenced():
+        yield processes
 
 
 def fit_with_progress(
@@ -200,9 +184,9 @@ def fit_with_progress(
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
     if note := passed_over_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
-        _errors.print(f"Note: {note}", soft_wrap=True)
+        logger.info(note)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
-    with _progress(*columns) as progress:
+    with progress_bar(*columns) as progress:
         # Each process shows what it has to do itself.
         task = progress.add_task("Capturing", total=math.ceil(len(demonstrations) / processes.count), rate="")
 
@@ -217,7 +201,7 @@ def fit_with_progress(
     edit = replace(edit, provenance={**edit.provenance, "base": named})
     print_warnings(edit)
     if cache is not None:
-        console.print(f"{cache} keeps {cached_bytes(cache) / 1e6:.1f} MB of activations")
+        logger.info("%s keeps %.1f MB of activations", cache, cached_bytes(cache) / 1e6)
     return edit
 
 
@@ -225,7 +209,7 @@ def print_warnings(edit: SpectralEdit) -> None:
     """Warns of an edit that does nothing, and of one whose results depend on the batch."""
     for warning in (no_op_warning(edit), sequence_warning(edit)):
         if warning:
-            _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
+            logger.warning(warning)
 
 
 def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
@@ -245,21 +229,9 @@ def base_of(edit: SpectralEdit) -> str:
 @contextmanager
 def byte_progress(description: str, base: BaseModel) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of the base's checkpoint."""
-    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+    with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(description, total=checkpoint_bytes(base))
         yield lambda count: progress.advance(task, count)
-
-
-def _progress(*columns: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        console=_errors,
-        transient=True,
-        disable=not _errors.is_terminal,
-    )
 
 
 def print_layers(edit: SpectralEdit) -> None:
@@ -303,7 +275,7 @@ def print_verification(verification: Verification) -> None:
     console.print(table)
     console.print(verification.statement)
     for problem in verification.problems:
-        _errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
+        errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
 
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.options import layerwise_option
+from sea_export.cli.reporting import reported
 
 
 @click.command("verify")
@@ -16,6 +17,7 @@ from sea_export.cli.options import layerwise_option
 @click.option("--revision", help="Revision of the base on the Hub.")
 @layerwise_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
+@reported
 def command(
     output: str, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
 ) -> None:

@@ -25,12 +25,12 @@ from sea_export.base_model import BaseModel
 from sea_export.checkpoint import INDEX, Checkpoint
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit, Target
+from sea_export.environment import library_versions
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
 from sea_export.export.output import write_json
 from sea_export.export.run_time import run_time_steps
 from sea_export.export.streaming import FileCopy
-from sea_export.fitting import library_versions
 from sea_export.loading import auto_classes, load_config, load_tokenizer
 from sea_export.stored_layout import stored_layout
 
