@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from sea_export.base_model import BaseModel
 
 __all__ = ["DTYPES", "auto_classes", "load_config", "load_model", "load_tokenizer", "parse_dtype", "quiet_transformers"]
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -91,6 +94,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
+        logger.debug("%s is in memory, in %s", base.name, str(loaded.dtype).removeprefix("torch."))
         return loaded
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         raise InputError(

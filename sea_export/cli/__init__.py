@@ -11,7 +11,19 @@ from sea_export.cli.stopping import Stopped, stoppable
 
 __all__ = ["main"]
 
-_COMMANDS = ("fit-and-save", "fit", "save", "verify", "inspect", "diff", "evaluate", "tune", "compare", "push")
+_COMMANDS = (
+    "fit-and-save",
+    "fit",
+    "save",
+    "verify",
+    "inspect",
+    "diff",
+    "evaluate",
+    "tune",
+    "compare",
+    "push",
+    "doctor",
+)
 
 
 class _CommandGroup(click.Group):

@@ -23,16 +23,15 @@ from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export import SaveResult, checkpoint_bytes, find_places
-from sea_export.export.adapter_plan import check_adapter
+from sea_export.export import SaveResult, checkpoint_bytes, places_of_fit
 from sea_export.export.custom_code import EditedModules
 from sea_export.export.folding import StoredWriters
 from sea_export.fitting import fit_edit, no_op_warning, sequence_warning
 from sea_export.layer_choice import choose_targets, passed_over_note
 from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
-from sea_export.memory import fits, weight_bytes
 from sea_export.options import FitOptions, SaveOptions
+from sea_export.placement import fits_whole
 from sea_export.verification import Verification
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ __all__ = [
     "OpenedModel",
     "base_of",
     "byte_progress",
+    "chosen_device",
     "fit_with_progress",
     "joined_job",
     "opened_model",
@@ -81,7 +81,7 @@ class OpenedModel:
             layerwise = (
                 self.device_map is None
                 and can_load_layers(self.config)
-                and not fits(weight_bytes(self.base.checkpoint, self.dtype), device)
+                and not fits_whole(self.base, self.dtype, device)
             )
             if layerwise:
                 logger.info("%s does not fit into memory: it is fitted layer by layer", self.base.name)
@@ -119,16 +119,15 @@ class OpenedModel:
     def places(self, options: FitOptions, saving: SaveOptions) -> StoredWriters | EditedModules:
         """The places that a fit with `options` will edit, found to have room for it, before any weight is loaded."""
         model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
-        stored = find_places(choose_targets(model, options), self.base, saving, needs_bias=options.center == "affine")
-        if saving.format == "adapter":
-            assert isinstance(stored, StoredWriters)
-            check_adapter(
-                self.base,
-                stored,
-                needs_bias=options.center == "affine",
-                scaled=options.edit.normalization != "none" and saving.adapter_rank is None,
-            )
-        return stored
+        return places_of_fit(choose_targets(model, options), self.base, options, saving)
+
+
+def chosen_device(values: dict[str, Any]) -> str:
+    """The device that `model_options` name, for this process."""
+    device: str = values["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return local_device(device)
 
 
 @contextmanager
@@ -141,15 +140,14 @@ def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[O
     dtype = parse_dtype(values["dtype"])
     if values["device_map"] is not None and values["layerwise"]:
         raise InputError("--device-map has all layers in memory, and --layerwise one at a time: choose one of them")
-    device = values["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = local_device(device)
+    device = chosen_device(values)
     with ExitStack() as stack:
         with waiting(f"Opening {model}"):
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
+        files = len(base.checkpoint.weight_files)
+        logger.debug("%s: %d tensors in %d files", base.name, len(base.checkpoint.tensors), files)
         scratch = output.resolve().parent
         yield OpenedModel(
             base, dtype, device, values["device_map"], values["layerwise"], values["trust_remote_code"], scratch
