@@ -267,7 +267,8 @@ class _Plan:
         by_layer = self.layerwise or verified_by_layer(self.base, self.config, self.device, 0)
         whole = 2 * weight_bytes(self.base.checkpoint, torch.float32)
         verification = int((max(parts) * 4 if by_layer else whole) * (1 + _OVERHEAD))
-        return psutil.Process(os.getpid()).memory_info().rss + max(fit + activations, verification)
+        program = psutil.Process(os.getpid()).memory_info().rss
+        return program + max(fit + activations, program + verification)  # a second process takes part in the latter
 
     def adapter_bytes(self) -> int:
         """Of an adapter whose rank is the largest that the demonstrations can give, but a half of the hidden size."""

@@ -11,11 +11,14 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from sea_export.evaluation.report import interval_text
 from sea_export.files import write_text
+from sea_export.visible_text import visible
 
 __all__ = ["CARD", "write_model_card"]
 
 CARD = "README.md"
 """Name of the file."""
+
+_MARKUP = frozenset("\\`*[]<>|#$")
 
 _TEMPLATE = """---
 {metadata}
@@ -121,7 +124,7 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
         base_directory: the base's files, whose model card tells license and language.
         manifest: the contents of `sea_export.json`.
     """
-    base = manifest["base"]["name"]
+    base = _plain(manifest["base"]["name"])
     inherited = _base_metadata(base_directory)
     data = ModelCardData(
         base_model=base if "/" in base else None,
@@ -137,9 +140,7 @@ def write_model_card(directory: Path, base_directory: Path, manifest: Mapping[st
     content = _TEMPLATE.format(
         metadata=data.to_yaml().strip(),
         title=f"{base.rpartition('/')[2]}, spectrally edited",
-        introduction=_introduction(
-            manifest, f"[{base}](https://huggingface.co/{base})" if "/" in base else f"`{base}`"
-        ),
+        introduction=_introduction(manifest, f"[{base}](https://huggingface.co/{base})" if "/" in base else base),
         edited=_table(
             ("layer", "directions kept", "directions dropped", "relative change"),
             [
@@ -227,12 +228,12 @@ def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Not evaluated: `sea-export evaluate` does that, and with `--record` its figures stand here."
     rows = [
-        (report["benchmark"], *_figure_cells(figure))
+        (_plain(report["benchmark"]), *_figure_cells(figure))
         for report in evaluation["benchmarks"]
         for figure in report["figures"]
     ]
-    counts = ", ".join(f"{report['rows']} rows of {report['benchmark']}" for report in evaluation["benchmarks"])
-    header = ("benchmark", "figure", f"{evaluation['against']}", "this model", "difference", "p")
+    counts = ", ".join(f"{report['rows']} rows of {_plain(report['benchmark'])}" for report in evaluation["benchmarks"])
+    header = ("benchmark", "figure", _plain(evaluation["against"]), "this model", "difference", "p")
     return (
         f"Measured on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap "
         f"intervals; differences are paired by row, p is of a paired permutation test.\n\n{_table(header, rows)}"
@@ -241,14 +242,20 @@ def _evaluation_table(evaluation: Mapping[str, Any] | None) -> str:
 
 def _figure_cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
     unit = figure["unit"]
-    group = f"{figure['group']}: " if figure["group"] else ""
+    group = f"{_plain(figure['group'])}: " if figure["group"] else ""
     return (
-        f"{group}{figure['name']}" + (f" ({unit})" if unit else ""),
+        f"{group}{_plain(figure['name'])}" + (f" ({unit})" if unit else ""),
         interval_text(figure["base"], unit),
         interval_text(figure["value"], unit),
         interval_text(figure["difference"], unit, signed=True),
         "" if figure["p_value"] is None else f"{figure['p_value']:.2g}",
     )
+
+
+def _plain(text: str) -> str:
+    """A name that comes from a file or a benchmark, as Markdown that shows it in one line and does nothing else."""
+    line = visible(" ".join(text.split()))
+    return "".join(f"\\{character}" if character in _MARKUP else character for character in line)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
