@@ -187,12 +187,7 @@ def no_op_warning(edit: SpectralEdit) -> str | None:
     """What to tell the user about an edit that changes next to nothing, or None for one that does something."""
     if edit.relative_change >= _NO_OP_CHANGE:
         return None
-    shares = [
-        float(layer.positive_values[0] ** 2 / layer.positive_values.square().sum())
-        for layers in edit.layers.values()
-        for layer in layers
-        if layer.positive_values.numel()
-    ]
+    shares = [layer.first_share for layers in edit.layers.values() for layer in layers if layer.positive_values.numel()]
     if not shares:
         return "this edit changes nothing: the demonstrations' activations are all alike, or zero"
     return (

@@ -238,14 +238,13 @@ def print_layers(edit: SpectralEdit) -> None:
     for target in edit.targets:
         for layer in edit.layers[target]:
             values = layer.positive_values
-            first = float(values[0].square() / values.square().sum()) if values.numel() else 0.0
             table.add_row(
                 str(target.layer),
                 target.component,
                 str(layer.positive.shape[1]),
                 str(layer.negative.shape[1]),
                 str(values.numel()),
-                f"{first:.2%}",
+                f"{layer.first_share:.2%}",
                 f"{layer.relative_change:.2%}",
                 f"{layer.signature:.4g}",
                 "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
