@@ -215,7 +215,6 @@ def test_special_tokens_in_texts_stay_text(
 
 
 @pytest.mark.real
-@pytest.mark.promise(SPECIAL_PROMISE)
 def test_special_tokens_in_texts_stay_text_to_a_real_model(
     smollm2_directory: Path, count_case: Callable[[], None]
 ) -> None:

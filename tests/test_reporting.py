@@ -42,21 +42,21 @@ FAILURES = {
 
 @pytest.fixture(params=FAILURES)
 def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """`inspect` fails in some way; gives the exit status and a part of what is to be said."""
+    """`diff` fails in some way; gives the exit status and a part of what is to be said."""
     error, status, words = FAILURES[request.param]
     if error is not None:
 
-        def fail(directory: Path) -> None:
+        def fail(a: Path, b: Path) -> None:
             raise error
 
-        monkeypatch.setattr("sea_export.edit.SpectralEdit.load", fail)
+        monkeypatch.setattr("sea_export.differences.compare_checkpoints", fail)
     return status, words
 
 
 @pytest.mark.promise(PROMISE)
 def test_a_failure_is_one_line(failure: tuple[int, str]) -> None:
     status, words = failure
-    result = run("inspect", "nowhere")
+    result = run("diff", "nowhere", "elsewhere")
     assert result.exit_code == status
     (line,) = error_lines(result)
     assert line.startswith("Error: ")
@@ -66,22 +66,32 @@ def test_a_failure_is_one_line(failure: tuple[int, str]) -> None:
 
 
 @pytest.mark.promise(PROMISE)
-@pytest.mark.parametrize("arguments", [("--debug", "inspect", "nowhere"), ("inspect", "nowhere", "--debug")])
+@pytest.mark.parametrize(
+    "arguments", [("--debug", "diff", "nowhere", "elsewhere"), ("diff", "nowhere", "elsewhere", "--debug")]
+)
 def test_debug_gives_traceback_and_environment(failure: tuple[int, str], arguments: tuple[str, ...]) -> None:
     status, words = failure
     result = run(*arguments)
     assert result.exit_code == status
     assert "Traceback (most recent call last)" in result.stderr
-    for fact in ("python: ", "platform: ", "sea-export 0", "torch ", "devices: cpu", "command: inspect", "seed=0"):
+    for fact in (
+        "python: ",
+        "platform: ",
+        "sea-export 0",
+        "torch ",
+        "devices: cpu",
+        "command: diff",
+        "b=PosixPath('elsewhere')",
+    ):
         assert fact in result.stderr, fact
     assert words in error_lines(result)[-1], "the sentence comes last, where it is seen"
 
 
 def test_wrong_usage_stays_usage() -> None:
-    result = run("inspect")
+    result = run("diff")
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
-    result = run("--verbose", "inspect", "nowhere", "--quiet")
+    result = run("--verbose", "diff", "nowhere", "elsewhere", "--quiet")
     assert result.exit_code == 2
     assert "exclude each other" in result.stderr
 
@@ -101,16 +111,16 @@ def test_every_command_takes_the_options(command: str) -> None:
 def test_how_much_is_said(
     options: tuple[str, ...], shown: set[str], first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def talk(directory: Path) -> None:
+    def talk(a: Path, b: Path) -> None:
         logger = logging.getLogger("sea_export.somewhere")
         logger.debug("detail")
         logger.info("note")
         logger.warning("warning")
         raise OSError("the end")
 
-    monkeypatch.setattr("sea_export.edit.SpectralEdit.load", talk)
+    monkeypatch.setattr("sea_export.differences.compare_checkpoints", talk)
     before = list(logging.getLogger().handlers), logging.getLogger().level
-    command = ("inspect", "nowhere")
+    command = ("diff", "nowhere", "elsewhere")
     result = run(*(*options, *command) if first else (*command, *options))
     assert {word for word in ("warning", "note", "detail") if word in result.stderr} == shown
     assert "the end" in result.stderr, "errors are always told"

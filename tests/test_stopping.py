@@ -75,4 +75,6 @@ def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):
     arguments = ["save", "edit", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
     assert (result.output, result.exit_code) == ("Error: No space left on device (x/y)\n", 1)
-    assert CliRunner().invoke(main, ["--debug", *arguments]).exception is error
+    result = CliRunner().invoke(main, ["--debug", *arguments])
+    assert "Traceback (most recent call last)" in result.stderr
+    assert (result.stderr.splitlines()[-1], result.exit_code) == ("Error: No space left on device (x/y)", 1)
