@@ -215,13 +215,11 @@ def test_special_tokens_in_texts_stay_text(
 
 
 @pytest.mark.real
-def test_special_tokens_in_texts_stay_text_to_a_real_model(
-    smollm2_directory: Path, count_case: Callable[[], None]
-) -> None:
+def test_special_tokens_in_texts_stay_text_to_a_real_model(smollm2_directory: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_directory)
     assert "<|im_end|>" in tokenizer.all_special_tokens
     for template in ("qa", "chat", "none"):
-        check_special_tokens(tokenizer, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"], template, count_case)
+        check_special_tokens(tokenizer, ["<|im_start|>", "<|im_end|>", "<|endoftext|>"], template, lambda: None)
 
 
 def check_special_tokens(tokenizer: Any, special: Sequence[str], template: str, count_case: Callable[[], None]) -> None:
