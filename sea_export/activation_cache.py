@@ -3,16 +3,15 @@
 A cache directory has a folder for everything that decides activations: the model, the demonstrations as tokens, and
 the capture options. In it are parts, each with some targets' activations of some demonstrations, in safetensors. A
 part appears when it is complete and is never changed: a capture that was interrupted goes on where it stopped, and
-runs that share a cache do not disturb one another.
+runs that share a cache do not disturb one another. What killed ones left unfinished is removed by the next.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sea_export.claims import scratch_directory
 from sea_export.demonstrations import TokenizedDemonstration
 from sea_export.edit import Target
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError, reason
+from sea_export.files import flush
 from sea_export.options import CaptureOptions
 from sea_export.spectral import Activations
 
-__all__ = ["ActivationCache", "capture_key"]
+__all__ = ["ActivationCache", "cached_bytes", "capture_key"]
 
 _FORMAT_VERSION = 1
+_SUFFIX = ".safetensors"
 _INDICES = "demonstrations"
 _KEY_DIGITS = 32
 
@@ -81,12 +83,7 @@ class ActivationCache:
             self._write("key.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
         except OSError as error:
             raise InputError(f"--cache {directory} cannot be used: {error.strerror}") from error
-        self._parts = [_read_part(file) for file in sorted(self.folder.glob("*.safetensors"))]
-
-    @property
-    def size(self) -> int:
-        """Bytes of what is cached under the key."""
-        return sum(file.stat().st_size for file in self.folder.iterdir())
+        self._parts = [_read_part(file) for file in sorted(self.folder.glob(f"*{_SUFFIX}"))]
 
     def missing(self, targets: Sequence[Target], indices: Sequence[int]) -> tuple[list[Target], list[int]]:
         """Of some targets those that are not complete, and the demonstrations that any of them lacks."""
@@ -103,13 +100,22 @@ class ActivationCache:
         Args:
             indices: the demonstrations, in the order of the rows.
             activations: of each target, (len(indices), d).
+
+        Raises:
+            SeaExportError: the disk has no room for them, or fails.
         """
         tensors = {
             str(target): torch.stack([one.neutral, one.positive, one.negative]).float().cpu().contiguous()
             for target, one in activations.items()
         }
         tensors[_INDICES] = torch.tensor(indices)
-        file = self._write(f"{secrets.token_hex(8)}.safetensors", lambda file: save_file(tensors, file))
+        try:
+            file = self._write(f"{secrets.token_hex(8)}{_SUFFIX}", lambda file: save_file(tensors, file))
+        except (OSError, SafetensorError) as error:
+            raise SeaExportError(
+                f"activations could not be kept in {self.folder}: {reason(error)}. Those that are in it are used by "
+                "the next run."
+            ) from error
         self._parts.append(_Part(file, tuple(indices), frozenset(activations)))
 
     def read(self, target: Target, indices: Sequence[int]) -> Activations:
@@ -123,15 +129,18 @@ class ActivationCache:
                 rows |= {part.indices[place]: kinds[:, place] for place in wanted}
         return Activations(*torch.stack([rows[index] for index in indices], dim=1))
 
-    def _write(self, name: str, write: Any) -> Path:
+    def _write(self, name: str, write: Callable[[Path], object]) -> Path:
         """Has a file appear when it is complete."""
-        unfinished = self.folder / f".{name}.{secrets.token_hex(4)}"
-        try:
+        with scratch_directory(".unfinished-", self.folder) as scratch:
+            unfinished = scratch / "file"
             write(unfinished)
-            os.replace(unfinished, self.folder / name)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        return self.folder / name
+            flush(unfinished)
+            return unfinished.replace(self.folder / name)
+
+
+def cached_bytes(directory: Path) -> int:
+    """Bytes of the activations that a cache directory keeps, of all models and demonstrations."""
+    return sum(file.stat().st_size for file in directory.glob(f"*/*{_SUFFIX}"))
 
 
 def _read_part(file: Path) -> _Part:

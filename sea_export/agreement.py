@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sea_export.architecture import find_writers
+from sea_export.claims import scratch_directory
 from sea_export.edit import SpectralEdit
 from sea_export.errors import SeaExportError
 from sea_export.generation import greedy_continuations
@@ -246,8 +247,8 @@ def logits_of_a_stranger(
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        question, answer = Path(scratch, "request.json"), Path(scratch, "logits.safetensors")
+    with scratch_directory("sea-export-verification-", Path(tempfile.gettempdir())) as scratch:
+        question, answer = scratch / "request.json", scratch / "logits.safetensors"
         request = {
             "checkpoint": str(directory),
             "dtype": dtype_name(dtype),
@@ -257,7 +258,7 @@ def logits_of_a_stranger(
             "auto_class": auto_classes(config)[0].__name__,
             "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if own_code else {},
             "memory": memory,
-            "scratch": scratch,
+            "scratch": str(scratch),
             "answer": str(answer),
         }
         question.write_text(json.dumps(request), encoding="utf-8")
@@ -268,7 +269,7 @@ def logits_of_a_stranger(
             text=True,
             check=False,
             # transformers keeps a copy of all code that it runs: not of this, which may be thrown away.
-            env={**os.environ, "HF_MODULES_CACHE": scratch, **({} if memory is None else _LEAN)},
+            env={**os.environ, "HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
         )
         if process.returncode:
             reason = process.stderr.strip().rpartition("\n")[2]

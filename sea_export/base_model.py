@@ -24,6 +24,7 @@ from sea_export.checkpoint import (
     WEIGHTS,
     Checkpoint,
 )
+from sea_export.claims import scratch_directory
 from sea_export.conversion import PICKLE, PICKLE_INDEX, convert_pickles, dequantize, unpack_gguf
 from sea_export.digest import file_digest
 from sea_export.errors import InputError
@@ -87,10 +88,10 @@ def resolve_base(
         raise InputError(f"A revision belongs to a Hub id, and {model} is a local path; leave the revision out.")
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="sea-export-base-", dir=staging) as temporary:
-        directory = _as_safetensors(path, Path(temporary, "converted"), dtype or torch.bfloat16)
+    with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
+        directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
         if dequantized:
-            plain = Path(temporary, "dequantized")
+            plain = temporary / "dequantized"
             plain.mkdir()
             dequantize(directory, plain, dtype or torch.bfloat16)
             directory, location = plain, None

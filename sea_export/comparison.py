@@ -62,7 +62,7 @@ def load_prompts(source: str | None) -> tuple[str, ...]:
             return tuple(row["prompt"] for _, row in read_json_lines(builtin, "built-in prompts"))
     if Path(source).suffix.lower() == ".txt":
         try:
-            lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{source}: it cannot be read as UTF-8 text ({error})") from error
         prompts = [line.strip() for line in lines if line.strip()]

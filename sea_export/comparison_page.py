@@ -36,13 +36,15 @@ _PAGE = """\
 {{ base }}. <ins>Underlined</ins>: only in that of {{ edited }}.</p>
 {% for one in comparisons %}
 <section>
-<p class="prompt">{{ one.prompt }}</p>
+<p class="prompt" dir="auto">{{ one.prompt }}</p>
 <div class="answers">
 <div><h2>{{ base }}</h2>
-<p>{% for piece in one.base %}{% if piece.changed %}<del>{{ piece.text }}</del>{% else %}{{ piece.text }}{% endif %}\
+<p dir="auto">{% for piece in one.base %}\
+{% if piece.changed %}<del>{{ piece.text }}</del>{% else %}{{ piece.text }}{% endif %}\
 {% endfor %}</p></div>
 <div><h2>{{ edited }}</h2>
-<p>{% for piece in one.edited %}{% if piece.changed %}<ins>{{ piece.text }}</ins>{% else %}{{ piece.text }}{% endif %}\
+<p dir="auto">{% for piece in one.edited %}\
+{% if piece.changed %}<ins>{{ piece.text }}</ins>{% else %}{{ piece.text }}{% endif %}\
 {% endfor %}</p></div>
 </div>
 </section>

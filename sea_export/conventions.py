@@ -19,6 +19,8 @@ __all__ = ["Convention", "Fields", "Reading", "recognise"]
 
 Message = tuple[str, object]
 
+_SHOWN_COLUMNS, _SHOWN_LETTERS = 20, 60
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -108,7 +110,14 @@ def _conventions(fields: Fields) -> Iterator[Convention]:
 
 
 def _listed(columns: Collection[str]) -> str:
-    return ", ".join(map(str, columns)) or "none"
+    shown = [_short(str(column)) for column in list(columns)[:_SHOWN_COLUMNS]]
+    more = len(columns) - len(shown)
+    return ", ".join([*shown, *([f"{more} more"] if more else [])]) or "none"
+
+
+def _short(name: str) -> str:
+    """A name from a file, of which a message shows no more than some words."""
+    return name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}…"
 
 
 def _cell(row: Row, column: str, where: str) -> Any:

@@ -8,6 +8,8 @@ import pickle
 import shutil
 import struct
 import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +19,31 @@ from sea_export.checkpoint import CARD, Checkpoint, files_to_copy
 from sea_export.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["PICKLE", "PICKLE_INDEX", "convert_pickles", "dequantize", "unpack_gguf"]
+__all__ = [
+    "PICKLE",
+    "PICKLE_INDEX",
+    "convert_pickles",
+    "copy_files",
+    "dequantize",
+    "gguf_config",
+    "pickled_state",
+    "unpack_gguf",
+]
 
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 """The names to drop where an output head and the embedding are one tensor: readers look for the embedding's."""
+
+
+def copy_files(directory: Path, files: Iterable[str], destination: Path) -> None:
+    """Copies files of a directory, named by their paths within it, to the same paths within another."""
+    destination.mkdir(exist_ok=True)
+    for file in files:
+        (destination / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(directory / file, destination / file)
 
 
 # PyTorch pickles
@@ -34,6 +53,17 @@ def convert_pickles(directory: Path, destination: Path) -> None:
     """Write the model of `directory`, whose weights are pickled, to `destination` as safetensors."""
     from huggingface_hub import save_torch_state_dict
 
+    state = pickled_state(directory)
+    copy_files(directory, files_to_copy(directory)[0], destination)
+    try:
+        heads = [name for name in state if name.endswith(_OUTPUT_HEADS)]
+        save_torch_state_dict(state, destination, shared_tensors_to_discard=heads)
+    except RuntimeError as error:
+        raise InputError(f"The weights of {directory} cannot be stored as safetensors: {error}") from error
+
+
+def pickled_state(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all pickles of a model by name, mapped into memory where their format allows."""
     files = [PICKLE]
     if not (directory / PICKLE).is_file():
         try:
@@ -44,15 +74,7 @@ def convert_pickles(directory: Path, destination: Path) -> None:
     state: dict[str, torch.Tensor] = {}
     for file in files:
         state |= _load_pickle(directory / file)
-    copied, _ = files_to_copy(directory)
-    for file in copied:
-        (destination / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(directory / file, destination / file)
-    try:
-        heads = [name for name in state if name.endswith(_OUTPUT_HEADS)]
-        save_torch_state_dict(state, destination, shared_tensors_to_discard=heads)
-    except RuntimeError as error:
-        raise InputError(f"The weights of {directory} cannot be stored as safetensors: {error}") from error
+    return state
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -73,33 +95,51 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
 
 # GGUF
 
+_GGUF_ERRORS = (ValueError, LookupError, NotImplementedError, OSError, struct.error)
 
-def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
-    """Write the model in the file `gguf` to `destination`, its weights unpacked to `dtype`, with its tokenizer."""
+
+def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """The config and the tokenizer of the model in a GGUF file, read without its weights.
+
+    Raises:
+        InputError: it is no GGUF file, or of a model that transformers cannot load from one.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"Reading {gguf.name} needs the gguf package: pip install sea-export[gguf].")
     with open(gguf, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise InputError(f"{gguf} is not a GGUF file, whatever its name says; download it again.")
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    directory, file = str(gguf.parent), gguf.name
+    try:
+        config = AutoConfig.from_pretrained(directory, gguf_file=file)
+        return config, AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
+    except _GGUF_ERRORS as error:
+        raise InputError(f"transformers cannot load {gguf.name}: {first_line(error)}") from error
+
+
+def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
+    """Write the model in the file `gguf` to `destination`, its weights unpacked to `dtype`, with its tokenizer."""
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    config, tokenizer = gguf_config(gguf)
     directory, file = str(gguf.parent), gguf.name
     # Releases that can keep weights packed have to be told not to; the others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
     try:
-        config = AutoConfig.from_pretrained(directory, gguf_file=file)
         # `torch_dtype` is the one name of this option that all supported releases understand.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            gguf_file=file,
-            config=config,
-            torch_dtype=dtype,
-            quantization_config=unpack,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
-    except (ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
+        with _switched_progress_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                gguf_file=file,
+                config=config,
+                torch_dtype=dtype,
+                quantization_config=unpack,
+                output_loading_info=True,
+            )
+    except _GGUF_ERRORS as error:
         raise InputError(f"transformers cannot load {gguf.name}: {first_line(error)}") from error
     packed, report = loaded
     if report["missing_keys"]:
@@ -140,6 +180,23 @@ def _write_card(gguf: Path, directory: Path) -> None:
         language=languages or None,
     )
     (directory / CARD).write_text(f"---\n{metadata.to_yaml()}\n---\n", encoding="utf-8")
+
+
+@contextmanager
+def _switched_progress_bar() -> Iterator[None]:
+    """Has the progress bar of unpacking obey the switch that all others of transformers obey."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+    from transformers.utils import logging
+
+    own = getattr(unpacking, "tqdm", None)
+    if own is None:
+        yield
+        return
+    unpacking.tqdm = logging.tqdm
+    try:
+        yield
+    finally:
+        unpacking.tqdm = own
 
 
 def _make_portable(directory: Path) -> None:
@@ -200,10 +257,7 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
             "custom-code, or start from the unquantized model"
         ) from error
     model.to(dtype).save_pretrained(destination)
-    for file in checkpoint.side_files():
-        if file not in ("config.json", checkpoint.index_file):
-            (destination / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(directory / file, destination / file)
+    copy_files(directory, {*checkpoint.side_files()} - {"config.json", checkpoint.index_file}, destination)
     # What a newer transformers writes into a config an older one may not read: the base's own entries stay.
     plain = checkpoint.config
     del plain["quantization_config"]

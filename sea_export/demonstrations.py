@@ -7,15 +7,17 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from sea_export.conventions import Fields, recognise
+from sea_export.conventions import Convention, Fields, recognise
 from sea_export.errors import InputError
-from sea_export.tables import Row, read_json_lines, read_table
+from sea_export.tables import Table, open_table, read_json_lines
 from sea_export.tokenization import TEMPLATES, TokenizedDemonstration, tokenize
 
 __all__ = [
@@ -33,6 +35,9 @@ __all__ = [
 ]
 
 BUILTIN = ("truthfulness", "fairness")
+
+# What all rows are counted under, beside the remarks on some of them.
+_ROWS = "are there"
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +109,8 @@ def load_demonstrations(
         prompt_field: Column of the prompts, where it is none of the known ones.
         positive_field: Column of the positive completions, likewise.
         negative_field: Column of the negative completions, likewise.
-        limit: Keep a random sample of this many demonstrations.
+        limit: Keep a random sample of this many demonstrations. The source is then read twice, and of JSON lines, CSV
+            and Parquet no more than the sample is in memory, however many rows there are.
         seed: Seed of that sample.
 
     Returns:
@@ -116,22 +122,19 @@ def load_demonstrations(
     """
     if limit is not None and limit < 2:
         raise InputError(f"A limit of {limit} is too low: at least 2 demonstrations are needed.")
-    label, rows = _read(source)
-    if not rows:
-        raise InputError(f"{label}: there are no rows in it.")
-    convention = recognise(rows[0][1].keys(), Fields(prompt_field, positive_field, negative_field), label)
-    demonstrations, remarks = [], Counter[str]()
-    for where, row in rows:
-        reading = convention.read(row, where)
-        if reading.remark is not None:
-            remarks[reading.remark] += 1
-        if reading.contrast is not None:
-            demonstrations.append(_checked(Demonstration(*reading.contrast, source=where)))
-    for remark, count in remarks.items():
-        logger.warning("%s: %d of %d rows %s.", label, count, len(rows), remark)
-    if limit is not None and limit < len(demonstrations):
-        chosen = random.Random(seed).sample(range(len(demonstrations)), limit)
-        demonstrations = [demonstrations[index] for index in sorted(chosen)]
+    with _opened(source) as table:
+        label, remarks = table.label, Counter[str]()
+        fields = Fields(prompt_field, positive_field, negative_field)
+        if limit is None:
+            demonstrations = list(_read(table, fields, remarks))
+        else:  # counted first and read again, so that no more than the sample is ever in memory
+            count = sum(1 for _ in _read(table, fields, remarks))
+            chosen = set(random.Random(seed).sample(range(count), min(limit, count)))
+            read = enumerate(_read(table, fields, Counter()))
+            demonstrations = [demonstration for index, demonstration in read if index in chosen]
+    for remark, number in remarks.items():
+        if remark != _ROWS:
+            logger.warning("%s: %d of %d rows %s.", label, number, remarks[_ROWS], remark)
     if len(demonstrations) < 2:
         raise InputError(f"{label}: {len(demonstrations)} demonstration(s) to fit on; at least 2 are needed.")
     duplicates = len(demonstrations) - len(set(demonstrations))
@@ -179,14 +182,30 @@ def _checked(demonstration: Demonstration) -> Demonstration:
     return demonstration
 
 
-def _read(source: str | Path) -> tuple[str, list[tuple[str, Row]]]:
-    """Name a source for messages and read its rows, each with where it stands."""
+def _read(table: Table, fields: Fields, remarks: Counter[str]) -> Iterator[Demonstration]:
+    """The checked demonstrations of a table, whose rows are counted by what there is to remark about them."""
+    convention: Convention | None = None
+    for where, row in table:
+        convention = convention or recognise(row.keys(), fields, table.label)
+        reading = convention.read(row, where)
+        remarks[_ROWS] += 1
+        if reading.remark is not None:
+            remarks[reading.remark] += 1
+        if reading.contrast is not None:
+            yield _checked(Demonstration(*reading.contrast, source=where))
+    if convention is None:
+        raise InputError(f"{table.label}: there are no rows in it.")
+
+
+@contextmanager
+def _opened(source: str | Path) -> Iterator[Table]:
     text = str(source)
     if not text.startswith("builtin:"):
-        return read_table(source)
+        yield open_table(source)
+        return
     name = text.removeprefix("builtin:")
     if name not in BUILTIN:
         known = " and ".join(f"builtin:{one}" for one in BUILTIN)
         raise InputError(f"There are no built-in demonstrations {name!r}; there are {known}.")
     with as_file(files("sea_export") / "data" / f"{name}.jsonl") as builtin:
-        return text, list(read_json_lines(builtin, text))
+        yield Table(text, partial(read_json_lines, builtin, text))

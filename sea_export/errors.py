@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "SeaExportError", "first_line"]
+__all__ = ["InputError", "SeaExportError", "first_line", "reason"]
 
 
 class SeaExportError(Exception):
@@ -17,6 +17,13 @@ class InputError(SeaExportError):
     exit_code = 2
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error of a library says, to be quoted in one of ours."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reason(error: BaseException) -> str:
+    """What the system or a library says is wrong, to be quoted in an error of ours: of which file, if that is known."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return first_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["fit_spectra", "source_of"]
+
+logger = logging.getLogger(__name__)
 
 # How many demonstrations are read from a cache at a time.
 _CACHED_ROWS = 1024
@@ -71,6 +74,12 @@ def fit_spectra(
     targets = choose_targets(source.model, options)
     find_writers(source.model, targets)
     tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
+    logger.debug(
+        "reading %d places over %d demonstrations, %s",
+        len(targets),
+        len(tokenized),
+        "as a whole" if in_memory else "by layer",
+    )
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
     share = processes.share(order)
     fitters = _Fitters(targets, options, processes)
@@ -99,6 +108,7 @@ def fit_spectra(
             sequential=options.sequential,
             progress=progress,
         )
+    logger.debug("%d spectra are known", len(fitters.settled))
     return fitters.settled
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import torch
 from sea_export.demonstrations import Demonstration, demonstrations_record
 from sea_export.distributed import ALONE, Processes
 from sea_export.edit import SpectralEdit, Target, build_layer_edit
+from sea_export.environment import library_versions
 from sea_export.estimation import fit_spectra, source_of
 from sea_export.layer_choice import kept_by_signature
 from sea_export.layerwise import LayerSource, ModelInMemory
@@ -189,12 +189,7 @@ def no_op_warning(edit: SpectralEdit) -> str | None:
     """What to tell the user about an edit that changes next to nothing, or None for one that does something."""
     if edit.relative_change >= _NO_OP_CHANGE:
         return None
-    shares = [
-        float(layer.positive_values[0] ** 2 / layer.positive_values.square().sum())
-        for layers in edit.layers.values()
-        for layer in layers
-        if layer.positive_values.numel()
-    ]
+    shares = [layer.first_share for layers in edit.layers.values() for layer in layers if layer.positive_values.numel()]
     if not shares:
         return "this edit changes nothing: the demonstrations' activations are all alike, or zero"
     return (
@@ -229,12 +224,6 @@ def computation_record(source: LayerSource, processes: Processes = ALONE) -> dic
         "threads": torch.get_num_threads(),
         "processes": processes.count,
     }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of sea-export and of the libraries that decide its results."""
-    names = ("sea-export", "torch", "transformers", "safetensors", "peft", "huggingface-hub")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _public_name(name: str) -> str:

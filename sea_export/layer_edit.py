@@ -5,12 +5,19 @@ NeurIPS 2024 (arXiv 2405.09719). With U+ (d, k+) and U- (d, k-) the leading left
 
     P+ = U+ U+ᵀ,   P- = I - U- U-ᵀ,   M = P+ + P- = I + U+ U+ᵀ - U- U-ᵀ,   M' = D (I + s (M - I)),
 
-s the strength and D the diagonal of the normalization. The edit of an activation h is M' h; a centred edit has
+s the strength and D the diagonal of the normalization: 2⁻ˢ for `average`, a half at strength 1, so that strength 0
+edits nothing whatever the normalization. The edit of an activation h is M' h; a centred edit has
 μ + M' (h - μ) = M' h + (I - M') μ (`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
 
 A non-linear edit (Φ-SEA) is D (h + s (e - h)) with e = φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)), which is the above for φ(h) = h.
 The normalizations `token` and `sequence` take the place of D, with norms of the activations at hand: edited
 activations are scaled to the norm that they had, each token by itself, or each feature over all tokens of the call.
+
+**Where numbers end.** Every tensor of an edit is finite, or the fit is refused. Directions that demonstrations do not
+span are not edited: of constant activations, centred, and of activations that are zero throughout nothing is left to
+edit, and the edit is the identity (halved, for `average`). Activations of magnitude up to 1e15 have finite edits; in
+half precision the arithmetic is float32's, and what comes out beyond the dtype's range is infinite, as everywhere in a
+model. A row or a feature that becomes zero stays zero.
 """
 
 from __future__ import annotations
@@ -84,6 +91,13 @@ class LayerEdit:
     def needs_bias(self) -> bool:
         """Whether folding the edit adds a constant, so that the writer must have a bias."""
         return self.shift is not None and self.reader is None
+
+    @property
+    def first_share(self) -> float:
+        """Share of the squared spectrum of `positive_values` that its first direction explains; 0 for an empty one."""
+        values = self.positive_values.double()
+        energy = float(values.square().sum())
+        return float(values[0].square()) / energy if energy > 0 else 0.0
 
     @property
     def feature(self) -> FeatureFunction:
@@ -206,7 +220,7 @@ class LayerEdit:
 def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit:
     """Truncates a spectrum to an edit, in float64, rounded once to float32.
 
-    `average` halves the edited activations; `calibrated` scales feature j by ‖H0 e_j‖ / ‖edited H0 e_j‖ over the
+    `average` divides the edited activations by 2ˢ; `calibrated` scales feature j by ‖H0 e_j‖ / ‖edited H0 e_j‖ over the
     demonstrations (1 where either norm is zero but for rounding), on centred activations where the spectrum is centred.
 
     Args:
@@ -214,7 +228,7 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
         options: truncation, projections, strength and normalization.
 
     Raises:
-        InputError: a rank is asked for that the spectrum does not have.
+        InputError: a rank is asked for that the spectrum does not have; or float32 has no room for the edit.
     """
     positive = _truncate(spectrum.positive_vectors, spectrum.positive_values, "positive", options)
     negative = _truncate(spectrum.negative_vectors, spectrum.negative_values, "negative", options)
@@ -248,7 +262,7 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
     )
     neutral = spectrum.neutral_factor if spectrum.neutral is None else spectrum.neutral
     if options.normalization == "average":
-        edit = replace(edit, scale=torch.full_like(spectrum.neutral_mean, 0.5))
+        edit = replace(edit, scale=torch.full_like(spectrum.neutral_mean, 2.0).pow(-options.strength))
     elif options.normalization == "calibrated":
         before, after = neutral.norm(dim=0), edit.transform(neutral).norm(dim=0)
         floor = _ROUNDING * before.max()
@@ -263,7 +277,14 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
         edit = replace(edit, shift=shift, reader=spectrum.reader)
     relative_change = float(change / energy.sqrt()) if energy > 0 else 0.0
     edit = replace(edit, relative_change=relative_change)
-    return edit.map_tensors(lambda tensor: tensor.float().contiguous().cpu())
+    edit = edit.map_tensors(lambda tensor: tensor.float().contiguous().cpu())
+    largest = max(abs(options.strength), relative_change)
+    if not (largest < torch.finfo(torch.float32).max and all(one.isfinite().all() for one in edit.tensors().values())):
+        raise InputError(
+            f"the edit is beyond what float32 holds: lower the strength ({options.strength:g}), or leave this layer "
+            f"out, whose largest activation ({float(neutral.abs().max()):.1e}) is not as it should be"
+        )
+    return edit
 
 
 def _with_norms_of(before: Tensor, after: Tensor, normalization: str) -> Tensor:

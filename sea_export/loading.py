@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,8 @@ __all__ = [
     "parse_dtype",
     "quiet_transformers",
 ]
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -108,6 +111,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
+        logger.debug("%s is in memory, in %s", base.name, str(loaded.dtype).removeprefix("torch."))
         return loaded
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         raise InputError(

@@ -16,9 +16,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sea_export.base_card import license_warning
 from sea_export.evaluation.report import interval_text
 from sea_export.tables import hub_dataset, is_file_name
+from sea_export.visible_text import visible
 
 __all__ = ["fits_of", "model_card"]
 
+_MARKUP = frozenset("\\`*[]<>|#$")
 _MULTIMODAL = "AutoModelForImageTextToText"
 _HERE = "."
 _BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs", "damage": "neutral text"}
@@ -110,8 +112,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     on_hub = base["revision"] is not None
     evaluation = manifest.get("evaluation")
     return {
-        "title": f"{base['name'].rpartition('/')[2]}, spectrally edited",
-        "base": f"[{base['name']}](https://huggingface.co/{base['name']})" if on_hub else f"`{base['name']}`",
+        "title": f"{_plain(base['name'].rpartition('/')[2])}, spectrally edited",
+        "base": f"[{base['name']}](https://huggingface.co/{base['name']})" if on_hub else _plain(base["name"]),
         "on_hub": on_hub,
         "format": format,
         "repository": manifest.get("repository") or _HERE,
@@ -169,7 +171,7 @@ def _fit_description(fit: Mapping[str, Any]) -> str:
     if not demonstrations or not options:
         return "The edit does not tell how it was fitted."
     origin = demonstrations.get("origin")
-    source = "" if origin is None else f" of `{origin['source']}`"
+    source = "" if origin is None else f" of {_plain(origin['source'])}"
     edit, capture = options["edit"], options["capture"]
     settings = {
         "layers": options["layers"],
@@ -241,12 +243,12 @@ def _verification_text(verification: Mapping[str, Any]) -> str:
 
 def _evaluation_text(evaluation: Mapping[str, Any]) -> str:
     rows = [
-        (report["benchmark"], *_figure_cells(figure))
+        (_plain(report["benchmark"]), *_figure_cells(figure))
         for report in evaluation["benchmarks"]
         for figure in report["figures"]
     ]
-    counts = ", ".join(f"{report['rows']} rows of {report['benchmark']}" for report in evaluation["benchmarks"])
-    header = ("benchmark", "figure", f"{evaluation['against']}", "this model", "difference", "p")
+    counts = ", ".join(f"{report['rows']} rows of {_plain(report['benchmark'])}" for report in evaluation["benchmarks"])
+    header = ("benchmark", "figure", _plain(evaluation["against"]), "this model", "difference", "p")
     return (
         f"Measured on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap "
         f"intervals; differences are paired by row, p is of a paired permutation test.\n\n{_table(header, rows)}"
@@ -255,9 +257,9 @@ def _evaluation_text(evaluation: Mapping[str, Any]) -> str:
 
 def _figure_cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
     unit = figure["unit"]
-    group = f"{figure['group']}: " if figure["group"] else ""
+    group = f"{_plain(figure['group'])}: " if figure["group"] else ""
     return (
-        f"{group}{figure['name']}" + (f" ({unit})" if unit else ""),
+        f"{group}{_plain(figure['name'])}" + (f" ({unit})" if unit else ""),
         interval_text(figure["base"], unit),
         interval_text(figure["value"], unit),
         interval_text(figure["difference"], unit, signed=True),
@@ -289,6 +291,12 @@ def _reproduction_command(manifest: Mapping[str, Any]) -> str | None:
     if manifest["export"]["trust_remote_code"]:
         command.append("--trust-remote-code")
     return " ".join(command)
+
+
+def _plain(text: str) -> str:
+    """A name that comes from a file or a benchmark, as Markdown that shows it in one line and does nothing else."""
+    line = visible(" ".join(text.split()))
+    return "".join(f"\\{character}" if character in _MARKUP else character for character in line)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

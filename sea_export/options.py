@@ -101,8 +101,9 @@ class EditOptions:
     strength: float = _option(1.0, "s in I + s (M - I): 0 edits nothing, 1 is the method.")
     normalization: str = _option(
         "none",
-        "What follows M: nothing, division by 2, per-feature scales measured on the demonstrations, or the norms of "
-        "each token or (published run-time form, not causal) of each feature over all tokens.",
+        "What follows M: nothing, division by 2 (by 2 to the power of --strength), per-feature scales measured on the "
+        "demonstrations, or the norms of each token or (published run-time form, not causal) of each feature over all "
+        "tokens.",
         NORMALIZATIONS,
     )
 

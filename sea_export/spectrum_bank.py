@@ -10,10 +10,11 @@ from sea_export.activations import capture_batches
 from sea_export.architecture import decoder_layers, find_writers
 from sea_export.demonstrations import Demonstration, demonstrations_record, tokenize
 from sea_export.edit import COMPONENTS, SpectralEdit, Target
+from sea_export.environment import library_versions
 from sea_export.errors import InputError
 from sea_export.estimation import source_of
 from sea_export.features import FeatureFunction
-from sea_export.fitting import computation_record, edit_from_spectra, library_versions
+from sea_export.fitting import computation_record, edit_from_spectra
 from sea_export.layer_choice import LayerChoice
 from sea_export.options import FitOptions
 from sea_export.spectral import Activations, LayerSpectrum, SpectrumFitter

@@ -5,41 +5,61 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
 
-__all__ = ["Row", "hub_dataset", "is_file_name", "read_json_lines", "read_table"]
+__all__ = ["Row", "Table", "hub_dataset", "is_file_name", "open_table", "read_json_lines", "read_table"]
 
 Row = Mapping[str, Any]
 
+_BATCH_ROWS = 1024
 _HUB_SOURCE = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:((?P<config>[^/@]+)/)?(?P<split>[^/@]+))?(@(?P<revision>.+))?")
 
 
-def read_table(source: str | Path) -> tuple[str, list[tuple[str, Row]]]:
-    """Names a source for messages and reads its rows, each with where it stands.
+@dataclass(frozen=True)
+class Table:
+    """Rows that are read as they are asked for, as often as they are: no more of them than one reads is in memory."""
+
+    label: str
+    """What the table is called in messages."""
+    _open: Callable[[], Iterator[tuple[str, Row]]]
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        """(where, row) for each row in order; `where` is such as "halueval.jsonl, row 17".
+
+        Raises:
+            InputError: the table cannot be read any further.
+        """
+        return self._open()
+
+
+def open_table(source: str | Path) -> Table:
+    """Finds a table, of which nothing is read yet.
 
     Args:
         source: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, or a Hub dataset: ``org/name``,
             ``org/name:split`` or ``org/name:config/split``, any of them with ``@revision``.
 
-    Returns:
-        The source's name, and (where, row) for each row in order; `where` is such as "halueval.jsonl, row 17".
-
     Raises:
-        InputError: the source is missing or cannot be read.
+        InputError: it is neither, or the dataset cannot be loaded.
     """
     text = str(source)
     path = Path(source)
-    if path.is_file() or is_file_name(text):
-        return path.name, _read_file(path)
+    if is_file_name(text):
+        return Table(path.name, partial(_read_file, path))
+    if path.is_file():
+        raise InputError(f"{path.name}: its format is unknown; the known ones are {', '.join(_READERS)}.")
     hub = _HUB_SOURCE.fullmatch(text)
     if hub is None or path.exists():
         kinds = ", ".join(_READERS)
         raise InputError(f"{text}: this is neither a file that can be read ({kinds}) nor a Hub dataset (org/name).")
-    return text, _read_hub(**hub.groupdict())
+    return Table(text, _open_hub(**hub.groupdict()))
 
 
 def is_file_name(source: str) -> bool:
@@ -53,19 +73,25 @@ def hub_dataset(source: str) -> str | None:
     return None if hub is None else hub["path"]
 
 
-def _read_file(path: Path) -> list[tuple[str, Row]]:
+def read_table(source: str | Path) -> tuple[str, list[tuple[str, Row]]]:
+    """What a table is called in messages, and all its rows: see `open_table` and `Table`."""
+    table = open_table(source)
+    return table.label, list(table)
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
+    number = 0
     try:
-        reader = _READERS[path.suffix.lower()]
-    except KeyError:
-        raise InputError(f"{path.name}: its format is unknown; the known ones are {', '.join(_READERS)}.") from None
-    try:
-        return list(reader(path, path.name))
+        for row in _READERS[path.suffix.lower()](path, path.name):
+            yield row
+            number += 1
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file.") from None
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: it is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+        place = f"{path.name}, somewhere after row {number}" if number else path.name
+        raise InputError(f"{place}: it is not UTF-8 text ({error.reason}).") from error
 
 
 # Every reader opens text as "utf-8-sig", which skips a byte order mark.
@@ -80,22 +106,24 @@ def read_json_lines(path: Path, label: str) -> Iterator[tuple[str, Row]]:
                 continue
             number += 1
             where = f"{label}, row {number}" + (f" (line {line_number})" if line_number != number else "")
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{where}: it is not valid JSON ({error.msg}, column {error.colno}).") from error
-            yield where, _object(row, where)
+            yield where, _object(_parsed(line, where), where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}" if "\n" in text.strip() else where
+        raise InputError(f"{place}: it is not valid JSON ({error.msg}, column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
+        raise InputError(f"{where}: it is no JSON that can be read ({first_line(error)}).") from error
 
 
 def _read_json(path: Path, label: str) -> Iterator[tuple[str, Row]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        # JSON lines under the name .json are common (HaluEval's own files are): one object, then more data.
-        if error.msg == "Extra data":
-            yield from read_json_lines(path, label)
-            return
-        raise InputError(f"{label}, line {error.lineno}: it is not valid JSON ({error.msg}).") from error
+    if _is_json_lines(path):
+        yield from read_json_lines(path, label)
+        return
+    rows = _parsed(path.read_text(encoding="utf-8-sig"), label)
     if isinstance(rows, dict):
         rows = rows.get("data")
     if not isinstance(rows, list):
@@ -103,10 +131,22 @@ def _read_json(path: Path, label: str) -> Iterator[tuple[str, Row]]:
     yield from _numbered(rows, label)
 
 
+def _is_json_lines(path: Path) -> bool:
+    """Whether a file is JSON lines under the name of .json, as is common (HaluEval's own files are)."""
+    with path.open(encoding="utf-8-sig") as lines:
+        written = (line for line in lines if line.strip())
+        first, second = next(written, ""), next(written, None)
+    try:
+        return second is not None and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _read_csv(path: Path, label: str) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         table = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         try:
+            _check_header(table.fieldnames or (), label)
             for where, row in _numbered(table, label):
                 # DictReader files what is too much under the key None and fills up what is missing with None.
                 if None in row or None in row.values():
@@ -116,20 +156,36 @@ def _read_csv(path: Path, label: str) -> Iterator[tuple[str, Row]]:
             raise InputError(f"{label}, line {table.reader.line_num}: it cannot be parsed ({error}).") from error
 
 
+def _check_header(columns: Sequence[str], label: str) -> None:
+    twice = next((name for name, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"{label}: it has two columns {twice!r}; remove or rename one.")
+
+
 def _read_parquet(path: Path, label: str) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise InputError(f"{label}: reading Parquet needs pyarrow: pip install sea-export[datasets]") from None
+    number = 0
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{label}: it is not a readable Parquet file ({error}).") from error
-    yield from _numbered(rows, label)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _check_header(file.schema_arrow.names, label)
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{label}, row {number}", row
+    except (pyarrow.ArrowException, ValueError, OverflowError, NotImplementedError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        place = f"{label}, somewhere after row {number}" if number else label
+        raise InputError(f"{place}: it is not a readable Parquet file ({first_line(error)}).") from error
 
 
-def _read_hub(path: str, config: str | None, split: str | None, revision: str | None) -> list[tuple[str, Row]]:
+def _open_hub(
+    path: str, config: str | None, split: str | None, revision: str | None
+) -> Callable[[], Iterator[tuple[str, Row]]]:
     try:
         import datasets
     except ImportError:
@@ -148,7 +204,7 @@ def _read_hub(path: str, config: str | None, split: str | None, revision: str | 
         if split != "train" and len(dataset) > 1:
             raise InputError(f"{path}: choose one of its splits, {path}:SPLIT: {', '.join(dataset)}.")
         dataset = dataset[split]
-    return list(_numbered(dataset, f"{path}, split {split}"))
+    return lambda: _numbered(dataset, f"{path}, split {split}")
 
 
 def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, Row]]:

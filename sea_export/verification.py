@@ -43,8 +43,8 @@ from sea_export.hub_output import fetch_output
 from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.layered_agreement import measure_by_layer
 from sea_export.loading import load_config, load_model, load_tokenizer
-from sea_export.memory import fits, weight_bytes
 from sea_export.options import SaveOptions
+from sea_export.placement import verified_by_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -301,12 +301,10 @@ def model_to_verify(
     config = load_config(base, trust_remote_code=options.trust_remote_code)
     layerwise = options.layerwise
     if layerwise is None:
-        # Once here, and once in the process that knows nothing of sea-export.
-        needed = 2 * weight_bytes(base.checkpoint, torch.float32)
         device = torch.device("cpu") if not isinstance(model, nn.Module) else next(model.parameters()).device
         held = sum(parameter.nbytes for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
         spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # and cannot change its dtype as a whole
-        layerwise = can_load_layers(config) and (spread or not fits(needed - held, device))
+        layerwise = (spread and can_load_layers(config)) or verified_by_layer(base, config, device, held)
     if not layerwise:
         loaded = model if isinstance(model, nn.Module) else None
         return loaded or load_model(base, trust_remote_code=options.trust_remote_code)

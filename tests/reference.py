@@ -118,7 +118,7 @@ def dense_edit(activations: Activations, center: str, options: EditOptions) -> D
 
     calibration = neutral - mean if center != "off" else neutral
     if options.normalization == "average":
-        matrix = matrix / 2
+        matrix = matrix / 2**options.strength
     elif options.normalization == "calibrated":
         for feature in range(size):
             before = calibration[:, feature].norm()

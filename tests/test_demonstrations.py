@@ -119,7 +119,11 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"prompt": "p"}\n\n{"prompt": oops}\n', r"a.jsonl, row 2 \(line 3\): it is not valid JSON"),
+        (
+            "a.jsonl",
+            b'{"prompt": "p", "positive": "a", "negative": "b"}\n\n{"prompt": oops}\n',
+            r"a.jsonl, row 2 \(line 3\): it is not valid JSON",
+        ),
         ("a.jsonl", b"[1, 2]\n", "a.jsonl, row 1: a row must be an object with named columns, not list"),
         ("a.jsonl", b"\n", "a.jsonl: there are no rows"),
         ("a.jsonl", b'{"prompt": "\xff"}', "a.jsonl: it is not UTF-8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from checkpoint_files import contents_of
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.export.output import check_output, file_digests, read_json, staged_output, write_json
 
 
@@ -28,7 +29,7 @@ def test_output_appears_when_the_context_ends(tmp_path):
     output = tmp_path / "out"
     with staged_output(output, overwrite=False) as staging:
         assert staging.parent == tmp_path
-        assert staging.name.startswith(".out.partial-")
+        assert staging.name == ".out.partial"
         assert not list(staging.iterdir())
         (staging / "deep").mkdir()
         (staging / "deep" / "file").write_text("x")
@@ -57,12 +58,15 @@ def test_failure_to_move_leaves_the_old_output_in_place(tmp_path, monkeypatch):
     rename = Path.rename
 
     def rename_but_not_the_new(path: Path, target: Path) -> Path:
-        if ".partial-" in path.name:
-            raise PermissionError("no")
+        if path.name.endswith(".partial"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", rename_but_not_the_new)
-    with pytest.raises(PermissionError), staged_output(output, overwrite=True) as staging:
+    with (
+        pytest.raises(SeaExportError, match=r"out could not be written: Permission denied \(.*\.out\.partial\)"),
+        staged_output(output, overwrite=True) as staging,
+    ):
         (staging / "new").write_text("new")
     assert contents_of(output).keys() == {"sea_export.json", "old"}
     assert list(tmp_path.iterdir()) == [output]
@@ -95,33 +99,52 @@ def test_link_to_an_output_stays_a_link(tmp_path):
     assert contents_of(tmp_path / "real") == {"new": b"new"}
 
 
-KILLED_RUN = """
-import sys, time
+RUN = """
+import sys
 from pathlib import Path
 from sea_export.export.output import staged_output
 with staged_output(Path(sys.argv[1]), overwrite=False) as staging:
     (staging / "file").write_text("half")
-    print(staging.name, flush=True)
-    time.sleep(60)
+    print("started", flush=True)
+    sys.stdin.read()
 """
 
 
-def test_leftovers_of_killed_runs_go_and_those_of_live_runs_stay(tmp_path):
-    """A run that is killed cannot clean up; the next start does, but never touches a run that is alive."""
+def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_RUN, str(output)]
+    command = [sys.executable, "-c", RUN, str(output)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
-        partial = tmp_path / run.stdout.readline().strip()
-        with staged_output(output, overwrite=False) as staging:
-            (staging / "file").write_text("whole")
-            assert (partial / "file").read_text() == "half"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as run:
+        assert run.stdout.readline() == "started\n"
+        refused(output, "another run is writing")
+        with pytest.raises(InputError, match="another run is writing"), staged_output(output, overwrite=False):
+            pass
+        assert contents_of(tmp_path) == {".out.partial/file": b"half"}
         run.send_signal(signal.SIGKILL)
-    assert partial.exists()
-    (tmp_path / ".outside.partial-1").mkdir()
-    with staged_output(output, overwrite=True):
-        assert not partial.exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"out", ".outside.partial-1"}
+    assert contents_of(tmp_path) == {".out.partial/file": b"half"}
+    (tmp_path / ".outside.partial").mkdir()
+    with staged_output(output, overwrite=False) as staging:
+        assert not list(staging.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".outside.partial"}
+
+
+def test_an_output_that_a_killed_run_had_moved_away_comes_back(tmp_path):
+    """Killed between the two renames, or while the old one is removed: the next run knows which it was."""
+    output, replaced = tmp_path / "out", tmp_path / ".out.replaced"
+    write_old_output(replaced)
+    (tmp_path / ".out.removed-1234").mkdir()
+    (tmp_path / ".out.removed-1234" / "older").write_text("x")
+    with pytest.raises(InputError, match="meanwhile"), staged_output(output, overwrite=False):
+        pass
+    assert list(tmp_path.iterdir()) == [output]
+    assert contents_of(output).keys() == {"sea_export.json", "old"}
+    write_old_output(replaced)
+    with staged_output(output, overwrite=True) as staging:
+        assert not replaced.exists()
+        (staging / "new").write_text("new")
+    assert list(tmp_path.iterdir()) == [output]
+    assert contents_of(output) == {"new": b"new"}
 
 
 def refused(output: Path, match: str, **options: object) -> None:

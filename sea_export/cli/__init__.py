@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import signal
-import sys
-import types
 
 import click
 
-from sea_export.errors import SeaExportError
+from sea_export.cli.reporting import reporting_options, tell_failure
+from sea_export.cli.stopping import Stopped, stoppable
 
 __all__ = ["main"]
 
@@ -25,11 +23,12 @@ _COMMANDS = (
     "compare",
     "push",
     "reproduce",
+    "doctor",
 )
 
 
 class _CommandGroup(click.Group):
-    """Commands live in modules of their own names; errors of ours become one line and an exit status."""
+    """Commands live in modules of their own names; errors become one line and an exit status."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -42,22 +41,16 @@ class _CommandGroup(click.Group):
 
     def invoke(self, context: click.Context) -> object:
         try:
-            return super().invoke(context)
-        except SeaExportError as error:
-            if context.params["debug"]:
-                raise
-            click.echo(f"Error: {error}", err=True)
-            context.exit(error.exit_code)
+            with stoppable():
+                return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click sees to these; a broken pipe: nobody reads the output any more
+        except (Exception, Stopped) as error:
+            context.exit(tell_failure(context, error))
 
 
 @click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="sea-export")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:
+@reporting_options
+def main() -> None:
     """Fit a spectral edit of a language model's activations and bake it into a checkpoint that loads anywhere."""
-    # A terminated process cleans up like an interrupted one: nothing half-written stays behind.
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(signal_number: int, frame: types.FrameType | None) -> None:
-    sys.exit(128 + signal_number)

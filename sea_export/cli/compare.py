@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sea_export.cli.options import model_options
+from sea_export.cli.reporting import reported
 
 
 @click.command("compare")
@@ -26,6 +27,7 @@ from sea_export.cli.options import model_options
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a web page of one file.")
 @model_options
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model, as custom-code exports do.")
+@reported
 def command(base: str, output: str, **values: Any) -> None:
     """Answer the same prompts with BASE and with OUTPUT, greedily, and mark the words that differ.
 

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sea_export.cli.evaluation import opened_subject
-from sea_export.cli.jobs import console
+from sea_export.cli.terminal import console, waiting
 from sea_export.comparison import Comparison, Piece, answer_prompts, compare_answers, load_prompts
 from sea_export.comparison_page import comparison_page
 from sea_export.errors import InputError
 from sea_export.loading import quiet_transformers
+from sea_export.visible_text import visible
 
 __all__ = ["run_comparison"]
 
@@ -29,7 +30,7 @@ def run_comparison(base: str, output: str, values: dict[str, Any]) -> None:
         prompts += load_prompts(values["prompts"])
     answers, names = [], []
     for model in (base, output):
-        with opened_subject(model, values) as subject, console.status(f"{subject.name} answers"):
+        with opened_subject(model, values) as subject, waiting(f"{subject.name} answers"):
             given = answer_prompts(
                 subject.model,
                 subject.tokenizer,
@@ -49,7 +50,7 @@ def run_comparison(base: str, output: str, values: dict[str, Any]) -> None:
 def _print(names: Sequence[str], comparisons: Sequence[Comparison]) -> None:
     table = Table("prompt", *names, show_lines=True)
     for one in comparisons:
-        table.add_row(Text(one.prompt), _marked(one.base, "red", "[-", "-]"), _marked(one.edited, "green", "{+", "+}"))
+        table.add_row(one.prompt, _marked(one.base, "red", "[-", "-]"), _marked(one.edited, "green", "{+", "+}"))
     console.print(table)
     console.print(f"{sum(one.differs for one in comparisons)} of {len(comparisons)} answers differ.")
 
@@ -58,11 +59,12 @@ def _marked(pieces: Sequence[Piece], color: str, before: str, after: str) -> Tex
     """An answer with its own words underlined and coloured, or in brackets where there is no terminal to do that."""
     text = Text()
     for piece in pieces:
+        shown = visible(piece.text)
         if not piece.changed:
-            text.append(piece.text)
+            text.append(shown)
         elif console.is_terminal:
-            text.append(piece.text, style=f"bold underline {color}")
+            text.append(shown, style=f"bold underline {color}")
         else:
-            words = piece.text.rstrip()
-            text.append(f"{before}{words}{after}{piece.text[len(words) :]}")
+            words = shown.rstrip()
+            text.append(f"{before}{words}{after}{shown[len(words) :]}")
     return text

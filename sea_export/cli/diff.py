@@ -6,15 +6,18 @@ from pathlib import Path
 
 import click
 
+from sea_export.cli.reporting import reported
+
 
 @click.command("diff")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
+@reported
 def command(a: Path, b: Path) -> None:
     """Show which tensors and files of the checkpoint directories A and B differ, and by how much."""
     from rich.table import Table
 
-    from sea_export.cli import jobs
+    from sea_export.cli.terminal import console
     from sea_export.differences import compare_checkpoints
 
     difference = compare_checkpoints(a, b)
@@ -22,7 +25,7 @@ def command(a: Path, b: Path) -> None:
     for name, change in difference.tensors_changed.items():
         table.add_row(name, f"{change.maximum:.3g}", f"{change.relative:.3g}")
     if difference.tensors_changed:
-        jobs.console.print(table)
+        console.print(table)
     for label, names in (
         (f"only in {a}", (*difference.tensors_only_in_a, *difference.files_only_in_a)),
         (f"only in {b}", (*difference.tensors_only_in_b, *difference.files_only_in_b)),
@@ -30,8 +33,8 @@ def command(a: Path, b: Path) -> None:
         ("other contents", (*difference.files_changed, *difference.metadata_changed)),
     ):
         for name in names:
-            jobs.console.print(f"{label}: {name}", soft_wrap=True)
-    jobs.console.print(
+            console.print(f"{label}: {name}", soft_wrap=True)
+    console.print(
         f"{len(difference.tensors_changed)} tensors differ; {difference.tensors_identical} tensors and "
         f"{difference.files_identical} files are identical."
     )

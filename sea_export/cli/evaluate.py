@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sea_export.cli.options import model_options
+from sea_export.cli.reporting import reported
 
 
 @click.command("evaluate")
@@ -33,6 +34,7 @@ from sea_export.cli.options import model_options
 @click.option("--record", is_flag=True, help="Write the figures into the manifest and the model card of MODEL.")
 @model_options
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model, as custom-code exports do.")
+@reported
 def command(model: str, **values: Any) -> None:
     """Measure MODEL on benchmarks, alone or against its base, with 95 % intervals and paired tests.
 

@@ -12,8 +12,8 @@ import torch
 from rich.table import Table
 
 from sea_export.agreement import dtype_name
-from sea_export.cli.jobs import console
 from sea_export.cli.progress import counting_progress
+from sea_export.cli.terminal import console
 from sea_export.drawing import check_picture
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sea_export.cli.options import build_fit_options, cache_option, demonstration_options, fit_options, model_options
+from sea_export.cli.reporting import reported
 
 
 @click.command("fit")
@@ -19,6 +20,7 @@ from sea_export.cli.options import build_fit_options, cache_option, demonstratio
 @cache_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 @click.option("--overwrite", is_flag=True, help="Replace an edit that sea-export wrote before.")
+@reported
 def command(model: str, edit: Path, overwrite: bool, cache: Path | None, **values: Any) -> None:
     """Fit an edit of MODEL and write it to the directory EDIT, for `save` to bake.
 
@@ -26,6 +28,7 @@ def command(model: str, edit: Path, overwrite: bool, cache: Path | None, **value
     """
     options = build_fit_options(values)
     from sea_export.cli import jobs
+    from sea_export.cli.terminal import console
     from sea_export.export.output import check_output, staged_output
 
     check_output(edit, overwrite=overwrite, needed_bytes=0)
@@ -38,6 +41,6 @@ def command(model: str, edit: Path, overwrite: bool, cache: Path | None, **value
     with staged_output(edit, overwrite=overwrite) as staging:
         fitted.save(staging)
     jobs.print_layers(fitted)
-    jobs.console.print(
+    console.print(
         f"Saved the edit to {edit}. Bake it with: sea-export save {edit} OUTPUT --base {model}", soft_wrap=True
     )

@@ -17,6 +17,7 @@ from sea_export.cli.options import (
     save_options,
     visibility_option,
 )
+from sea_export.cli.reporting import reported
 from sea_export.errors import SeaExportError
 from sea_export.options import check_format
 
@@ -31,6 +32,7 @@ from sea_export.options import check_format
 @save_options
 @click.option("--push", "repo_id", metavar="REPO_ID", help="Push OUTPUT to this repository of the Hub afterwards.")
 @visibility_option
+@reported
 def command(model: str, output: Path, cache: Path | None, repo_id: str | None, public: bool, **values: Any) -> None:
     """Fit an edit of MODEL, bake it into the checkpoint OUTPUT, and verify that it is the edit.
 
@@ -40,6 +42,7 @@ def command(model: str, output: Path, cache: Path | None, repo_id: str | None, p
     options, saving = build_fit_options(values), build_save_options(values)
     check_format(options, saving)
     from sea_export.cli import jobs
+    from sea_export.cli.terminal import console
     from sea_export.export import needed_bytes, save_checkpoint
     from sea_export.export.output import check_output
     from sea_export.hub import check_published_base
@@ -66,7 +69,7 @@ def command(model: str, output: Path, cache: Path | None, repo_id: str | None, p
                 stored=stored,
                 model=opened.model,
                 progress=progress,
-                announce=jobs.console.print,
+                announce=console.print,
             )
     jobs.print_saved(result, edit)
     if repo_id is not None:

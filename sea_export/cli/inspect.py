@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sea_export.cli.options import demonstration_options, model_options
+from sea_export.cli.reporting import reported
 
 _PICTURE = click.Path(path_type=Path, dir_okay=False)
 
@@ -26,12 +27,14 @@ _PICTURE = click.Path(path_type=Path, dir_okay=False)
 @model_options
 @click.option("--seed", default=0, show_default=True, help="Seed of --limit.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@reported
 def command(edit: str, plot: Path | None, plot_activations: Path | None, **values: Any) -> None:
     """Show ranks, spectra and relative change of each layer of EDIT.
 
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
     from sea_export.cli import jobs
+    from sea_export.cli.terminal import console
     from sea_export.drawing import check_picture
     from sea_export.edit import SpectralEdit
     from sea_export.hub_output import fetch_edit
@@ -43,11 +46,11 @@ def command(edit: str, plot: Path | None, plot_activations: Path | None, **value
         from sea_export.cli.activations import draw_activations
 
         draw_activations(loaded, plot_activations, values)
-        jobs.console.print(f"Saved the picture to {plot_activations}.")
+        console.print(f"Saved the picture to {plot_activations}.")
     jobs.print_layers(loaded)
     jobs.print_warnings(loaded)
     if plot is not None:
         from sea_export.plots import plot_edit
 
         plot_edit(loaded, plot)
-        jobs.console.print(f"Saved the picture to {plot}.")
+        console.print(f"Saved the picture to {plot}.")

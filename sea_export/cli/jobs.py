@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from sea_export.activation_cache import cached_bytes
 from sea_export.architecture import skeleton
 from sea_export.base_card import base_metadata, license_warning
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
+from sea_export.cli.terminal import console, errors, progress_bar, silenced, waiting
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export import SaveResult, checkpoint_bytes, find_places
-from sea_export.export.adapter_plan import check_adapter
+from sea_export.export import SaveResult, checkpoint_bytes, places_of_fit
 from sea_export.export.custom_code import EditedModules
 from sea_export.export.folding import StoredWriters
 from sea_export.fitting import fit_edit, no_op_warning, sequence_warning
 from sea_export.layer_choice import choose_targets, passed_over_note
 from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
-from sea_export.memory import fits, weight_bytes
 from sea_export.options import FitOptions, SaveOptions
+from sea_export.placement import fits_whole
 from sea_export.verification import Verification
 
 if TYPE_CHECKING:
@@ -51,7 +42,7 @@ __all__ = [
     "OpenedModel",
     "base_of",
     "byte_progress",
-    "console",
+    "chosen_device",
     "fit_with_progress",
     "joined_job",
     "opened_model",
@@ -63,9 +54,7 @@ __all__ = [
     "with_base_digests",
 ]
 
-# Without a terminal there is no width to fit: nothing may be cut off in a file or a pipe.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-_errors = Console(stderr=True, highlight=False)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,10 +82,10 @@ class OpenedModel:
             layerwise = (
                 self.device_map is None
                 and can_load_layers(self.config)
-                and not fits(weight_bytes(self.base.checkpoint, self.dtype), device)
+                and not fits_whole(self.base, self.dtype, device)
             )
             if layerwise:
-                _errors.print(f"{self.base.name} does not fit into memory: it is fitted layer by layer")
+                logger.info("%s does not fit into memory: it is fitted layer by layer", self.base.name)
         if not layerwise:
             return load_model(
                 self.base,
@@ -131,16 +120,15 @@ class OpenedModel:
     def places(self, options: FitOptions, saving: SaveOptions) -> StoredWriters | EditedModules:
         """The places that a fit with `options` will edit, found to have room for it, before any weight is loaded."""
         model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
-        stored = find_places(choose_targets(model, options), self.base, saving, needs_bias=options.center == "affine")
-        if saving.format == "adapter":
-            assert isinstance(stored, StoredWriters)
-            check_adapter(
-                self.base,
-                stored,
-                needs_bias=options.center == "affine",
-                scaled=options.edit.normalization != "none" and saving.adapter_rank is None,
-            )
-        return stored
+        return places_of_fit(choose_targets(model, options), self.base, options, saving)
+
+
+def chosen_device(values: dict[str, Any]) -> str:
+    """The device that `model_options` name, for this process."""
+    device: str = values["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return local_device(device)
 
 
 @contextmanager
@@ -153,17 +141,16 @@ def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[O
     dtype = parse_dtype(values["dtype"])
     if values["device_map"] is not None and values["layerwise"]:
         raise InputError("--device-map has all layers in memory, and --layerwise one at a time: choose one of them")
-    device = values["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = local_device(device)
+    device = chosen_device(values)
     with ExitStack() as stack:
-        with console.status(f"Opening {model}"):
+        with waiting(f"Opening {model}"):
             base = stack.enter_context(
                 resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
             )
         if warning := license_warning(base.name, base_metadata(base)):
-            _warn(warning)
+            logger.warning(warning)
+        files = len(base.checkpoint.weight_files)
+        logger.debug("%s: %d tensors in %d files", base.name, len(base.checkpoint.tensors), files)
         scratch = output.resolve().parent
         yield OpenedModel(
             base, dtype, device, values["device_map"], values["layerwise"], values["trust_remote_code"], scratch
@@ -185,12 +172,8 @@ def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
 @contextmanager
 def joined_job() -> Iterator[Processes]:
     """The processes that share the job. All but the first keep quiet, and have nothing to do after the fit."""
-    with joined_processes() as processes:
-        console.quiet = _errors.quiet = not processes.is_first
-        try:
-            yield processes
-        finally:
-            console.quiet = _errors.quiet = False
+    with joined_processes() as processes, nullcontext() if processes.is_first else silenced():
+        yield processes
 
 
 def fit_with_progress(
@@ -202,9 +185,9 @@ def fit_with_progress(
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
     if note := passed_over_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
-        _errors.print(f"Note: {note}", soft_wrap=True)
+        logger.info(note)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
-    with _progress(*columns) as progress:
+    with progress_bar(*columns) as progress:
         # Each process shows what it has to do itself.
         task = progress.add_task("Capturing", total=math.ceil(len(demonstrations) / processes.count), rate="")
 
@@ -219,8 +202,7 @@ def fit_with_progress(
     edit = replace(edit, provenance={**edit.provenance, "base": named})
     print_warnings(edit)
     if cache is not None:
-        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
-        console.print(f"{cache} keeps {size / 1e6:.1f} MB of activations")
+        logger.info("%s keeps %.1f MB of activations", cache, cached_bytes(cache) / 1e6)
     return edit
 
 
@@ -228,11 +210,7 @@ def print_warnings(edit: SpectralEdit) -> None:
     """Warns of an edit that does nothing, and of one whose results depend on the batch."""
     for warning in (no_op_warning(edit), sequence_warning(edit)):
         if warning:
-            _warn(warning)
-
-
-def _warn(warning: str) -> None:
-    _errors.print(f"Warning: {warning}", style="yellow", soft_wrap=True)
+            logger.warning(warning)
 
 
 def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
@@ -252,15 +230,9 @@ def base_of(edit: SpectralEdit) -> str:
 @contextmanager
 def byte_progress(description: str, base: BaseModel) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of the base's checkpoint."""
-    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+    with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(description, total=checkpoint_bytes(base))
         yield lambda count: progress.advance(task, count)
-
-
-def _progress(*columns: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), console=_errors, transient=True
-    )
 
 
 def print_layers(edit: SpectralEdit) -> None:
@@ -269,14 +241,13 @@ def print_layers(edit: SpectralEdit) -> None:
     for target in edit.targets:
         for layer in edit.layers[target]:
             values = layer.positive_values
-            first = float(values[0].square() / values.square().sum()) if values.numel() else 0.0
             table.add_row(
                 str(target.layer),
                 target.component,
                 str(layer.positive.shape[1]),
                 str(layer.negative.shape[1]),
                 str(values.numel()),
-                f"{first:.2%}",
+                f"{layer.first_share:.2%}",
                 f"{layer.relative_change:.2%}",
                 f"{layer.signature:.4g}",
                 "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
@@ -304,7 +275,7 @@ def print_verification(verification: Verification) -> None:
     console.print(table)
     console.print(verification.statement)
     for problem in verification.problems:
-        _errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
+        errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
 
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.options import visibility_option
+from sea_export.cli.reporting import reported
 
 
 @click.command("push")
@@ -15,6 +16,7 @@ from sea_export.cli.options import visibility_option
 @visibility_option
 @click.option("--revision", help="Branch to push to; it is made if there is none. By default the main one.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing the main branch.")
+@reported
 def command(output: Path, repo_id: str, public: bool, revision: str | None, create_pr: bool) -> None:
     """Push the checkpoint OUTPUT to the Hub repository REPO_ID, which is made if there is none.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sea_export.cli.jobs import console
+from sea_export.cli.terminal import console
 from sea_export.export.manifest import read_manifest
 from sea_export.hub import push
 

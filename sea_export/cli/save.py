@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sea_export.cli.options import build_save_options, model_options, save_options
+from sea_export.cli.reporting import reported
 
 
 @click.command("save")
@@ -16,10 +17,12 @@ from sea_export.cli.options import build_save_options, model_options, save_optio
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id that the edit names.")
 @model_options
 @save_options
+@reported
 def command(edits: tuple[str, ...], output: Path, base: str | None, **values: Any) -> None:
     """Bake one EDIT, or the product of several in the order given, into the checkpoint OUTPUT."""
     saving = build_save_options(values)
     from sea_export.cli import jobs
+    from sea_export.cli.terminal import console
     from sea_export.edit import SpectralEdit, compose
     from sea_export.export import save_checkpoint
     from sea_export.export.output import check_output
@@ -31,5 +34,5 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, **values: An
         jobs.opened_model(base or jobs.base_of(edit), values, output) as opened,
         jobs.byte_progress("Writing", opened.base) as progress,
     ):
-        result = save_checkpoint(edit, opened.base, output, saving, progress=progress, announce=jobs.console.print)
+        result = save_checkpoint(edit, opened.base, output, saving, progress=progress, announce=console.print)
     jobs.print_saved(result, edit)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sea_export.cli.options import build_save_options, demonstration_options, model_options, save_options
+from sea_export.cli.reporting import reported
 from sea_export.options import CENTERS, SITES, TARGETS, TEMPLATES, FitOptions
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
@@ -39,6 +40,7 @@ _PATH = click.Path(path_type=Path, dir_okay=False)
 @demonstration_options
 @model_options
 @save_options
+@reported
 def command(model: str, output: Path, **values: Any) -> None:
     """Search layers, target, truncation, strength and more for the best benchmark score within a damage budget.
 

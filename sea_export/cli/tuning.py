@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from sea_export.agreement import dtype_name
 from sea_export.base_model import weight_digests
 from sea_export.cli import jobs
 from sea_export.cli.evaluation import progress_for
-from sea_export.cli.jobs import OpenedModel, console
+from sea_export.cli.jobs import OpenedModel
 from sea_export.cli.progress import counting_progress
+from sea_export.cli.terminal import console
 from sea_export.cli.tuning_output import print_front, print_outcome, print_reports, tuning_record
 from sea_export.demonstrations import Demonstration, demonstrations_digest
 from sea_export.drawing import check_picture
@@ -33,6 +35,8 @@ from sea_export.spectrum_bank import SpectrumBank
 from sea_export.tuning import SearchSpace, Tuner, choose, open_study, pareto_front, search
 
 __all__ = ["run_tuning"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def _centers(opened: OpenedModel, saving: SaveOptions, values: dict[str, Any]) -
         for target in values["targets"] or TARGETS:
             opened.places(FitOptions(layers="all", target=target, center="affine"), saving)
     except InputError as error:
-        console.print(f"No affine edit is tried: {error}", soft_wrap=True)
+        logger.info("no affine edit is tried: %s", error)
         return tuple(center for center in CENTERS if center != "affine")
     return CENTERS
 

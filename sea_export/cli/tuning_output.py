@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sea_export.cli.jobs import console
+from sea_export.cli.terminal import console
 from sea_export.evaluation.damage import DIVERGENCE
 from sea_export.evaluation.figures import Figure
 from sea_export.evaluation.report import BenchmarkReport, interval_text

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.options import layerwise_option
+from sea_export.cli.reporting import reported
 
 
 @click.command("verify")
@@ -16,6 +17,7 @@ from sea_export.cli.options import layerwise_option
 @click.option("--revision", help="Revision of the base on the Hub.")
 @layerwise_option
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
+@reported
 def command(
     output: str, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
 ) -> None:
@@ -24,6 +26,7 @@ def command(
     OUTPUT is a directory, or a Hub id (REPO_ID or REPO_ID@REVISION), where nothing is written.
     Exits with 1 when it is not that edit, or when the edit does nothing.
     """
+    from sea_export.claims import taking_turns
     from sea_export.cli import jobs
     from sea_export.export.manifest import read_manifest, write_manifest
     from sea_export.loading import quiet_transformers
@@ -34,6 +37,7 @@ def command(
     jobs.print_verification(verification)
     directory = Path(output)
     if directory.is_dir():
-        write_manifest(directory, {**read_manifest(directory), "verification": asdict(verification)})
+        with taking_turns(directory):
+            write_manifest(directory, {**read_manifest(directory), "verification": asdict(verification)})
     if not verification.passed:
         raise click.exceptions.Exit(1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sea_export.claims import taking_turns
 from sea_export.evaluation.report import BenchmarkReport
 from sea_export.export.description import update_description
 from sea_export.export.manifest import read_manifest
@@ -25,9 +26,8 @@ def record_evaluation(output: Path, reports: Sequence[BenchmarkReport], *, again
     Raises:
         InputError: `output` is not a checkpoint of ours.
     """
-    known = {
-        report["benchmark"]: report for report in (read_manifest(output).get("evaluation") or {}).get("benchmarks", ())
-    }
-    known |= {report.benchmark: asdict(report) for report in reports}
-    evaluation = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
-    update_description(output, {"evaluation": evaluation})
+    with taking_turns(output):
+        recorded = (read_manifest(output).get("evaluation") or {}).get("benchmarks", ())
+        known = {report["benchmark"]: report for report in recorded} | {one.benchmark: asdict(one) for one in reports}
+        evaluation = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
+        update_description(output, {"evaluation": evaluation})

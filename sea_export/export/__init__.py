@@ -15,7 +15,7 @@ from sea_export.base_card import base_metadata, license_warning
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.adapter_plan import AdapterPlan, plan_adapter, write_adapter
+from sea_export.export.adapter_plan import AdapterPlan, check_adapter, plan_adapter, write_adapter
 from sea_export.export.custom_code import (
     CodePlan,
     EditedModules,
@@ -29,7 +29,7 @@ from sea_export.export.manifest import make_manifest
 from sea_export.export.merged import WriteReport, write_checkpoint
 from sea_export.export.output import check_output, staged_output
 from sea_export.loading import auto_classes, load_config, load_model, load_tokenizer
-from sea_export.options import SaveOptions
+from sea_export.options import FitOptions, SaveOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,18 @@ if TYPE_CHECKING:
     from sea_export.layer_loading import StoredModel
     from sea_export.verification import Verification
 
-__all__ = ["SaveResult", "checkpoint_bytes", "find_places", "needed_bytes", "plan_export", "save", "save_checkpoint"]
+__all__ = [
+    "SaveResult",
+    "checkpoint_bytes",
+    "find_places",
+    "needed_bytes",
+    "places_of_fit",
+    "plan_export",
+    "save",
+    "save_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
 
 EDIT_DIRECTORY = "sea_edit"
 
@@ -151,6 +162,7 @@ def save_checkpoint(
         for line in plan.remarks():
             announce(line)
     with staged_output(output, overwrite=options.overwrite) as staging:
+        logger.debug("writing %s", options.format)
         report = _write(plan, base, stored, staging, progress)
         edit = _name_base(edit, base, report, force=options.force)
         verification = None
@@ -158,6 +170,7 @@ def save_checkpoint(
             from sea_export.verification import model_to_verify, verify_export
 
             tokenizer = load_tokenizer(base, trust_remote_code=options.trust_remote_code)
+            logger.debug("verifying")
             verified = model_to_verify(base, options, model, output.resolve().parent)
             verification = verify_export(staging, base.checkpoint, edit, plan, verified, tokenizer)
             if not verification.passed:
@@ -165,6 +178,7 @@ def save_checkpoint(
                     f"verification failed, and nothing was kept (--no-verify keeps it): "
                     f"{'; '.join(verification.problems)}"
                 )
+        logger.debug("written%s", " and verified" if options.verify else "")
         edit.save(staging / EDIT_DIRECTORY)
         details = {"adapter": plan.details()} if isinstance(plan, AdapterPlan) else {}
         loaded_by = auto_classes(load_config(base, trust_remote_code=options.trust_remote_code))[0].__name__
@@ -198,6 +212,33 @@ def find_places(
         format=options.format,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def places_of_fit(
+    targets: Iterable[Target], base: BaseModel, options: FitOptions, saving: SaveOptions
+) -> StoredWriters | EditedModules:
+    """`find_places` of what a fit will edit, found to have room for that edit, before it is made.
+
+    Args:
+        targets: the places to edit.
+        base: the resolved base.
+        options: of the fit.
+        saving: how the edit is to be baked.
+
+    Raises:
+        InputError: see `find_places`.
+        SeaExportError: see `find_places`.
+    """
+    stored = find_places(targets, base, saving, needs_bias=options.center == "affine")
+    if saving.format == "adapter":
+        assert isinstance(stored, StoredWriters)
+        check_adapter(
+            base,
+            stored,
+            needs_bias=options.center == "affine",
+            scaled=options.edit.normalization != "none" and saving.adapter_rank is None,
+        )
+    return stored
 
 
 def plan_export(

@@ -25,12 +25,12 @@ from sea_export.base_model import BaseModel
 from sea_export.checkpoint import INDEX, Checkpoint
 from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit, Target
-from sea_export.errors import InputError, SeaExportError
+from sea_export.environment import library_versions
+from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
 from sea_export.export.output import write_json
 from sea_export.export.run_time import run_time_steps
 from sea_export.export.streaming import FileCopy
-from sea_export.fitting import library_versions
 from sea_export.loading import auto_classes, load_config, load_tokenizer
 from sea_export.stored_layout import stored_layout
 
@@ -148,30 +148,28 @@ def write_custom_code(
         progress: called with the number of bytes written since it was last called.
 
     Raises:
-        SeaExportError: a file could not be written, or was changed meanwhile.
+        SeaExportError: a file was changed meanwhile.
+        OSError: a file could not be written.
     """
     progress = progress or (lambda count: None)
     base_digests: dict[str, str] = {}
     digests: dict[str, str] = {}
     replaced = {"config.json", base.index_file}
-    try:
-        for file in base.weight_files:
-            base_digests[file] = _link_or_copy(base.directory / file, destination / f"{BASE_PREFIX}{file}", progress)
-            digests[f"{BASE_PREFIX}{file}"] = base_digests[file]
-        for file in base.side_files():
-            if file in replaced:
-                base_digests[file] = file_digest(base.directory / file)
-                continue
-            (destination / file).parent.mkdir(parents=True, exist_ok=True)
-            with FileCopy(base.directory / file, destination / file, progress=progress) as copy:
-                copy.copy_rest()
-                base_digests[file], digests[file] = copy.digests()
-        save_file(dict(plan.tensors), destination / EDIT_SHARD, metadata={"format": "pt"})
-        write_json(destination / INDEX, _index(base, plan.tensors))
-        write_json(destination / "config.json", plan.config)
-        (destination / CODE_FILE).write_text(plan.source, encoding="utf-8")
-    except OSError as error:
-        raise SeaExportError(f"{error.filename} could not be written: {error.strerror}.") from error
+    for file in base.weight_files:
+        base_digests[file] = _link_or_copy(base.directory / file, destination / f"{BASE_PREFIX}{file}", progress)
+        digests[f"{BASE_PREFIX}{file}"] = base_digests[file]
+    for file in base.side_files():
+        if file in replaced:
+            base_digests[file] = file_digest(base.directory / file)
+            continue
+        (destination / file).parent.mkdir(parents=True, exist_ok=True)
+        with FileCopy(base.directory / file, destination / file, progress=progress) as copy:
+            copy.copy_rest()
+            base_digests[file], digests[file] = copy.digests()
+    save_file(dict(plan.tensors), destination / EDIT_SHARD, metadata={"format": "pt"})
+    write_json(destination / INDEX, _index(base, plan.tensors))
+    write_json(destination / "config.json", plan.config)
+    (destination / CODE_FILE).write_text(plan.source, encoding="utf-8")
     return WriteReport(base_digests, digests, edited=(), unchanged=(), added=tuple(plan.tensors))
 
 

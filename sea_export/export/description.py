@@ -9,6 +9,7 @@ from typing import Any
 from sea_export.checkpoint import CARD
 from sea_export.digest import file_digest
 from sea_export.export.manifest import MANIFEST, read_manifest, write_manifest
+from sea_export.files import write_text
 from sea_export.model_card import model_card
 
 __all__ = ["update_description", "write_description"]
@@ -21,7 +22,7 @@ def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
         directory: a complete checkpoint but for these files, and nothing else.
         manifest: see `sea_export.export.manifest.make_manifest`.
     """
-    (directory / CARD).write_text(model_card(manifest), encoding="utf-8")
+    write_text(directory / CARD, model_card(manifest))
     files = dict(manifest["files"])
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
@@ -44,5 +45,5 @@ def update_description(output: Path, changes: Mapping[str, Any]) -> None:
         InputError: `output` is not a checkpoint of ours.
     """
     manifest = {**read_manifest(output), **changes}
-    (output / CARD).write_text(model_card(manifest), encoding="utf-8")
+    write_text(output / CARD, model_card(manifest))
     write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})

@@ -12,7 +12,7 @@ from torch import Tensor
 from sea_export.architecture import Writer, find_writers, skeleton
 from sea_export.bias_switch import bias_switch
 from sea_export.edit import LayerEdit, SpectralEdit, Target
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.fold import fold_bias, fold_tensor
 from sea_export.proof import prove_fold
 from sea_export.stored_layout import StoredLayout, StoredParameter, stored_layout
@@ -151,9 +151,9 @@ def plan_merge(edit: SpectralEdit, stored: StoredWriters, checkpoint: Checkpoint
             )
         for weight in writer.weights:
             parameter = stored.parameters[weight.name]
-            edits |= dict.fromkeys(parameter.parts, _WeightFold(layers, parameter.output_dim))
+            edits |= {part: _WeightFold(part, layers, parameter.output_dim) for part in parameter.parts}
             if weight.bias is not None:
-                edits |= dict.fromkeys(stored.parameters[weight.bias].parts, _BiasFold(layers))
+                edits |= {part: _BiasFold(part, layers) for part in stored.parameters[weight.bias].parts}
             elif (bias := fold_bias(None, layers, dtype)) is not None:
                 assert weight.bias_name is not None
                 additions[stored.bias_names[weight.bias_name]] = bias
@@ -162,18 +162,31 @@ def plan_merge(edit: SpectralEdit, stored: StoredWriters, checkpoint: Checkpoint
 
 @dataclass(frozen=True)
 class _WeightFold:
+    name: str
     edits: Sequence[LayerEdit]
     output_dim: int
 
     def __call__(self, stored: Tensor) -> Tensor:
-        return fold_tensor(stored, self.edits, self.output_dim)
+        return _checked(self.name, stored, fold_tensor(stored, self.edits, self.output_dim))
 
 
 @dataclass(frozen=True)
 class _BiasFold:
+    name: str
     edits: Sequence[LayerEdit]
 
     def __call__(self, stored: Tensor) -> Tensor:
         folded = fold_bias(stored, self.edits, stored.dtype)
         assert folded is not None
+        return _checked(self.name, stored, folded)
+
+
+def _checked(name: str, stored: Tensor, folded: Tensor) -> Tensor:
+    """Raises SeaExportError if an edit has made values that the stored dtype cannot hold; a sum shows any of them."""
+    if folded.sum(dtype=torch.float64).isfinite() or not stored.sum(dtype=torch.float64).isfinite():
         return folded
+    dtype = str(folded.dtype).removeprefix("torch.")
+    raise SeaExportError(
+        f"{name} with the edit folded in has values beyond {torch.finfo(folded.dtype).max:g}, which {dtype} does not "
+        "hold: lower --strength, choose another --normalization, or choose --format adapter or custom-code"
+    )

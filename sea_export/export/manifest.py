@@ -12,10 +12,10 @@ from torch import Tensor
 from sea_export.base_card import base_metadata
 from sea_export.base_model import BaseModel
 from sea_export.edit import LayerEdit, SpectralEdit, Target
+from sea_export.environment import library_versions
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
 from sea_export.export.output import read_json, write_json
-from sea_export.fitting import library_versions
 from sea_export.options import SaveOptions
 
 if TYPE_CHECKING:

@@ -138,8 +138,8 @@ class _Writer:
     def files(self, names: Sequence[str]) -> dict[str, _WrittenFile]:
         """Write the files named, in parallel. The first failure ends all of them."""
         with _single_threaded_arithmetic(), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            futures = [pool.submit(self._file, name) for name in names]
             try:
+                futures = [pool.submit(self._file, name) for name in names]
                 for future in as_completed(futures):
                     future.result()
             except BaseException:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from sea_export.claims import Claimed, claimed_directory, is_claimed, remove_leftovers, scratch_directory
 from sea_export.digest import file_digest
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError, reason
+from sea_export.files import flush, write_text
 
 __all__ = ["check_output", "file_digests", "read_json", "staged_output", "write_json"]
 
 _OWN_FILES = ("sea_export.json", "sea_edit.json")
+_REMOVED = ".{}.removed-"
 
 
 def check_output(output: Path, *, overwrite: bool, needed_bytes: int, base: Path | None = None) -> None:
@@ -31,8 +33,8 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int, base: Path
         base: the directory of the base model, which must not be touched.
 
     Raises:
-        InputError: `output` exists and may not be replaced, cannot be created, would mix with the base, or does
-            not fit on its disk.
+        InputError: `output` exists and may not be replaced, cannot be created, is being written by another run, would
+            mix with the base, or does not fit on its disk.
     """
     output = output.resolve()
     parent = output.parent
@@ -51,6 +53,8 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int, base: Path
         raise InputError(f"{parent}, where {output.name} is to be written, is not a directory; create it first.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{parent}, where {output.name} is to be written, is not writable.")
+    if is_claimed(_beside(output, "partial")):
+        raise InputError(_being_written(output))
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise InputError(
@@ -63,8 +67,8 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int, base: Path
 def staged_output(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary directory beside `output` that takes its place when the context ends well.
 
-    It is removed on any exception, an interrupt included. What runs that were killed have left behind is removed
-    at the next start; a run that is alive holds a lock on its directory, and is left alone.
+    It is removed on any exception, an interrupt included. What a run that was killed has left behind is removed at the
+    next start; a run that lives is left alone.
 
     Args:
         output: the directory to be written; its parent exists.
@@ -74,28 +78,27 @@ def staged_output(output: Path, *, overwrite: bool) -> Iterator[Path]:
         the directory to write into, empty.
 
     Raises:
-        InputError: `output` exists at the end, and is not to be replaced.
+        InputError: another run is writing `output`, or it exists at the end and is not to be replaced.
+        SeaExportError: it could not be written.
     """
     output = output.resolve()
-    _remove_leftovers(output)
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
+    partial = _beside(output, "partial")
     try:
-        # On a file system without locks nobody can tell whether this run is alive, and so nobody removes it.
-        with _opened(partial) as descriptor:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with claimed_directory(partial):
+            _settle(output)
+            remove_leftovers(_REMOVED.format(output.name), output.parent)
             yield partial
             _flush(partial)
             _move_into_place(partial, output, overwrite=overwrite)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    except Claimed as error:
+        raise InputError(_being_written(output)) from error
+    except (OSError, SafetensorError) as error:
+        raise SeaExportError(f"{output} could not be written: {reason(error)}.") from error
 
 
 def write_json(path: Path, data: object) -> None:
     """Write `data` as indented JSON. Raises ValueError for numbers that JSON does not have (NaN, infinities)."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -118,57 +121,51 @@ def file_digests(directory: Path) -> dict[str, str]:
     return {file: file_digest(directory / file) for file in files}
 
 
-def _remove_leftovers(output: Path) -> None:
-    """Remove the partial outputs of runs that are dead: those whose lock nobody holds."""
-    for path in output.parent.iterdir():
-        if not path.name.startswith(f".{output.name}.partial-"):
-            continue
-        try:
-            with _opened(path) as descriptor:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-        except OSError:
-            continue  # alive, gone by now, or not ours to remove
+def _beside(output: Path, what: str) -> Path:
+    return output.with_name(f".{output.name}.{what}")
+
+
+def _being_written(output: Path) -> str:
+    return (
+        f"another run is writing {output}; wait for it to end or choose another output "
+        f"(or remove {_beside(output, 'partial')}, if it stays when no run is alive)."
+    )
+
+
+def _settle(output: Path) -> None:
+    """Complete or undo what `_move_into_place` began, in this run or in one that was killed."""
+    replaced = _beside(output, "replaced")
+    if not replaced.is_dir():
+        return
+    if output.exists():
+        _discard(replaced, output)
+    else:
+        replaced.rename(output)
 
 
 def _move_into_place(partial: Path, output: Path, *, overwrite: bool) -> None:
-    replaced = None
-    if output.exists():
-        if not overwrite:
-            raise InputError(f"{output} has come into being meanwhile; choose another output.")
-        replaced = output.with_name(f".{output.name}.replaced-{secrets.token_hex(4)}")
-        output.rename(replaced)
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} has come into being meanwhile; choose another output.")
     try:
+        if output.exists():
+            output.rename(_beside(output, "replaced"))
         partial.rename(output)
-    except BaseException:
-        if replaced is not None:
-            replaced.rename(output)
-        raise
-    _flush_one(output.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced)
+        flush(output.parent)
+    finally:
+        _settle(output)
+
+
+def _discard(replaced: Path, output: Path) -> None:
+    """Remove an output that another one has replaced: under another name, since it is complete or not there."""
+    with scratch_directory(_REMOVED.format(output.name), output.parent) as removed:
+        replaced.rename(removed / output.name)
 
 
 def _flush(directory: Path) -> None:
     """Have everything below `directory` on the disk, so that not even a power failure leaves a half-written output."""
     for path in directory.rglob("*"):
-        _flush_one(path)
-    _flush_one(directory)
-
-
-def _flush_one(path: Path) -> None:
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A descriptor of a file or, unlike with open(), of a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        flush(path)
+    flush(directory)
 
 
 def _gigabytes(count: int) -> str:

@@ -116,8 +116,11 @@ class FileCopy:
         written = self._digest.hexdigest()
         source = written if self._source_digest is None else self._source_digest.result()
         if self.position != self.size or self._state_of_source() != self._state:
-            raise SeaExportError(f"{self._path} changed while it was copied; make sure nothing writes to it.")
+            raise SeaExportError(self._changed())
         return source, written
+
+    def _changed(self) -> str:
+        return f"{self._path} changed while it was copied; make sure nothing writes to it."
 
     def _part_digests(self) -> None:
         if self._source_digest is None:
@@ -129,6 +132,8 @@ class FileCopy:
         while not self._ended.is_set() and (count := os.preadv(self._source.fileno(), [buffer], position)):
             digest.update(buffer[:count])
             position += count
+        if position != self.size:
+            raise SeaExportError(self._changed())
         return digest.hexdigest()
 
     def _read(self, view: memoryview) -> None:

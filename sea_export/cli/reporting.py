@@ -1,0 +1,106 @@
+"""`--debug`, `--verbose` and `--quiet`, which the program and each of its commands take, and how failures are told."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from sea_export.cli.stopping import Stopped
+from sea_export.cli.terminal import print_error, set_verbosity
+from sea_export.environment import devices, library_versions, system
+from sea_export.errors import SeaExportError, first_line, reason
+from sea_export.visible_text import visible
+
+__all__ = ["reported", "reporting_options", "tell_failure"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_HELP = {
+    "quiet": "Show results and errors only.",
+    "verbose": "Show what is done and when.",
+    "debug": "Show the traceback of an error, and what the program ran on.",
+}
+_NO_MEMORY = (
+    "the memory is not enough: lower --batch-tokens, choose --layerwise, or free some (sea-export doctor MODEL tells "
+    "what it takes)"
+)
+
+
+def reporting_options(command: _Command) -> _Command:
+    """Adds the three options, whose values are kept for all that belongs to one call of the program."""
+    for name, text in _HELP.items():
+        command = click.option(f"--{name}", is_flag=True, expose_value=False, callback=_remember, help=text)(command)
+    return command
+
+
+def reported(command: _Command) -> _Command:
+    """Adds the three options to a command, and has it say as much as they ask for."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **values: Any) -> Any:
+        context = click.get_current_context()
+        context.meta[_key("command")] = {"name": context.info_name, **context.params}
+        with set_verbosity(verbose=_asked(context, "verbose"), quiet=_asked(context, "quiet")):
+            return command(*arguments, **values)
+
+    return reporting_options(run)  # type: ignore[return-value]
+
+
+def tell_failure(context: click.Context, error: Exception | Stopped) -> int:
+    """Says in one or two sentences why a command has failed, after the traceback if that was asked for.
+
+    Args:
+        context: of the program.
+        error: what ended the command.
+
+    Returns:
+        the exit status.
+    """
+    if _asked(context, "debug") and not isinstance(error, Stopped):
+        print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
+        for name, value in _circumstances(context).items():
+            print(f"{name}: {visible(str(value))}", file=sys.stderr)
+    if isinstance(error, (SeaExportError, Stopped)):
+        print_error(str(error))
+        return error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        print_error(_NO_MEMORY)
+    elif isinstance(error, OSError):
+        print_error(reason(error))
+    else:
+        print_error(
+            f"{type(error).__name__}: {first_line(error)}. This was not foreseen: run it again with --debug and report "
+            "what that shows."
+        )
+    return SeaExportError.exit_code
+
+
+def _circumstances(context: click.Context) -> dict[str, object]:
+    options = dict(context.meta.get(_key("command"), {}))
+    command = options.pop("name", None)
+    return {
+        **system(),
+        "versions": ", ".join(f"{name} {version}" for name, version in library_versions(optional=True).items()),
+        "devices": "; ".join(devices()),
+        "command": command,
+        "options": ", ".join(f"{name}={value!r}" for name, value in options.items()),
+    }
+
+
+def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
+    context.meta[_key(str(option.name))] = value or _asked(context, str(option.name))
+    if _asked(context, "verbose") and _asked(context, "quiet"):
+        raise click.UsageError("--verbose and --quiet exclude each other: choose one of them", context)
+
+
+def _asked(context: click.Context, name: str) -> bool:
+    return bool(context.meta.get(_key(name), False))
+
+
+def _key(name: str) -> str:
+    return f"sea_export.{name}"

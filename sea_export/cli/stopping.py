@@ -1,0 +1,47 @@
+"""Ctrl-C, SIGTERM and a closed terminal end a command like an error does: what it has begun is cleaned up."""
+
+from __future__ import annotations
+
+import signal
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["Stopped", "stoppable"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_IMPATIENCE_SECONDS = 2.0
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to end. It is an interrupt, which libraries let pass."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Has signals that ask the process to end raise `Stopped`, but for those that are ignored, as nohup has it.
+
+    Signals that follow within two seconds ask for the same, and do not interrupt the cleaning up.
+    """
+    obeyed = -_IMPATIENCE_SECONDS
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        nonlocal obeyed
+        if time.monotonic() - obeyed >= _IMPATIENCE_SECONDS:
+            obeyed = time.monotonic()
+            raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    changed = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, before[number])
