@@ -15,17 +15,13 @@ from pathlib import Path
 
 import torch
 
-from sea_export.checkpoint import (
-    INDEX,
-    OTHER_FORMAT_FILES,
-    OTHER_FORMAT_FOLDERS,
-    WEIGHTS,
-    Checkpoint,
-)
+from sea_export.checkpoint import INDEX, WEIGHTS, Checkpoint
 from sea_export.conversion import PICKLE, PICKLE_INDEX, convert_pickles, dequantize, unpack_gguf
 from sea_export.digest import file_digest
 from sea_export.errors import InputError
 from sea_export.hub_download import download_snapshot
+from sea_export.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
+from sea_export.untrusted_files import read_json_object
 
 __all__ = ["BaseModel", "resolve_base", "weight_digests"]
 
@@ -95,6 +91,7 @@ def resolve_base(
         checkpoint = Checkpoint.open(directory)
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
+        checkpoint.side_files()  # finds a link that leads out of the directory before anything follows it
         yield BaseModel(name, commit, checkpoint, location, dequantized)
 
 
@@ -130,7 +127,7 @@ def _has_safetensors(directory: Path) -> bool:
     return (
         (directory / WEIGHTS).is_file()
         or (directory / INDEX).is_file()
-        or (config.is_file() and b'"transformers_weights"' in config.read_bytes())
+        or (config.is_file() and "transformers_weights" in read_json_object(config))
     )
 
 

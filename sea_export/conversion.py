@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import pickle
 import shutil
-import struct
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.checkpoint import Checkpoint, files_to_copy
-from sea_export.errors import InputError, first_line
+from sea_export.checkpoint import Checkpoint, read_index
+from sea_export.errors import InputError
+from sea_export.loading import refused_by_library
+from sea_export.model_files import files_to_copy
+from sea_export.pickled_weights import load_pickled_weights
+from sea_export.untrusted_files import check_contained, open_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,16 +35,14 @@ def convert_pickles(directory: Path, destination: Path) -> None:
     """Write the model of `directory`, whose weights are pickled, to `destination` as safetensors."""
     from huggingface_hub import save_torch_state_dict
 
-    files = [PICKLE]
-    if not (directory / PICKLE).is_file():
-        try:
-            weight_map = json.loads((directory / PICKLE_INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"{directory / PICKLE_INDEX} is not an index of shards.") from error
+    named = None if (directory / PICKLE).is_file() else read_index(directory / PICKLE_INDEX)
     state: dict[str, torch.Tensor] = {}
-    for file in files:
-        state |= _load_pickle(directory / file)
+    for file in [PICKLE] if named is None else sorted(set(named.values())):
+        check_contained(directory / file, directory)
+        state |= load_pickled_weights(directory / file)
+    if named is not None and named.keys() != state.keys():
+        name = min(named.keys() ^ state.keys())
+        raise InputError(f"{directory}: {PICKLE_INDEX} and the shards differ in {name}; download the model again.")
     copied, _ = files_to_copy(directory)
     for file in copied:
         (destination / file).parent.mkdir(parents=True, exist_ok=True)
@@ -55,22 +54,6 @@ def convert_pickles(directory: Path, destination: Path) -> None:
         raise InputError(f"The weights of {directory} cannot be stored as safetensors: {error}") from error
 
 
-def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one pickled file, mapped into memory where its format allows, without running any code."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} needs code to be run to be read, which could do anything, or it is damaged; "
-            "use a copy of the model in safetensors."
-        ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path} is missing or damaged; download it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} does not hold a model's weights: it is not a map from names to tensors.")
-    return state
-
-
 # GGUF
 
 
@@ -78,7 +61,7 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     """Write the model in the file `gguf` to `destination`, its weights unpacked to `dtype`, with its tokenizer."""
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"Reading {gguf.name} needs the gguf package: pip install sea-export[gguf].")
-    with open(gguf, "rb") as stream:
+    with open_file(gguf) as stream:
         if stream.read(4) != b"GGUF":
             raise InputError(f"{gguf} is not a GGUF file, whatever its name says; download it again.")
     import transformers
@@ -87,7 +70,7 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     directory, file = str(gguf.parent), gguf.name
     # Releases that can keep weights packed have to be told not to; the others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
-    try:
+    with refused_by_library(f"transformers cannot load {gguf.name}"):
         config = AutoConfig.from_pretrained(directory, gguf_file=file)
         # `torch_dtype` is the one name of this option that all supported releases understand.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -99,8 +82,6 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
-    except (ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
-        raise InputError(f"transformers cannot load {gguf.name}: {first_line(error)}") from error
     packed, report = loaded
     if report["missing_keys"]:
         raise InputError(
@@ -164,7 +145,11 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     checkpoint = Checkpoint.open(directory)
-    try:
+    problem = (
+        f"transformers cannot dequantize {directory.name} here: choose --format adapter or custom-code, or start from "
+        "the unquantized model"
+    )
+    with refused_by_library(problem):
         config = AutoConfig.from_pretrained(directory)
         method = _to_be_dequantized(config)
         if method is None:
@@ -172,11 +157,6 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, config=config, torch_dtype=dtype)
         if getattr(model, "is_quantized", False):  # those that cannot do it while they load
             model.dequantize(dtype)
-    except (ValueError, LookupError, NotImplementedError, ImportError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"transformers cannot dequantize {directory.name} here ({first_line(error)}): choose --format adapter or "
-            "custom-code, or start from the unquantized model"
-        ) from error
     model.to(dtype).save_pretrained(destination)
     for file in checkpoint.side_files():
         if file not in ("config.json", checkpoint.index_file):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "SeaExportError", "first_line"]
+__all__ = ["InputError", "SeaExportError", "first_line", "printable"]
+
+_MAXIMUM_LENGTH = 1000
 
 
 class SeaExportError(Exception):
     """The job failed (exit status 1). The message is one or two sentences for the user."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class InputError(SeaExportError):
@@ -20,3 +25,13 @@ class InputError(SeaExportError):
 def first_line(error: Exception) -> str:
     """The first line of what an error of a library says, to be quoted in one of ours."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Text that may quote somebody else's file, as it can be shown: in one line that is not endless."""
+    if len(text) > 2 * _MAXIMUM_LENGTH:
+        text = text[:_MAXIMUM_LENGTH] + text[-_MAXIMUM_LENGTH:]
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    if len(shown) <= _MAXIMUM_LENGTH:
+        return shown
+    return f"{shown[: _MAXIMUM_LENGTH // 2]} … {shown[-_MAXIMUM_LENGTH // 2 :]}"

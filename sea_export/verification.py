@@ -37,7 +37,6 @@ from sea_export.export.code_check import code_problems, has_own_code
 from sea_export.export.custom_code import CODE_FILE, CodePlan
 from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
-from sea_export.export.output import read_json
 from sea_export.fold import fold_parameters, with_parameters
 from sea_export.hub_output import fetch_output
 from sea_export.layer_loading import StoredModel, can_load_layers
@@ -45,6 +44,7 @@ from sea_export.layered_agreement import measure_by_layer
 from sea_export.loading import load_config, load_model, load_tokenizer
 from sea_export.memory import fits, weight_bytes
 from sea_export.options import SaveOptions
+from sea_export.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

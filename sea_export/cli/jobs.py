@@ -25,7 +25,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sea_export.architecture import skeleton
 from sea_export.base_model import BaseModel, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
@@ -38,7 +37,7 @@ from sea_export.export.folding import StoredWriters
 from sea_export.fitting import fit_edit, no_op_warning, sequence_warning
 from sea_export.layer_choice import choose_targets, passed_over_note
 from sea_export.layer_loading import StoredModel, can_load_layers
-from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
+from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers, skeleton
 from sea_export.memory import fits, weight_bytes
 from sea_export.options import FitOptions, SaveOptions
 from sea_export.verification import Verification

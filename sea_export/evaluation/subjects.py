@@ -12,8 +12,8 @@ import torch
 
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.errors import InputError
-from sea_export.export.output import read_json
 from sea_export.loading import load_model, load_tokenizer
+from sea_export.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

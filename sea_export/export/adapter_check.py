@@ -17,8 +17,8 @@ from sea_export.edit import SpectralEdit
 from sea_export.errors import SeaExportError
 from sea_export.export.adapter import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
-from sea_export.export.output import read_json
 from sea_export.export.parameter_lora import parameter_change
+from sea_export.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

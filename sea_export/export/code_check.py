@@ -12,7 +12,7 @@ from torch import Tensor
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference
 from sea_export.export.custom_code import CODE_FILE, CodePlan
-from sea_export.export.output import read_json
+from sea_export.untrusted_files import read_json
 
 __all__ = ["code_problems", "has_own_code"]
 

@@ -12,9 +12,10 @@ from sea_export.base_model import BaseModel
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
-from sea_export.export.output import read_json, write_json
+from sea_export.export.output import write_json
 from sea_export.fitting import library_versions
 from sea_export.options import SaveOptions
+from sea_export.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from sea_export.verification import Verification

@@ -23,6 +23,7 @@ from sea_export.checkpoint import Checkpoint
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.streaming import FileCopy
 from sea_export.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+from sea_export.untrusted_files import read_json_object
 
 __all__ = ["TensorEdit", "WriteReport", "write_checkpoint"]
 
@@ -278,7 +279,7 @@ def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryvi
 
 def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:
     """The index with the new tensors, which are in the last weight file."""
-    index = json.loads((base.directory / str(base.index_file)).read_text(encoding="utf-8"))
+    index = read_json_object(base.directory / str(base.index_file))
     index["weight_map"] |= dict.fromkeys(additions, base.weight_files[-1])
     metadata = index.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
