@@ -23,7 +23,7 @@ from sea_export.hub_download import download_snapshot
 from sea_export.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
 from sea_export.untrusted_files import read_json_object
 
-__all__ = ["BaseModel", "resolve_base", "weight_digests"]
+__all__ = ["BaseModel", "is_hub_id", "resolve_base", "weight_digests"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,27 @@ def resolve_base(
             dequantize(directory, plain, dtype or torch.bfloat16)
             directory, location = plain, None
         checkpoint = Checkpoint.open(directory)
+        if (checkpoint.directory / "adapter_config.json").exists():
+            raise InputError(
+                f"{model} holds weights and an adapter, which programs load in place of one another: remove "
+                "adapter_config.json, or merge the adapter."
+            )
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
         checkpoint.side_files()  # finds a link that leads out of the directory before anything follows it
         yield BaseModel(name, commit, checkpoint, location, dequantized)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a file may name a base so: `org/name`, and no path, which only the user may give."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
+from yaml import YAMLError
 
 from sea_export.evaluation.report import interval_text
 
@@ -15,6 +16,8 @@ __all__ = ["CARD", "write_model_card"]
 
 CARD = "README.md"
 """Name of the file."""
+
+_MAXIMUM_CARD_BYTES = 1_000_000
 
 _TEMPLATE = """---
 {metadata}
@@ -185,12 +188,17 @@ def _adapter_notes(manifest: Mapping[str, Any]) -> list[str]:
 
 def _base_metadata(base_directory: Path) -> dict[str, Any]:
     readme = base_directory / CARD
-    if not readme.is_file():
+    if not readme.is_file() or readme.stat().st_size > _MAXIMUM_CARD_BYTES:
         return {}
     try:
-        return ModelCard.load(readme).data.to_dict()
-    except (ValueError, HfHubHTTPError):  # a base card without valid metadata says nothing that could be inherited
-        return {}
+        metadata = ModelCard.load(readme).data.to_dict()
+    except (ValueError, TypeError, RecursionError, YAMLError, HfHubHTTPError):
+        return {}  # a base card without valid metadata says nothing that could be inherited
+    return {key: value for key, value in metadata.items() if _is_text(value)}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def _verification_table(verification: Mapping[str, Any] | None) -> str:

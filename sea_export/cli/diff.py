@@ -16,6 +16,7 @@ def command(a: Path, b: Path) -> None:
 
     from sea_export.cli import jobs
     from sea_export.differences import compare_checkpoints
+    from sea_export.errors import printable
 
     difference = compare_checkpoints(a, b)
     table = Table("tensor", "largest difference", "relative (Frobenius)")
@@ -30,7 +31,7 @@ def command(a: Path, b: Path) -> None:
         ("other contents", (*difference.files_changed, *difference.metadata_changed)),
     ):
         for name in names:
-            jobs.console.print(f"{label}: {name}", soft_wrap=True)
+            jobs.console.print(f"{label}: {printable(name)}", soft_wrap=True)
     jobs.console.print(
         f"{len(difference.tensors_changed)} tensors differ; {difference.tensors_identical} tensors and "
         f"{difference.files_identical} files are identical."

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from sea_export.base_model import BaseModel, resolve_base, weight_digests
+from sea_export.base_model import BaseModel, is_hub_id, resolve_base, weight_digests
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
 from sea_export.edit import SpectralEdit
@@ -62,8 +62,8 @@ __all__ = [
 ]
 
 # Without a terminal there is no width to fit: nothing may be cut off in a file or a pipe.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-_errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+_errors = Console(stderr=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
 def base_of(edit: SpectralEdit) -> str:
     """The Hub id of the base that an edit names."""
     name: str = (edit.provenance.get("base") or {}).get("name", "")
-    if "/" not in name:
+    if not is_hub_id(name):
         raise InputError(f"the edit was fitted on the local model {name!r}: say where it is with --base")
     return name
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sea_export.agreement import dtype_name
 from sea_export.base_model import BaseModel
+from sea_export.digest import file_digest
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
 from sea_export.export.output import write_json
 from sea_export.fitting import library_versions
-from sea_export.options import SaveOptions
-from sea_export.untrusted_files import read_json
+from sea_export.model_files import walk_files
+from sea_export.options import FORMATS, SaveOptions
+from sea_export.safetensors_header import DTYPE_NAMES
+from sea_export.untrusted_files import read_json_object
 
 if TYPE_CHECKING:
     from sea_export.verification import Verification
@@ -67,7 +70,7 @@ def make_manifest(
         "base": {
             "name": base.name,
             "revision": base.revision,
-            "dtype": str(stored.dtype).removeprefix("torch."),
+            "dtype": dtype_name(stored.dtype),
             "dequantized": base.dequantized,
             "files": report.base_digests,
         },
@@ -88,7 +91,7 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name != MANIFEST and name not in files:
-            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            files[name] = file_digest(path)
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(files.items()))})
 
 
@@ -100,10 +103,37 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     if not (directory / MANIFEST).is_file():
         raise InputError(f"{directory} holds no {MANIFEST}: it is not a checkpoint that sea-export wrote")
-    manifest: dict[str, Any] = read_json(directory / MANIFEST)
-    if manifest.get("manifest_version") != _MANIFEST_VERSION:
+    for _ in walk_files(directory, ()):
+        pass  # what is written into an output, such as this manifest, must not follow a link out of it
+    manifest = read_json_object(directory / MANIFEST)
+    version = manifest.get("manifest_version")
+    if version != _MANIFEST_VERSION:
         raise InputError(
-            f"{directory} has manifest version {manifest.get('manifest_version')}, and this version reads "
-            f"{_MANIFEST_VERSION}: upgrade sea-export"
+            f"{directory} has manifest version {version!r}, and this version reads {_MANIFEST_VERSION}: upgrade "
+            "sea-export"
         )
+    problem = _problem(manifest)
+    if problem is not None:
+        raise InputError(f"{directory / MANIFEST} is damaged: {problem}")
     return manifest
+
+
+def _problem(manifest: Mapping[str, Any]) -> str | None:
+    """What is not as `make_manifest` makes it, of what is read again; None if all is."""
+    base, adapter, files = manifest.get("base"), manifest.get("adapter"), manifest.get("files")
+    if manifest.get("format") not in FORMATS:
+        return f"its format is none of {', '.join(FORMATS)}"
+    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
+        return "it names no base"
+    if not isinstance(base.get("revision"), (str, type(None))) or not isinstance(base.get("dequantized"), bool):
+        return "the revision of its base is no text, or it does not say whether it was dequantized"
+    if base.get("dtype") not in {dtype_name(dtype) for dtype in DTYPE_NAMES}:
+        return "the dtype of its base is none"
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        return "its files are no digests by name"
+    if (manifest["format"] == "adapter") != isinstance(adapter, dict):
+        return "it describes an adapter and is of another format, or the other way round"
+    rank = adapter.get("rank_cap") if adapter else None
+    if rank is not None and (type(rank) is not int or rank < 1):
+        return "the rank of its adapter is none"
+    return None
