@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "auto_classes",
+    "check_finite",
     "check_size",
+    "is_finite",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -202,8 +204,31 @@ def load_model(
                 f"{base.name} lacks weights that its config asks for, such as {min(report['missing_keys'])}: its "
                 "config is another model's, or a file is missing"
             )
+        check_finite(model, base.name)
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
         return loaded
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Refuses weights that are infinite or no numbers, with which nothing can be computed.
+
+    Args:
+        module: a model or a part of one; what is on the `meta` device is passed over.
+        name: what the model is called.
+
+    Raises:
+        InputError: there is one; the message names it.
+    """
+    for parameter_name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and not parameter.is_meta and not is_finite(parameter.detach()):
+            raise InputError(f"{parameter_name} of {name} has values that are infinite or no numbers: it is damaged")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite: so are then the least and the greatest, which NaN takes over."""
+    if tensor.itemsize == 1:  # floats of 8 bits, for which torch finds no least
+        tensor = tensor.half()
+    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def load_tokenizer(base: BaseModel, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
