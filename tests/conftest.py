@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.dynamic_module_utils
+from promises import PLUGIN, PromiseCounter, count_case  # noqa: F401 - a fixture of all tests
 from tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -19,6 +20,15 @@ from sea_export.edit import SpectralEdit
 torch.set_num_threads(1)  # tiny models are slower with more
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--promises", type=Path, metavar="FILE", help="Write what was tried against each promise.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "promise(sentence): tries to break a promise; see promises.py")
+    config.pluginmanager.register(PromiseCounter(config.getoption("--promises")), PLUGIN)
 
 
 @pytest.fixture(scope="session")
