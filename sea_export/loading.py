@@ -36,9 +36,9 @@ __all__ = [
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# What no model comes near, and what a machine of a few gigabytes can still count through.
-_MAXIMUM_COUNT = 1_000_000
+# What no model comes near, and what can still be counted through without gigabytes or minutes.
 _MAXIMUM_MODULES = 200_000
+_MORE_THAN_TENSORS, _LEAST_MAXIMUM = 10, 1000
 
 
 def parse_dtype(name: str) -> torch.dtype | None:
@@ -57,7 +57,7 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
     """
     from transformers import AutoConfig
 
-    _check_counts(base.checkpoint.config, base.name)
+    _check_counts(base.checkpoint.config, base)
     with refused_by_library(f"the config of {base.name} cannot be used"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             base.checkpoint.directory, trust_remote_code=trust_remote_code
@@ -80,13 +80,17 @@ def refused_by_library(problem: str) -> Iterator[None]:
         raise InputError(f"{problem}: {first_line(error)}") from error
 
 
-def _check_counts(config: Mapping[str, Any], name: str) -> None:
-    """Refuses numbers of layers or experts for which reading the config alone would take all memory."""
+def _check_counts(config: Mapping[str, Any], base: BaseModel) -> None:
+    """Refuses numbers of layers or experts far beyond the tensors stored, which would take all memory to make."""
+    largest = _MORE_THAN_TENSORS * len(base.checkpoint.tensors) + _LEAST_MAXIMUM
     for key, value in config.items():
         if isinstance(value, dict):
-            _check_counts(value, name)
-        elif isinstance(value, int) and value > _MAXIMUM_COUNT and re.search("layer|expert", key):
-            raise InputError(f"the config of {name} says that {key} is {value}, which no model can have")
+            _check_counts(value, base)
+        elif isinstance(value, int) and value > largest and re.search("layer|expert", key) and "size" not in key:
+            raise InputError(
+                f"the config of {base.name} says that {key} is {value}, and there are {len(base.checkpoint.tensors)} "
+                "tensors: it is another model's, or weights are missing"
+            )
 
 
 def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -127,15 +131,18 @@ def _few_modules() -> Iterator[None]:
 
 
 def check_size(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint that stores far less than its config describes, before anything of that size is made.
+    """Refuses a config of no size, or of far more than the checkpoint stores, before anything of that size is made.
 
     Args:
         model: the skeleton of its config.
         checkpoint: the checkpoint.
 
     Raises:
-        InputError: it has less than a byte a parameter, or, quantized, less than a bit.
+        InputError: a parameter has no values, or there is less than a byte for each, or, quantized, less than a bit.
     """
+    empty = next((name for name, parameter in model.named_parameters() if parameter.numel() == 0), None)
+    if empty is not None:
+        raise InputError(f"the config of {checkpoint.directory.name} describes a model whose {empty} has no values")
     stored = sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values())
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > stored * (8 if checkpoint.config.get("quantization_config") else 1):

@@ -1,0 +1,29 @@
+"""Every checkpoint that lies, given to the commands that read one: one error, nothing written, memory bounded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import hostile_checkpoints
+import pytest
+from refusals import Commands
+from tiny_edits import MLP_TARGETS, spectral_edit
+
+REFUSED = "A checkpoint that lies about itself is refused in one sentence, and nothing is written"
+
+
+@pytest.fixture
+def arena(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A directory with a good model, a copy of it to be changed, and an edit for it."""
+    for name in ("good", "model"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
+    spectral_edit(MLP_TARGETS).save(tmp_path / "edit")
+    return tmp_path
+
+
+@pytest.mark.promise(REFUSED)
+@pytest.mark.parametrize("name", hostile_checkpoints.ALL)
+def test_save_refuses(name: str, arena: Path, commands: Commands) -> None:
+    hostile_checkpoints.ALL[name](arena / "model")
+    commands.refuses(arena, "save", arena / "edit", arena / "out", "--base", arena / "model")
