@@ -124,8 +124,8 @@ def _check_numbers(numbers: object, target: str) -> None:
     if not isinstance(numbers, dict):
         raise ValueError(f"an edit of {target} is no object")
     for name in (*_NUMBERS, *_NUMBERS_OR_NONE):
-        if not (name in numbers and _is_number(numbers[name])) and not (
-            name in _NUMBERS_OR_NONE and numbers.get(name) is None
+        if name not in numbers or not (
+            _is_number(numbers[name]) or (name in _NUMBERS_OR_NONE and numbers[name] is None)
         ):
             raise ValueError(f"{name} of {target} is no finite number")
     for name, value in numbers.items():

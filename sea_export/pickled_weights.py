@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from sea_export.errors import InputError
+from sea_export.loading import refused_by_library
 from sea_export.untrusted_files import open_file
 
 __all__ = ["load_pickled_weights"]
@@ -45,15 +46,10 @@ def load_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     with open_file(path) as stream:
         zipped = zipfile.is_zipfile(stream)
-    try:
+    with refused_by_library(f"{path} is damaged, and has to be downloaded again"):
         for program in _zipped_pickles(path) if zipped else _old_pickles(path):
             _check(program, path)
-    except (ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{path} is damaged ({error}); download it again.") from error
-    try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # of whatever kind: torch takes what it reads for true
-        raise InputError(f"{path} is damaged; download it again.") from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):

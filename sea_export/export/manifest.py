@@ -127,7 +127,7 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
         return "it names no base"
     if not isinstance(base.get("revision"), (str, type(None))) or not isinstance(base.get("dequantized"), bool):
         return "the revision of its base is no text, or it does not say whether it was dequantized"
-    if base.get("dtype") not in {dtype_name(dtype) for dtype in DTYPE_NAMES}:
+    if base.get("dtype") not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
         return "the dtype of its base is none"
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
         return "its files are no digests by name"
