@@ -25,6 +25,7 @@ __all__ = ["load_pickled_weights"]
 _MAXIMUM_PICKLE_BYTES = 4_000_000
 _MAXIMUM_DIRECTORY_BYTES = 8_000_000
 _PICKLES_OF_OLD_FORMAT = 5
+_PROTOCOL = 2
 
 _ALLOWED = {
     "collections OrderedDict",
@@ -103,6 +104,8 @@ def _check(program: bytes, path: Path) -> None:
     previous = ""
     for operation, argument, _ in pickletools.genops(program):
         name = operation.name
+        if name == "PROTO" and argument != _PROTOCOL:
+            raise ValueError(f"it is in protocol {argument}, which torch does not write")
         if name == "GLOBAL" and not _is_allowed(str(argument)):
             raise InputError(
                 f"{path} needs code to be run to be read ({argument}), which could do anything; use a copy of the "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ MAXIMUM_JSON_BYTES = 64_000_000
 # An empty list takes 3 bytes of text and 80 of memory, and a key of an object more: these many take 500 MB at most.
 _MAXIMUM_JSON_VALUES = 2_500_000
 _MAXIMUM_JSON_DEPTH = 100
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -114,6 +116,9 @@ def parse_json(text: bytes, *, unique_keys: bool = False) -> Any:
     for depth, _ in enumerate(_levels(value)):
         if depth == _MAXIMUM_JSON_DEPTH:
             raise ValueError("it is nested too deeply")
+    if _HALF_CHARACTER.search(text):
+        # Half of a character may stand for itself in JSON, but in no file name and no other text: this raises.
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

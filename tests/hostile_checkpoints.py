@@ -537,5 +537,6 @@ PICKLES: dict[str, Attack] = {
     "pickles by number": _pickle_index({EDITED: 1}),
 }
 
-WEIGHT_ATTACKS = HEADERS | NAMES_AND_LINKS
+# What is wrong with files whatever is in them: an adapter beside the weights is a file like any other.
+OF_FILES = sorted((HEADERS.keys() | NAMES_AND_LINKS.keys()) - {"adapter in the model's place"})
 ALL = HEADERS | NAMES_AND_LINKS | CONFIGS | TENSORS | PICKLES

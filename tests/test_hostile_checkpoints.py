@@ -27,3 +27,27 @@ def arena(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def test_save_refuses(name: str, arena: Path, commands: Commands) -> None:
     hostile_checkpoints.ALL[name](arena / "model")
     commands.refuses(arena, "save", arena / "edit", arena / "out", "--base", arena / "model")
+
+
+@pytest.mark.promise(REFUSED)
+@pytest.mark.parametrize("name", hostile_checkpoints.OF_FILES)
+def test_diff_refuses(name: str, arena: Path, commands: Commands) -> None:
+    hostile_checkpoints.ALL[name](arena / "model")
+    commands.refuses(arena, "diff", arena / "good", arena / "model")
+
+
+@pytest.mark.promise(REFUSED)
+@pytest.mark.parametrize("name", hostile_checkpoints.TENSORS)
+def test_fit_refuses(name: str, arena: Path, commands: Commands) -> None:
+    hostile_checkpoints.ALL[name](arena / "model")
+    commands.refuses(arena, "fit", arena / "model", arena / "out", "--limit", "4", "--layers", "last:1")
+
+
+def test_what_is_changed_is_good(arena: Path, commands: Commands) -> None:
+    """Otherwise it would be refused for another reason than the change, and a copy in shards or pickled is good too."""
+    changes = {"whole": lambda directory: None, "sharded": hostile_checkpoints.sharded}
+    for name, change in changes.items():
+        shutil.copytree(arena / "good", arena / name)
+        change(arena / name)
+        arguments = ("save", arena / "edit", arena / f"out-{name}", "--base", arena / name, "--no-verify")
+        assert commands.run(*arguments).status == 0
