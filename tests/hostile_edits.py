@@ -196,6 +196,8 @@ MANIFESTS: dict[str, Attack] = {
     "base of a numbered revision": manifest(lambda whole: whole["base"].update(revision=1)),
     "base perhaps dequantized": manifest(lambda whole: whole["base"].update(dequantized="no")),
     "files that are a list": manifest(lambda whole: whole.update(files=["a"])),
+    "files that lead up": manifest(lambda whole: whole.update(files={"../secret": "0"})),
+    "files at an absolute path": manifest(lambda whole: whole.update(files={"/etc/passwd": "0"})),
     "files of numbers": manifest(lambda whole: whole.update(files={"a": 1})),
     "link beside it": lambda directory: (directory / "notes").symlink_to("/etc"),
     "edit that is missing": lambda directory: (directory / "sea_edit" / DESCRIPTION).unlink(),

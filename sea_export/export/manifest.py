@@ -131,6 +131,8 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
         return "the dtype of its base is none"
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
         return "its files are no digests by name"
+    if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in files):
+        return "it names a file that is not in its directory"
     if (manifest["format"] == "adapter") != isinstance(adapter, dict):
         return "it describes an adapter and is of another format, or the other way round"
     rank = adapter.get("rank_cap") if adapter else None
