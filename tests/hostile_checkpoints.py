@@ -538,5 +538,5 @@ PICKLES: dict[str, Attack] = {
 }
 
 # What is wrong with files whatever is in them: an adapter beside the weights is a file like any other.
-OF_FILES = sorted((HEADERS.keys() | NAMES_AND_LINKS.keys()) - {"adapter in the model's place"})
+OF_FILES = sorted((HEADERS.keys() | NAMES_AND_LINKS.keys()) - {"adapter that takes the model's place"})
 ALL = HEADERS | NAMES_AND_LINKS | CONFIGS | TENSORS | PICKLES
