@@ -158,14 +158,19 @@ def changed_safetensors(valid: Callable[[], bytes]) -> st.SearchStrategy[bytes]:
 
 
 @functools.cache
-def _template(kind: str) -> Path:
-    """A directory with a valid sharded checkpoint, edit or export, made once a process."""
-    directory = Path(tempfile.mkdtemp(prefix="fuzz-"))
+def _template_folder(kind: str) -> tempfile.TemporaryDirectory[str]:
+    """A valid sharded checkpoint or edit, made once a process and removed when it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="fuzz-")
+    directory = Path(folder.name)
     if kind == "checkpoint":
         write_sharded(directory, tensors_of_many_dtypes())
     else:
         spectral_edit(MLP_TARGETS).save(directory)
-    return directory
+    return folder
+
+
+def _template(kind: str) -> Path:
+    return Path(_template_folder(kind).name)
 
 
 @contextmanager
