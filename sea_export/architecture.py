@@ -12,18 +12,16 @@ run-time edit, fold and exported code all read the place from the same `Writer`.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from sea_export.edit import COMPONENTS, Target
 from sea_export.errors import InputError
-from sea_export.loading import auto_classes
+from sea_export.loading import skeleton
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -381,18 +379,3 @@ def _shared_parameters(model: nn.Module) -> dict[str, str]:
         if other != name:
             shared[name], shared[other] = other, name
     return shared
-
-
-def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config without its weights (on the `meta` device): names and structure only."""
-    config = copy.deepcopy(config)
-    try:
-        with torch.device("meta"):
-            # Plain attention, because the others look at mask values, which do not exist on this device.
-            model = auto_classes(config)[0].from_config(
-                config, trust_remote_code=trust_remote_code, attn_implementation="eager"
-            )
-    except (ImportError, ValueError) as error:
-        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
-        raise InputError(f"transformers cannot make a language model of this config: {reason}") from error
-    return model.eval()

@@ -15,6 +15,7 @@ from sea_export.checkpoint import CARD
 
 __all__ = ["base_metadata", "license_warning"]
 
+_MAXIMUM_CARD_BYTES = 1_000_000
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 # CC-BY-ND-4.0, CC-BY-NC-ND-3.0 and their like.
 _NO_DERIVATIVES = re.compile(r"(^|[^a-z])(nd|no-?derivatives?)([^a-z]|$)")
@@ -27,17 +28,26 @@ def base_metadata(base: BaseModel) -> dict[str, Any]:
         base: the base. A license file that its card names is told by its full address, if the base is on the Hub.
     """
     card = base.checkpoint.directory / CARD
-    if not card.is_file():
+    if not card.is_file() or card.stat().st_size > _MAXIMUM_CARD_BYTES:
         return {}
     try:
         stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, YAMLError):  # a card without valid metadata says nothing that could be inherited
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+        YAMLError,
+    ):  # a card without valid metadata says nothing that could be inherited
         return {}
-    metadata = {key: stated[key] for key in _INHERITED if stated.get(key) is not None}
+    metadata = {key: stated[key] for key in _INHERITED if _is_text(stated.get(key))}
     link = metadata.get("license_link")
     if base.revision is not None and isinstance(link, str) and "://" not in link:
         metadata["license_link"] = f"https://huggingface.co/{base.name}/blob/{base.revision}/{Path(link).as_posix()}"
     return metadata
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def license_warning(name: str, metadata: Mapping[str, Any]) -> str | None:

@@ -16,21 +16,16 @@ from pathlib import Path
 
 import torch
 
-from sea_export.checkpoint import (
-    CARD,
-    INDEX,
-    OTHER_FORMAT_FILES,
-    OTHER_FORMAT_FOLDERS,
-    WEIGHTS,
-    Checkpoint,
-)
+from sea_export.checkpoint import CARD, INDEX, WEIGHTS, Checkpoint
 from sea_export.claims import scratch_directory
 from sea_export.conversion import PICKLE, PICKLE_INDEX, convert_pickles, dequantize, unpack_gguf
 from sea_export.digest import file_digest
 from sea_export.errors import InputError
 from sea_export.hub_download import download_snapshot
+from sea_export.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
+from sea_export.untrusted_files import read_json_object
 
-__all__ = ["BaseModel", "resolve_base", "weight_digests"]
+__all__ = ["BaseModel", "is_hub_id", "resolve_base", "weight_digests"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +93,27 @@ def resolve_base(
         if directory != path and (path / CARD).is_file():
             shutil.copyfile(path / CARD, directory / CARD)  # what it says of the license holds for the converted model
         checkpoint = Checkpoint.open(directory)
+        if (checkpoint.directory / "adapter_config.json").exists():
+            raise InputError(
+                f"{model} holds weights and an adapter, which programs load in place of one another: remove "
+                "adapter_config.json, or merge the adapter."
+            )
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
+        checkpoint.side_files()  # finds a link that leads out of the directory before anything follows it
         yield BaseModel(name, commit, checkpoint, location, dequantized)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a file may name a base so: `org/name`, and no path, which only the user may give."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:
@@ -135,7 +148,7 @@ def _has_safetensors(directory: Path) -> bool:
     return (
         (directory / WEIGHTS).is_file()
         or (directory / INDEX).is_file()
-        or (config.is_file() and b'"transformers_weights"' in config.read_bytes())
+        or (config.is_file() and "transformers_weights" in read_json_object(config))
     )
 
 

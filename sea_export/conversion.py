@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import pickle
 import shutil
-import struct
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.checkpoint import CARD, Checkpoint, files_to_copy
-from sea_export.errors import InputError, first_line
+from sea_export.checkpoint import CARD, Checkpoint, read_index
+from sea_export.errors import InputError
+from sea_export.loading import refused_by_library
+from sea_export.model_files import files_to_copy
+from sea_export.pickled_weights import load_pickled_weights
+from sea_export.untrusted_files import check_contained, open_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -64,38 +65,18 @@ def convert_pickles(directory: Path, destination: Path) -> None:
 
 def pickled_state(directory: Path) -> dict[str, torch.Tensor]:
     """The tensors of all pickles of a model by name, mapped into memory where their format allows."""
-    files = [PICKLE]
-    if not (directory / PICKLE).is_file():
-        try:
-            weight_map = json.loads((directory / PICKLE_INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"{directory / PICKLE_INDEX} is not an index of shards.") from error
+    named = None if (directory / PICKLE).is_file() else read_index(directory / PICKLE_INDEX)
     state: dict[str, torch.Tensor] = {}
-    for file in files:
-        state |= _load_pickle(directory / file)
-    return state
-
-
-def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one pickled file, mapped into memory where its format allows, without running any code."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} needs code to be run to be read, which could do anything, or it is damaged; "
-            "use a copy of the model in safetensors."
-        ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path} is missing or damaged; download it again.") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} does not hold a model's weights: it is not a map from names to tensors.")
+    for file in [PICKLE] if named is None else sorted(set(named.values())):
+        check_contained(directory / file, directory)
+        state |= load_pickled_weights(directory / file)
+    if named is not None and named.keys() != state.keys():
+        name = min(named.keys() ^ state.keys())
+        raise InputError(f"{directory}: {PICKLE_INDEX} and the shards differ in {name}; download the model again.")
     return state
 
 
 # GGUF
-
-_GGUF_ERRORS = (ValueError, LookupError, NotImplementedError, OSError, struct.error)
 
 
 def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -106,17 +87,15 @@ def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"Reading {gguf.name} needs the gguf package: pip install sea-export[gguf].")
-    with open(gguf, "rb") as stream:
+    with open_file(gguf) as stream:
         if stream.read(4) != b"GGUF":
             raise InputError(f"{gguf} is not a GGUF file, whatever its name says; download it again.")
     from transformers import AutoConfig, AutoTokenizer
 
     directory, file = str(gguf.parent), gguf.name
-    try:
+    with refused_by_library(f"transformers cannot load {gguf.name}"):
         config = AutoConfig.from_pretrained(directory, gguf_file=file)
         return config, AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
-    except _GGUF_ERRORS as error:
-        raise InputError(f"transformers cannot load {gguf.name}: {first_line(error)}") from error
 
 
 def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
@@ -128,19 +107,16 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     directory, file = str(gguf.parent), gguf.name
     # Releases that can keep weights packed have to be told not to; the others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
-    try:
-        # `torch_dtype` is the one name of this option that all supported releases understand.
-        with _switched_progress_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory,
-                gguf_file=file,
-                config=config,
-                torch_dtype=dtype,
-                quantization_config=unpack,
-                output_loading_info=True,
-            )
-    except _GGUF_ERRORS as error:
-        raise InputError(f"transformers cannot load {gguf.name}: {first_line(error)}") from error
+    # `torch_dtype` is the one name of this option that all supported releases understand.
+    with refused_by_library(f"transformers cannot load {gguf.name}"), _switched_progress_bar():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            gguf_file=file,
+            config=config,
+            torch_dtype=dtype,
+            quantization_config=unpack,
+            output_loading_info=True,
+        )
     packed, report = loaded
     if report["missing_keys"]:
         raise InputError(
@@ -243,7 +219,11 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     checkpoint = Checkpoint.open(directory)
-    try:
+    problem = (
+        f"transformers cannot dequantize {directory.name} here: choose --format adapter or custom-code, or start from "
+        "the unquantized model"
+    )
+    with refused_by_library(problem):
         config = AutoConfig.from_pretrained(directory)
         method = _to_be_dequantized(config)
         if method is None:
@@ -251,11 +231,6 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, config=config, torch_dtype=dtype)
         if getattr(model, "is_quantized", False):  # those that cannot do it while they load
             model.dequantize(dtype)
-    except (ValueError, LookupError, NotImplementedError, ImportError, OSError, RuntimeError) as error:
-        raise InputError(
-            f"transformers cannot dequantize {directory.name} here ({first_line(error)}): choose --format adapter or "
-            "custom-code, or start from the unquantized model"
-        ) from error
     model.to(dtype).save_pretrained(destination)
     copy_files(directory, {*checkpoint.side_files()} - {"config.json", checkpoint.index_file}, destination)
     # What a newer transformers writes into a config an older one may not read: the base's own entries stay.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 
 from sea_export.checkpoint import Checkpoint
 from sea_export.errors import SeaExportError
+from sea_export.model_files import walk_files
 from sea_export.safetensors_header import StoredTensor, read_header
 
 __all__ = ["CheckpointDifference", "FileDifference", "TensorDifference", "compare_checkpoints", "compare_files"]
@@ -213,10 +213,8 @@ def _values(data: bytes, dtype: torch.dtype) -> torch.Tensor:
 
 def _other_files(checkpoint: Checkpoint) -> set[str]:
     """Every file that is not a weight file in use, as a POSIX path relative to the directory."""
-    files = set()
-    for folder, subfolders, names in os.walk(checkpoint.directory):
-        subfolders[:] = [name for name in subfolders if name not in _FOLDERS_OF_OTHER_TOOLS]
-        files |= {Path(folder, name).relative_to(checkpoint.directory).as_posix() for name in names}
+    paths = walk_files(checkpoint.directory, _FOLDERS_OF_OTHER_TOOLS)
+    files = {path.relative_to(checkpoint.directory).as_posix() for path in paths if not path.is_dir()}
     return files - set(checkpoint.weight_files)
 
 

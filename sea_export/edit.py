@@ -5,7 +5,7 @@ What an edit computes is in `sea_export.layer_edit`.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from sea_export.edit_files import read_edit, write_edit
 from sea_export.errors import InputError
 from sea_export.layer_edit import LayerEdit, build_layer_edit
 
@@ -36,10 +34,6 @@ __all__ = [
 
 COMPONENTS = ("mlp", "attention")
 
-_TENSORS_FILE = "sea_edit.safetensors"
-_DESCRIPTION_FILE = "sea_edit.json"
-_FORMAT_VERSION = 1
-
 
 class Target(NamedTuple):
     """A place whose output is edited: the MLP or the attention block of one decoder layer, counted from 0."""
@@ -53,9 +47,9 @@ class Target(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Target:
         """The inverse of `str(target)`. Raises ValueError for anything else."""
+        if not re.fullmatch(r"(0|[1-9][0-9]{0,5})\.\w+", text) or text.partition(".")[2] not in COMPONENTS:
+            raise ValueError(f"{text!r} is no layer and component")
         layer, component = text.split(".")
-        if component not in COMPONENTS:
-            raise ValueError(f"unknown component {component!r}")
         return cls(int(layer), component)
 
 
@@ -130,25 +124,8 @@ class SpectralEdit:
 
         The same edit gives the same bytes.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        layers: dict[str, list[dict[str, float | str | None]]] = {}
-        for target in self.targets:
-            layers[str(target)] = [edit.numbers() for edit in self.layers[target]]
-            for position, edit in enumerate(self.layers[target]):
-                for name, tensor in edit.tensors().items():
-                    # A copy, since an edit composed with itself has tensors twice.
-                    tensors[f"{target}.{position}.{name}"] = tensor.clone(memory_format=torch.contiguous_format)
-        description = {
-            "format_version": _FORMAT_VERSION,
-            "layers": layers,
-            "provenance": dict(self.provenance),
-        }
-        save_file(tensors, directory / _TENSORS_FILE, metadata={"format": "pt"})
-        (directory / _DESCRIPTION_FILE).write_text(
-            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        layers = {str(target): self.layers[target] for target in self.targets}
+        write_edit(Path(directory), layers, self.provenance)
 
     @classmethod
     def load(cls, directory: Path | str) -> SpectralEdit:
@@ -157,46 +134,11 @@ class SpectralEdit:
         Raises:
             InputError: there is no edit, or it is damaged or of a later format.
         """
-        directory = Path(directory)
-        if not (directory / _DESCRIPTION_FILE).exists() and (directory / "sea_edit").is_dir():
-            directory = directory / "sea_edit"
+        layers, provenance = read_edit(Path(directory))
         try:
-            description = json.loads((directory / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(directory / _TENSORS_FILE)
-        except FileNotFoundError:
-            raise InputError(
-                f"{directory} holds no edit: {_DESCRIPTION_FILE} and {_TENSORS_FILE} are expected there"
-            ) from None
-        except (ValueError, OSError, SafetensorError) as error:
-            raise InputError(f"the edit in {directory} cannot be read: {error}") from error
-        version = description.get("format_version") if isinstance(description, dict) else None
-        if version != _FORMAT_VERSION:
-            raise InputError(
-                f"{directory} has edit format {version}, and this version reads {_FORMAT_VERSION}: upgrade sea-export"
-            )
-        try:
-            layers = {
-                Target.parse(text): tuple(
-                    _layer_edit(numbers, tensors, f"{text}.{position}.") for position, numbers in enumerate(edits)
-                )
-                for text, edits in description["layers"].items()
-            }
-            return cls(layers=layers, provenance=description["provenance"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return cls(layers={Target.parse(text): edits for text, edits in layers.items()}, provenance=provenance)
+        except ValueError as error:
             raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
-
-
-def _layer_edit(numbers: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> LayerEdit:
-    own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    optional = dict.fromkeys(("scale", "shift", "reader"))
-    edit = LayerEdit(**{**optional, **own, **numbers})
-    widths = {edit.positive.shape[0], edit.negative.shape[0]}
-    widths |= {tensor.numel() for tensor in (edit.scale, edit.shift, edit.reader) if tensor is not None}
-    if len(widths) != 1 or edit.positive.ndim != 2 or edit.negative.ndim != 2:
-        raise ValueError(f"the tensors of {prefix[:-1]} do not fit one another")
-    if not all(torch.isfinite(tensor).all() for tensor in own.values()):
-        raise ValueError(f"a tensor of {prefix[:-1]} is not finite")
-    return edit
 
 
 class EditHook:

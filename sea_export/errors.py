@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "SeaExportError", "first_line", "reason"]
+__all__ = ["InputError", "SeaExportError", "first_line", "printable", "reason"]
+
+_MAXIMUM_LENGTH = 1000
 
 
 class SeaExportError(Exception):
     """The job failed (exit status 1). The message is one or two sentences for the user."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class InputError(SeaExportError):
@@ -27,3 +32,13 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     return first_line(error)
+
+
+def printable(text: str) -> str:
+    """Text that may quote somebody else's file, as it can be shown: in one line that is not endless."""
+    if len(text) > 2 * _MAXIMUM_LENGTH:
+        text = text[:_MAXIMUM_LENGTH] + text[-_MAXIMUM_LENGTH:]
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    if len(shown) <= _MAXIMUM_LENGTH:
+        return shown
+    return f"{shown[: _MAXIMUM_LENGTH // 2]} … {shown[-_MAXIMUM_LENGTH // 2 :]}"

@@ -17,8 +17,8 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter_plan import ADAPTER_CONFIG
 from sea_export.export.description import update_description
 from sea_export.export.manifest import MANIFEST, read_manifest
-from sea_export.export.output import read_json
 from sea_export.hub_destination import Destination, explained, hub_client, open_destination
+from sea_export.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sea_export.checkpoint import CARD
 from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.export.manifest import MANIFEST
-from sea_export.export.output import read_json
+from sea_export.untrusted_files import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

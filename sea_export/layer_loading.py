@@ -21,10 +21,11 @@ from sea_export.architecture import decoder_layers, hidden_size
 from sea_export.base_model import resolve_base, weight_digests
 from sea_export.errors import InputError
 from sea_export.layerwise import config_digest
-from sea_export.loading import auto_classes, load_config
+from sea_export.loading import auto_classes, check_finite, check_size, load_config, refused_by_library, skeleton
 from sea_export.lockstep import HiddenStates
 from sea_export.memory import available_memory, unpooled_tensor
 from sea_export.proof import with_random_weights
+from sea_export.safetensors_header import DTYPE_NAMES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -71,13 +72,15 @@ class StoredModel:
             trust_remote_code: whether code that comes with the checkpoint may run.
 
         Raises:
-            InputError: the weights are quantized, or the installed transformers loads no parts.
+            InputError: the weights are quantized or do not fit the config, or the installed transformers loads no
+                parts.
         """
         if not can_load_layers(config):
             raise InputError(
                 f"{base.name} cannot be loaded layer by layer, because its weights are quantized or transformers is "
                 "older than 5: choose --no-layerwise"
             )
+        check_size(skeleton(config, trust_remote_code=trust_remote_code), base.checkpoint)
         self.layer_device = None if device.type == "cpu" else device
         """Where layers compute, if not on the CPU."""
         self._checkpoint = base.checkpoint
@@ -159,7 +162,7 @@ class StoredModel:
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._conversions,
         )
-        with _no_progress_bar():
+        with _no_progress_bar(), refused_by_library(f"{self._checkpoint.directory.name} does not fit its config"):
             report, _ = convert_and_load_state_dict_in_model(self.model, stored, plan)
         if report.mismatched_keys or report.conversion_errors:
             names = ", ".join(sorted({*map(str, report.mismatched_keys), *report.conversion_errors}))
@@ -183,6 +186,7 @@ class StoredModel:
                 f"{self._checkpoint.directory.name} lacks {missing} of {type(module).__name__}, or stores it under a "
                 "name that is not known: choose --no-layerwise"
             )
+        check_finite(module, self._checkpoint.directory.name)
 
 
 class _StoredTensor:
@@ -240,10 +244,10 @@ def open_layerwise(
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype that transformers takes for `auto`: what config.json says, else that of the first float."""
     named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    if isinstance(named, str):
-        dtype: torch.dtype = getattr(torch, named)
-        return dtype
-    return next(tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype.is_floating_point)
+    floats = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype.is_floating_point]
+    if not floats:
+        raise InputError(f"{checkpoint.directory.name} holds no weights that are floating-point numbers")
+    return next((dtype for dtype in DTYPE_NAMES if str(dtype) == f"torch.{named}"), floats[0])
 
 
 def _empty_model(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool) -> PreTrainedModel:

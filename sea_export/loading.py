@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from sea_export.errors import InputError, first_line
 
@@ -13,21 +18,31 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from sea_export.base_model import BaseModel
+    from sea_export.checkpoint import Checkpoint
 
 __all__ = [
     "DTYPES",
     "auto_classes",
+    "check_finite",
+    "check_size",
     "dtype_named",
+    "is_finite",
     "load_config",
     "load_model",
     "load_tokenizer",
     "parse_dtype",
     "quiet_transformers",
+    "refused_by_library",
+    "skeleton",
 ]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# What no model comes near, and what can still be counted through without gigabytes or minutes.
+_MAXIMUM_MODULES = 200_000
+_MORE_THAN_TENSORS, _LEAST_MAXIMUM = 10, 1000
 
 
 def parse_dtype(name: str) -> torch.dtype | None:
@@ -54,10 +69,99 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
     """
     from transformers import AutoConfig
 
+    _check_counts(base.checkpoint.config, base)
+    with refused_by_library(f"the config of {base.name} cannot be used"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            base.checkpoint.directory, trust_remote_code=trust_remote_code
+        )
+        return config
+
+
+@contextmanager
+def refused_by_library(problem: str) -> Iterator[None]:
+    """While a library reads files that somebody else wrote, its error, of whatever kind, says that they are wrong.
+
+    Raises:
+        InputError: the problem, and the first line of what the library says.
+    """
     try:
-        return AutoConfig.from_pretrained(base.checkpoint.directory, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"the config of {base.name} cannot be used: {first_line(error)}") from error
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{problem}: {first_line(error)}") from error
+
+
+def _check_counts(config: Mapping[str, Any], base: BaseModel) -> None:
+    """Refuses numbers of layers or experts far beyond the tensors stored, which would take all memory to make."""
+    largest = _MORE_THAN_TENSORS * len(base.checkpoint.tensors) + _LEAST_MAXIMUM
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(value, base)
+        elif isinstance(value, int) and value > largest and re.search("layer|expert", key) and "size" not in key:
+            raise InputError(
+                f"the config of {base.name} says that {key} is {value}, and there are {len(base.checkpoint.tensors)} "
+                "tensors: it is another model's, or weights are missing"
+            )
+
+
+def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config without its weights (on the `meta` device): names and structure only.
+
+    Raises:
+        InputError: transformers cannot make a language model of the config.
+    """
+    config = copy.deepcopy(config)
+    with (
+        refused_by_library("transformers cannot make a language model of this config"),
+        _few_modules(),
+        torch.device("meta"),
+    ):
+        # Plain attention, because the others look at mask values, which do not exist on this device.
+        model: PreTrainedModel = auto_classes(config)[0].from_config(
+            config, trust_remote_code=trust_remote_code, attn_implementation="eager"
+        )
+    return model.eval()
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Refuses to build a model of more modules than any has, before their number fills the memory."""
+    count = 0
+
+    def register(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
+        nonlocal count
+        count += 1
+        if count > _MAXIMUM_MODULES:
+            raise InputError(f"the config describes a model of more than {_MAXIMUM_MODULES} modules, which none has")
+
+    handle = nn.modules.module.register_module_module_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_size(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Refuses a config of no size, or of far more than the checkpoint stores, before anything of that size is made.
+
+    Args:
+        model: the skeleton of its config.
+        checkpoint: the checkpoint.
+
+    Raises:
+        InputError: a parameter has no values, or there is less than a byte for each, or, quantized, less than a bit.
+    """
+    empty = next((name for name, parameter in model.named_parameters() if parameter.numel() == 0), None)
+    if empty is not None:
+        raise InputError(f"the config of {checkpoint.directory.name} describes a model whose {empty} has no values")
+    stored = sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values())
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > stored * (8 if checkpoint.config.get("quantization_config") else 1):
+        raise InputError(
+            f"the config of {checkpoint.directory.name} describes {described} parameters, which its {stored} bytes of "
+            "weights cannot be: it is another model's, or weights are missing"
+        )
 
 
 def auto_classes(config: PretrainedConfig) -> tuple[Any, ...]:
@@ -103,20 +207,48 @@ def load_model(
     Raises:
         InputError: transformers cannot load it as a causal language model, or the device does not exist.
     """
-    try:
-        model: Any = auto_classes(load_config(base, trust_remote_code=trust_remote_code))[0].from_pretrained(
+    config = load_config(base, trust_remote_code=trust_remote_code)
+    check_size(skeleton(config, trust_remote_code=trust_remote_code), base.checkpoint)
+    with refused_by_library(f"{base.name} cannot be loaded as a causal language model on {device}"):
+        model: Any
+        model, report = auto_classes(config)[0].from_pretrained(
             base.checkpoint.directory,
             torch_dtype=dtype or "auto",
             device_map=device_map,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+        if report["missing_keys"]:
+            raise InputError(
+                f"{base.name} lacks weights that its config asks for, such as {min(report['missing_keys'])}: its "
+                "config is another model's, or a file is missing"
+            )
+        check_finite(model, base.name)
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
         logger.debug("%s is in memory, in %s", base.name, str(loaded.dtype).removeprefix("torch."))
         return loaded
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"{base.name} cannot be loaded as a causal language model on {device}: {first_line(error)}"
-        ) from error
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Refuses weights that are infinite or no numbers, with which nothing can be computed.
+
+    Args:
+        module: a model or a part of one; what is on the `meta` device is passed over.
+        name: what the model is called.
+
+    Raises:
+        InputError: there is one; the message names it.
+    """
+    for parameter_name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and not parameter.is_meta and not is_finite(parameter.detach()):
+            raise InputError(f"{parameter_name} of {name} has values that are infinite or no numbers: it is damaged")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite: so are then the least and the greatest, which NaN takes over."""
+    if tensor.itemsize == 1:  # floats of 8 bits, for which torch finds no least
+        tensor = tensor.half()
+    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def load_tokenizer(base: BaseModel, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -127,10 +259,11 @@ def load_tokenizer(base: BaseModel, *, trust_remote_code: bool = False) -> PreTr
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(base.checkpoint.directory, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"the tokenizer of {base.name} cannot be loaded: {first_line(error)}") from error
+    with refused_by_library(f"the tokenizer of {base.name} cannot be loaded"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            base.checkpoint.directory, trust_remote_code=trust_remote_code
+        )
+        return tokenizer
 
 
 def quiet_transformers() -> None:

@@ -15,16 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from sea_export.errors import InputError
+from sea_export.untrusted_files import MAXIMUM_JSON_BYTES, open_file, parse_json
 
 __all__ = ["DTYPE_NAMES", "Header", "StoredTensor", "encode_header", "read_header"]
 
-MAXIMUM_HEADER_BYTES = 100_000_000
-"""The library's own limit."""
+# More than any tensor has, and little enough that sizes are multiplied and added without overflow or delay.
+_MAXIMUM_DIMENSIONS = 64
+_MAXIMUM_SIZE = 2**62
+_MAXIMUM_NAME_LENGTH = 1000
 
 _LENGTH_BYTES = 8
 _DTYPES: dict[str, torch.dtype] = {
@@ -96,19 +98,16 @@ def read_header(path: Path) -> Header:
     Raises:
         InputError: the file is missing, or its header is not one that safetensors would accept.
     """
+    with open_file(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAXIMUM_JSON_BYTES):
+            raise InputError(f"{path} is not a safetensors file, or only a part of one; download it again.")
+        text = stream.read(length)
     try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAXIMUM_HEADER_BYTES):
-                raise InputError(f"{path} is not a safetensors file, or only a part of one; download it again.")
-            text = stream.read(length)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    try:
-        entries = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
+        entries = parse_json(text, unique_keys=True)
         return _parse_entries(entries, path.name, data_start=_LENGTH_BYTES + length, size=size)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} has a broken safetensors header ({error}); download it again.") from error
 
 
@@ -150,10 +149,12 @@ def _parse_entries(entries: object, file: str, *, data_start: int, size: int) ->
 
 def _parse_tensor(name: str, entry: object, file: str, data_start: int) -> StoredTensor:
     """One entry of a header. Raises ValueError with the reason if it contradicts itself."""
+    if len(name) > _MAXIMUM_NAME_LENGTH or not name.isprintable():
+        raise ValueError(f"a tensor has the name {name[:100]!r}, which cannot be printed")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name} does not consist of dtype, shape and data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    if not _are_sizes(shape) or len(shape) > _MAXIMUM_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"shape or data_offsets of {name} are not lists of sizes")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
         raise ValueError(f"{name} has the dtype {entry['dtype']!r}, which torch does not have")
@@ -165,12 +166,4 @@ def _parse_tensor(name: str, entry: object, file: str, data_start: int) -> Store
 
 
 def _are_sizes(values: object) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; a key that occurs twice would mean whatever its reader makes of it."""
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return entries
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _MAXIMUM_SIZE for value in values)

@@ -25,19 +25,18 @@ from torch import Tensor, nn
 
 from sea_export.agreement import Agreement, dtype_name, figure_problems, is_quantized, measure
 from sea_export.architecture import find_writers
-from sea_export.base_model import BaseModel, resolve_base
+from sea_export.base_model import BaseModel, is_hub_id, resolve_base
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference, compare_checkpoints
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export import find_places, plan_export
-from sea_export.export.adapter_check import adapter_problems, with_adapter
-from sea_export.export.adapter_plan import ADAPTER_CONFIG, AdapterPlan
+from sea_export.export.adapter_check import adapter_problems, base_of_adapter, with_adapter
+from sea_export.export.adapter_plan import AdapterPlan
 from sea_export.export.code_check import code_problems, has_own_code
 from sea_export.export.custom_code import CODE_FILE, CodePlan
 from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
-from sea_export.export.output import read_json
 from sea_export.fold import fold_parameters, with_parameters
 from sea_export.hub_output import fetch_output
 from sea_export.layer_loading import StoredModel, can_load_layers
@@ -158,8 +157,8 @@ def _verify_adapter(
     # PEFT can neither take an adapter off quantized weights without harm nor put it on one layer at a time: there the
     # stranger's figures stand for both.
     in_memory = None if quantized or isinstance(model, StoredModel) else lambda model, _: with_adapter(model, directory)
+    weight_error, problems = adapter_problems(directory, edit, plan)  # first: it finds what PEFT is not to be given
     figures = _figures(directory, edit, model, tokenizer, stored, export_in_memory=in_memory, exact=exact)
-    weight_error, problems = adapter_problems(directory, edit, plan)
     return Verification(
         dtype=dtype_name(stored),
         **figures,
@@ -237,10 +236,12 @@ def verify(
     )
     named = manifest["base"]
     if base is None and options.format == "adapter":
-        base = read_json(directory / ADAPTER_CONFIG)["base_model_name_or_path"]
-    if base is None and "/" not in named["name"]:
+        base = base_of_adapter(directory)
+    if base is None and not is_hub_id(named["name"]):
         raise InputError(f"{output} was made from the local model {named['name']}: say where it is with --base")
     edit = SpectralEdit.load(directory)
+    if options.format != "adapter":
+        Checkpoint.open(directory)  # finds what a stranger's process is not to be given
     with resolve_base(
         str(base or named["name"]),
         revision=revision or named["revision"],

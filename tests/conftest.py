@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 from promises import PLUGIN, PromiseCounter, count_case  # noqa: F401 - a fixture of all tests
+from refusals import Commands
+from tiny_edits import MLP_TARGETS, spectral_edit
 from tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -182,3 +184,14 @@ def custom_code_of(
         return made[key]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def commands(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Runs commands of sea-export in processes of their own, whose memory is measured."""
+    ready = tmp_path_factory.mktemp("ready")
+    spectral_edit(MLP_TARGETS).save(ready / "edit")
+    warm_up = ("save", ready / "edit", ready / "out", "--base", tiny_checkpoint, "--no-verify")
+    commands = Commands(tmp_path_factory.mktemp("temporary"), warm_up)
+    yield commands
+    commands.close()

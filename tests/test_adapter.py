@@ -488,13 +488,13 @@ def test_another_config_and_other_tensors_are_seen(tiny_checkpoint: Path, tmp_pa
         file = tmp_path / "config" / "adapter_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "lora_alpha": 7}), encoding="utf-8")
-        assert adapter_problems(tmp_path / "config", edit, plan)[1] == [
-            "adapter_config.json is not that of the edit's adapter"
-        ]
+        with pytest.raises(InputError, match="is not that of the edit's adapter"):
+            adapter_problems(tmp_path / "config", edit, plan)
         save(edit, tiny_checkpoint, tmp_path / "tensors")
         file = tmp_path / "tensors" / "adapter_model.safetensors"
         save_file(dict(list(load_file(file).items())[1:]), file)
-        assert "does not hold the tensors" in adapter_problems(tmp_path / "tensors", edit, plan)[1][0]
+        with pytest.raises(InputError, match="does not hold the tensors"):
+            adapter_problems(tmp_path / "tensors", edit, plan)
 
 
 def test_an_adapter_is_taken_off_again(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:

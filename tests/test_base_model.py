@@ -173,13 +173,13 @@ def test_damaged_pickles(tmp_path):
     shard.write_bytes(whole[: len(whole) // 2])
     refused(directory, "damaged")
     shard.unlink()
-    refused(directory, "missing")
+    refused(directory, "cannot be read")
     torch.save([torch.ones(2)], shard)
     refused(directory, "not a map from names to tensors")
     torch.save({"a.weight": 3}, shard)
     refused(directory, "not a map from names to tensors")
     index.write_text("{}")
-    refused(directory, "not an index")
+    refused(directory, "no weight_map")
 
 
 # GGUF
@@ -405,4 +405,4 @@ def test_a_method_that_cannot_be_undone_is_refused_by_name(tiny_checkpoint: Path
     config = json.loads((tmp_path / "base/config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "dataset": "c4"}
     (tmp_path / "base/config.json").write_text(json.dumps(config))
-    refused(tmp_path / "base", r"cannot dequantize base here .*--format adapter", dequantized=True)
+    refused(tmp_path / "base", "cannot dequantize base here: choose --format adapter", dequantized=True)

@@ -143,15 +143,16 @@ def test_side_files_and_what_is_left_out(tmp_path):
 
 def test_snapshot_of_links_is_read_through(tmp_path):
     """The Hub's cache keeps links to blobs; a link to a folder is followed, a broken one is named."""
-    real = write_single(tmp_path / "real", {"w": torch.ones(2)})
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    repository = tmp_path / "models--org--tiny"
+    real = write_single(repository / "blobs", {"w": torch.ones(2)})
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
     for path in real.iterdir():
         (snapshot / path.name).symlink_to(path)
     checkpoint = Checkpoint.open(snapshot)
     assert checkpoint.read("w").equal(torch.ones(2))
     assert checkpoint.side_files() == ("config.json", "custom/deep/code.py", "tokenizer.json")
-    (snapshot / "lost.json").symlink_to(tmp_path / "nowhere")
+    (snapshot / "lost.json").symlink_to(real / "nowhere")
     with pytest.raises(InputError, match=r"lost\.json"):
         checkpoint.side_files()
 

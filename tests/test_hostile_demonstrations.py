@@ -22,9 +22,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sea_export.comparison import compare_answers
 from sea_export.comparison_page import comparison_page
 from sea_export.demonstrations import Demonstration, TokenizedDemonstration, load_demonstrations, tokenize
+from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.export.manifest import read_manifest
 from sea_export.fitting import fit
-from sea_export.model_card import write_model_card
+from sea_export.model_card import model_card
 
 PROMISE = "Demonstrations of any content work, or are refused in one sentence that names the file and the row"
 MEMORY_PROMISE = "With --limit, memory does not grow with the number of demonstrations"
@@ -424,13 +426,15 @@ def tags_of(page: str) -> set[str]:
 
 
 @pytest.mark.promise(TEXT_PROMISE)
-def test_cards_keep_their_tables(tiny_checkpoint: Path, tmp_path: Path, count_case: Callable[[], None]) -> None:
+def test_cards_keep_their_tables(
+    custom_code_of: Callable[..., tuple[Path, SpectralEdit]], count_case: Callable[[], None]
+) -> None:
     """Names of bases and groups of benchmarks come from outside."""
+    actual = read_manifest(custom_code_of("llama")[0])
     for text in TEXTS.values():
         count_case()
         shown = text[:200]
-        write_model_card(tmp_path, tiny_checkpoint, manifest(shown))
-        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        card = model_card(manifest_with(shown, actual)).split("\n---\n", 1)[1]
         rows = [line for line in card.split("\n") if line.startswith("| ") and "42.0" in line]
         assert len(rows) == 1
         assert len(re.findall(r"(?<!\\)\|", rows[0])) == 7, rows[0]
@@ -439,17 +443,13 @@ def test_cards_keep_their_tables(tiny_checkpoint: Path, tmp_path: Path, count_ca
         assert not {one for one in card if ord(one) < 32} - {"\n"}
 
 
-def manifest(name: str) -> dict[str, Any]:
+def manifest_with(name: str, actual: dict[str, Any]) -> dict[str, Any]:
+    """A manifest in which all that comes from outside has one name."""
     figure: dict[str, Any] = {"name": name, "unit": "%", "group": name, "p_value": 0.5}
     figure |= dict.fromkeys(("value", "base", "difference"), (0.42, 0.4, 0.5))
+    benchmarks = [{"benchmark": name, "rows": 3, "figures": [figure]}]
     return {
-        "format": "merged",
-        "base": {"name": name.replace("/", " "), "revision": None},
-        "layers": [{"target": "0", "positive_rank": 1, "negative_rank": 1, "relative_change": 0.1}],
-        "verification": None,
-        "evaluation": {
-            "benchmarks": [{"benchmark": name, "rows": 3, "figures": [figure]}],
-            "against": name,
-            "dtype": "float32",
-        },
+        **actual,
+        "base": {**actual["base"], "name": name.replace("/", " ")},
+        "evaluation": {"benchmarks": benchmarks, "against": name, "dtype": "float32"},
     }

@@ -106,9 +106,10 @@ def test_result_does_not_depend_on_the_pieces_it_is_copied_in(base, output, monk
 
 def test_what_is_left_out_and_links(tmp_path, output):
     """Other forms of the weights are not copied; links to blobs become files."""
-    real = write_single(tmp_path / "blobs", {"w": torch.ones(4)})
-    base = tmp_path / "snapshot"
-    base.mkdir()
+    repository = tmp_path / "models--org--tiny"
+    real = write_single(repository / "blobs", {"w": torch.ones(4)})
+    base = repository / "snapshots" / "abc"
+    base.mkdir(parents=True)
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
         (base / file).symlink_to(real / file)
     for file in ("README.md", "pytorch_model.bin"):

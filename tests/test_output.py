@@ -16,7 +16,8 @@ import pytest
 from checkpoint_files import contents_of
 
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.output import check_output, file_digests, read_json, staged_output, write_json
+from sea_export.export.output import check_output, file_digests, staged_output, write_json
+from sea_export.untrusted_files import read_json
 
 
 def write_old_output(output: Path) -> None:

@@ -19,6 +19,7 @@ def command(a: Path, b: Path) -> None:
 
     from sea_export.cli.terminal import console
     from sea_export.differences import compare_checkpoints
+    from sea_export.errors import printable
 
     difference = compare_checkpoints(a, b)
     table = Table("tensor", "largest difference", "relative (Frobenius)")
@@ -33,7 +34,7 @@ def command(a: Path, b: Path) -> None:
         ("other contents", (*difference.files_changed, *difference.metadata_changed)),
     ):
         for name in names:
-            console.print(f"{label}: {name}", soft_wrap=True)
+            console.print(f"{label}: {printable(name)}", soft_wrap=True)
     console.print(
         f"{len(difference.tensors_changed)} tensors differ; {difference.tensors_identical} tensors and "
         f"{difference.files_identical} files are identical."

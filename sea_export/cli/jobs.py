@@ -16,9 +16,8 @@ from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, Transf
 from rich.table import Table
 
 from sea_export.activation_cache import cached_bytes
-from sea_export.architecture import skeleton
 from sea_export.base_card import base_metadata, license_warning
-from sea_export.base_model import BaseModel, resolve_base, weight_digests
+from sea_export.base_model import BaseModel, is_hub_id, resolve_base, weight_digests
 from sea_export.cli.terminal import console, errors, progress_bar, silenced, waiting
 from sea_export.demonstrations import Demonstration, load_demonstrations
 from sea_export.distributed import Processes, joined_processes, local_device
@@ -30,7 +29,7 @@ from sea_export.export.folding import StoredWriters
 from sea_export.fitting import fit_edit, no_op_warning, sequence_warning
 from sea_export.layer_choice import choose_targets, passed_over_note
 from sea_export.layer_loading import StoredModel, can_load_layers
-from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers
+from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers, skeleton
 from sea_export.options import FitOptions, SaveOptions
 from sea_export.placement import fits_whole
 from sea_export.verification import Verification
@@ -222,7 +221,7 @@ def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
 def base_of(edit: SpectralEdit) -> str:
     """The Hub id of the base that an edit names."""
     name: str = (edit.provenance.get("base") or {}).get("name", "")
-    if "/" not in name:
+    if not is_hub_id(name):
         raise InputError(f"the edit was fitted on the local model {name!r}: say where it is with --base")
     return name
 

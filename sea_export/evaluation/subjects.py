@@ -12,15 +12,14 @@ import torch
 
 from sea_export.base_model import BaseModel, resolve_base
 from sea_export.errors import InputError
-from sea_export.export.output import read_json
-from sea_export.loading import load_model, load_tokenizer
+from sea_export.export.adapter_check import base_of_adapter
+from sea_export.export.adapter_plan import ADAPTER_CONFIG
+from sea_export.loading import load_model, load_tokenizer, refused_by_library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Subject", "open_subject"]
-
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def open_subject(
         InputError: it cannot be loaded.
     """
     directory = Path(model).expanduser()
-    adapter = directory if (directory / _ADAPTER_CONFIG).is_file() else None
-    base_name = str(read_json(adapter / _ADAPTER_CONFIG)["base_model_name_or_path"]) if adapter else model
+    adapter = directory if (directory / ADAPTER_CONFIG).is_file() else None
+    base_name = base_of_adapter(adapter) if adapter else model
     with resolve_base(base_name, revision=revision, dtype=dtype) as base:
         _check_code(base, trust_remote_code)
         if adapter is None:
@@ -75,7 +74,7 @@ def _check_code(base: BaseModel, trust_remote_code: bool) -> None:
     """Raises InputError for a model that only its own code can load, where that is not trusted."""
     from transformers import CONFIG_MAPPING
 
-    config = read_json(base.checkpoint.directory / "config.json")
+    config = base.checkpoint.config
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise InputError(f"{base.name} comes with code of its own: read it, and allow it with --trust-remote-code")
 
@@ -86,12 +85,10 @@ def _load_adapter(
     """The base with the adapter in its modules: a model of the base's own class."""
     from transformers import AutoModelForCausalLM
 
-    try:
+    with refused_by_library(f"the adapter in {adapter.name} cannot be put on its base"):
         model: Any = AutoModelForCausalLM.from_pretrained(
             base, torch_dtype=dtype or "auto", trust_remote_code=trust_remote_code
         )
         model.load_adapter(adapter)
         loaded: PreTrainedModel = model.to(device).eval()
         return loaded
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        raise InputError(f"the adapter in {adapter.name} cannot be put on its base: {error}") from error

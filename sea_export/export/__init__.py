@@ -16,6 +16,7 @@ from sea_export.base_model import BaseModel, resolve_base
 from sea_export.edit import SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter_plan import AdapterPlan, check_adapter, plan_adapter, write_adapter
+from sea_export.export.code_check import other_code
 from sea_export.export.custom_code import (
     CodePlan,
     EditedModules,
@@ -203,6 +204,12 @@ def find_places(
         SeaExportError: a fold could not be proved.
     """
     if options.format == "custom-code":
+        code = None if options.trust_remote_code else other_code(base.checkpoint.directory)
+        if code is not None:
+            raise InputError(
+                f"{base.name} comes with code of its own ({code}), which loading the export would run: read it, and "
+                "allow it with --trust-remote-code, or choose --format merged"
+            )
         return find_edited_modules(targets, base)
     return find_stored_writers(
         targets,

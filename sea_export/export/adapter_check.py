@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sea_export.edit import SpectralEdit
-from sea_export.errors import SeaExportError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
-from sea_export.export.output import read_json
 from sea_export.export.parameter_lora import parameter_change
+from sea_export.safetensors_header import read_header
+from sea_export.untrusted_files import check_contained, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adapter_problems", "with_adapter"]
+__all__ = ["adapter_problems", "base_of_adapter", "read_adapter", "with_adapter"]
 
 # What rounding may leave between W' and the adapted W, relative to W': in float32, and in a quantized base's kernels.
 _TOLERANCE = 1e-5
@@ -43,7 +43,7 @@ def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
     """
     from peft import PeftModel
 
-    modules = read_json(directory / ADAPTER_CONFIG)["target_modules"]
+    modules = read_json_object(directory / ADAPTER_CONFIG)["target_modules"]
     # An adapter may replace biases of the base, which PEFT does not undo.
     biases = {name: getattr(model.get_submodule(name), "bias", None) for name in modules}
     kept = {name: bias.clone() for name, bias in biases.items() if isinstance(bias, Tensor)}
@@ -71,21 +71,12 @@ def adapter_problems(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> 
 
     Returns:
         The largest ‖adapted W - W'‖ / ‖W' - W‖ of any weight, and what is not as it should be, in sentences.
+
+    Raises:
+        InputError: it has another config or other tensors than the edit's adapter.
     """
     adapter = plan.adapter
-    config = read_json(directory / ADAPTER_CONFIG)
-    free = {"base_model_name_or_path", "revision"}  # they may name another copy of the same base
-    if {key: value for key, value in config.items() if key not in free} != {
-        key: value for key, value in adapter.config.items() if key not in free
-    }:
-        return float("inf"), [f"{ADAPTER_CONFIG} is not that of the edit's adapter"]
-    try:
-        tensors = load_file(directory / ADAPTER_WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        return float("inf"), [f"{ADAPTER_WEIGHTS} cannot be read: {error}"]
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if shapes != {name: tensor.shape for name, tensor in adapter.tensors.items()}:
-        return float("inf"), [f"{ADAPTER_WEIGHTS} does not hold the tensors of the edit's adapter"]
+    config, tensors = read_adapter(directory, plan)
     tolerance = _TOLERANCE if plan.stored_weights else _QUANTIZED_TOLERANCE
     allowed = {module.module: module.relative_error for module in adapter.modules}
     largest, wrong = 0.0, []
@@ -103,6 +94,43 @@ def adapter_problems(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> 
     if wrong:
         return largest, [f"the adapter does not make the edited weights of {', '.join(wrong)}"]
     return largest, []
+
+
+def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors of a written adapter.
+
+    Args:
+        directory: the adapter's.
+        plan: the adapter as it should be.
+
+    Raises:
+        InputError: it has another config, or tensors of other names or shapes. PEFT, which follows the config of an
+            adapter wherever it leads, is then not to load it.
+    """
+    adapter = plan.adapter
+    config = read_json_object(directory / ADAPTER_CONFIG)
+    free = {"base_model_name_or_path", "revision"}  # they may name another copy of the same base
+    if {key: value for key, value in config.items() if key not in free} != {
+        key: value for key, value in adapter.config.items() if key not in free
+    }:
+        raise InputError(f"{ADAPTER_CONFIG} of {directory.name} is not that of the edit's adapter")
+    check_contained(directory / ADAPTER_WEIGHTS, directory)
+    stored = {tensor.name: (tensor.shape, tensor.dtype) for tensor in read_header(directory / ADAPTER_WEIGHTS).tensors}
+    if stored != {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in adapter.tensors.items()}:
+        raise InputError(f"{ADAPTER_WEIGHTS} of {directory.name} does not hold the tensors of the edit's adapter")
+    return config, load_file(directory / ADAPTER_WEIGHTS)
+
+
+def base_of_adapter(directory: Path) -> str:
+    """What an adapter calls its base: a Hub id or a path.
+
+    Raises:
+        InputError: it has no config, or one that names none.
+    """
+    name = read_json_object(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{ADAPTER_CONFIG} of {directory.name} names no base: give it with --base")
+    return name
 
 
 def _adapted_weight(

@@ -12,11 +12,18 @@ from torch import Tensor
 from sea_export.checkpoint import Checkpoint
 from sea_export.differences import CheckpointDifference
 from sea_export.export.custom_code import CODE_FILE, CodePlan
-from sea_export.export.output import read_json
+from sea_export.untrusted_files import open_file, read_json, read_json_object
 
-__all__ = ["code_problems", "has_own_code"]
+__all__ = ["code_problems", "has_own_code", "other_code"]
 
 _TOLERANCE = 1e-5
+_MAXIMUM_CODE_BYTES = 1_000_000  # a hundred times what is written
+_FILES_THAT_NAME_CODE = (
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 def has_own_code(directory: Path, plan: CodePlan) -> bool:
@@ -27,10 +34,31 @@ def has_own_code(directory: Path, plan: CodePlan) -> bool:
         plan: the export as it should be.
     """
     try:
-        code = (directory / CODE_FILE).read_text(encoding="utf-8")
-        return _statements(code) == _statements(plan.source) and read_json(directory / "config.json") == plan.config
-    except (OSError, SyntaxError, ValueError):
+        with open_file(directory / CODE_FILE) as stream:
+            code = stream.read(_MAXIMUM_CODE_BYTES).decode()
+        return (
+            other_code(directory) is None
+            and _statements(code) == _statements(plan.source)
+            and read_json(directory / "config.json") == plan.config
+        )
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of deeply nested code
         return False
+
+
+def other_code(directory: Path) -> str | None:
+    """The file by which code that is not the model's own runs when a model that is trusted to bring code is loaded.
+
+    Args:
+        directory: the model's.
+
+    Raises:
+        InputError: a file that would say so cannot be read.
+    """
+    for file in _FILES_THAT_NAME_CODE:
+        if (directory / file).exists() and "auto_map" in read_json_object(directory / file):
+            return file
+    generation = Path("custom_generate", "generate.py")
+    return generation.as_posix() if (directory / generation).exists() else None
 
 
 def _statements(source: str) -> str:

@@ -6,7 +6,6 @@ The only format for edits that no weight can hold. The base's weight files are l
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sea_export.architecture import Writer, find_writers, skeleton
+from sea_export.architecture import Writer, find_writers
 from sea_export.base_model import BaseModel
 from sea_export.checkpoint import INDEX, Checkpoint
 from sea_export.digest import file_digest
@@ -31,8 +30,9 @@ from sea_export.export.merged import WriteReport
 from sea_export.export.output import write_json
 from sea_export.export.run_time import run_time_steps
 from sea_export.export.streaming import FileCopy
-from sea_export.loading import auto_classes, load_config, load_tokenizer
+from sea_export.loading import auto_classes, check_size, load_config, load_tokenizer, skeleton
 from sea_export.stored_layout import stored_layout
+from sea_export.untrusted_files import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -97,6 +97,7 @@ def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedMod
         )
     config = load_config(base)
     model = skeleton(_unquantized(config))
+    check_size(model, base.checkpoint)
     _check_own_classes(model, base)
     writers = tuple(find_writers(model, targets))
     if not getattr(config, "quantization_config", None):
@@ -264,8 +265,7 @@ def _tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
     side_files = base.checkpoint.side_files()
     named = config.get("tokenizer_class")
     if named is None and "tokenizer_config.json" in side_files:
-        text = (base.checkpoint.directory / "tokenizer_config.json").read_text(encoding="utf-8")
-        named = json.loads(text).get("tokenizer_class")
+        named = read_json_object(base.checkpoint.directory / "tokenizer_config.json").get("tokenizer_class")
     if named is not None or not _TOKENIZER_FILES.intersection(side_files):
         return named
     name = type(load_tokenizer(base)).__name__

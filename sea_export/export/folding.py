@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sea_export.architecture import Writer, find_writers, skeleton
+from sea_export.architecture import Writer, find_writers
 from sea_export.bias_switch import bias_switch
 from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.errors import InputError, SeaExportError
 from sea_export.fold import fold_bias, fold_tensor
+from sea_export.loading import check_size, skeleton
 from sea_export.proof import prove_fold
 from sea_export.stored_layout import StoredLayout, StoredParameter, stored_layout
 
@@ -88,6 +89,7 @@ def find_stored_writers(
             "choose --format adapter or custom-code, or merge into plain weights with --dequantize"
         )
     model = skeleton(config, trust_remote_code=trust_remote_code)
+    check_size(model, checkpoint)
     writers = tuple(find_writers(model, targets))
     prove_fold(model, writers, needs_bias=needs_bias)
     layout = stored_layout(model, checkpoint)

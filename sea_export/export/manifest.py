@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sea_export.agreement import dtype_name
 from sea_export.base_card import base_metadata
 from sea_export.base_model import BaseModel
 from sea_export.edit import LayerEdit, SpectralEdit, Target
 from sea_export.environment import library_versions
 from sea_export.errors import InputError
 from sea_export.export.merged import WriteReport
-from sea_export.export.output import read_json, write_json
-from sea_export.options import SaveOptions
+from sea_export.export.output import write_json
+from sea_export.model_files import walk_files
+from sea_export.options import FORMATS, SaveOptions
+from sea_export.safetensors_header import DTYPE_NAMES
+from sea_export.untrusted_files import read_json_object
 
 if TYPE_CHECKING:
     from sea_export.verification import Verification
@@ -60,7 +64,7 @@ def make_manifest(
         "base": {
             "name": base.name,
             "revision": base.revision,
-            "dtype": str(stored.dtype).removeprefix("torch."),
+            "dtype": dtype_name(stored.dtype),
             "dequantized": base.dequantized,
             "model_class": model_class,
             "metadata": base_metadata(base),
@@ -116,12 +120,41 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path if path.is_file() else path / MANIFEST
     if not file.is_file():
         raise InputError(f"{path} holds no {MANIFEST}: it is not a checkpoint that sea-export wrote")
-    manifest: dict[str, Any] = read_json(file)
-    if not isinstance(manifest, dict) or "manifest_version" not in manifest:
+    if path.is_dir():
+        for _ in walk_files(path, ()):
+            pass  # what is written into an output, such as this manifest, must not follow a link out of it
+    manifest = read_json_object(file)
+    if "manifest_version" not in manifest:
         raise InputError(f"{file} is not a manifest that sea-export wrote")
-    if manifest["manifest_version"] != _MANIFEST_VERSION:
+    version = manifest["manifest_version"]
+    if version != _MANIFEST_VERSION:
         raise InputError(
-            f"{file} has manifest version {manifest['manifest_version']}, and this version reads "
-            f"{_MANIFEST_VERSION}: upgrade sea-export"
+            f"{file} has manifest version {version!r}, and this version reads {_MANIFEST_VERSION}: upgrade sea-export"
         )
+    problem = _problem(manifest)
+    if problem is not None:
+        raise InputError(f"{file} is damaged: {problem}")
     return manifest
+
+
+def _problem(manifest: Mapping[str, Any]) -> str | None:
+    """What is not as `make_manifest` makes it, of what is read again; None if all is."""
+    base, adapter, files = manifest.get("base"), manifest.get("adapter"), manifest.get("files")
+    if manifest.get("format") not in FORMATS:
+        return f"its format is none of {', '.join(FORMATS)}"
+    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
+        return "it names no base"
+    if not isinstance(base.get("revision"), (str, type(None))) or not isinstance(base.get("dequantized"), bool):
+        return "the revision of its base is no text, or it does not say whether it was dequantized"
+    if base.get("dtype") not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
+        return "the dtype of its base is none"
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        return "its files are no digests by name"
+    if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in files):
+        return "it names a file that is not in its directory"
+    if (manifest["format"] == "adapter") != isinstance(adapter, dict):
+        return "it describes an adapter and is of another format, or the other way round"
+    rank = adapter.get("rank_cap") if adapter else None
+    if rank is not None and (type(rank) is not int or rank < 1):
+        return "the rank of its adapter is none"
+    return None

@@ -22,7 +22,9 @@ import torch
 from sea_export.checkpoint import Checkpoint
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.streaming import FileCopy
+from sea_export.loading import is_finite
 from sea_export.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+from sea_export.untrusted_files import read_json_object
 
 __all__ = ["TensorEdit", "WriteReport", "write_checkpoint"]
 
@@ -74,7 +76,8 @@ def write_checkpoint(
         progress: called with the number of bytes written since it was last called.
 
     Raises:
-        InputError: nothing is to be changed, a tensor does not exist or cannot be edited (before any write).
+        InputError: nothing is to be changed, a tensor does not exist or cannot be edited (before any write), or its
+            values are not finite.
         SeaExportError: an edit gave the wrong shape or dtype or values that are not finite, all edits together
             changed nothing, or a file of the base changed in the meantime.
     """
@@ -211,6 +214,8 @@ def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
 
 
 def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    if not is_finite(stored):
+        raise InputError(f"{tensor.name} of the base has values that are infinite or no numbers: it is damaged")
     with torch.no_grad():
         result = edit(stored)
     if result.shape != tensor.shape or result.dtype != tensor.dtype:
@@ -218,14 +223,9 @@ def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch
             f"The edit of {tensor.name} gave {result.dtype} of shape {tuple(result.shape)}; "
             f"the checkpoint holds {tensor.dtype} of shape {tensor.shape}."
         )
-    if not _is_finite(result):
+    if not is_finite(result):
         raise SeaExportError(f"The edited {tensor.name} has values that are not finite in {tensor.dtype}.")
     return result
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite: so are then the least and the greatest, which NaN takes over."""
-    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -258,7 +258,7 @@ def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping
     for name, tensor in additions.items():
         if name in base.tensors:
             raise InputError(f"{base.directory} already holds a tensor {name}, which is to be added.")
-        if tensor.dtype not in DTYPE_NAMES or not _is_finite(tensor):
+        if tensor.dtype not in DTYPE_NAMES or not is_finite(tensor):
             raise SeaExportError(f"The new tensor {name} has values that are not finite, or no storable dtype.")
 
 
@@ -278,7 +278,7 @@ def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryvi
 
 def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:
     """The index with the new tensors, which are in the last weight file."""
-    index = json.loads((base.directory / str(base.index_file)).read_text(encoding="utf-8"))
+    index = read_json_object(base.directory / str(base.index_file))
     index["weight_map"] |= dict.fromkeys(additions, base.weight_files[-1])
     metadata = index.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):

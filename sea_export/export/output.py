@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -17,7 +16,7 @@ from sea_export.digest import file_digest
 from sea_export.errors import InputError, SeaExportError, reason
 from sea_export.files import flush, write_text
 
-__all__ = ["check_output", "file_digests", "read_json", "staged_output", "write_json"]
+__all__ = ["check_output", "file_digests", "staged_output", "write_json"]
 
 _OWN_FILES = ("sea_export.json", "sea_edit.json")
 _REMOVED = ".{}.removed-"
@@ -99,20 +98,6 @@ def staged_output(output: Path, *, overwrite: bool) -> Iterator[Path]:
 def write_json(path: Path, data: object) -> None:
     """Write `data` as indented JSON. Raises ValueError for numbers that JSON does not have (NaN, infinities)."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """What the JSON file at `path` holds.
-
-    Raises:
-        InputError: it is missing, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
 
 
 def file_digests(directory: Path) -> dict[str, str]:
