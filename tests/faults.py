@@ -125,7 +125,7 @@ class Operations:
             patch.setattr(safetensors.torch, "serialize_file", self._serialized)
             patch.setattr(streaming, "_CHUNK_BYTES", _WRITE_BYTES)  # tiny models are written in several pieces too
             # A thread that draws would be lost in a fork.
-            patch.setattr(jobs, "_progress", lambda *columns: Progress(*columns, disable=True))
+            patch.setattr(jobs, "progress_bar", lambda *columns: Progress(*columns, disable=True))
             yield
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,9 +231,15 @@ def strike_command(
     owner, name = point
     reached = getattr(owner, name)
 
+    failures: list[AssertionError] = []
+
     def strike_here(*given: Any, **options: Any) -> Any:
         if os.getpid() == first:
-            _fork_each(script, operations)
+            try:
+                _fork_each(script, operations)
+            except AssertionError as failure:  # which the command would make a sentence of
+                failures.append(failure)
+                raise _AllStruck from None
         return reached(*given, **options)
 
     status = 0
@@ -242,6 +248,8 @@ def strike_command(
             patch.setattr(owner, name, strike_here)
             main(arguments)
     except _AllStruck:
+        if failures:
+            raise failures[0] from None
         return
     except SystemExit as end:
         assert os.getpid() != first, "the command ended before the point was reached"

@@ -81,7 +81,7 @@ def outcome(arguments: Sequence[object]) -> tuple[int, str]:
 @pytest.fixture(autouse=True)
 def no_drawing_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be lost in a fork."""
-    monkeypatch.setattr(jobs, "_progress", lambda *columns: Progress(*columns, disable=True))
+    monkeypatch.setattr(jobs, "progress_bar", lambda *columns: Progress(*columns, disable=True))
 
 
 @pytest.mark.promise(OUTPUT_PROMISE)
@@ -147,7 +147,7 @@ def test_one_record(llama, fit_tiny, tiny_checkpoint, tmp_path, count_case):
             name = f"{round}: {multiprocessing.current_process().name}"
             barrier.wait(60)
             report = BenchmarkReport(name, rows=1, figures=())
-            record_evaluation(tmp_path / "out", tiny_checkpoint, [report], against="base", dtype="float32")
+            record_evaluation(tmp_path / "out", [report], against="base", dtype="float32")
             return name
 
         recorded |= set(at_once(record))

@@ -159,6 +159,7 @@ def save_checkpoint(
         return model
 
     plan = plan_export(edit, base, stored, options, load)
+    loaded_by = auto_classes(load_config(base, trust_remote_code=options.trust_remote_code))[0].__name__
     if announce is not None and isinstance(plan, AdapterPlan):
         for line in plan.remarks():
             announce(line)
@@ -182,7 +183,6 @@ def save_checkpoint(
         logger.debug("written%s", " and verified" if options.verify else "")
         edit.save(staging / EDIT_DIRECTORY)
         details = {"adapter": plan.details()} if isinstance(plan, AdapterPlan) else {}
-        loaded_by = auto_classes(load_config(base, trust_remote_code=options.trust_remote_code))[0].__name__
         manifest = make_manifest(edit, base, options, report, verification, details, model_class=loaded_by)
         write_description(staging, manifest)
     return SaveResult(output, options.format, report, verification)
