@@ -318,7 +318,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "code of the base": (lambda manifest: manifest["export"].update(trust_remote_code=True), "--trust-remote-code"),
     "no export": (lambda manifest: manifest.pop("export"), "lacks 'export'"),
-    "no such dtype": (lambda manifest: manifest["base"].update(dtype="load"), "no dtype 'load'"),
+    "no such dtype": (lambda manifest: manifest["base"].update(dtype="load"), "the dtype of its base is none"),
     "no version": (lambda manifest: manifest.pop("manifest_version"), "is not a manifest"),
 }
 

@@ -14,6 +14,16 @@ from sea_export.cli.stopping import Stopped, stoppable
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Has no signal be ignored, as an interrupt is in what a shell runs in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from sea_export.cli.reporting import reported
+
 
 @click.command("reproduce")
 @click.argument("manifest", type=click.Path(path_type=Path))
@@ -21,6 +23,7 @@ import click
 @click.option("--device", help="cpu, cuda, cuda:1, mps; by default the kind of device that the run used.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that sea-export wrote before.")
+@reported
 def command(manifest: Path, output: Path, **values: Any) -> None:
     """Repeat the run that MANIFEST tells of, and tell whether its result is the same.
 
