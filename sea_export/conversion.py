@@ -131,10 +131,16 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     plain.load_state_dict(packed.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = packed.generation_config
-    plain.save_pretrained(destination)
+    _save(plain, destination)
     tokenizer.save_pretrained(destination)
     _make_portable(destination)
     _write_card(gguf, destination)
+
+
+def _save(model: Any, destination: Path) -> None:
+    """Writes a model in every process of a job: each converts for itself, on a disk that may be its own."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process  # transformers has only the first write
+    model.save_pretrained(destination)
 
 
 def _write_card(gguf: Path, directory: Path) -> None:
@@ -231,7 +237,7 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(directory, config=config, torch_dtype=dtype)
         if getattr(model, "is_quantized", False):  # those that cannot do it while they load
             model.dequantize(dtype)
-    model.to(dtype).save_pretrained(destination)
+    _save(model.to(dtype), destination)
     copy_files(directory, {*checkpoint.side_files()} - {"config.json", checkpoint.index_file}, destination)
     # What a newer transformers writes into a config an older one may not read: the base's own entries stay.
     plain = checkpoint.config

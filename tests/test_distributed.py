@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from reference import random_activations
 from test_layerwise import assert_same_edit
 
@@ -177,6 +179,25 @@ def test_two_processes_fit_what_one_fits(options, port, tiny_checkpoint, demonst
     one, two = (SpectralEdit.load(tmp_path / str(count)) for count in (1, 2))
     assert_same_edit(two, one)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"], "only one writes"
+
+
+def test_each_process_converts_the_base_for_itself(port, tmp_path):
+    """transformers saves a model in the first process of a job only."""
+    write_gguf(tmp_path / "tiny.gguf")
+    demonstrations_file = tmp_path / "demonstrations.jsonl"
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(["a", "b"], size=12)) for _ in range(120)]
+    kinds = ("prompt", "positive", "negative")
+    rows = [dict(zip(kinds, texts[first : first + 3], strict=True)) for first in range(0, len(texts), 3)]
+    demonstrations_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for count in (1, 2):
+        command = ("fit", tmp_path / "tiny.gguf", tmp_path / str(count), "--demonstrations", demonstrations_file)
+        options = ("--layers", "0", "--positive-rank", "2", "--negative-rank", "2", "--dtype", "float32")
+        processes = [start(rank, count, port, "-m", "sea_export", *command, *options) for rank in range(count)]
+        said = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, said
+    one, two = (SpectralEdit.load(tmp_path / str(count)) for count in (1, 2))
+    assert_same_edit(two, one)
 
 
 JOIN_AND_WAIT = """
