@@ -13,6 +13,7 @@ the approximation it claims to be. A quantized base is computed with as it is, i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -296,7 +297,7 @@ def model_to_verify(
     Args:
         base: the resolved base.
         options: `layerwise` says which, if it is not to be chosen.
-        model: the base as it was fitted, if it was.
+        model: the base as it was fitted, if it was. In a dtype that rounds its weights it is not the one exported.
         scratch: where hidden states are put that do not fit into memory.
     """
     config = load_config(base, trust_remote_code=options.trust_remote_code)
@@ -307,12 +308,23 @@ def model_to_verify(
         spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # and cannot change its dtype as a whole
         layerwise = (spread and can_load_layers(config)) or verified_by_layer(base, config, device, held)
     if not layerwise:
-        loaded = model if isinstance(model, nn.Module) else None
-        return loaded or load_model(base, trust_remote_code=options.trust_remote_code)
+        if isinstance(model, nn.Module) and not _is_rounded(model, base.checkpoint):
+            return model
+        return load_model(base, trust_remote_code=options.trust_remote_code)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return StoredModel(
         base, config, dtype=None, device=device, scratch=scratch, trust_remote_code=options.trust_remote_code
     )
+
+
+def _is_rounded(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:
+    """Whether the model was loaded in a dtype that does not hold what most of its checkpoint is stored in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            sizes[tensor.dtype] += tensor.end - tensor.start
+    computed = model.dtype
+    return any(torch.promote_types(stored, computed) != computed for stored, _ in sizes.most_common(1))
 
 
 @contextmanager

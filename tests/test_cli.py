@@ -59,6 +59,16 @@ def test_fit_and_save_writes_a_verified_checkpoint(
     assert again["effect"]["mean_divergence"] == pytest.approx(figures["effect"]["mean_divergence"], rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_that_was_rounded_to_be_fitted_is_not_what_its_export_is_verified_against(
+    dtype: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
+) -> None:
+    options = ("--demonstrations", demonstrations_file, *FIT, "--dtype", dtype)
+    result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
+
+
 def test_fit_then_save_gives_the_bytes_of_fit_and_save(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
