@@ -14,21 +14,20 @@ the approximation it claims to be. A quantized base is computed with as it is, i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sea_export.agreement import Agreement, dtype_name, figure_problems, is_quantized, measure
-from sea_export.architecture import find_writers
 from sea_export.base_model import BaseModel, is_hub_id, resolve_base
 from sea_export.checkpoint import Checkpoint
-from sea_export.differences import CheckpointDifference, compare_checkpoints
+from sea_export.differences import compare_checkpoints
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export import find_places, plan_export
@@ -38,7 +37,7 @@ from sea_export.export.code_check import code_problems, has_own_code
 from sea_export.export.custom_code import CODE_FILE, CodePlan
 from sea_export.export.folding import MergePlan
 from sea_export.export.manifest import read_manifest
-from sea_export.fold import fold_parameters, with_parameters
+from sea_export.export.merge_check import merge_problems, with_folded_weights
 from sea_export.hub_output import fetch_output
 from sea_export.layer_loading import StoredModel, can_load_layers
 from sea_export.layered_agreement import measure_by_layer
@@ -127,7 +126,7 @@ def _verify_merged(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
     dtype = next(base.tensors[name].dtype for name in plan.edits)
-    figures = _figures(directory, edit, model, tokenizer, dtype, export_in_memory=_folded)
+    figures = _figures(directory, edit, model, tokenizer, dtype, export_in_memory=with_folded_weights)
     difference = compare_checkpoints(base.directory, directory)
     changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
     return Verification(
@@ -136,7 +135,7 @@ def _verify_merged(
         changed_tensors=changed,
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
-        problems=(*figure_problems(figures, dtype), *_tensor_problems(directory, base, plan, difference)),
+        problems=(*figure_problems(figures, dtype), *merge_problems(directory, base, plan, difference)),
         weight_error=None,
         exact=True,
         statement=f"{changed} tensors differ from the base's; {difference.tensors_identical} tensors and "
@@ -325,47 +324,3 @@ def _is_rounded(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:
             sizes[tensor.dtype] += tensor.end - tensor.start
     computed = model.dtype
     return any(torch.promote_types(stored, computed) != computed for stored, _ in sizes.most_common(1))
-
-
-@contextmanager
-def _folded(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
-    """Puts the folded weights into the model in memory, unrounded, and the base's back again."""
-    parameters = dict(model.named_parameters())
-    folded: dict[str, Tensor] = {}
-    for writer in find_writers(model, edit.targets):
-        folded |= fold_parameters(writer, edit.layers[writer.target], parameters)
-    with with_parameters(model, folded):
-        yield
-
-
-def _tensor_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
-    """What contradicts: exactly the intended tensors differ, each by the fold and one rounding."""
-    problems = []
-    unexpected = difference.tensors_changed.keys() - plan.edits.keys()
-    unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
-    unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
-    if unexpected:
-        problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
-    written = Checkpoint.open(directory)
-    wrong = [
-        name
-        for name, expected in (
-            *((name, fold(base.read(name))) for name, fold in plan.edits.items()),
-            *plan.additions.items(),
-        )
-        if name not in written.tensors or not _equal_to_rounding(written.read(name), expected)
-    ]
-    if wrong:
-        problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
-    return problems
-
-
-def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
-    """Equal but for the last place, which another processor may round differently."""
-    if written.shape != expected.shape or written.dtype != expected.dtype:
-        return False
-    precision = torch.finfo(expected.dtype)
-    return all(  # a piece at a time, to bound the wider copies
-        torch.allclose(mine.double(), theirs.double(), rtol=precision.eps, atol=precision.tiny)
-        for mine, theirs in zip(written.flatten().split(2**22), expected.flatten().split(2**22), strict=True)
-    )

@@ -1,0 +1,79 @@
+"""Is a written merged checkpoint the base with the edit folded in, and nothing else?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sea_export.architecture import find_writers
+from sea_export.checkpoint import Checkpoint
+from sea_export.differences import CheckpointDifference
+from sea_export.edit import SpectralEdit
+from sea_export.export.folding import MergePlan
+from sea_export.fold import fold_parameters, with_parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["merge_problems", "with_folded_weights"]
+
+
+@contextmanager
+def with_folded_weights(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+    """Puts the folded weights into the model in memory, unrounded, and the base's back again.
+
+    Args:
+        model: the base, in float32.
+        edit: a linear edit.
+    """
+    parameters = dict(model.named_parameters())
+    folded: dict[str, Tensor] = {}
+    for writer in find_writers(model, edit.targets):
+        folded |= fold_parameters(writer, edit.layers[writer.target], parameters)
+    with with_parameters(model, folded):
+        yield
+
+
+def merge_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
+    """What contradicts: exactly the intended tensors differ, each by the fold and one rounding.
+
+    Args:
+        directory: the merged checkpoint's.
+        base: the base's checkpoint.
+        plan: the tensors that were to be written.
+        difference: between the two.
+    """
+    problems = []
+    unexpected = difference.tensors_changed.keys() - plan.edits.keys()
+    unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
+    unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
+    if unexpected:
+        problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
+    written = Checkpoint.open(directory)
+    wrong = [
+        name
+        for name, expected in (
+            *((name, fold(base.read(name))) for name, fold in plan.edits.items()),
+            *plan.additions.items(),
+        )
+        if name not in written.tensors or not _equal_to_rounding(written.read(name), expected)
+    ]
+    if wrong:
+        problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
+    return problems
+
+
+def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
+    """Equal but for the last place, which another processor may round differently."""
+    if written.shape != expected.shape or written.dtype != expected.dtype:
+        return False
+    precision = torch.finfo(expected.dtype)
+    return all(  # a piece at a time, to bound the wider copies
+        torch.allclose(mine.double(), theirs.double(), rtol=precision.eps, atol=precision.tiny)
+        for mine, theirs in zip(written.flatten().split(2**22), expected.flatten().split(2**22), strict=True)
+    )
