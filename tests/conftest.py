@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers.dynamic_module_utils
 from promises import PLUGIN, PromiseCounter, count_case  # noqa: F401 - a fixture of all tests
-from refusals import Commands
+from refusals import Commands, little_growth
 from tiny_edits import MLP_TARGETS, spectral_edit
 from tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -195,3 +195,10 @@ def commands(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     commands = Commands(tmp_path_factory.mktemp("temporary"), warm_up)
     yield commands
     commands.close()
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Fails a test that at any time takes more memory than refusing an input may."""
+    with little_growth():
+        yield

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 MAXIMUM_PEAK_BYTES = 1_500_000_000
+# Above what Python with everything imported has, which is below the rest of the maximum.
+MAXIMUM_GROWTH_BYTES = 500_000_000
 _SECONDS = 60
 _HASHED_BYTES = 5_000_000
 
@@ -83,6 +87,23 @@ class Commands:
         assert state_of(self.scratch) == temporary
         assert outcome.peak_bytes < MAXIMUM_PEAK_BYTES
         return outcome
+
+
+@contextmanager
+def little_growth() -> Iterator[None]:
+    """Asserts that this process never has much more memory than at the beginning of the context (on Linux)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        yield
+        return
+
+    def peak_bytes() -> int:
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what the process has
+    before = peak_bytes()
+    yield
+    assert peak_bytes() - before < MAXIMUM_GROWTH_BYTES
 
 
 def state_of(directory: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ CASES = 300
 
 @pytest.mark.promise("Whatever is in a file that we parse, we read what it says or refuse it in one sentence")
 @pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.usefixtures("little_memory")
 def test_every_file_is_read_or_refused(name: str, count_case: Callable[[], None]) -> None:
     holds, files = PROPERTIES[name]
     check(holds, files, CASES, count_case)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from refusals import Commands
 from tiny_models import tiny_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -27,6 +28,8 @@ from sea_export.errors import InputError
 from sea_export.export.manifest import read_manifest
 from sea_export.fitting import fit
 from sea_export.model_card import model_card
+
+pytestmark = pytest.mark.usefixtures("little_memory")
 
 PROMISE = "Demonstrations of any content work, or are refused in one sentence that names the file and the row"
 MEMORY_PROMISE = "With --limit, memory does not grow with the number of demonstrations"
@@ -162,7 +165,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 
 @pytest.mark.promise(PROMISE)
 @pytest.mark.parametrize("case", FILES)
-def test_files_that_are_refused(case: str, tmp_path: Path) -> None:
+def test_files_that_are_refused(case: str, commands: Commands, tiny_checkpoint: Path, tmp_path: Path) -> None:
     name, content, message = FILES[case]
     (tmp_path / name).write_bytes(content)
     for limit in (None, 2):
@@ -171,6 +174,8 @@ def test_files_that_are_refused(case: str, tmp_path: Path) -> None:
         assert message in str(raised.value)
         assert len(str(raised.value)) < 1000
         assert "\n" not in str(raised.value)
+    given = ("--demonstrations", tmp_path / name)
+    commands.refuses(tmp_path, "fit", tiny_checkpoint, tmp_path / "out", *given, says=message)
 
 
 @pytest.mark.promise(PROMISE)
