@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostile_edits import ADAPTERS, EDITS, FOREIGN_EDITS, MANIFESTS
-from refusals import Commands
+from refusals import Commands, state_of
 from tiny_edits import MLP_TARGETS, spectral_edit
 
 import sea_export
+from sea_export.errors import InputError
+from sea_export.evaluation.record import record_evaluation
+from sea_export.evaluation.report import BenchmarkReport
+from sea_export.export.manifest import MANIFEST
 
 REFUSED_EDIT = "An edit that is damaged or does not fit the base is refused in one sentence, and nothing is written"
 REFUSED_EXPORT = "An export with a false manifest, edit or adapter is refused in one sentence, and nothing is written"
@@ -66,6 +73,63 @@ def test_verify_refuses_adapters(name: str, exports: Path, arena: Path, commands
     shutil.copytree(exports / "adapter", arena / "out")
     ADAPTERS[name](arena / "out")
     commands.refuses(arena, "verify", arena / "out", "--base", arena / "model")
+
+
+WRONG: tuple[Any, ...] = (None, "text", -1e308, ["text"], [{}], {"benchmarks": [{}], "composed": 3})
+
+
+@pytest.mark.promise(REFUSED_EXPORT)
+def test_figures_are_recorded_in_any_manifest_or_it_is_refused(
+    exports: Path, arena: Path, count_case: Callable[[], None]
+) -> None:
+    """Every entry, and every entry of those, and of those, in turn is something else."""
+    shutil.copytree(exports / "merged", arena / "out")
+    report = BenchmarkReport("damage", rows=1, figures=())
+    record_evaluation(arena / "out", [report], against="base", dtype="float32")
+    good = json.loads((arena / "out" / MANIFEST).read_text(encoding="utf-8"))
+    refused = 0
+    for place in places_in(good, depth=3):
+        for wrong in WRONG:
+            count_case()
+            written = json.dumps(with_entry(good, place, wrong))
+            (arena / "out" / MANIFEST).write_text(written, encoding="utf-8")
+            before = state_of(arena)
+            words = refusal(arena / "out", report)
+            if words is not None:
+                refused += 1
+                assert MANIFEST in words
+                assert state_of(arena) == before
+    assert refused > 100
+
+
+def refusal(output: Path, report: BenchmarkReport) -> str | None:
+    """In what words it is refused to record a figure, if it is."""
+    try:
+        record_evaluation(output, [report], against="base", dtype="float32")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+Place = tuple[str | int, ...]
+
+
+def places_in(whole: Any, depth: int) -> Iterator[Place]:
+    """Where there are entries in what JSON describes, of lists only the first."""
+    entries = whole.items() if isinstance(whole, dict) else enumerate(whole[:1]) if isinstance(whole, list) else ()
+    for key, value in entries:
+        yield (key,)
+        if depth > 1:
+            yield from ((key, *deeper) for deeper in places_in(value, depth - 1))
+
+
+def with_entry(whole: Any, place: Place, value: Any) -> Any:
+    """A copy with another value at a place."""
+    if not place:
+        return value
+    copy = whole.copy()
+    copy[place[0]] = with_entry(whole[place[0]], place[1:], value)
+    return copy
 
 
 def test_the_files_that_are_changed_are_good(exports: Path, arena: Path, commands: Commands) -> None:

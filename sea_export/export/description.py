@@ -8,6 +8,7 @@ from typing import Any
 
 from sea_export.checkpoint import CARD
 from sea_export.digest import file_digest
+from sea_export.errors import InputError, first_line
 from sea_export.export.manifest import MANIFEST, read_manifest, write_manifest
 from sea_export.files import write_text
 from sea_export.model_card import model_card
@@ -42,8 +43,15 @@ def update_description(output: Path, changes: Mapping[str, Any]) -> None:
             are to load from.
 
     Raises:
-        InputError: `output` is not a checkpoint of ours.
+        InputError: `output` is not a checkpoint of ours, or its manifest is not as it was written.
     """
     manifest = {**read_manifest(output), **changes}
-    write_text(output / CARD, model_card(manifest))
+    try:
+        card = model_card(manifest)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"{output / MANIFEST} is damaged, and no model card can be made of it ({problem}): export the edit anew"
+        ) from error
+    write_text(output / CARD, card)
     write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})

@@ -154,7 +154,18 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
         return "it names a file that is not in its directory"
     if (manifest["format"] == "adapter") != isinstance(adapter, dict):
         return "it describes an adapter and is of another format, or the other way round"
+    evaluation = manifest.get("evaluation")
+    if evaluation is not None and not _is_evaluation(evaluation):
+        return "its evaluation is no list of benchmarks"
     rank = adapter.get("rank_cap") if adapter else None
     if rank is not None and (type(rank) is not int or rank < 1):
         return "the rank of its adapter is none"
     return None
+
+
+def _is_evaluation(evaluation: object) -> bool:
+    """Whether it has benchmarks by name; what they say is read by the model card only."""
+    benchmarks = evaluation.get("benchmarks") if isinstance(evaluation, dict) else None
+    return isinstance(benchmarks, list) and all(
+        isinstance(one, dict) and isinstance(one.get("benchmark"), str) for one in benchmarks
+    )
