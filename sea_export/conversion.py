@@ -14,7 +14,7 @@ import torch
 
 from sea_export.checkpoint import CARD, Checkpoint, read_index
 from sea_export.errors import InputError
-from sea_export.loading import refused_by_library
+from sea_export.loading import check_numbers, check_parameters, refused_by_library, skeleton
 from sea_export.model_files import files_to_copy
 from sea_export.pickled_weights import load_pickled_weights
 from sea_export.untrusted_files import check_contained, open_file
@@ -35,6 +35,8 @@ __all__ = [
 
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+_PARTS_OF_A_MODEL = 100
+"""So many files at most is a GGUF model split over."""
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 """The names to drop where an output head and the embedding are one tensor: readers look for the embedding's."""
 
@@ -101,9 +103,15 @@ def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
 def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     """Write the model in the file `gguf` to `destination`, its weights unpacked to `dtype`, with its tokenizer."""
     import transformers
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM
 
     config, tokenizer = gguf_config(gguf)
+    with refused_by_library(f"the gguf package cannot read {gguf.name}"):
+        sizes = [int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors]
+    check_numbers(config.to_dict(), gguf.name, len(sizes))
+    # Tied weights are stored once or twice, and a part of a model is to be told so.
+    check_parameters(skeleton(config), gguf.name, _PARTS_OF_A_MODEL * sum(sizes), f"{sum(sizes)} values")
     directory, file = str(gguf.parent), gguf.name
     # Releases that can keep weights packed have to be told not to; the others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None

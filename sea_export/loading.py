@@ -24,6 +24,8 @@ __all__ = [
     "DTYPES",
     "auto_classes",
     "check_finite",
+    "check_numbers",
+    "check_parameters",
     "check_size",
     "dtype_named",
     "is_finite",
@@ -69,7 +71,7 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
     """
     from transformers import AutoConfig
 
-    _check_counts(base.checkpoint.config, base)
+    check_numbers(base.checkpoint.config, base.name, len(base.checkpoint.tensors))
     with refused_by_library(f"the config of {base.name} cannot be used"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             base.checkpoint.directory, trust_remote_code=trust_remote_code
@@ -92,16 +94,25 @@ def refused_by_library(problem: str) -> Iterator[None]:
         raise InputError(f"{problem}: {first_line(error)}") from error
 
 
-def _check_counts(config: Mapping[str, Any], base: BaseModel) -> None:
-    """Refuses numbers of layers or experts far beyond the tensors stored, which would take all memory to make."""
-    largest = _MORE_THAN_TENSORS * len(base.checkpoint.tensors) + _LEAST_MAXIMUM
+def check_numbers(config: Mapping[str, Any], name: str, stored: int) -> None:
+    """Refuses numbers of layers or experts far beyond the tensors stored, which would take all memory to make.
+
+    Args:
+        config: the entries of the model's config.
+        name: what the model is called.
+        stored: the number of its tensors.
+
+    Raises:
+        InputError: there is one; the message names it.
+    """
+    largest = _MORE_THAN_TENSORS * stored + _LEAST_MAXIMUM
     for key, value in config.items():
         if isinstance(value, dict):
-            _check_counts(value, base)
+            check_numbers(value, name, stored)
         elif isinstance(value, int) and value > largest and re.search("layer|expert", key) and "size" not in key:
             raise InputError(
-                f"the config of {base.name} says that {key} is {value}, and there are {len(base.checkpoint.tensors)} "
-                "tensors: it is another model's, or weights are missing"
+                f"the config of {name} says that {key} is {value}, and there are {stored} tensors: it is another "
+                "model's, or weights are missing"
             )
 
 
@@ -143,24 +154,37 @@ def _few_modules() -> Iterator[None]:
 
 
 def check_size(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuses a config of no size, or of far more than the checkpoint stores, before anything of that size is made.
+    """`check_parameters` for a checkpoint: there is at least a byte for each parameter, or, quantized, a bit.
 
     Args:
         model: the skeleton of its config.
         checkpoint: the checkpoint.
+    """
+    stored = sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values())
+    most = stored * (8 if checkpoint.config.get("quantization_config") else 1)
+    check_parameters(model, checkpoint.directory.name, most, f"{stored} bytes")
+
+
+def check_parameters(model: PreTrainedModel, name: str, most: int, stored: str) -> None:
+    """Refuses a config of no size, or of far more than is stored, before anything of that size is made.
+
+    Args:
+        model: the skeleton of the config.
+        name: what the model is called.
+        most: how many parameters there may be.
+        stored: how much is stored, in words.
 
     Raises:
-        InputError: a parameter has no values, or there is less than a byte for each, or, quantized, less than a bit.
+        InputError: a parameter has no values, or there are more than there may be.
     """
-    empty = next((name for name, parameter in model.named_parameters() if parameter.numel() == 0), None)
+    empty = next((key for key, parameter in model.named_parameters() if parameter.numel() == 0), None)
     if empty is not None:
-        raise InputError(f"the config of {checkpoint.directory.name} describes a model whose {empty} has no values")
-    stored = sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values())
+        raise InputError(f"the config of {name} describes a model whose {empty} has no values")
     described = sum(parameter.numel() for parameter in model.parameters())
-    if described > stored * (8 if checkpoint.config.get("quantization_config") else 1):
+    if described > most:
         raise InputError(
-            f"the config of {checkpoint.directory.name} describes {described} parameters, which its {stored} bytes of "
-            "weights cannot be: it is another model's, or weights are missing"
+            f"the config of {name} describes {described} parameters, which its {stored} of weights cannot be: it is "
+            "another model's, or weights are missing"
         )
 
 

@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from checkpoint_files import INDEX, join_file, split_file, tensors_of_many_dtypes, write_sharded
+from gguf_files import write_gguf
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 from tiny_edits import MLP_TARGETS, spectral_edit
 
+from sea_export.base_model import resolve_base
 from sea_export.checkpoint import Checkpoint
 from sea_export.edit import SpectralEdit
 from sea_export.errors import InputError
@@ -270,6 +272,22 @@ def _pickle_file(zipped: bool) -> bytes:
     return stream.getvalue()
 
 
+def gguf_is_converted_or_refused(contents: bytes) -> None:
+    with _scratch() as folder, refused_or_done():
+        (folder / "m.gguf").write_bytes(contents)
+        with resolve_base(str(folder / "m.gguf"), dtype=torch.float32) as base:
+            tensors = base.checkpoint.tensors.values()
+            # 8-bit weights become four times as large, and an embedding may be stored for both ends of the model.
+            assert sum(tensor.end - tensor.start for tensor in tensors) <= 8 * len(contents)
+
+
+@functools.cache
+def _gguf_file() -> bytes:
+    with _scratch() as folder:
+        write_gguf(folder / "m.gguf")
+        return (folder / "m.gguf").read_bytes()
+
+
 _MANIFEST = {
     "manifest_version": 1,
     "format": "merged",
@@ -302,4 +320,5 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
         pickle_is_read_or_refused,
         st.deferred(lambda: changed_bytes(_pickle_file(True)) | changed_bytes(_pickle_file(False))),
     ),
+    "GGUF": (gguf_is_converted_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
 }
