@@ -118,6 +118,9 @@ def _check_description(description: Mapping[str, Any]) -> None:
         raise ValueError("its demonstrations have no count and digest")
     if not isinstance(provenance.get("options", {}), dict):
         raise ValueError("its options are no object")
+    tuning = provenance.get("tuning")
+    if tuning is not None and not _is_tuning(tuning):
+        raise ValueError("how it was tuned is not as tune writes it")
 
 
 def _check_numbers(numbers: object, target: str) -> None:
@@ -146,6 +149,14 @@ def _check_base(base: object) -> None:
         raise ValueError("its base's weights are no digests by file")
     if not isinstance(base.get("revision"), (str, type(None))):
         raise ValueError("its base's revision is no text")
+
+
+def _is_tuning(tuning: object) -> bool:
+    return (
+        isinstance(tuning, dict)
+        and all(isinstance(tuning.get(name), str) for name in ("benchmark", "metric", "pick"))
+        and all(_is_number(tuning.get(name)) for name in ("rows", "max_kl", "trials"))
+    )
 
 
 def _is_number(value: object) -> bool:

@@ -188,7 +188,21 @@ def _fit_description(fit: Mapping[str, Any]) -> str:
         "template": options["template"],
     }
     described = "; ".join(f"{name} {value}" for name, value in settings.items())
-    return f"Fitted on {demonstrations['count']} demonstrations{source}: {described}."
+    return f"Fitted on {demonstrations['count']} demonstrations{source}: {described}.{_choice_of_settings(fit)}"
+
+
+def _choice_of_settings(fit: Mapping[str, Any]) -> str:
+    """How `tune` came to the settings, if it did: a reader of figures must know on which rows they were chosen."""
+    tuning = fit.get("tuning")
+    if not tuning:
+        return ""
+    metric, budget = _plain(tuning["metric"]), f"within a mean KL of {tuning['max_kl']:g} nats per token"
+    rules = {"best": f"for the best {metric} {budget}", "knee": f"at the knee of {metric} over KL, {budget}"}
+    rule, rows = rules.get(tuning["pick"], "by hand"), f"{tuning['rows']} rows of {_plain(tuning['benchmark'])}"
+    return (
+        f" These settings were chosen {rule}, among {tuning['trials']} that were tried on {rows}: figures on those "
+        "rows flatter them. `sea-export tune` itself reports on the others."
+    )
 
 
 def _amount(edit: Mapping[str, Any], kind: str) -> str:

@@ -32,6 +32,8 @@ class FitRecipe:
     """None for demonstrations that were not used as they were read."""
     digest: str
     """SHA-256 of the demonstrations' texts."""
+    tuning: Mapping[str, Any] | None = None
+    """How `tune` came to the options; None if they were given."""
 
     @property
     def needs_file(self) -> bool:
@@ -166,6 +168,7 @@ def _fit(member: Mapping[str, Any]) -> FitRecipe:
     try:
         capture, edit = CaptureOptions(**stated.pop("capture")), EditOptions(**stated.pop("edit"))
         options = FitOptions(**stated, capture=capture, edit=edit)
-        return FitRecipe(options, origin and DemonstrationOrigin(**origin), member["demonstrations"]["sha256"])
+        origin = origin and DemonstrationOrigin(**origin)
+        return FitRecipe(options, origin, member["demonstrations"]["sha256"], member.get("tuning"))
     except TypeError as error:
         raise InputError(f"the manifest has options that this version does not know ({error})") from error

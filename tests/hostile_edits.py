@@ -132,6 +132,8 @@ EDITS: dict[str, Attack] = {
     "demonstrations that are a list": provenance(demonstrations=[1]),
     "demonstrations without a digest": provenance(demonstrations={"count": 1}),
     "options that are a list": provenance(options=[1]),
+    "tuning that is a list": provenance(tuning=[1]),
+    "tuning of no rows": provenance(tuning={"benchmark": "truthfulqa", "metric": "MC2", "pick": "best"}),
     "tensors that are missing": lambda directory: (directory / TENSORS).unlink(),
     "tensors that are empty": text(b"", TENSORS),
     "tensors that are a pickle": lambda directory: torch.save({"a": torch.ones(1)}, directory / TENSORS),
@@ -158,6 +160,7 @@ FOREIGN_EDITS: dict[str, Attack] = {
     "more features than the base's": of_size(25),
     "thousands of features more": of_size(20_000),
     "base of other weights": provenance(base={"name": "org/tiny", "weights": {"model.safetensors": "0" * 64}}),
+    "options of nobody's": provenance(demonstrations={"count": 2, "sha256": "0"}, options={"layers": 1}),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from sea_export.errors import InputError
 from sea_export.evaluation.record import record_evaluation
 from sea_export.evaluation.report import BenchmarkReport
 from sea_export.export.manifest import MANIFEST
+from sea_export.options import FitOptions
 
 REFUSED_EDIT = "An edit that is damaged or does not fit the base is refused in one sentence, and nothing is written"
 REFUSED_EXPORT = "An export with a false manifest, edit or adapter is refused in one sentence, and nothing is written"
+TUNING = {"benchmark": "truthfulqa", "rows": 7, "metric": "MC2", "max_kl": 0.2, "trials": 30, "pick": "best"}
 
 
 @pytest.fixture
@@ -35,8 +38,10 @@ def arena(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def exports(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exports of each format, good ones."""
     directory = tmp_path_factory.mktemp("exports")
+    told = {"demonstrations": {"count": 2, "sha256": "0"}, "options": asdict(FitOptions()), "tuning": TUNING}
+    edit = replace(spectral_edit(MLP_TARGETS), provenance=told)
     for form in ("merged", "adapter"):
-        sea_export.save(spectral_edit(MLP_TARGETS), tiny_checkpoint, directory / form, format=form, verify=False)
+        sea_export.save(edit, tiny_checkpoint, directory / form, format=form, verify=False)
     return directory
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def test_edits_fitted_apart_and_their_product(tiny_checkpoint: Path, pairs: Path
         result = repeat(output, again, tiny_checkpoint, pairs)
         assert "byte-identical" in result.output, result.output
         assert files(output) == files(again)
+
+
+def test_the_choice_of_a_search_is_repeated_and_told(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    tuning = {"benchmark": "x", "rows": 7, "metric": "MC2", "max_kl": 0.2, "trials": 30, "pick": "best"}
+    done("fit", tiny_checkpoint, tmp_path / "edit", "--demonstrations", pairs, "--prompt-field", "ask", *FIT)
+    edit = SpectralEdit.load(tmp_path / "edit")
+    replace(edit, provenance={**edit.provenance, "tuning": tuning}).save(tmp_path / "tuned")
+    done("save", tmp_path / "tuned", tmp_path / "out", "--base", tiny_checkpoint, "--no-verify")
+    result = repeat(tmp_path / "out", tmp_path / "again", tiny_checkpoint, pairs)
+    assert "byte-identical" in result.output, result.output
+    assert files(tmp_path / "out") == files(tmp_path / "again")
+    card = (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
+    assert "for the best MC2 within a mean KL of 0.2 nats per token, among 30 that were tried on 7 rows of x" in card
 
 
 def test_what_python_fitted(

@@ -163,6 +163,8 @@ def replace_budget(tuner: Tuner, budget: float) -> Tuner:
 class FakeTuner:
     """Answers at once: the more strength the better and the more divergent."""
 
+    max_divergence = 1.2
+
     def __init__(self, stop_after: int | None = None) -> None:
         self.tried: list[tuple[int, FitOptions, bool]] = []
         self.stop_after = stop_after
@@ -200,6 +202,37 @@ def test_the_same_seed_searches_the_same(tmp_path: Path) -> None:
     one, other, third = (run_search(FakeTuner(), None, seed=seed) for seed in (1, 1, 2))
     assert one == other
     assert one[9:] != third[9:]
+
+
+def test_every_second_trial_varies_the_best_so_far() -> None:
+    """Two settings of it at most, and in the other trials all of them."""
+    found = run_search(FakeTuner(), None, trials=40)
+    starts = len(SPACE.starts(START))
+    differences = []
+    for index in range(starts, 40):
+        best = pareto_front(found[:index], FakeTuner.max_divergence)[-1]
+        differences.append(len(settings(best.options).items() - settings(found[index].options).items()))
+    assert starts == 12
+    assert max(differences[::2]) <= 2
+    assert min(differences[1::2]) > 2
+
+
+def test_the_search_gets_near_the_budget() -> None:
+    """The best that the fake tuner can give is at strength 1.2, which is none of the starting points."""
+    found = run_search(FakeTuner(), None, trials=40)
+    best = choose(found, "best", max_divergence=FakeTuner.max_divergence, base_score=-1.0)
+    assert 1.1 <= best.options.edit.strength <= 1.2
+
+
+def settings(options: FitOptions) -> dict[str, object]:
+    """What is searched."""
+    edit = options.edit
+    kind, _, count = options.layers.partition(":")
+    return {
+        **{"kind": kind, "count": count, "target": options.target, "center": options.center},
+        **{"site": options.capture.site, "normalization": edit.normalization, "strength": edit.strength},
+        **{sign: round(edit.variance(sign), 5) for sign in ("positive", "negative")},
+    }
 
 
 @pytest.mark.parametrize("done", [0, 3, 14])
@@ -310,6 +343,8 @@ def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     baked = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
     assert baked["edit"]["options"] == chosen["options"]
     assert baked["verification"]["problems"] == []
+    assert baked["edit"]["tuning"]["rows"] == 4
+    assert "among 12 that were tried on 4 rows of truthfulqa" in (output / "README.md").read_text(encoding="utf-8")
     reported = record["reports"]["reporting"]["chosen"]
     assert baked["evaluation"]["benchmarks"] == reported
     assert record["reports"]["choosing"]["chosen"][0]["figures"][1]["value"][0] == pytest.approx(

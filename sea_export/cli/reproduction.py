@@ -84,7 +84,10 @@ def _run(
     edits: list[SpectralEdit] = []
     for fit, contrasts in zip(recipe.fits, demonstrations, strict=True):
         edit = jobs.fit_with_progress(opened, contrasts, fit.options, None, ALONE)
-        edits.append(jobs.with_base_digests(edit, opened))
+        edit = jobs.with_base_digests(edit, opened)
+        if fit.tuning is not None:  # the search is not repeated: its choice is
+            edit = replace(edit, provenance={**edit.provenance, "tuning": fit.tuning})
+        edits.append(edit)
     with jobs.byte_progress("Writing", opened.base) as progress:
         return save_checkpoint(
             compose(edits), opened.base, output, saving, model=opened.model, progress=progress, announce=console.print

@@ -96,7 +96,15 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
             console.print(f"Saved the picture to {values['plot']}.")
         write_json(json_file, tuning_record(settings, outcomes, front, chosen, tuner.base, reports))
         console.print(f"Wrote settings and figures to {json_file}.")
-        _bake(edits["chosen"], opened, output, saving, reports["reporting"]["chosen"], dtype)
+        searched = {
+            "benchmark": choosing.benchmark.label,
+            "rows": len(choosing.benchmark.rows),
+            "metric": tuner.metric,
+            "max_kl": tuner.max_divergence,
+            "trials": len(outcomes),
+            "pick": values["pick"],
+        }
+        _bake(edits["chosen"], searched, opened, output, saving, reports["reporting"]["chosen"], dtype)
 
 
 def _check(output: Path, json_file: Path, saving: SaveOptions, values: dict[str, Any]) -> None:
@@ -217,15 +225,16 @@ def _reports(
 
 def _bake(
     edit: SpectralEdit,
+    searched: dict[str, Any],
     opened: OpenedModel,
     output: Path,
     saving: SaveOptions,
     reports: Sequence[BenchmarkReport],
     dtype: str,
 ) -> None:
-    """Writes the checkpoint, with the figures of the reporting rows."""
+    """Writes the checkpoint, with the figures of the reporting rows and how the edit was `searched` for."""
     named = {"name": opened.base.name, "revision": opened.base.revision}
-    edit = replace(edit, provenance={**edit.provenance, "base": named})
+    edit = replace(edit, provenance={**edit.provenance, "base": named, "tuning": searched})
     with jobs.byte_progress("Writing", opened.base) as progress:
         result = save_checkpoint(
             edit, opened.base, output, saving, model=opened.model, progress=progress, announce=console.print

@@ -22,8 +22,11 @@ def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
     Args:
         directory: a complete checkpoint but for these files, and nothing else.
         manifest: see `sea_export.export.manifest.make_manifest`.
+
+    Raises:
+        InputError: the edit's account of where it comes from is not as a fit writes it.
     """
-    write_text(directory / CARD, model_card(manifest))
+    write_text(directory / CARD, _card(manifest, "what the edit says of itself"))
     files = dict(manifest["files"])
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
@@ -46,12 +49,15 @@ def update_description(output: Path, changes: Mapping[str, Any]) -> None:
         InputError: `output` is not a checkpoint of ours, or its manifest is not as it was written.
     """
     manifest = {**read_manifest(output), **changes}
+    write_text(output / CARD, _card(manifest, str(output / MANIFEST)))
+    write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})
+
+
+def _card(manifest: Mapping[str, Any], source: str) -> str:
     try:
-        card = model_card(manifest)
+        return model_card(manifest)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"{output / MANIFEST} is damaged, and no model card can be made of it ({problem}): export the edit anew"
+            f"{source} is damaged, and no model card can be made of it ({problem}): export the edit anew"
         ) from error
-    write_text(output / CARD, card)
-    write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})
