@@ -311,7 +311,12 @@ def search(
             study.enqueue_trial(given)
         trial = study.ask()
         whole = not outcomes and space.contains(start)  # the default edit is what the others are held against
-        outcome = tuner.try_edit(trial.number, space.suggest(trial, start), whole=whole)
+        options = space.suggest(trial, start)
+        measured = next((one for one in outcomes if one.options == options), None)
+        if measured is None:
+            outcome = tuner.try_edit(trial.number, options, whole=whole)
+        else:
+            outcome = replace(measured, number=trial.number)
         facts = asdict(outcome)
         trial.set_user_attr("outcome", {name: facts[name] for name in ("value", "score", "divergence", "cut")})
         if outcome.score is None:

@@ -217,6 +217,17 @@ def test_every_second_trial_varies_the_best_so_far() -> None:
     assert min(differences[1::2]) > 2
 
 
+def test_no_edit_is_measured_twice() -> None:
+    tuner = FakeTuner()
+    found = run_search(tuner, None, trials=200)
+    measured = [options for _, options, _ in tuner.tried]
+    assert len(found) == 200
+    assert len(measured) < 200, "no edit came up twice, so that nothing was shown"
+    assert all(options not in measured[:index] for index, options in enumerate(measured))
+    for outcome in found:
+        assert outcome.value == (outcome.options.edit.strength / 3 if outcome.cut is None else None)
+
+
 def test_the_search_gets_near_the_budget() -> None:
     """The best that the fake tuner can give is at strength 1.2, which is none of the starting points."""
     found = run_search(FakeTuner(), None, trials=40)
