@@ -13,7 +13,7 @@ from sea_export.architecture import Writer
 from sea_export.layer_edit import LayerEdit
 from sea_export.low_rank import low_rank_edit
 
-__all__ = ["fold_bias", "fold_parameters", "fold_tensor", "with_parameters"]
+__all__ = ["fold_bias", "fold_parameters", "fold_tensor", "wider_dtype", "with_parameters"]
 
 
 def fold_parameters(writer: Writer, edits: Sequence[LayerEdit], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def fold_tensor(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> 
     """
     for edit in edits:
         edit.require_foldable()
-    wide = _wider(stored.dtype)
+    wide = wider_dtype(stored.dtype)
     product = low_rank_edit(edits)
     factors = _Factors(
         scale=(product.identity * product.scale).to(wide),
@@ -131,10 +131,10 @@ def _widened(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor
 
 def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dtype) -> Tensor | None:
     """A stored bias (d,), or none, with the edits folded in; None where there is still no constant."""
-    bias = None if stored is None else stored.to(_wider(dtype))
+    bias = None if stored is None else stored.to(wider_dtype(dtype))
     for edit in edits:
         bias = edit.fold_bias(bias)
-        bias = None if bias is None else bias.to(_wider(dtype))
+        bias = None if bias is None else bias.to(wider_dtype(dtype))
     return None if bias is None else bias.to(dtype)
 
 
@@ -142,5 +142,6 @@ def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dt
 _FOLD_BLOCK = 2**20
 
 
-def _wider(dtype: torch.dtype) -> torch.dtype:
+def wider_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What weights of a dtype are folded in, before they are rounded to it once."""
     return torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32

@@ -26,7 +26,7 @@ def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         InputError: the edit's account of where it comes from is not as a fit writes it.
     """
-    write_text(directory / CARD, _card(manifest, "what the edit says of itself"))
+    write_text(directory / CARD, _card(manifest, "what the edit says of itself", "fit it"))
     files = dict(manifest["files"])
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
@@ -49,15 +49,15 @@ def update_description(output: Path, changes: Mapping[str, Any]) -> None:
         InputError: `output` is not a checkpoint of ours, or its manifest is not as it was written.
     """
     manifest = {**read_manifest(output), **changes}
-    write_text(output / CARD, _card(manifest, str(output / MANIFEST)))
+    write_text(output / CARD, _card(manifest, str(output / MANIFEST), "export the edit"))
     write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})
 
 
-def _card(manifest: Mapping[str, Any], source: str) -> str:
+def _card(manifest: Mapping[str, Any], source: str, remedy: str) -> str:
     try:
         return model_card(manifest)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"{source} is damaged, and no model card can be made of it ({problem}): export the edit anew"
+            f"{source} is damaged, and no model card can be made of it ({problem}): {remedy} anew"
         ) from error
