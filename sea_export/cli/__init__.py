@@ -36,7 +36,7 @@ class _CommandGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"sea_export.cli.{name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(f"sea_export.cli.{name.replace('-', '_')}_command").command
         return command
 
     def invoke(self, context: click.Context) -> object:

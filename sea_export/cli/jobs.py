@@ -15,24 +15,32 @@ import torch
 from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from sea_export.activation_cache import cached_bytes
-from sea_export.base_card import base_metadata, license_warning
-from sea_export.base_model import BaseModel, is_hub_id, resolve_base, weight_digests
+from sea_export.capture.cache import cached_bytes
+from sea_export.capture.offloaded import StoredModel, can_load_layers
+from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cli.terminal import console, errors, progress_bar, silenced, waiting
-from sea_export.demonstrations import Demonstration, load_demonstrations
-from sea_export.distributed import Processes, joined_processes, local_device
-from sea_export.edit import SpectralEdit
+from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.load import load_demonstrations
+from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export import SaveResult, checkpoint_bytes, places_of_fit
-from sea_export.export.custom_code import EditedModules
-from sea_export.export.folding import StoredWriters
-from sea_export.fitting import fit_edit, no_op_warning, sequence_warning
-from sea_export.layer_choice import choose_targets, passed_over_note
-from sea_export.layer_loading import StoredModel, can_load_layers
-from sea_export.loading import load_config, load_model, load_tokenizer, parse_dtype, quiet_transformers, skeleton
+from sea_export.export.custom_code.code_plan import EditedModules
+from sea_export.export.stored_projections import StoredProjections
+from sea_export.fitting.distributed import Processes, joined_processes, local_device
+from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
+from sea_export.fitting.layer_choice import choose_targets, passed_over_note
+from sea_export.model.base import BaseModel, is_hub_id, resolve_base, weight_digests
+from sea_export.model.load_model import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    parse_dtype,
+    quiet_transformers,
+    skeleton,
+)
+from sea_export.model.memory import fits_whole
 from sea_export.options import FitOptions, SaveOptions
-from sea_export.placement import fits_whole
-from sea_export.verification import Verification
+from sea_export.saving import SaveResult, checkpoint_bytes, targets_of_fit
+from sea_export.verification.verify import Verification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -116,10 +124,10 @@ class OpenedModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.base, trust_remote_code=self.trust_remote_code)
 
-    def places(self, options: FitOptions, saving: SaveOptions) -> StoredWriters | EditedModules:
+    def places(self, options: FitOptions, saving: SaveOptions) -> StoredProjections | EditedModules:
         """The places that a fit with `options` will edit, found to have room for it, before any weight is loaded."""
         model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
-        return places_of_fit(choose_targets(model, options), self.base, options, saving)
+        return targets_of_fit(choose_targets(model, options), self.base, options, saving)
 
 
 def chosen_device(values: dict[str, Any]) -> str:

@@ -12,9 +12,9 @@ import click
 
 from sea_export.cli.stopping import Stopped
 from sea_export.cli.terminal import print_error, set_verbosity
-from sea_export.environment import devices, library_versions, system
 from sea_export.errors import SeaExportError, first_line, reason
-from sea_export.visible_text import visible
+from sea_export.text import visible
+from sea_export.versions import devices, library_versions, system
 
 __all__ = ["reported", "reporting_options", "tell_failure"]
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.style import Style
 from rich.text import Text
 
-from sea_export.visible_text import visible
+from sea_export.text import visible
 
 __all__ = ["console", "errors", "print_error", "progress_bar", "set_verbosity", "silenced", "waiting"]
 

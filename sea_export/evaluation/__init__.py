@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, damage, statistics, reports and pictures."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sea_export.bbq import ANSWERS, people, right_answer, suggested_answer
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.demonstrations.bbq_rows import ANSWERS, people, right_answer, suggested_answer
+from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
-from sea_export.evaluation.figures import Figure, Sums, mean_figure, mean_of_sums
+from sea_export.evaluation.metrics import Metric, Sums, mean_metric, mean_of_sums
 from sea_export.evaluation.scoring import prompted_completions
-from sea_export.passes import PromptedCompletions
-from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ class BBQ:
             for row in self.rows
         ]
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         answers = [int(np.argmax(row_scores)) for row_scores in scores]
         everything = np.ones(len(self.rows))
         figures = self._figures(answers, everything)
@@ -76,7 +76,7 @@ class BBQ:
                 figures += self._figures(answers, members, category)
         return tuple(figures)
 
-    def _figures(self, answers: Sequence[int], members: NDArray[np.float64], group: str = "") -> list[Figure]:
+    def _figures(self, answers: Sequence[int], members: NDArray[np.float64], group: str = "") -> list[Metric]:
         """The figures over the rows where `members` is 1, but for those about rows of which there are none."""
         pairs = list(zip(self.rows, answers, strict=True))
         ambiguous = members * np.array([row.ambiguous for row in self.rows])
@@ -87,12 +87,12 @@ class BBQ:
         # Where the groups do not tell which answer is biased, a row says nothing about bias.
         person = np.array([answer != row.unknown and row.biased is not None for row, answer in pairs], dtype=np.float64)
 
-        def share(name: str, values: NDArray[np.float64], of: NDArray[np.float64], best: float) -> Figure:
-            return mean_figure(name, (values * of).tolist(), weights=of.tolist(), best=best, group=group)
+        def share(name: str, values: NDArray[np.float64], of: NDArray[np.float64], best: float) -> Metric:
+            return mean_metric(name, (values * of).tolist(), weights=of.tolist(), best=best, group=group)
 
-        def bias(name: str, of: NDArray[np.float64], statistic: Callable[[Sums], Sums]) -> Figure:
+        def bias(name: str, of: NDArray[np.float64], statistic: Callable[[Sums], Sums]) -> Metric:
             columns = np.stack([right * of, of, biased * of, person * of], axis=1)
-            return Figure(f"bias score, {name}", columns, statistic, best=0.0, group=group)
+            return Metric(f"bias score, {name}", columns, statistic, best=0.0, group=group)
 
         figures = [
             share("accuracy", right, members, 1.0),
@@ -122,7 +122,7 @@ def load_bbq(source: str) -> tuple[BBQQuestion, ...]:
     """Reads BBQ's own JSONL files, or a table with their columns.
 
     Args:
-        source: see `sea_export.tables.read_table`.
+        source: see `sea_export.demonstrations.tables.read_table`.
 
     Raises:
         InputError: the source cannot be read, or a row is not one of BBQ's.

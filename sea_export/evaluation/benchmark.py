@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from sea_export.capture.batching import PromptedCompletions
 from sea_export.errors import InputError
-from sea_export.evaluation.figures import Figure
+from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.scoring import completion_log_likelihoods
-from sea_export.passes import PromptedCompletions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ class Benchmark(Protocol):
     def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
         """What is to be scored, row after row."""
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         """The figures, from the log-likelihoods of all items."""
 
 
@@ -71,9 +71,9 @@ class Measurement:
     benchmark: str
     count: int
     """Number of rows."""
-    figures: tuple[Figure, ...]
+    figures: tuple[Metric, ...]
 
-    def figure(self, name: str) -> Figure:
+    def figure(self, name: str) -> Metric:
         """The figure of that name over all rows. Raises InputError where there is none."""
         overall = {figure.name: figure for figure in self.figures if not figure.group}
         if name in overall:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
-from sea_export.evaluation.figures import Figure, mean_figure
+from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.scoring import whole_text
-from sea_export.passes import PromptedCompletions
-from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,20 +45,20 @@ class CrowsPairs:
     def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
         return [whole_text(tokenizer, sentence) for row in self.rows for sentence in (row.more, row.less)]
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         sentences = [score for (score,) in scores]
         pairs = list(zip(sentences[::2], sentences[1::2], strict=True))
         preferred = [float(more > less) for more, less in pairs]
         figures = [
-            mean_figure(_PREFERENCES, preferred, best=0.5),
-            mean_figure(
+            mean_metric(_PREFERENCES, preferred, best=0.5),
+            mean_metric(
                 "difference of log-likelihoods", [abs(more - less) for more, less in pairs], best=0.0, unit="nats"
             ),
         ]
         for bias_type in sorted({row.bias_type for row in self.rows}):
             members = [float(row.bias_type == bias_type) for row in self.rows]
             values = [value * member for value, member in zip(preferred, members, strict=True)]
-            figures.append(mean_figure(_PREFERENCES, values, weights=members, best=0.5, group=bias_type))
+            figures.append(mean_metric(_PREFERENCES, values, weights=members, best=0.5, group=bias_type))
         return tuple(figures)
 
 
@@ -66,7 +66,7 @@ def load_crows_pairs(source: str) -> tuple[SentencePair, ...]:
     """Reads the original CSV file, or a table with its columns.
 
     Args:
-        source: see `sea_export.tables.read_table`.
+        source: see `sea_export.demonstrations.tables.read_table`.
 
     Raises:
         InputError: the source cannot be read, or is no such table.

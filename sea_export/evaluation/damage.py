@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sea_export.capture.batching import PromptedCompletions, Segment
+from sea_export.demonstrations.tables import read_json_lines, read_table
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
-from sea_export.evaluation.figures import Figure, Sums, mean_figure, mean_of_sums
+from sea_export.evaluation.metrics import Metric, Sums, mean_metric, mean_of_sums
 from sea_export.evaluation.scoring import observe_completions, whole_text
-from sea_export.passes import PromptedCompletions, Segment
-from sea_export.tables import read_json_lines, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ def load_texts(source: str | None) -> tuple[str, ...]:
 
     Args:
         source: a `.txt` file, its passages separated by empty lines; a table with a column `text` (see
-            `sea_export.tables.read_table`); or None for the built-in set of plain prose.
+            `sea_export.demonstrations.tables.read_table`); or None for the built-in set of plain prose.
 
     Raises:
         InputError: the source cannot be read, or holds fewer than two passages.
@@ -153,8 +153,8 @@ def measure_damage(
     observe_completions(model, items, observer, batch_tokens=_BATCH_TOKENS, progress=progress)
     lengths = [len(item.completions[0]) for item in items]
     figures = (
-        mean_figure(DIVERGENCE, divergences, weights=lengths, best=0.0, unit="nats"),
-        mean_figure("equal likeliest token", agreements, weights=lengths),
+        mean_metric(DIVERGENCE, divergences, weights=lengths, best=0.0, unit="nats"),
+        mean_metric("equal likeliest token", agreements, weights=lengths),
         observer.perplexity(),
     )
     return Measurement("damage", len(items), figures)
@@ -200,7 +200,7 @@ class _Observer:
             self._losses[segment.item] = -float(log_probabilities.gather(1, tokens[:, None]).double().sum())
             self._then(segment.item, log_probabilities)
 
-    def perplexity(self) -> Figure:
+    def perplexity(self) -> Metric:
         """exp of the mean negative log-likelihood per token."""
         columns = [(loss, len(item.completions[0])) for loss, item in zip(self._losses, self._items, strict=True)]
-        return Figure("perplexity", np.array(columns, dtype=np.float64), _perplexity, best=1.0, unit="")
+        return Metric("perplexity", np.array(columns, dtype=np.float64), _perplexity, best=1.0, unit="")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
-from sea_export.evaluation.figures import Figure, mean_figure
+from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.scoring import prompted_completions
-from sea_export.passes import PromptedCompletions
-from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,20 +58,20 @@ class MultipleChoice:
             for row in self.rows
         ]
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         right, right_by_length = [], []
         for row, row_scores in zip(self.rows, scores, strict=True):
             by_length = [score / len(choice) for score, choice in zip(row_scores, row.choices, strict=True)]
             right.append(float(np.argmax(row_scores) == row.label))
             right_by_length.append(float(np.argmax(by_length) == row.label))
-        return mean_figure("accuracy", right), mean_figure("accuracy, per character", right_by_length)
+        return mean_metric("accuracy", right), mean_metric("accuracy, per character", right_by_length)
 
 
 def load_multiple_choice(source: str) -> tuple[ChoiceQuestion, ...]:
     """Reads a table with the columns question, choices (a list of texts) and label (the right one's index from 0).
 
     Args:
-        source: see `sea_export.tables.read_table`.
+        source: see `sea_export.demonstrations.tables.read_table`.
 
     Raises:
         InputError: the source cannot be read, or is no such table.

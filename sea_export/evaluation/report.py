@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sea_export.evaluation.benchmark import Measurement
-from sea_export.evaluation.figures import Figure
-from sea_export.evaluation.statistics import Interval, exchange_tests, figure_differences, figure_intervals
+from sea_export.evaluation.metrics import Metric
+from sea_export.evaluation.statistics import Interval, metric_differences, metric_intervals, permutation_tests
 
-__all__ = ["BenchmarkReport", "FigureReport", "interval_text", "make_reports"]
+__all__ = ["BenchmarkReport", "MetricReport", "make_reports"]
 
 
 @dataclass(frozen=True)
-class FigureReport:
+class MetricReport:
     """One figure of a model, and of its base where that has it. Intervals are of 95 %."""
 
     name: str
     group: str
     """Which rows it is about; nothing for all."""
     unit: str
-    """See `sea_export.evaluation.figures.Figure`."""
+    """See `sea_export.evaluation.metrics.Metric`."""
     best: float
     value: Interval
     base: Interval | None
@@ -41,9 +41,9 @@ class BenchmarkReport:
 
     benchmark: str
     rows: int
-    figures: tuple[FigureReport, ...]
+    figures: tuple[MetricReport, ...]
 
-    def figure(self, name: str) -> FigureReport:
+    def figure(self, name: str) -> MetricReport:
         """The figure of that name over all rows."""
         return next(figure for figure in self.figures if figure.title == name)
 
@@ -67,30 +67,20 @@ def _report(own: Measurement, base: Measurement | None, seed: int) -> BenchmarkR
     shared = [figure for figure in own.figures if _key(figure) in known]
     partners = [known[_key(figure)] for figure in shared]
     compared = zip(
-        figure_intervals(partners, seed=seed),
-        figure_differences(shared, partners, seed=seed),
-        exchange_tests(shared, partners, seed=seed),
+        metric_intervals(partners, seed=seed),
+        metric_differences(shared, partners, seed=seed),
+        permutation_tests(shared, partners, seed=seed),
         strict=True,
     )
     against = {_key(figure): one for figure, one in zip(shared, compared, strict=True)}
     figures = []
-    for figure, value in zip(own.figures, figure_intervals(own.figures, seed=seed), strict=True):
+    for figure, value in zip(own.figures, metric_intervals(own.figures, seed=seed), strict=True):
         base_value, difference, p_value = against.get(_key(figure), (None, None, None))
         figures.append(
-            FigureReport(figure.name, figure.group, figure.unit, figure.best, value, base_value, difference, p_value)
+            MetricReport(figure.name, figure.group, figure.unit, figure.best, value, base_value, difference, p_value)
         )
     return BenchmarkReport(own.benchmark, own.count, tuple(figures))
 
 
-def _key(figure: Figure) -> tuple[str, str]:
+def _key(figure: Metric) -> tuple[str, str]:
     return figure.group, figure.name
-
-
-def interval_text(interval: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:
-    """`45.9 [40.6, 51.3]`: shares in percent, other figures with three decimals; nothing for no interval."""
-    if interval is None:
-        return ""
-    factor, digits = (100, 1) if unit == "%" else (1, 3)
-    sign = "+" if signed else ""
-    mean, low, high = (f"{factor * value + 0.0:{sign}.{digits}f}" for value in interval)
-    return f"{mean} [{low}, {high}]"

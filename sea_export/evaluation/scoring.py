@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sea_export.capture.batching import PromptedCompletions, Segment
+from sea_export.capture.forward import SegmentObserver, run_batches
+from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.errors import InputError
-from sea_export.forward import SegmentObserver, run_batches
-from sea_export.passes import PromptedCompletions, Segment
-from sea_export.sharing import possible_sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ def observe_completions(
         for item in items
     ]
     decoder = cast("PreTrainedModel", model.base_model)
-    sharing = possible_sharing(decoder, shifted, batch_tokens=batch_tokens)
+    sharing = prefix_cache_mode(decoder, shifted, batch_tokens=batch_tokens)
     for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, sharing=sharing, observer=observer):
         if progress is not None:
             progress(len(indices))

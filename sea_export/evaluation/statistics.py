@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sea_export.errors import InputError
-from sea_export.evaluation.figures import Figure, mean_figure
+from sea_export.evaluation.metrics import Metric, mean_metric
 
 __all__ = [
     "Interval",
     "bootstrap_interval",
-    "exchange_tests",
-    "figure_differences",
-    "figure_intervals",
+    "metric_differences",
+    "metric_intervals",
     "paired_bootstrap_interval",
+    "permutation_tests",
 ]
 
 # Resamples are drawn so many at a time, to bound memory.
@@ -32,8 +32,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def figure_intervals(
-    figures: Sequence[Figure], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+def metric_intervals(
+    figures: Sequence[Metric], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> list[Interval]:
     """Figures of the same rows with their percentile bootstrap intervals (Efron 1979).
 
@@ -55,9 +55,9 @@ def figure_intervals(
     return [_interval(figure.value, one, confidence) for figure, one in zip(figures, draws, strict=True)]
 
 
-def figure_differences(
-    figures: Sequence[Figure],
-    baselines: Sequence[Figure],
+def metric_differences(
+    figures: Sequence[Metric],
+    baselines: Sequence[Metric],
     *,
     confidence: float = 0.95,
     samples: int = 10_000,
@@ -70,12 +70,12 @@ def figure_differences(
     Args:
         figures: the figures of one model.
         baselines: the same of another, their rows in the same order.
-        confidence: see `figure_intervals`.
-        samples: see `figure_intervals`.
-        seed: see `figure_intervals`.
+        confidence: see `metric_intervals`.
+        samples: see `metric_intervals`.
+        seed: see `metric_intervals`.
 
     Raises:
-        InputError: the two differ in their number of rows; or see `figure_intervals`.
+        InputError: the two differ in their number of rows; or see `metric_intervals`.
     """
     draws: list[list[NDArray[np.float64]]] = [[] for _ in figures]
     for counts in _resamples(_row_count([*figures, *baselines]), samples, seed):
@@ -87,8 +87,8 @@ def figure_differences(
     ]
 
 
-def exchange_tests(
-    figures: Sequence[Figure], baselines: Sequence[Figure], *, samples: int = 10_000, seed: int = 0
+def permutation_tests(
+    figures: Sequence[Metric], baselines: Sequence[Metric], *, samples: int = 10_000, seed: int = 0
 ) -> list[float]:
     """Two-sided p-values of the hypothesis that two models are alike (paired permutation tests).
 
@@ -121,8 +121,8 @@ def exchange_tests(
 def bootstrap_interval(
     values: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """`figure_intervals` of the mean of `values`."""
-    return figure_intervals([mean_figure("mean", values)], confidence=confidence, samples=samples, seed=seed)[0]
+    """`metric_intervals` of the mean of `values`."""
+    return metric_intervals([mean_metric("mean", values)], confidence=confidence, samples=samples, seed=seed)[0]
 
 
 def paired_bootstrap_interval(
@@ -133,9 +133,9 @@ def paired_bootstrap_interval(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """`figure_differences` of the means of `values` and of `baseline`, given row by row in the same order."""
-    pair = [mean_figure("mean", values)], [mean_figure("mean", baseline)]
-    return figure_differences(*pair, confidence=confidence, samples=samples, seed=seed)[0]
+    """`metric_differences` of the means of `values` and of `baseline`, given row by row in the same order."""
+    pair = [mean_metric("mean", values)], [mean_metric("mean", baseline)]
+    return metric_differences(*pair, confidence=confidence, samples=samples, seed=seed)[0]
 
 
 def _resamples(count: int, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
@@ -159,7 +159,7 @@ def _interval(value: float, draws: Sequence[NDArray[np.float64]], confidence: fl
     return Interval(value, float(low), float(high))
 
 
-def _row_count(figures: Sequence[Figure]) -> int:
+def _row_count(figures: Sequence[Metric]) -> int:
     """The number of rows, which all figures must share; 1 for no figures, so that drawing rows does no harm."""
     counts = list(dict.fromkeys(len(figure.rows) for figure in figures)) or [1]
     if len(counts) > 1:

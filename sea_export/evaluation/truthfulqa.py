@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
-from sea_export.evaluation.figures import Figure, mean_figure
+from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
-from sea_export.passes import PromptedCompletions
-from sea_export.tables import Row, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,13 +113,13 @@ class TruthfulQA:
         ]
         return TruthfulScores(*(zip(*figures, strict=True) if figures else ((), (), (), ())))
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Figure, ...]:
+    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         found = self.scores(items, scores)
         return (
-            mean_figure("MC1", found.mc1),
-            mean_figure("MC2", found.mc2),
-            mean_figure("MC3", found.mc3),
-            mean_figure(_LOSS, found.negative_log_likelihood, best=0.0, unit="nats"),
+            mean_metric("MC1", found.mc1),
+            mean_metric("MC2", found.mc2),
+            mean_metric("MC3", found.mc3),
+            mean_metric(_LOSS, found.negative_log_likelihood, best=0.0, unit="nats"),
         )
 
 
@@ -129,8 +129,8 @@ def load_truthfulqa(source: Path | str) -> tuple[TruthfulQuestion, ...]:
     An answer that is listed twice counts twice, as it does in the original evaluation.
 
     Args:
-        source: see `sea_export.tables.read_table`: columns Category, Question, Best Answer, Correct Answers and
-            Incorrect Answers, and others; or the same in lower case with underscores, the answers as lists.
+        source: see `sea_export.demonstrations.tables.read_table`: columns Category, Question, Best Answer, Correct
+            Answers and Incorrect Answers, and others; or the same in lower case with underscores, the answers as lists.
 
     Raises:
         InputError: the source is missing or not such a table, or a row lacks answers.

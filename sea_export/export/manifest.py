@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sea_export.agreement import dtype_name
-from sea_export.base_card import base_metadata
-from sea_export.base_model import BaseModel
-from sea_export.edit import LayerEdit, SpectralEdit, Target
-from sea_export.environment import library_versions
+from sea_export.cards.base_card import base_metadata
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export.merged import WriteReport
-from sea_export.export.output import write_json
-from sea_export.model_files import walk_files
+from sea_export.export.write_report import WriteReport
+from sea_export.files.reading import read_json_object
+from sea_export.files.writing import write_json
+from sea_export.model.base import BaseModel
+from sea_export.model.model_files import walk_files
+from sea_export.model.safetensors_header import DTYPE_NAMES
+from sea_export.model.targets import Target
 from sea_export.options import FORMATS, SaveOptions
-from sea_export.safetensors_header import DTYPE_NAMES
-from sea_export.untrusted_files import read_json_object
+from sea_export.text import dtype_name
+from sea_export.versions import library_versions
 
 if TYPE_CHECKING:
-    from sea_export.verification import Verification
+    from sea_export.verification.verify import Verification
 
-__all__ = ["MANIFEST", "make_manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "fits_of", "make_manifest", "read_manifest", "write_manifest"]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
@@ -169,3 +171,12 @@ def _is_evaluation(evaluation: object) -> bool:
     return isinstance(benchmarks, list) and all(
         isinstance(one, dict) and isinstance(one.get("benchmark"), str) for one in benchmarks
     )
+
+
+def fits_of(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Where an edit comes from, for each of the fits whose product it is, in the order in which they are applied."""
+    if "composed" not in provenance:
+        yield provenance
+        return
+    for member in provenance["composed"]:
+        yield from fits_of(member)

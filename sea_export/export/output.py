@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sea_export.errors import InputError, SeaExportError
+
+if TYPE_CHECKING:
+    pass
+
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sea_export.claims import Claimed, claimed_directory, is_claimed, remove_leftovers, scratch_directory
-from sea_export.digest import file_digest
-from sea_export.errors import InputError, SeaExportError, reason
-from sea_export.files import flush, write_text
+from sea_export.errors import reason
+from sea_export.files.writing import flush
+from sea_export.locks import Locked, is_locked, locked_directory, remove_leftovers, scratch_directory
 
-__all__ = ["check_output", "file_digests", "staged_output", "write_json"]
+__all__ = ["EDIT_DIRECTORY", "check_output", "staged_output"]
 
 _OWN_FILES = ("sea_export.json", "sea_edit.json")
 _REMOVED = ".{}.removed-"
@@ -52,7 +57,7 @@ def check_output(output: Path, *, overwrite: bool, needed_bytes: int, base: Path
         raise InputError(f"{parent}, where {output.name} is to be written, is not a directory; create it first.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{parent}, where {output.name} is to be written, is not writable.")
-    if is_claimed(_beside(output, "partial")):
+    if is_locked(_beside(output, "partial")):
         raise InputError(_being_written(output))
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
@@ -83,27 +88,16 @@ def staged_output(output: Path, *, overwrite: bool) -> Iterator[Path]:
     output = output.resolve()
     partial = _beside(output, "partial")
     try:
-        with claimed_directory(partial):
+        with locked_directory(partial):
             _settle(output)
             remove_leftovers(_REMOVED.format(output.name), output.parent)
             yield partial
             _flush(partial)
             _move_into_place(partial, output, overwrite=overwrite)
-    except Claimed as error:
+    except Locked as error:
         raise InputError(_being_written(output)) from error
     except (OSError, SafetensorError) as error:
         raise SeaExportError(f"{output} could not be written: {reason(error)}.") from error
-
-
-def write_json(path: Path, data: object) -> None:
-    """Write `data` as indented JSON. Raises ValueError for numbers that JSON does not have (NaN, infinities)."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def file_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below `directory`, in hexadecimal, by sorted POSIX path relative to it."""
-    files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    return {file: file_digest(directory / file) for file in files}
 
 
 def _beside(output: Path, what: str) -> Path:
@@ -155,3 +149,6 @@ def _flush(directory: Path) -> None:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
+
+
+EDIT_DIRECTORY = "sea_edit"

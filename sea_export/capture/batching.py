@@ -1,0 +1,294 @@
+"""The plan of the forward passes over prompts with several completions, in which what they share is computed once.
+
+Three tiers, each on the key/value cache of the one before: the tokens that all prompts begin with, the rest of
+each prompt, and the completions. Sequences are sorted by length and batched by a token budget.
+
+Where a cache cannot be handed on, because layers keep recurrent states in it, sequences are computed whole, and where a
+token depends on more than those before it in its own sequence, each by itself (`sea_export.capture.prefix_cache` finds
+out).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Batch",
+    "Pass",
+    "PassPlan",
+    "PrefixCacheMode",
+    "PromptedCompletions",
+    "Segment",
+    "plan_passes",
+    "processing_order",
+    "shared_prefix_length",
+    "takes_positions",
+]
+
+# Below this, a pass and a cache of its own cost more than computing the shared tokens again.
+_SHORTEST_SHARED_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class PromptedCompletions:
+    """A prompt and the completions that follow it, in tokens. A completion sees the prompt, not its siblings.
+
+    A prompt may be empty: its completions are then computed from nothing.
+    """
+
+    prompt: Sequence[int]
+    completions: Sequence[Sequence[int]]
+
+
+class PrefixCacheMode(Enum):
+    """What the computations of several sequences have in common."""
+
+    CACHES = "prompts are computed once, and completions on their caches"
+    PASSES = "sequences are computed whole, side by side in one pass"
+    NOTHING = "every prompt, and every prompt with a completion, has a pass of its own"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one sequence and where a pass computes them."""
+
+    item: int | None
+    """Index of the item, or None for the prefix that all items share."""
+    completion: int | None
+    """Which completion of the item, or None for its prompt."""
+    start: int
+    """Position of the first token within the prompt or the completion."""
+    length: int
+    row: int
+    """Row of the pass's output (batch, tokens, ...)."""
+    column: int = 0
+    """Column of the first token there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One call of the model: sequences padded on the right, perhaps on the cache of another pass."""
+
+    segments: tuple[Segment, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    """The tokens of each row."""
+    past_masks: tuple[tuple[int, ...], ...] = ()
+    """For each row, which cached tokens are real (1) or padding (0); empty without a cache."""
+    positions: tuple[int, ...] = ()
+    """For each row, the position of its first token; empty without a cache, where it is 0."""
+    continues: Pass | None = None
+    """The pass whose cache this one stands on."""
+    rows: tuple[int, ...] = ()
+    """For each row, the row of that cache."""
+
+    @cached_property
+    def width(self) -> int:
+        """How many columns are computed."""
+        return max(len(sequence) for sequence in self.sequences)
+
+    @property
+    def past(self) -> int:
+        """How many columns are cached."""
+        return len(self.past_masks[0]) if self.past_masks else 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Passes that finish some items: their prompts first, if prompts are computed apart, and the completions."""
+
+    indices: tuple[int, ...]
+    passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """Everything that is to be computed for some items."""
+
+    shared: Pass | None
+    """The pass over what all prompts begin with, on which the prompts of all batches stand."""
+    batches: tuple[Batch, ...]
+
+
+def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens are computed once for all prompts: every prompt keeps at least one of its own."""
+    limit = min(len(prompt) for prompt in prompts) - 1
+    first, last = min(prompts, key=list), max(prompts, key=list)
+    length = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return length if length >= _SHORTEST_SHARED_PREFIX and len(prompts) > 1 else 0
+
+
+def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
+    """The indices of items in the order in which they are finished: longest first, so that memory peaks at once."""
+    return sorted(range(len(items)), key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
+
+
+def plan_passes(
+    model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, sharing: PrefixCacheMode
+) -> PassPlan:
+    """Works out all passes over some items.
+
+    Args:
+        model: what computes prompts and completions.
+        items: prompts with their completions, none of which is empty.
+        batch_tokens: about how many tokens a pass computes.
+        sharing: see `sea_export.capture.prefix_cache.prefix_cache_mode`.
+    """
+    if sharing is PrefixCacheMode.NOTHING:
+        return PassPlan(None, tuple(Batch((index,), _single_passes(items, index)) for index in processing_order(items)))
+    if sharing is PrefixCacheMode.PASSES:
+        return PassPlan(None, tuple(_whole_batches(items, batch_tokens)))
+    shared = shared_prefix_length([item.prompt for item in items])
+    shared_pass = None
+    if shared:
+        segment = Segment(item=None, completion=None, start=0, length=shared, row=0)
+        shared_pass = Pass((segment,), (tuple(items[0].prompt[:shared]),))
+    batches = tuple(
+        _planned_batch(items, indices, shared_pass, batch_tokens)
+        for indices in _batches(items, shared, batch_tokens, _needs_equal_lengths(model))
+    )
+    return PassPlan(shared_pass, batches)
+
+
+def _needs_equal_lengths(model: PreTrainedModel) -> bool:
+    """Whether padding between a prompt and its completion, although masked, would change what is computed.
+
+    It moves what counts distance by cache position: sliding windows, and models that take no position ids.
+    """
+    text_config = model.config.get_text_config()
+    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(text_config, "sliding_window", None) is not None
+    return kinds != {"full_attention"} or windowed or not takes_positions(model)
+
+
+def _batches(
+    items: Sequence[PromptedCompletions], shared: int, budget: int, equal_lengths: bool
+) -> Iterator[tuple[int, ...]]:
+    """Indices by length, as many a batch as the budget holds."""
+    batch: list[int] = []
+    for index in processing_order(items):
+        longest_prompt = len(items[batch[0]].prompt) if batch else 0
+        tokens = _row_cost(longest_prompt - shared, shared) * (len(batch) + 1)
+        own_prompt = len(items[index].prompt)
+        differs = own_prompt != longest_prompt and (equal_lengths or own_prompt == 0)
+        if batch and (tokens > budget or differs):
+            yield tuple(batch)
+            batch = []
+        batch.append(index)
+    yield tuple(batch)
+
+
+def _row_cost(tokens: int, context: int) -> int:
+    """Tokens to compute, and a share for the cached ones, which are copied and attended to."""
+    return tokens + context // 8
+
+
+def _longest(item: PromptedCompletions) -> int:
+    return max(len(completion) for completion in item.completions)
+
+
+def _planned_batch(
+    items: Sequence[PromptedCompletions], indices: tuple[int, ...], shared_pass: Pass | None, budget: int
+) -> Batch:
+    shared = shared_pass.width if shared_pass else 0
+    prompts = [tuple(items[index].prompt[shared:]) for index in indices]
+    width = max(len(prompt) for prompt in prompts)
+    prompt_pass = None
+    if width:
+        prompt_pass = Pass(
+            segments=tuple(
+                Segment(item=index, completion=None, start=shared, length=len(prompt), row=row)
+                for row, (index, prompt) in enumerate(zip(indices, prompts, strict=True))
+            ),
+            sequences=tuple(prompts),
+            past_masks=((1,) * shared,) * len(indices) if shared else (),
+            positions=(shared,) * len(indices) if shared else (),
+            continues=shared_pass,
+            rows=(0,) * len(indices) if shared else (),
+        )
+    masks = [(1,) * (shared + len(prompt)) + (0,) * (width - len(prompt)) for prompt in prompts]
+    passes = [] if prompt_pass is None else [prompt_pass]
+    for group in _completion_groups(items, indices, budget):
+        completions = [tuple(items[indices[row]].completions[completion]) for row, completion in group]
+        passes.append(
+            Pass(
+                segments=tuple(
+                    Segment(item=indices[row], completion=completion, start=0, length=len(tokens), row=position)
+                    for position, ((row, completion), tokens) in enumerate(zip(group, completions, strict=True))
+                ),
+                sequences=tuple(completions),
+                past_masks=tuple(masks[row] for row, _ in group) if prompt_pass else (),
+                positions=tuple(len(items[indices[row]].prompt) for row, _ in group) if prompt_pass else (),
+                continues=prompt_pass,
+                rows=tuple(row for row, _ in group) if prompt_pass else (),
+            )
+        )
+    return Batch(indices, tuple(passes))
+
+
+def _completion_groups(
+    items: Sequence[PromptedCompletions], indices: tuple[int, ...], budget: int
+) -> Iterator[list[tuple[int, int]]]:
+    """(row of the prompt, completion) pairs by length, as many a group as the budget holds."""
+    costs = {
+        (row, completion): _row_cost(len(tokens), len(items[index].prompt))
+        for row, index in enumerate(indices)
+        for completion, tokens in enumerate(items[index].completions)
+    }
+    group: list[tuple[int, int]] = []
+    for pair in sorted(costs, key=lambda pair: costs[pair], reverse=True):
+        if group and costs[group[0]] * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(pair)
+    yield group
+
+
+def _whole_batches(items: Sequence[PromptedCompletions], budget: int) -> Iterator[Batch]:
+    """Batches of one pass each, in which every row is a prompt with one of its completions."""
+    batch: list[int] = []
+    for index in processing_order(items):
+        longest = max((len(items[i].prompt) + _longest(items[i]) for i in (*batch, index)), default=0)
+        rows = sum(len(items[i].completions) for i in (*batch, index))
+        if batch and longest * rows > budget:
+            yield Batch(tuple(batch), (_whole_pass(items, batch),))
+            batch = []
+        batch.append(index)
+    yield Batch(tuple(batch), (_whole_pass(items, batch),))
+
+
+def _whole_pass(items: Sequence[PromptedCompletions], indices: Sequence[int]) -> Pass:
+    segments: list[Segment] = []
+    sequences: list[tuple[int, ...]] = []
+    for index in indices:
+        prompt = tuple(items[index].prompt)
+        for completion, tokens in enumerate(items[index].completions):
+            row = len(sequences)
+            if completion == 0 and prompt:
+                segments.append(Segment(item=index, completion=None, start=0, length=len(prompt), row=row))
+            segments.append(Segment(index, completion, start=0, length=len(tokens), row=row, column=len(prompt)))
+            sequences.append((*prompt, *tokens))
+    return Pass(tuple(segments), tuple(sequences))
+
+
+def _single_passes(items: Sequence[PromptedCompletions], index: int) -> tuple[Pass, ...]:
+    prompt = tuple(items[index].prompt)
+    passes = [Pass((Segment(item=index, completion=None, start=0, length=len(prompt), row=0),), (prompt,))]
+    for completion, tokens in enumerate(items[index].completions):
+        segment = Segment(index, completion, start=0, length=len(tokens), row=0, column=len(prompt))
+        passes.append(Pass((segment,), ((*prompt, *tokens),)))
+    return tuple(passes if prompt else passes[1:])
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model is told the position of each token."""
+    return "position_ids" in inspect.signature(model.forward).parameters

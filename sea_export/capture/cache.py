@@ -1,0 +1,153 @@
+"""Captured activations in files, so that another fit on the same ones runs no forward pass.
+
+A cache directory has a folder for everything that decides activations: the model, the demonstrations as tokens, and
+the capture options. In it are parts, each with some targets' activations of some demonstrations, in safetensors. A
+part appears when it is complete and is never changed: a capture that was interrupted goes on where it stopped, and
+runs that share a cache do not disturb one another. What killed ones left unfinished is removed by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sea_export.capture.activations import Activations
+from sea_export.demonstrations.tokenize import TokenizedDemonstration
+from sea_export.errors import InputError, SeaExportError, reason
+from sea_export.files.writing import flush
+from sea_export.locks import scratch_directory
+from sea_export.model.targets import Target
+from sea_export.options import CaptureOptions
+
+__all__ = ["ActivationCache", "cached_bytes", "capture_key"]
+
+_FORMAT_VERSION = 1
+_SUFFIX = ".safetensors"
+_INDICES = "demonstrations"
+_KEY_DIGITS = 32
+
+
+def capture_key(
+    model: Mapping[str, Any], demonstrations: Sequence[TokenizedDemonstration], options: CaptureOptions
+) -> dict[str, Any]:
+    """Everything that decides what is captured, as plain JSON data.
+
+    Args:
+        model: what says which model computes, and in what dtype.
+        demonstrations: as tokens, which depend on the tokenizer and the template.
+        options: how many tokens a pass computes makes no difference, nor a seed or a length that nothing asks for.
+    """
+    tokens = json.dumps([[one.prompt, one.positive, one.negative] for one in demonstrations])
+    return {
+        "format_version": _FORMAT_VERSION,
+        "model": dict(model),
+        "demonstrations": hashlib.sha256(tokens.encode()).hexdigest(),
+        "site": options.site,
+        "position": options.position,
+        "seed": options.seed if options.position == "random" else None,
+        "neutral": options.neutral,
+        "neutral_tokens": options.neutral_tokens if options.neutral == "generated" else None,
+    }
+
+
+@dataclass(frozen=True)
+class _Part:
+    file: Path
+    indices: tuple[int, ...]
+    targets: frozenset[Target]
+
+
+class ActivationCache:
+    """The activations that a cache directory has for one key."""
+
+    def __init__(self, directory: Path, key: Mapping[str, Any]) -> None:
+        """Opens the folder of `key`, or makes it.
+
+        Raises:
+            InputError: the directory cannot be used, or a part in it is damaged.
+        """
+        text = json.dumps(key, indent=2, sort_keys=True)
+        self.folder = directory / hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write("key.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"--cache {directory} cannot be used: {error.strerror}") from error
+        self._parts = [_read_part(file) for file in sorted(self.folder.glob(f"*{_SUFFIX}"))]
+
+    def missing(self, targets: Sequence[Target], indices: Sequence[int]) -> tuple[list[Target], list[int]]:
+        """Of some targets those that are not complete, and the demonstrations that any of them lacks."""
+        lacking = {target: set(indices) for target in targets}
+        for part in self._parts:
+            for target in part.targets & lacking.keys():
+                lacking[target] -= set(part.indices)
+        wanted = [target for target in targets if lacking[target]]
+        return wanted, sorted(set().union(*lacking.values()))
+
+    def add(self, indices: Sequence[int], activations: Mapping[Target, Activations]) -> None:
+        """Keeps the activations of some demonstrations as one part.
+
+        Args:
+            indices: the demonstrations, in the order of the rows.
+            activations: of each target, (len(indices), d).
+
+        Raises:
+            SeaExportError: the disk has no room for them, or fails.
+        """
+        tensors = {
+            str(target): torch.stack([one.neutral, one.positive, one.negative]).float().cpu().contiguous()
+            for target, one in activations.items()
+        }
+        tensors[_INDICES] = torch.tensor(indices)
+        try:
+            file = self._write(f"{secrets.token_hex(8)}{_SUFFIX}", lambda file: save_file(tensors, file))
+        except (OSError, SafetensorError) as error:
+            raise SeaExportError(
+                f"activations could not be kept in {self.folder}: {reason(error)}. Those that are in it are used by "
+                "the next run."
+            ) from error
+        self._parts.append(_Part(file, tuple(indices), frozenset(activations)))
+
+    def read(self, target: Target, indices: Sequence[int]) -> Activations:
+        """The activations of a target that is complete, (len(indices), d) float32, in the order of `indices`."""
+        rows: dict[int, Tensor] = {}
+        for part in self._parts:
+            wanted = [place for place, index in enumerate(part.indices) if index in set(indices)]
+            if target in part.targets and wanted:
+                with safe_open(part.file, framework="pt") as stored:
+                    kinds = stored.get_tensor(str(target))
+                rows |= {part.indices[place]: kinds[:, place] for place in wanted}
+        return Activations(*torch.stack([rows[index] for index in indices], dim=1))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> Path:
+        """Has a file appear when it is complete."""
+        with scratch_directory(".unfinished-", self.folder) as scratch:
+            unfinished = scratch / "file"
+            write(unfinished)
+            flush(unfinished)
+            return unfinished.replace(self.folder / name)
+
+
+def cached_bytes(directory: Path) -> int:
+    """Bytes of the activations that a cache directory keeps, of all models and demonstrations."""
+    return sum(file.stat().st_size for file in directory.glob(f"*/*{_SUFFIX}"))
+
+
+def _read_part(file: Path) -> _Part:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            indices = tuple(stored.get_tensor(_INDICES).tolist())
+            names = set(stored.keys()) - {_INDICES}
+        return _Part(file, indices, frozenset(map(Target.parse, names)))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file} in the cache is damaged ({error}): remove it") from error

@@ -1,0 +1,156 @@
+"""Forward passes over prompts with several completions, as `sea_export.capture.batching` plans them.
+
+`run_batches` computes one batch after the other; `sea_export.capture.lockstep` takes all of them through one decoder
+layer after the other. Capture and scoring stand on this.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from sea_export.capture.batching import (
+    Pass,
+    PrefixCacheMode,
+    PromptedCompletions,
+    Segment,
+    plan_passes,
+    takes_positions,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "SegmentObserver",
+    "cache_arguments",
+    "hands_on_caches",
+    "input_device",
+    "pass_arguments",
+    "run_batches",
+]
+
+
+class SegmentObserver(Protocol):
+    """What looks at the passes: it is told of the layout before, and given the output after each."""
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        """Called before a pass computes `segments`, or goes on with them after others had their turn."""
+
+    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
+        """Called with the model's output for `segments`."""
+
+
+def hands_on_caches(model: PreTrainedModel) -> bool:
+    """Whether a completion may be computed on a copy of its prompt's cache, by what the model says of itself.
+
+    Only of keys and values it is known: recurrent states (of state-space and linear attention layers) start anew for
+    several tokens at once, and what else a cache holds may not stand padding.
+    """
+    from transformers import DynamicCache
+
+    taken = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"cache", "past_key_values"} & taken.keys():
+        return False
+    if "config" not in inspect.signature(DynamicCache.__init__).parameters:
+        return True  # transformers before 4.56: every cache that is not stateful is of keys and values
+    known = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+    return {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} <= known
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model expects token ids. Weights that are not in memory at the moment (`meta`) are used on the CPU."""
+    try:
+        device = cast("Tensor", model.get_input_embeddings().weight).device
+    except NotImplementedError:  # of models that do not say which they are
+        device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def run_batches(
+    prompt_model: PreTrainedModel,
+    completion_model: PreTrainedModel,
+    items: Sequence[PromptedCompletions],
+    *,
+    batch_tokens: int,
+    sharing: PrefixCacheMode,
+    observer: SegmentObserver,
+) -> Iterator[tuple[int, ...]]:
+    """Runs all items, and yields the indices of those that a batch has finished.
+
+    Args:
+        prompt_model: what computes prompts: the decoder without a head, or with one.
+        completion_model: what computes completions (the same, or the model with its head).
+        items: prompts with their completions, none of which is empty.
+        batch_tokens: about how many tokens a pass computes.
+        sharing: see `plan_passes`.
+        observer: what looks at the passes.
+    """
+    with_caches = sharing is PrefixCacheMode.CACHES
+    plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, sharing=sharing)
+    device = input_device(prompt_model)
+
+    def run(one: Pass, cache: Any) -> Any:
+        is_prompt = all(segment.completion is None for segment in one.segments)
+        model = prompt_model if is_prompt else completion_model
+        arguments = pass_arguments(model, one, device) | cache_arguments(model, cache, fills=with_caches)
+        observer.before_pass(one.segments)
+        with torch.inference_mode():
+            output = model(**arguments)
+        observer.after_pass(one.segments, output)
+        return _filled_cache(output) if with_caches else None
+
+    shared_cache = run(plan.shared, None) if plan.shared else None
+    for batch in plan.batches:
+        prompt_cache = None
+        for one in batch.passes:
+            source = shared_cache if one.continues is plan.shared else prompt_cache
+            cache = run(one, _select(source, one.rows) if one.continues else None)
+            prompt_cache = cache if prompt_cache is None else prompt_cache
+        yield batch.indices
+
+
+def pass_arguments(model: PreTrainedModel, one: Pass, device: torch.device) -> dict[str, Tensor]:
+    """What the model is called with for a pass, apart from the cache."""
+    ids = torch.zeros(len(one.sequences), one.width, dtype=torch.long)
+    mask = torch.zeros(len(one.sequences), one.past + one.width, dtype=torch.long)
+    for row, sequence in enumerate(one.sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, one.past : one.past + len(sequence)] = 1
+        if one.past:
+            mask[row, : one.past] = torch.tensor(one.past_masks[row])
+    arguments = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if takes_positions(model):
+        starts = torch.tensor(one.positions or [0] * len(ids))[:, None]
+        lasts = torch.tensor([len(sequence) - 1 for sequence in one.sequences])[:, None]
+        # Padding stays at the last position: one further might be more than the model has.
+        arguments["position_ids"] = (starts + torch.arange(one.width).minimum(lasts)).to(device)
+    return arguments
+
+
+def cache_arguments(model: PreTrainedModel, cache: Any, *, fills: bool) -> dict[str, Any]:
+    """What the model is called with to stand on a cache, or on none, and to fill it, or to keep none."""
+    taken = inspect.signature(model.forward).parameters
+    if fills:  # transformers before 5.24 has the older name
+        return {"cache" if "cache" in taken else "past_key_values": cache, "use_cache": True}
+    return {"use_cache": False} if "use_cache" in taken else {}
+
+
+def _filled_cache(output: Any) -> Any:
+    return output.cache if "cache" in output else output.past_key_values
+
+
+def _select(cache: Any, rows: Sequence[int]) -> Any:
+    """A new cache with the given rows, which may repeat; the old one stays as it is."""
+    selected = copy.copy(cache)
+    if hasattr(cache, "layers"):
+        selected.layers = [copy.copy(layer) for layer in cache.layers]
+    else:  # transformers before 4.54 keeps plain lists
+        selected.key_cache, selected.value_cache = list(cache.key_cache), list(cache.value_cache)
+    selected.batch_select_indices(torch.tensor(rows))
+    return selected

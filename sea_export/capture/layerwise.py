@@ -1,0 +1,327 @@
+"""Capture layer by layer: all demonstrations pass through one decoder layer before the next one is needed.
+
+The layers' weights may come from anywhere (see `LayerSource`), one at a time. In a sequential fit the edit of a place
+is made as soon as all passes have been read there, and applied before they go on, so that everything after is
+captured with it. Completions share the keys and values of their prompts as they do in `sea_export.capture.forward`, a
+layer at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from sea_export.capture.activations import Activations
+from sea_export.capture.batching import Pass, PassPlan, PrefixCacheMode, plan_passes
+from sea_export.capture.forward import cache_arguments, hands_on_caches, input_device, pass_arguments
+from sea_export.capture.in_memory import layers_up_to, prompted_items, read_modules
+from sea_export.capture.lockstep import END, ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
+from sea_export.capture.prefix_cache import prefix_cache_mode
+from sea_export.capture.reader import ActivationReader
+from sea_export.demonstrations.tokenize import TokenizedDemonstration
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.spectral_edit import EditHook
+from sea_export.errors import SeaExportError
+from sea_export.model.architecture import decoder_layers
+from sea_export.model.targets import Target
+from sea_export.options import CaptureOptions
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["LayerSource", "ModelInMemory", "Settle", "capture_by_layer", "config_digest"]
+
+Settle = Callable[[Target, Iterator[tuple[Sequence[int], Activations]]], LayerEdit | None]
+"""Told, for each target in the order of computation, its activations batch by batch with the batch's indices; returns
+the edit of the target that everything after shall be captured with, or None."""
+
+
+class LayerSource(Protocol):
+    """A model whose parts are in memory while they are needed."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, with whatever weights are in memory."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where layers compute."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What tells the model from all others that compute anything else, as plain JSON data."""
+
+    def trial_model(self) -> PreTrainedModel:
+        """A model of the same kind that runs as it is: itself, or its first layers with random weights."""
+
+    def states(self, tokens: int, copies: int) -> HiddenStates:
+        """Where `copies` hidden states of each of `tokens` tokens are to be kept between layers."""
+
+    def embedding(self) -> AbstractContextManager[None]:
+        """While open, everything that runs before the first layer is in memory."""
+
+    def layer(self, index: int) -> AbstractContextManager[None]:
+        """While open, one decoder layer is in memory."""
+
+
+@dataclass(frozen=True)
+class ModelInMemory:
+    """The source of a model that is in memory as a whole."""
+
+    model: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def identity(self) -> Mapping[str, Any]:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return {
+            "weights": digest.hexdigest(),
+            "dtype": str(self.model.dtype),
+            "config": config_digest(self.model.config),
+        }
+
+    def trial_model(self) -> PreTrainedModel:
+        return self.model
+
+    def states(self, tokens: int, copies: int) -> HiddenStates:
+        return HiddenStates(device=None, directory=None)
+
+    def embedding(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def layer(self, index: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def config_digest(config: PretrainedConfig) -> str:
+    """The SHA-256 of what a config says about what is computed, in hexadecimal."""
+    values = config.to_dict()
+    for circumstance in ("_name_or_path", "transformers_version"):
+        values.pop(circumstance, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@torch.no_grad()
+def capture_by_layer(
+    source: LayerSource,
+    demonstrations: Sequence[TokenizedDemonstration],
+    targets: Sequence[Target],
+    options: CaptureOptions,
+    settle: Settle,
+    *,
+    sequential: bool,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Captures all targets, and hands each over as soon as every pass has been read there.
+
+    Args:
+        source: the model; it is put into evaluation mode.
+        demonstrations: n of them, tokenized.
+        targets: the places to read.
+        options: which activations to read.
+        settle: takes the activations, (batch, d) float32 on the target's device; batches are the same for all targets.
+        sequential: whether the edits that `settle` returns are applied before the passes go on.
+        progress: told, bit by bit, the number of demonstrations that are done.
+
+    Raises:
+        SeaExportError: the model's layers do not run one after the other.
+    """
+    model = source.model.eval()
+    items = prompted_items(model, demonstrations, options)
+    reader = ActivationReader(items, options)
+    modules = read_modules(model, targets, options.site)
+    trial = cast("PreTrainedModel", source.trial_model().base_model)
+    sharing = prefix_cache_mode(trial, items, batch_tokens=options.batch_tokens)
+    decoder = cast("PreTrainedModel", model.base_model)
+    if sharing is PrefixCacheMode.CACHES and not _lends_caches(decoder, len(decoder_layers(model)[1])):
+        sharing = PrefixCacheMode.PASSES
+    lends = sharing is PrefixCacheMode.CACHES
+    plan = plan_passes(model, items, batch_tokens=options.batch_tokens, sharing=sharing)
+    edits: dict[Target, LayerEdit] = {}
+    stops: dict[object, tuple[nn.Module, ForwardHook]] = {
+        target: (module, _LateEdit(edits, target)) for target, module in modules.items() if sequential
+    }
+    last = max(target.layer for target in targets)
+
+    def taken(target: Target) -> Iterator[tuple[Sequence[int], Activations]]:
+        return ((batch.indices, reader.take(target, batch.indices)) for batch in plan.batches)
+
+    with ExitStack() as stack:
+        for target, module in modules.items():
+            stack.callback(module.register_forward_hook(reader.hook(target)).remove)
+        # A suspended pass holds its embeddings and its hidden state; within a layer, the residual and an output too.
+        states = source.states(_token_count(plan), copies=4 if sequential else 2)
+        stack.enter_context(stops_installed(model, states, stops))
+        stack.enter_context(layers_up_to(model, last))
+        passes = stack.enter_context(_Passes(model, plan, reader, lends=lends))
+        steps = _Steps(progress, len(demonstrations), (last + 1) * len(plan.batches))
+        with source.embedding():
+            stop = passes.advance()
+        while stop != END:
+            assert isinstance(stop, int)
+            layer = stop
+            with source.layer(layer):
+                stop = passes.advance(steps.done)
+                while isinstance(stop, Target):
+                    edit = settle(stop, taken(stop))
+                    if edit is not None:
+                        edits[stop] = edit
+                    stop = passes.advance()
+            if not sequential:
+                for target in targets:
+                    if target.layer == layer:
+                        settle(target, taken(target))
+
+
+class _LateEdit:
+    """The forward hook of one target's module whose edit becomes known while passes wait after it."""
+
+    def __init__(self, edits: Mapping[Target, LayerEdit], target: Target) -> None:
+        self._edits, self._target = edits, target
+
+    def __call__(self, module: nn.Module, inputs: object, output: Any) -> Any:
+        if self._target not in self._edits:
+            return output
+        return EditHook([self._edits[self._target]])(module, inputs, output)
+
+
+def _token_count(plan: PassPlan) -> int:
+    passes = [one for batch in plan.batches for one in batch.passes]
+    return sum(len(one.sequences) * one.width for one in passes)
+
+
+class _Steps:
+    """Tells a progress callback whole demonstrations, although each of them takes many steps."""
+
+    def __init__(self, progress: Callable[[int], None] | None, total: int, steps: int) -> None:
+        self._progress, self._total, self._steps = progress, total, steps
+        self._taken = self._told = 0
+
+    def done(self) -> None:
+        self._taken += 1
+        count = self._total * self._taken // self._steps - self._told
+        if count and self._progress is not None:
+            self._told += count
+            self._progress(count)
+
+
+# Passes and the caches that they lend one another
+
+
+def _lends_caches(decoder: PreTrainedModel, layers: int) -> bool:
+    """Whether a pass can start before the one whose cache it stands on has filled it.
+
+    It must be known what an empty cache has to look like for masks to come out right.
+    """
+    from transformers import DynamicCache
+
+    if not hands_on_caches(decoder) or "config" not in inspect.signature(DynamicCache.__init__).parameters:
+        return False
+    kept = DynamicCache(config=decoder.config).layers
+    return len(kept) == layers and all(hasattr(layer, "keys") for layer in kept)
+
+
+class _Passes(AbstractContextManager["_Passes"]):
+    """All passes of a plan, suspended at the same stop, and their caches. They are given up at the end."""
+
+    def __init__(self, model: PreTrainedModel, plan: PassPlan, reader: ActivationReader, *, lends: bool) -> None:
+        self._reader = reader
+        self._decoder = cast("PreTrainedModel", model.base_model)
+        self._device = input_device(model)
+        self._shared = () if plan.shared is None else (plan.shared,)
+        self._batches = [batch.passes for batch in plan.batches]
+        every = [*self._shared, *(one for passes in self._batches for one in passes)]
+        self._caches: dict[Pass, Any] = {one: _cache_of_length(self._decoder, one) if lends else None for one in every}
+        self._suspended = {one: SuspendedPass(partial(self._call, one)) for one in every}
+        self._layer: int | None = None
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._suspended.values():
+            one.close()
+
+    def _call(self, one: Pass) -> None:
+        cache = self._caches[one]
+        arguments = pass_arguments(self._decoder, one, self._device)
+        output = self._decoder(**arguments, **cache_arguments(self._decoder, cache, fills=cache is not None))
+        self._reader.after_pass(one.segments, output)
+
+    def advance(self, batch_done: Callable[[], None] | None = None) -> object:
+        """Runs all passes up to their next stop, which it returns: a layer, a target, or `END`.
+
+        Args:
+            batch_done: called after every batch.
+
+        Raises:
+            SeaExportError: they come to different stops, or a layer needs keys and values of another one.
+        """
+        try:
+            stop = advance_together(self._turns(batch_done))
+        except (RuntimeError, NotImplementedError) as error:
+            if self._layer is None or "meta" not in str(error):
+                raise
+            raise SeaExportError(
+                f"layer {self._layer} of {type(self._decoder).__name__} needs keys and values of another layer, which "
+                "are gone by then: fit it with --no-layerwise and without --sequential"
+            ) from error
+        self._layer = stop if isinstance(stop, int) else self._layer
+        return stop
+
+    def _turns(self, batch_done: Callable[[], None] | None) -> Iterator[SuspendedPass]:
+        """Every pass when it is its turn: those whose cache it stands on have had theirs."""
+        for passes in (self._shared, *self._batches):
+            for one in passes:
+                self._lend(one)
+                self._reader.before_pass(one.segments)
+                yield self._suspended[one]
+            if passes is not self._shared:
+                self._forget(passes)
+                if batch_done is not None:
+                    batch_done()
+        self._forget(self._shared)
+
+    def _lend(self, one: Pass) -> None:
+        """Puts the keys and values on which a pass stands into its cache, when it is about to enter a layer."""
+        enters_layer = self._layer is not None and self._suspended[one].stop == self._layer
+        if enters_layer and one.continues and self._caches[one] is not None:
+            lent = copy.copy(self._caches[one.continues].layers[self._layer])
+            lent.batch_select_indices(torch.tensor(one.rows))
+            self._caches[one].layers[self._layer] = lent
+
+    def _forget(self, passes: Sequence[Pass]) -> None:
+        """Lets go of keys and values, but not of their number, once passes have left the layer that they are of."""
+        for one in passes:
+            in_layer = self._layer is None or isinstance(self._suspended[one].stop, Target)
+            if not in_layer and self._caches[one] is not None:
+                _empty(self._caches[one].layers[self._layer])
+
+
+def _cache_of_length(decoder: PreTrainedModel, one: Pass) -> Any:
+    """An empty cache with as many tokens as the pass stands on: masks are made before the keys and values are there."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache(config=decoder.config)
+    if one.past:
+        for layer in cache.layers:
+            layer.update(*torch.zeros(2, len(one.sequences), 1, one.past, 1))
+            _empty(layer)
+    return cache
+
+
+def _empty(layer: Any) -> None:
+    """Leaves a cache layer's keys and values their shapes, but neither memory nor values that could be used."""
+    if layer.keys is not None:
+        layer.keys, layer.values = layer.keys.to("meta"), layer.values.to("meta")

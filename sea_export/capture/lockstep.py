@@ -1,0 +1,155 @@
+"""Forward passes that go through a model together: all through one decoder layer, then all through the next.
+
+So only one layer need be in memory at a time, and what is learnt from all passes at one place can change what comes
+out of it before any pass goes on. A pass is the model's own forward call, suspended before every decoder layer (and
+after other modules, if asked): masks, positions and whatever a family computes around and between its layers are the
+model's own, in the model's own order.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import recursively_apply, send_to_device
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor, nn
+
+from sea_export.errors import SeaExportError
+from sea_export.model.architecture import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["END", "ForwardHook", "HiddenStates", "SuspendedPass", "advance_together", "stops_installed"]
+
+ForwardHook = Callable[[nn.Module, object, Any], Any]
+
+END = "end"
+"""Where a pass is that has returned."""
+
+
+class SuspendedPass:
+    """One forward call that runs from stop to stop."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        """Nothing runs yet.
+
+        Args:
+            call: the whole forward call, of a model on which `stops_installed` holds. Gradients must be off for as
+                long as it is not over.
+        """
+        self.stop: object = None
+        """Where the pass waits: what the stop was installed as, `END`, or None before it was started."""
+        self._greenlet = greenlet(call)
+
+    def advance(self) -> None:
+        """Runs up to the next stop."""
+        stop = self._greenlet.switch()
+        self.stop = END if self._greenlet.dead else stop
+
+    def close(self) -> None:
+        """Gives up a pass that has not ended."""
+        if self._greenlet:
+            self._greenlet.throw(GreenletExit)
+
+
+def advance_together(passes: Iterable[SuspendedPass]) -> object:
+    """Runs passes one after the other, each up to its next stop, and returns that stop.
+
+    Raises:
+        SeaExportError: they come to different stops.
+    """
+    stops = set()
+    for one in passes:
+        one.advance()
+        stops.add(one.stop)
+    if len(stops) != 1:
+        raise SeaExportError(
+            f"passes of one model came to different places ({', '.join(map(str, stops))}): its layers do not run one "
+            "after the other, so that it cannot be fitted layer by layer"
+        )
+    return stops.pop()
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Where what passes from layer to layer is kept while a pass waits."""
+
+    device: torch.device | None
+    """Where layers compute, if states are kept elsewhere: on the CPU."""
+    directory: Path | None
+    """Where files are made that hold the states, mapped into memory; None keeps them in memory."""
+
+    def fetched(self, arguments: Any) -> Any:
+        """A layer's arguments, where the layer computes."""
+        return arguments if self.device is None else send_to_device(arguments, self.device)
+
+    def kept(self, output: Any) -> Any:
+        """A layer's output as the pass shall have it while it waits."""
+        return recursively_apply(self._keep, output) if self.device or self.directory else output
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        if self.directory is None:
+            return tensor.cpu()
+        size = tensor.numel() * tensor.element_size()
+        with tempfile.TemporaryFile(dir=self.directory) as file:
+            file.truncate(size)
+            mapping = mmap.mmap(file.fileno(), size)
+        kept = torch.frombuffer(mapping, dtype=tensor.dtype).view(tensor.shape)
+        kept.copy_(tensor)
+        mapping.madvise(mmap.MADV_DONTNEED)  # the file has them: they need no room in memory until they are read
+        return kept
+
+
+@contextmanager
+def stops_installed(
+    model: PreTrainedModel,
+    states: HiddenStates,
+    outputs: Mapping[object, tuple[nn.Module, ForwardHook]] | None = None,
+) -> Iterator[None]:
+    """Makes passes stop before every decoder layer, whose stop is its number, and after some modules.
+
+    Args:
+        model: the model, whose weights may come and go while passes wait.
+        states: keeps the layers' outputs.
+        outputs: stop -> the module after which it is, and a forward hook of the module that is called once the pass
+            goes on.
+    """
+    with ExitStack() as hooks:
+        for stop, (module, hook) in (outputs or {}).items():
+            hooks.callback(module.register_forward_hook(_stop_after(stop, hook)).remove)
+        for index, layer in enumerate(decoder_layers(model)[1]):
+            entering = layer.register_forward_pre_hook(_stop_before(index, states), with_kwargs=True, prepend=True)
+            hooks.callback(entering.remove)
+            hooks.callback(layer.register_forward_hook(lambda module, inputs, output: states.kept(output)).remove)
+        yield
+
+
+def _stop_before(index: int, states: HiddenStates) -> Callable[..., Any]:
+    def stop(module: nn.Module, arguments: Any, keywords: Any) -> Any:
+        _wait(index)
+        return states.fetched(arguments), states.fetched(keywords)
+
+    return stop
+
+
+def _stop_after(stop: object, hook: ForwardHook) -> ForwardHook:
+    def wait(module: nn.Module, inputs: object, output: Any) -> Any:
+        _wait(stop)
+        return hook(module, inputs, output)
+
+    return wait
+
+
+def _wait(stop: object) -> None:
+    """Suspends the pass that runs, until it is advanced."""
+    scheduler = getcurrent().parent
+    assert scheduler is not None, "a module with a stop ran outside a SuspendedPass"
+    scheduler.switch(stop)

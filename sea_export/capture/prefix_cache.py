@@ -1,0 +1,96 @@
+"""What computations of several sequences may have in common: found out by trying it with the model.
+
+Attention that chooses tokens by an index of its own, windows that nothing in the config tells of, or attention to
+later tokens can make a token come out otherwise beside padding, or on a copied cache, than in a pass of its own
+sequence. No list of such architectures would be complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, processing_order
+from sea_export.capture.forward import hands_on_caches, run_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["prefix_cache_mode"]
+
+# Relative differences of final hidden states: what rounding may leave, and far less than what wrong context gives.
+_TOLERANCE = 1e-3
+_HALF_PRECISION_TOLERANCE = 0.1
+_COMPLETIONS = 2
+# Model types for which the tests compare captures on caches with passes of single sequences: the trial is spared.
+_KNOWN = frozenset({"gemma2", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen3"})
+
+
+def prefix_cache_mode(
+    decoder: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int
+) -> PrefixCacheMode:
+    """The most that sequences may share so that each comes out as in a pass of its own.
+
+    Known of some model types, of others tried on the items with the longest and the shortest prompt, between which
+    padding is greatest.
+
+    Args:
+        decoder: the model without its head.
+        items: what is to be computed.
+        batch_tokens: see `sea_export.capture.batching.plan_passes`.
+    """
+    if decoder.config.model_type in _KNOWN and hands_on_caches(decoder):
+        return PrefixCacheMode.CACHES
+    order = processing_order(items)
+    tried = [
+        PromptedCompletions(items[index].prompt, items[index].completions[:_COMPLETIONS])
+        for index in dict.fromkeys((order[0], order[-1]))
+    ]
+    expected = _final_states(decoder, tried, batch_tokens, PrefixCacheMode.NOTHING)
+    tolerance = _HALF_PRECISION_TOLERANCE if torch.finfo(expected.dtype).bits < 32 else _TOLERANCE
+
+    def agrees(sharing: PrefixCacheMode) -> bool:
+        try:
+            states = _final_states(decoder, tried, batch_tokens, sharing)
+        except Exception:  # code of any architecture, which may fail in any way on what it does not expect
+            return False
+        return bool((states.float() - expected.float()).norm() <= tolerance * expected.float().norm())
+
+    if not agrees(PrefixCacheMode.PASSES):
+        return PrefixCacheMode.NOTHING
+    return (
+        PrefixCacheMode.CACHES
+        if hands_on_caches(decoder) and agrees(PrefixCacheMode.CACHES)
+        else PrefixCacheMode.PASSES
+    )
+
+
+def _final_states(
+    decoder: PreTrainedModel, items: Sequence[PromptedCompletions], batch_tokens: int, sharing: PrefixCacheMode
+) -> Tensor:
+    """(prompts and completions, d) the final hidden state of the last token of each."""
+    states = _LastStates(items)
+    for _ in run_batches(decoder, decoder, items, batch_tokens=batch_tokens, sharing=sharing, observer=states):
+        pass
+    return torch.stack([states.rows[key] for key in sorted(states.rows)])
+
+
+class _LastStates:
+    """Observes passes: keeps what comes out at the end of each prompt and completion."""
+
+    def __init__(self, items: Sequence[PromptedCompletions]) -> None:
+        self.rows: dict[tuple[int, int], Tensor] = {}
+        self._items = items
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        pass
+
+    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
+        hidden = output[0]
+        for segment in segments:
+            if segment.item is not None:
+                key = (segment.item, -1 if segment.completion is None else segment.completion)
+                self.rows[key] = hidden[segment.row, segment.column + segment.length - 1]

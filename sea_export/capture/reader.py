@@ -1,0 +1,166 @@
+"""Reads activations off forward passes: hooks that sum the wanted tokens of modules' outputs, and keep nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sea_export.capture.activations import Activations
+from sea_export.capture.batching import PromptedCompletions, Segment
+from sea_export.errors import InputError
+from sea_export.model.targets import Target
+from sea_export.options import CaptureOptions
+
+__all__ = ["ActivationReader"]
+
+# A row of activations is neutral, positive or negative; the completions of an item are in this order.
+_KINDS = ("positive", "negative", "neutral")
+
+
+@dataclass(frozen=True)
+class _Weighting:
+    """Which tokens of a span make an activation: Σ weight · token."""
+
+    tokens: Sequence[int]
+    weight: float
+
+
+_Wanted = dict[tuple[int, int | None], tuple[int, _Weighting]]
+
+
+class ActivationReader:
+    """Observes passes: sums the wanted tokens' activations of each hooked module, for each item and kind."""
+
+    def __init__(self, items: Sequence[PromptedCompletions], options: CaptureOptions) -> None:
+        """Decides what is read.
+
+        Args:
+            items: prompts, each with its positive and negative completion, and with the continuation that neutral
+                activations are read from where they are not the prompt's.
+            options: which activations to read.
+        """
+        self._wanted = _wanted_positions(items, options)
+        self._sums: dict[Target, dict[int, Tensor]] = {}
+        self._shared: dict[Target, Tensor] = {}
+        self._shared_length = 0
+        self._passes: dict[int, _PassReading] = {}
+        self._pass: _PassReading | None = None
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        if id(segments) not in self._passes:
+            self._passes[id(segments)] = _PassReading(segments, self._wanted)
+        self._pass = self._passes[id(segments)]
+        if segments[0].item is None:
+            self._shared_length = segments[0].length
+
+    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
+        del self._passes[id(segments)]
+        self._pass = None
+
+    def hook(self, target: Target) -> Callable[[nn.Module, object, Any], None]:
+        """The forward hook that reads `target`'s module."""
+
+        def read(module: nn.Module, inputs: object, output: Any) -> None:
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
+            assert self._pass is not None
+            if hidden.ndim == 2:  # tokens of all sequences in one row after the other
+                hidden = hidden.view(self._pass.rows, -1, hidden.shape[-1])
+            if hidden.shape[1] != self._pass.width:
+                raise InputError(
+                    f"layer {target.layer}, {target.component}: it computes {hidden.shape[1]} columns for "
+                    f"{self._pass.width} tokens, so that it is not known which are whose: not supported"
+                )
+            if self._pass.shared:
+                self._shared[target] = hidden[0].float()
+            else:
+                self._sums.setdefault(target, {}).update(self._pass.read(hidden))
+
+        return read
+
+    def take(self, target: Target, indices: Sequence[int]) -> Activations:
+        """One target's finished activations of the given items, (len(indices), d) float32, which are then forgotten."""
+        if target not in self._sums:
+            raise InputError(
+                f"layer {target.layer}, {target.component}: it does not run on text alone, so nothing is to be read "
+                "there: choose other --layers"
+            )
+        sums = self._sums[target]
+        kinds = [
+            torch.stack([sums.pop(index * len(_KINDS) + kind) for index in indices]) for kind in range(len(_KINDS))
+        ]
+        if self._shared_length:
+            kinds[_KINDS.index("neutral")] += self._shared_part(target, indices)
+        return Activations(**dict(zip(_KINDS, kinds, strict=True)))
+
+    def _shared_part(self, target: Target, indices: Sequence[int]) -> Tensor:
+        """(batch, d) what the tokens that all prompts begin with contribute to the neutral activations."""
+        shared = self._shared[target]
+        weights = torch.zeros(len(indices), self._shared_length)
+        for row, index in enumerate(indices):
+            if (index, None) in self._wanted:
+                weighting = self._wanted[index, None][1]
+                tokens = [token for token in weighting.tokens if token < self._shared_length]
+                weights[row, tokens] = weighting.weight
+        return weights.to(shared) @ shared
+
+
+def _wanted_positions(items: Sequence[PromptedCompletions], options: CaptureOptions) -> _Wanted:
+    """(item, completion or None for the prompt) -> the kind of activation it gives, and from which tokens."""
+    wanted = {}
+    for index, item in enumerate(items):
+        # Drawn by the seed and the item alone, whatever other items are captured with it.
+        generator = random.Random(f"{options.seed} {item}") if options.position == "random" else None
+        spans: list[tuple[int | None, Sequence[int]]] = list(enumerate(item.completions))
+        if options.neutral == "prompt":
+            spans.append((None, item.prompt))
+        for kind, (completion, span) in enumerate(spans):
+            length = len(span)
+            if options.position == "last":
+                weighting = _Weighting((length - 1,), 1.0)
+            elif options.position == "mean":
+                weighting = _Weighting(range(length), 1.0 / length)
+            else:
+                assert generator is not None
+                weighting = _Weighting((generator.randrange(length),), 1.0)
+            wanted[index, completion] = (kind, weighting)
+    return wanted
+
+
+class _PassReading:
+    """Which entries of one pass's output are read, and into which sums."""
+
+    def __init__(self, segments: Sequence[Segment], wanted: _Wanted) -> None:
+        self.shared = segments[0].item is None
+        self.rows = 1 + max(segment.row for segment in segments)
+        self.width = max(segment.column + segment.length for segment in segments)
+        self.slots: list[int] = []
+        rows, columns, sums, weights = [], [], [], []
+        for segment in segments:
+            if segment.item is None or (segment.item, segment.completion) not in wanted:
+                continue
+            kind, weighting = wanted[segment.item, segment.completion]
+            self.slots.append(segment.item * len(_KINDS) + kind)
+            for token in weighting.tokens:
+                if segment.start <= token < segment.start + segment.length:
+                    rows.append(segment.row)
+                    columns.append(segment.column + token - segment.start)
+                    sums.append(len(self.slots) - 1)
+                    weights.append(weighting.weight)
+        self._rows, self._columns = torch.tensor(rows), torch.tensor(columns)
+        self._sums, self._weights = torch.tensor(sums), torch.tensor(weights)
+
+    def read(self, hidden: Tensor) -> dict[int, Tensor]:
+        """Sums of the wanted tokens by slot, from a module's output (batch, tokens, d)."""
+        if not self.slots:
+            return {}
+        device = hidden.device
+        sums = torch.zeros(len(self.slots), hidden.shape[-1], device=device)
+        if self._rows.numel():
+            tokens = hidden[self._rows.to(device), self._columns.to(device)].float()
+            sums.index_add_(0, self._sums.to(device), tokens * self._weights.to(device)[:, None])
+        return dict(zip(self.slots, sums, strict=True))

@@ -1,0 +1,32 @@
+"""What `push` and `fit-and-save --push` do, and how it is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sea_export.cli.terminal import console
+from sea_export.export.manifest import read_manifest
+from sea_export.hub.push import push
+
+__all__ = ["push_output"]
+
+
+def push_output(
+    output: Path, repo_id: str, *, public: bool, revision: str | None = None, create_pr: bool = False
+) -> None:
+    """Pushes an output, and prints where it is and how it is loaded from there."""
+
+    def announce(remark: str) -> None:
+        console.print(remark, soft_wrap=True)
+
+    pushed = push(output, repo_id, public=public, revision=revision, create_pr=create_pr, announce=announce)
+    there = pushed.destination
+    visibility = "private" if there.private else "public"
+    if not pushed.changed:
+        console.print(f"{there.repo_id} ({visibility}) holds these very files already.", soft_wrap=True)
+    else:
+        what = "Opened the pull request" if create_pr else "Pushed in the commit"
+        console.print(f"{what} {pushed.url} ({visibility}). Load it with", soft_wrap=True)
+    named = f', revision="{pushed.revision}"' if pushed.revision != "main" else ""
+    trust = ", trust_remote_code=True" if read_manifest(output)["format"] == "custom-code" else ""
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{there.repo_id}"{named}{trust})', soft_wrap=True)

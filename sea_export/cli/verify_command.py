@@ -1,0 +1,43 @@
+"""`sea-export verify`: is the checkpoint the edit it claims to be?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from sea_export.cli.click_options import layerwise_option
+from sea_export.cli.reporting import reported
+
+
+@click.command("verify")
+@click.argument("output")
+@click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
+@click.option("--revision", help="Revision of the base on the Hub.")
+@layerwise_option
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
+@reported
+def command(
+    output: str, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
+) -> None:
+    """Compare the checkpoint OUTPUT with the edit of its base, and write the figures to its manifest.
+
+    OUTPUT is a directory, or a Hub id (REPO_ID or REPO_ID@REVISION), where nothing is written.
+    Exits with 1 when it is not that edit, or when the edit does nothing.
+    """
+    from sea_export.cli import jobs
+    from sea_export.export.manifest import read_manifest, write_manifest
+    from sea_export.locks import taking_turns
+    from sea_export.model.load_model import quiet_transformers
+    from sea_export.verification.verify import verify
+
+    quiet_transformers()
+    verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
+    jobs.print_verification(verification)
+    directory = Path(output)
+    if directory.is_dir():
+        with taking_turns(directory):
+            write_manifest(directory, {**read_manifest(directory), "verification": asdict(verification)})
+    if not verification.passed:
+        raise click.exceptions.Exit(1)

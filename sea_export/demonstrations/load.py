@@ -1,0 +1,117 @@
+"""Contrastive demonstrations: read a file or a dataset, recognise its columns, check every row."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from sea_export.demonstrations.columns import ColumnFormat, Fields, recognise
+from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin, LoadedDemonstrations
+from sea_export.demonstrations.tables import Table, open_table, read_json_lines
+from sea_export.errors import InputError
+
+__all__ = ["BUILTIN", "load_demonstrations"]
+
+BUILTIN = ("truthfulness", "fairness")
+
+# What all rows are counted under, beside the remarks on some of them.
+_ROWS = "are there"
+
+logger = logging.getLogger(__name__)
+
+
+def load_demonstrations(
+    source: str | Path,
+    *,
+    prompt_field: str | None = None,
+    positive_field: str | None = None,
+    negative_field: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> LoadedDemonstrations:
+    """Read contrastive demonstrations and check every one of them.
+
+    Args:
+        source: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file; ``builtin:truthfulness`` or
+            ``builtin:fairness``; or a Hub dataset, ``org/name``, ``org/name:split`` or
+            ``org/name:config/split``, with ``@revision`` for a revision.
+        prompt_field: Column of the prompts, where it is none of the known ones.
+        positive_field: Column of the positive completions, likewise.
+        negative_field: Column of the negative completions, likewise.
+        limit: Keep a random sample of this many demonstrations. The source is then read twice, and of JSON lines, CSV
+            and Parquet no more than the sample is in memory, however many rows there are.
+        seed: Seed of that sample.
+
+    Returns:
+        The demonstrations, in the order of the source, and where they were read.
+
+    Raises:
+        InputError: The source is missing, cannot be read, or has unknown columns; a row has an empty text, or equal
+            completions; fewer than two demonstrations remain.
+    """
+    if limit is not None and limit < 2:
+        raise InputError(f"A limit of {limit} is too low: at least 2 demonstrations are needed.")
+    with _opened(source) as table:
+        label, remarks = table.label, Counter[str]()
+        fields = Fields(prompt_field, positive_field, negative_field)
+        if limit is None:
+            demonstrations = list(_read(table, fields, remarks))
+        else:  # counted first and read again, so that no more than the sample is ever in memory
+            count = sum(1 for _ in _read(table, fields, remarks))
+            chosen = set(random.Random(seed).sample(range(count), min(limit, count)))
+            read = enumerate(_read(table, fields, Counter()))
+            demonstrations = [demonstration for index, demonstration in read if index in chosen]
+    for remark, number in remarks.items():
+        if remark != _ROWS:
+            logger.warning("%s: %d of %d rows %s.", label, number, remarks[_ROWS], remark)
+    if len(demonstrations) < 2:
+        raise InputError(f"{label}: {len(demonstrations)} demonstration(s) to fit on; at least 2 are needed.")
+    duplicates = len(demonstrations) - len(set(demonstrations))
+    if duplicates:
+        logger.warning("%s: %d demonstrations repeat another one; each counts.", label, duplicates)
+    origin = DemonstrationOrigin(label, prompt_field, positive_field, negative_field, limit, seed)
+    return LoadedDemonstrations(demonstrations, origin)
+
+
+def _checked(demonstration: Demonstration) -> Demonstration:
+    if demonstration.positive.strip() == demonstration.negative.strip():
+        raise InputError(
+            f"{demonstration.source}: the positive and the negative completion are equal, so there is no contrast "
+            "to learn. Change one or remove the row."
+        )
+    return demonstration
+
+
+def _read(table: Table, fields: Fields, remarks: Counter[str]) -> Iterator[Demonstration]:
+    """The checked demonstrations of a table, whose rows are counted by what there is to remark about them."""
+    convention: ColumnFormat | None = None
+    for where, row in table:
+        convention = convention or recognise(row.keys(), fields, table.label)
+        reading = convention.read(row, where)
+        remarks[_ROWS] += 1
+        if reading.remark is not None:
+            remarks[reading.remark] += 1
+        if reading.contrast is not None:
+            yield _checked(Demonstration(*reading.contrast, source=where))
+    if convention is None:
+        raise InputError(f"{table.label}: there are no rows in it.")
+
+
+@contextmanager
+def _opened(source: str | Path) -> Iterator[Table]:
+    text = str(source)
+    if not text.startswith("builtin:"):
+        yield open_table(source)
+        return
+    name = text.removeprefix("builtin:")
+    if name not in BUILTIN:
+        known = " and ".join(f"builtin:{one}" for one in BUILTIN)
+        raise InputError(f"There are no built-in demonstrations {name!r}; there are {known}.")
+    with as_file(files("sea_export") / "data" / f"{name}.jsonl") as builtin:
+        yield Table(text, partial(read_json_lines, builtin, text))

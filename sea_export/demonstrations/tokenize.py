@@ -1,0 +1,247 @@
+"""Demonstrations as token ids: put into a template, and cut where the completion begins."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from sea_export.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sea_export.demonstrations.demonstration import Demonstration
+
+__all__ = ["TEMPLATES", "TokenizedDemonstration", "tokenize"]
+
+TEMPLATES = ("qa", "chat", "none")
+
+# Stands for a prompt while the chat template's own text around it is found. No template contains it: its first and
+# its last character are for private use.
+_PLACEHOLDER = "\ue000prompt\ue000"
+
+logger = logging.getLogger(__name__)
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenizedDemonstration:
+    """A demonstration as token ids: a model reads ``prompt + positive`` and ``prompt + negative``.
+
+    Attributes:
+        prompt: Tokens of the prompt in its template; at least one.
+        positive: Tokens of the positive completion alone; at least one.
+        negative: Tokens of the negative completion alone; at least one.
+        source: Where the demonstration was read, for messages.
+    """
+
+    prompt: Tokens
+    positive: Tokens
+    negative: Tokens
+    source: str
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of text, tokenized on its own. Special tokens written in it count as such only if it is markup."""
+
+    text: str
+    markup: bool = False
+
+
+Pieces = tuple[_Piece, ...]
+
+
+def tokenize(
+    demonstrations: Sequence[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "qa",
+    context_length: int | None = None,
+) -> tuple[TokenizedDemonstration, ...]:
+    """Put demonstrations into a template and tokenize them.
+
+    The prompt's tokens are the same whatever follows. Prompt and completion are tokenized as one text, and the
+    completion is what comes after the prompt's tokens; where the tokenizer merges across that boundary, the
+    completion is tokenized on its own. Text of a demonstration that is spelt like a special token stays text.
+
+    Args:
+        demonstrations: The demonstrations.
+        tokenizer: The model's tokenizer.
+        template: ``qa``: "Q: <prompt>", a new line, "A: <completion>"; ``chat``: the tokenizer's own chat template,
+            up to the place where the assistant answers; ``none``: the prompt as it is. In ``qa`` and ``none`` a
+            space comes before a completion unless there is whitespace already, and the text begins with the special
+            tokens that the tokenizer begins texts with; it never ends with one.
+        context_length: The longest text the model reads, in tokens: a longer one loses the end of its completion.
+
+    Returns:
+        The tokenized demonstrations, in the same order.
+
+    Raises:
+        InputError: An unknown template, a tokenizer without a usable chat template, a prompt or completion without
+            tokens, a prompt that leaves no room for its completions, or completions with equal tokens.
+    """
+    if template not in TEMPLATES:
+        raise InputError(f"There is no template {template!r}; the known ones are {', '.join(TEMPLATES)}.")
+    if not demonstrations:
+        return ()
+    special = _special_tokens(tokenizer)
+    place = _place(tokenizer, template, special)
+    prompts = [place(one) for one in demonstrations]
+    prompt_tokens = _encode(tokenizer, prompts)
+    leading = () if template == "chat" else _leading_tokens(tokenizer, prompts[0])
+
+    def completion_tokens(completions: list[str]) -> list[Tokens]:
+        if template != "chat":
+            completions = [_separated(*pair) for pair in zip(prompts, completions, strict=True)]
+        return _encode_completions(tokenizer, special, prompts, prompt_tokens, completions)
+
+    positive = completion_tokens([one.positive for one in demonstrations])
+    negative = completion_tokens([one.negative for one in demonstrations])
+    tokens = zip(prompt_tokens, positive, negative, demonstrations, strict=True)
+    whole = [TokenizedDemonstration(leading + prompt, yes, no, one.source) for prompt, yes, no, one in tokens]
+    fitted = tuple(_fitted(one, context_length) for one in whole)
+    shortened = sum(one != before for one, before in zip(fitted, whole, strict=True))
+    if shortened:
+        message = "%d of %d demonstrations do not fit into a context of %d tokens and lose the end of a completion."
+        logger.warning(message, shortened, len(fitted), context_length)
+    return fitted
+
+
+def _fitted(demonstration: TokenizedDemonstration, context_length: int | None) -> TokenizedDemonstration:
+    """The demonstration cut to the context length, checked to be usable."""
+    source, prompt = demonstration.source, demonstration.prompt
+    if not (prompt and demonstration.positive and demonstration.negative):
+        raise InputError(
+            f"{source}: its prompt or a completion has no tokens, so the tokenizer does not know its text."
+        )
+    room = None if context_length is None else context_length - len(prompt)
+    if room is not None and room < 1:
+        raise InputError(
+            f"{source}: its prompt has {len(prompt)} tokens and leaves no room for a completion of "
+            f"{len(demonstration.positive)} in a context of {context_length}. Shorten the prompt or remove the row."
+        )
+    positive, negative = demonstration.positive[:room], demonstration.negative[:room]
+    if positive == negative:
+        cut = f" once cut to a context of {context_length}" if demonstration.positive != demonstration.negative else ""
+        raise InputError(f"{source}: its two completions have the same tokens{cut}. Change one or remove the row.")
+    return TokenizedDemonstration(prompt, positive, negative, source)
+
+
+# Templates
+
+
+def _place(
+    tokenizer: PreTrainedTokenizerBase, template: str, special: re.Pattern[str]
+) -> Callable[[Demonstration], Pieces]:
+    """A function that puts the prompt of a demonstration into the template."""
+    if template == "chat":
+        return _chat_template(tokenizer, special)
+    if template == "qa":
+        return lambda one: (_Piece(f"Q: {one.prompt}\nA:"),)
+    return lambda one: (_Piece(one.prompt),)
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> Callable[[Demonstration], Pieces]:
+    """The same for the tokenizer's chat template."""
+    advice = "Use --template qa."
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(f"The tokenizer has no chat template. {advice}")
+
+    def render(prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, ValueError) as error:
+            raise InputError(f"The tokenizer's chat template fails on a question ({error}). {advice}") from error
+
+    before, found, after = render(_PLACEHOLDER).partition(_PLACEHOLDER)
+    if not found:
+        raise InputError(f"The tokenizer's chat template does not repeat the question. {advice}")
+
+    def place(demonstration: Demonstration) -> Pieces:
+        text = render(demonstration.prompt)
+        if not special.search(demonstration.prompt):
+            return (_Piece(text, markup=True),)
+        # The prompt is what stands between the template's own words, not itself: many templates trim it.
+        prompt = text[len(before) : len(text) - len(after)]
+        if before + prompt + after != text:
+            raise InputError(
+                f"{demonstration.source}: its prompt has what is spelt like a special token, and cannot be told "
+                f"from the chat template's own text. {advice}"
+            )
+        return _Piece(before, markup=True), _Piece(prompt), _Piece(after, markup=True)
+
+    return place
+
+
+def _separated(prompt: Pieces, completion: str) -> str:
+    """The completion behind what separates it from a prompt in plain text."""
+    return completion if prompt[-1].text[-1].isspace() or completion[0].isspace() else f" {completion}"
+
+
+# Tokens
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds what is spelt like a special token."""
+    spellings = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
+
+
+def _leading_tokens(tokenizer: PreTrainedTokenizerBase, example: Pieces) -> Tokens:
+    """The special tokens that the tokenizer begins every text with, without those that it ends texts with."""
+    (piece,) = example
+    (plain,) = _encode(tokenizer, [example])
+    whole = tuple(tokenizer(piece.text, split_special_tokens=True)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    raise InputError("The tokenizer's special tokens cannot be told from the text around them. Use --template chat.")
+
+
+def _encode_completions(
+    tokenizer: PreTrainedTokenizerBase,
+    special: re.Pattern[str],
+    prompts: Sequence[Pieces],
+    prompt_tokens: Sequence[Tokens],
+    completions: Sequence[str],
+) -> list[Tokens]:
+    """What prompt and completion have after the prompt's tokens, or the tokens of the completion alone."""
+    whole = _encode(tokenizer, [_continued(*pair, special) for pair in zip(prompts, completions, strict=True)])
+    alone = _encode(tokenizer, [(_Piece(completion),) for completion in completions])
+    return [
+        tokens[len(prompt) :] if tokens[: len(prompt)] == prompt else own
+        for prompt, tokens, own in zip(prompt_tokens, whole, alone, strict=True)
+    ]
+
+
+def _continued(prompt: Pieces, completion: str, special: re.Pattern[str]) -> Pieces:
+    """Prompt and completion as one text, unless the completion has what would count as a special token there."""
+    *before, last = prompt
+    if last.markup and special.search(completion):
+        return *prompt, _Piece(completion)
+    return *before, _Piece(last.text + completion, last.markup)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Pieces]) -> list[Tokens]:
+    """The tokens of every text, without special tokens around it; equal pieces are tokenized once."""
+    tokens: dict[_Piece, Tokens] = {}
+    for markup in (False, True):
+        pieces = list({piece: None for text in texts for piece in text if piece.markup == markup})
+        if pieces:
+            batch = tokenizer(
+                [piece.text for piece in pieces],
+                add_special_tokens=False,
+                split_special_tokens=not markup,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            tokens |= {piece: tuple(ids) for piece, ids in zip(pieces, batch["input_ids"], strict=True)}
+    return [tuple(token for piece in text for token in tokens[piece]) for text in texts]

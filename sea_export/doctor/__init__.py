@@ -1,0 +1,1 @@
+"""Doctor: what this machine has, and what a job would cost on it."""

@@ -1,0 +1,224 @@
+"""One layer's edit: frozen tensors in factor form, applied to activations and folded into weights.
+
+Implements the editing half of Qiu et al., "Spectral Editing of Activations for Large Language Model Alignment",
+NeurIPS 2024 (arXiv 2405.09719). With U+ (d, k+) and U- (d, k-) the leading left singular vectors of Ω+ and Ω-,
+
+    P+ = U+ U+ᵀ,   P- = I - U- U-ᵀ,   M = P+ + P- = I + U+ U+ᵀ - U- U-ᵀ,   M' = D (I + s (M - I)),
+
+s the strength and D the diagonal of the normalization: 2⁻ˢ for `average`, a half at strength 1, so that strength 0
+edits nothing whatever the normalization. The edit of an activation h is M' h; a centred edit has
+μ + M' (h - μ) = M' h + (I - M') μ (`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
+
+A non-linear edit (Φ-SEA) is D (h + s (e - h)) with e = φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)), which is the above for φ(h) = h.
+The normalizations `token` and `sequence` take the place of D, with norms of the activations at hand: edited
+activations are scaled to the norm that they had, each token by itself, or each feature over all tokens of the call.
+
+**Where numbers end.** Every tensor of an edit is finite, or the fit is refused. Directions that demonstrations do not
+span are not edited: of constant activations, centred, and of activations that are zero throughout nothing is left to
+edit, and the edit is the identity (halved, for `average`). Activations of magnitude up to 1e15 have finite edits; in
+half precision the arithmetic is float32's, and what comes out beyond the dtype's range is infinite, as everywhere in a
+model. A row or a feature that becomes zero stays zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sea_export.edit.features import FeatureFunction
+from sea_export.errors import InputError
+from sea_export.options import RUN_TIME_NORMALIZATIONS, check_choice, why_unfoldable
+
+__all__ = ["LayerEdit"]
+
+
+@dataclass(frozen=True)
+class LayerEdit:
+    """The edit of one target: h ↦ M' h, plus a constant for centred edits, or a non-linear edit. Float32 tensors."""
+
+    positive: Tensor
+    """(d, k+) orthonormal columns U+: the directions that P+ keeps."""
+    negative: Tensor
+    """(d, k-) orthonormal columns U-: the directions that P- drops."""
+    identity: float
+    """Coefficient of I in I + s (M - I): 1, but 1 - s for `projections="positive"`."""
+    strength: float
+    """s: the coefficient of U+ U+ᵀ, and less that of U- U-ᵀ."""
+    scale: Tensor | None
+    """(d,) diagonal of D, or None for the identity."""
+    shift: Tensor | None
+    """(d,) (I - M') μ for centred edits, else None."""
+    reader: Tensor | None
+    """(d,) u with uᵀh ≈ 1, for `center="linear"`: the shift is then multiplied by uᵀh."""
+    positive_values: Tensor
+    """(r+,) all singular values of Ω+ (of Ω- for `projections="reversed"`), for reports."""
+    negative_values: Tensor
+    """(r-,) all singular values of Ω- (of Ω+ for `projections="reversed"`), for reports."""
+    relative_change: float
+    """‖edit of the (centred) neutral activations less themselves‖ / ‖H0‖, Frobenius norms, before a normalization
+    that is done at run time."""
+    signature: float
+    """The layer's signature value: see `sea_export.fitting.spectral.signature`."""
+    reader_error: float | None
+    """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
+    feature_function: str = "identity"
+    """φ: one of `FEATURE_FUNCTIONS`."""
+    length_scale: float = 1.0
+    """σ of φ."""
+    projections: str = "both"
+    """Which of P+ and P- make the edit: `both`, `positive` or `negative`."""
+    normalization: str = "none"
+    """`token` or `sequence`, else `none`: what can be done at fit time is in `scale`."""
+
+    def __post_init__(self) -> None:
+        check_choice("projections", self.projections, ("both", "positive", "negative"))
+        check_choice("normalization", self.normalization, ("none", *RUN_TIME_NORMALIZATIONS))
+
+    @property
+    def size(self) -> int:
+        """The hidden size d."""
+        return self.positive.shape[0]
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether folding the edit adds a constant, so that the writer must have a bias."""
+        return self.shift is not None and self.reader is None
+
+    @property
+    def first_share(self) -> float:
+        """Share of the squared spectrum of `positive_values` that its first direction explains; 0 for an empty one."""
+        values = self.positive_values.double()
+        energy = float(values.square().sum())
+        return float(values[0].square()) / energy if energy > 0 else 0.0
+
+    @property
+    def feature(self) -> FeatureFunction:
+        """φ."""
+        return FeatureFunction(self.feature_function, self.length_scale)
+
+    @property
+    def why_unfoldable(self) -> str | None:
+        """Why no weight can hold the edit, and what could be fitted instead; None for one that folds."""
+        return why_unfoldable(self.feature_function, self.normalization)
+
+    def linear(self, activations: Tensor) -> Tensor:
+        """The linear part of a linear edit, without the constant of an `affine` edit and run-time normalization.
+
+        Args:
+            activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
+
+        Returns:
+            (..., d) rows M' h, plus (I - M') μ (uᵀh) for `center="linear"`.
+        """
+        factors = self._cast(activations)
+        kept = (activations @ factors.positive) @ factors.positive.T
+        dropped = (activations @ factors.negative) @ factors.negative.T
+        edited = self.identity * activations + self.strength * (kept - dropped)
+        if factors.scale is not None:
+            edited = edited * factors.scale
+        if factors.shift is not None and factors.reader is not None:
+            edited = edited + (activations @ factors.reader)[..., None] * factors.shift
+        return edited
+
+    def nonlinear(self, activations: Tensor) -> Tensor:
+        """The non-linear edit D (h + s (φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)) - h)), without run-time normalization.
+
+        `projections` leaves out one of the two terms.
+
+        Args:
+            activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
+
+        Returns:
+            (..., d) rows.
+        """
+        factors, feature = self._cast(activations), self.feature
+        features = feature.forward(activations)
+        edited = torch.zeros_like(activations)
+        if self.projections != "negative":
+            kept = (features @ factors.positive) @ factors.positive.T
+            edited = edited + feature.inverse(kept, activations)
+        if self.projections != "positive":
+            dropped = (features @ factors.negative) @ factors.negative.T
+            edited = edited + feature.inverse(features - dropped, activations)
+        edited = activations + self.strength * (edited - activations)
+        return edited if factors.scale is None else edited * factors.scale
+
+    def transform(self, activations: Tensor) -> Tensor:
+        """`linear` or `nonlinear`, whichever the edit is."""
+        return self.linear(activations) if self.feature.is_identity else self.nonlinear(activations)
+
+    def apply(self, activations: Tensor) -> Tensor:
+        """The edit of rows h: see `transform`, with the constant of an `affine` edit and run-time normalization.
+
+        Args:
+            activations: (..., d) of any floating dtype; half precision is computed in float32. `sequence` takes its
+                norms over all of these rows.
+
+        Returns:
+            (..., d) in the dtype of `activations`.
+        """
+        wide = activations if activations.dtype == torch.float64 else activations.float()
+        edited = self.transform(wide)
+        if self.needs_bias:
+            assert self.shift is not None
+            edited = edited + self.shift.to(edited)
+        return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
+
+    def fold_bias(self, bias: Tensor | None) -> Tensor | None:
+        """b' = M' b + (I - M') μ, or None where neither the writer nor the edit has a constant.
+
+        Args:
+            bias: (d,) float32 or float64, or None for a writer without one.
+
+        Raises:
+            InputError: the edit is not linear.
+        """
+        self.require_foldable()
+        if bias is None:
+            return self.shift if self.needs_bias else None
+        return self.apply(bias)
+
+    def require_foldable(self) -> None:
+        """Raises InputError for an edit that no weight can hold."""
+        if self.why_unfoldable:
+            raise InputError(self.why_unfoldable)
+
+    def to(self, device: torch.device) -> LayerEdit:
+        """The same edit with its tensors on `device`."""
+        return self.map_tensors(lambda tensor: tensor.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The edit's tensors by field name, those that are None left out."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> LayerEdit:
+        """The same edit with `function` applied to each tensor."""
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **mapped)
+
+    def numbers(self) -> dict[str, float | str | None]:
+        """The edit's other fields, numbers and names, by name: together with `tensors`, all of it."""
+        optional = {"scale", "shift", "reader"}
+        names = [item.name for item in fields(self) if item.name not in self.tensors().keys() | optional]
+        return {name: getattr(self, name) for name in names}
+
+    def _cast(self, like: Tensor) -> LayerEdit:
+        if like.dtype == self.positive.dtype and like.device == self.positive.device:
+            return self
+        return self.map_tensors(lambda tensor: tensor.to(like))
+
+
+def _with_norms_of(before: Tensor, after: Tensor, normalization: str) -> Tensor:
+    """`after`, rescaled for `token` or `sequence` to the norms of `before`; both (..., d). Zeros stay zeros."""
+    if normalization == "token":
+        old, new = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
+    elif normalization == "sequence":
+        old, new = (rows.reshape(-1, rows.shape[-1]).norm(dim=0) for rows in (before, after))
+    else:
+        return after
+    return after * torch.where(new > 0, old / new, 1.0)

@@ -1,0 +1,158 @@
+"""The fitted edit of a model: what is done at each edited place, installed on live models, saved and loaded.
+
+What an edit computes is in `sea_export.edit.layer_edit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.storage import read_edit, write_edit
+from sea_export.errors import InputError
+from sea_export.model.targets import Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["EditHook", "SpectralEdit", "compose"]
+
+
+@dataclass(frozen=True)
+class SpectralEdit:
+    """A fitted edit of a model: for each target the layer edits that are applied to its output in turn.
+
+    A fit gives one layer edit a target; composition gives more. `provenance` is plain JSON data: the base model,
+    the demonstrations' digest and every option.
+    """
+
+    layers: Mapping[Target, tuple[LayerEdit, ...]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers or not all(self.layers.values()):
+            raise InputError("the edit names no layer, or one without an edit of it")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The edited places, by layer."""
+        return tuple(sorted(self.layers))
+
+    @property
+    def needs_bias(self) -> bool:
+        """Whether any writer must have a bias to hold the edit (`center="affine"`)."""
+        return any(edit.needs_bias for edits in self.layers.values() for edit in edits)
+
+    @property
+    def why_unfoldable(self) -> str | None:
+        """Why no weight can hold the edit, and what could be fitted instead; None for one that folds."""
+        reasons = (edit.why_unfoldable for edits in self.layers.values() for edit in edits)
+        return next(filter(None, reasons), None)
+
+    @property
+    def relative_change(self) -> float:
+        """The largest relative change of any layer: tiny means that the edit does nothing."""
+        return max(edit.relative_change for edits in self.layers.values() for edit in edits)
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """Installs the run-time edit on a live model, and takes it off again.
+
+        Args:
+            model: a causal language model of the architecture that the edit was fitted on.
+
+        Raises:
+            InputError: the model has no such layer, or another hidden size.
+        """
+        from sea_export.model.architecture import find_output_projections
+
+        writers = find_output_projections(model, self.targets)
+        with ExitStack() as hooks:
+            for writer in writers:
+                if writer.size != self.layers[writer.target][0].size:
+                    raise InputError(
+                        f"the edit has {self.layers[writer.target][0].size} features but {writer.module_name} "
+                        f"writes {writer.size}: it was fitted on another model"
+                    )
+            for writer in writers:
+                module = model.get_submodule(writer.module_name)
+                device = next(chain(module.parameters(), module.buffers())).device
+                edits: Sequence[LayerEdit] = self.layers[writer.target]
+                if device.type != "meta":  # weights that come and go: the edit goes to where the activations are
+                    edits = [edit.to(device) for edit in edits]
+                handle = module.register_forward_hook(EditHook(edits))
+                hooks.callback(handle.remove)
+            yield model
+
+    def save(self, directory: Path | str) -> None:
+        """Writes `sea_edit.safetensors` and `sea_edit.json` into `directory` (made if missing).
+
+        The same edit gives the same bytes.
+        """
+        layers = {str(target): self.layers[target] for target in self.targets}
+        write_edit(Path(directory), layers, self.provenance)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> SpectralEdit:
+        """Reads what `save` wrote; a checkpoint that sea-export wrote is accepted as well (its `sea_edit/`).
+
+        Raises:
+            InputError: there is no edit, or it is damaged or of a later format.
+        """
+        layers, provenance = read_edit(Path(directory))
+        try:
+            return cls(layers={Target.parse(text): edits for text, edits in layers.items()}, provenance=provenance)
+        except ValueError as error:
+            raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
+
+
+class EditHook:
+    """Forward hook that replaces a module's output (or the first of its outputs) by the edited one."""
+
+    def __init__(self, edits: Sequence[LayerEdit]) -> None:
+        self.edits = edits
+
+    def __call__(self, module: torch.nn.Module, inputs: object, output: Any) -> Any:
+        several = isinstance(output, (tuple, list))
+        edited = output[0] if several else output
+        for edit in self.edits:
+            edited = edit.apply(edited)
+        return type(output)((edited, *output[1:])) if several else edited
+
+
+def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
+    """The product of several edits, layer by layer: the first is applied first.
+
+    Args:
+        edits: at least one edit; they may edit different layers.
+
+    Raises:
+        InputError: the edits were fitted on models of different hidden size or on different bases.
+    """
+    if len(edits) == 1:
+        return edits[0]
+    sizes = {edit.size for member in edits for layer in member.layers.values() for edit in layer}
+    if len(sizes) > 1:
+        raise InputError(f"the edits have different hidden sizes ({sorted(sizes)}): they cannot be composed")
+    bases = [member.provenance.get("base") or {} for member in edits]
+    known = {tuple(sorted(base["weights"].values())): base.get("name") for base in bases if base.get("weights")}
+    if len(known) > 1:
+        raise InputError(
+            f"the edits were fitted on different weights ({', '.join(map(str, known.values()))}): fit all on one base"
+        )
+    layers: dict[Target, tuple[LayerEdit, ...]] = {}
+    for member in edits:
+        for target, layer in member.layers.items():
+            layers[target] = layers.get(target, ()) + layer
+    provenance = {
+        "base": edits[0].provenance.get("base"),
+        "composed": [dict(member.provenance) for member in edits],
+    }
+    return SpectralEdit(layers=layers, provenance=provenance)

@@ -1,0 +1,202 @@
+"""An edit on disk: `sea_edit.safetensors` with its tensors and `sea_edit.json` with everything else.
+
+What is read is checked against what an edit is before any tensor is loaded: somebody else may have written it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.errors import InputError
+from sea_export.files.reading import check_contained, read_json_object
+from sea_export.model.safetensors_header import read_header
+
+__all__ = ["read_edit", "write_edit"]
+
+_TENSORS_FILE = "sea_edit.safetensors"
+_DESCRIPTION_FILE = "sea_edit.json"
+_FORMAT_VERSION = 1
+
+_LARGEST_NUMBER = 1e30  # far beyond any that an edit has, and no infinity in float32
+_FACTORS = ("positive", "negative")
+_VECTORS = ("scale", "shift", "reader")
+_SPECTRA = ("positive_values", "negative_values")
+_NUMBERS = ("identity", "strength", "relative_change", "signature")
+_NUMBERS_OR_NONE = ("reader_error",)
+_DEFAULTS = {"feature_function": str, "length_scale": float, "projections": str, "normalization": str}
+"""What older edits lack, with the kind of its value."""
+
+
+def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], provenance: Mapping[str, Any]) -> None:
+    """Writes an edit into `directory` (made if missing). The same edit gives the same bytes.
+
+    Args:
+        directory: where.
+        layers: the edits of each place, by its name.
+        provenance: plain JSON data.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for target, edits in layers.items():
+        for position, edit in enumerate(edits):
+            for name, tensor in edit.tensors().items():
+                # A copy, since an edit composed with itself has tensors twice.
+                tensors[f"{target}.{position}.{name}"] = tensor.clone(memory_format=torch.contiguous_format)
+    description = {
+        "format_version": _FORMAT_VERSION,
+        "layers": {target: [edit.numbers() for edit in edits] for target, edits in layers.items()},
+        "provenance": dict(provenance),
+    }
+    save_file(tensors, directory / _TENSORS_FILE, metadata={"format": "pt"})
+    (directory / _DESCRIPTION_FILE).write_text(
+        json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def read_edit(directory: Path) -> tuple[dict[str, tuple[LayerEdit, ...]], dict[str, Any]]:
+    """Reads what `write_edit` wrote; a checkpoint that sea-export wrote is accepted as well (its `sea_edit/`).
+
+    Returns:
+        The edits of each place, by its name, and the provenance.
+
+    Raises:
+        InputError: there is no edit, or it is damaged or of a later format.
+    """
+    output = directory
+    if not (directory / _DESCRIPTION_FILE).exists() and (directory / "sea_edit").is_dir():
+        directory = directory / "sea_edit"
+    for file in (directory / _DESCRIPTION_FILE, directory / _TENSORS_FILE):
+        if not file.exists():
+            raise InputError(f"{directory} holds no edit: {_DESCRIPTION_FILE} and {_TENSORS_FILE} are expected there")
+        check_contained(file, output)
+    description = read_json_object(directory / _DESCRIPTION_FILE, unique_keys=True)
+    version = description.get("format_version")
+    if version != _FORMAT_VERSION:
+        raise InputError(
+            f"{directory} has edit format {version!r}, and this version reads {_FORMAT_VERSION}: upgrade sea-export"
+        )
+    try:
+        _check_description(description)
+        _check_shapes(directory / _TENSORS_FILE, description["layers"])
+        tensors = load_file(directory / _TENSORS_FILE)
+        layers = {
+            target: tuple(_layer_edit(edits[index], tensors, f"{target}.{index}.") for index in range(len(edits)))
+            for target, edits in description["layers"].items()
+        }
+    except (InputError, ValueError, SafetensorError, OSError) as error:
+        raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
+    return layers, description["provenance"]
+
+
+def _check_description(description: Mapping[str, Any]) -> None:
+    """Raises ValueError with the reason for a description that is not one of an edit."""
+    layers, provenance = description.get("layers"), description.get("provenance")
+    if not isinstance(layers, dict) or not isinstance(provenance, dict):
+        raise ValueError("it has no layers or no provenance")
+    for target, edits in layers.items():
+        if not isinstance(edits, list):
+            raise ValueError(f"{target} is no list of edits")
+        for numbers in edits:
+            _check_numbers(numbers, target)
+    base, demonstrations = provenance.get("base"), provenance.get("demonstrations")
+    if base is not None:
+        _check_base(base)
+    if demonstrations is not None and not (
+        isinstance(demonstrations, dict)
+        and _is_number(demonstrations.get("count"))
+        and isinstance(demonstrations.get("sha256"), str)
+    ):
+        raise ValueError("its demonstrations have no count and digest")
+    if not isinstance(provenance.get("options", {}), dict):
+        raise ValueError("its options are no object")
+    tuning = provenance.get("tuning")
+    if tuning is not None and not _is_tuning(tuning):
+        raise ValueError("how it was tuned is not as tune writes it")
+
+
+def _check_numbers(numbers: object, target: str) -> None:
+    if not isinstance(numbers, dict):
+        raise ValueError(f"an edit of {target} is no object")
+    for name in (*_NUMBERS, *_NUMBERS_OR_NONE):
+        if name not in numbers or not (
+            _is_number(numbers[name]) or (name in _NUMBERS_OR_NONE and numbers[name] is None)
+        ):
+            raise ValueError(f"{name} of {target} is no finite number")
+    for name, value in numbers.items():
+        if name in _DEFAULTS:
+            if not (_is_number(value) if _DEFAULTS[name] is float else isinstance(value, str)):
+                raise ValueError(f"{name} of {target} is {value!r}")
+        elif name not in (*_NUMBERS, *_NUMBERS_OR_NONE):
+            raise ValueError(f"{target} has {name!r}, which is nothing of an edit")
+
+
+def _check_base(base: object) -> None:
+    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
+        raise ValueError("its base has no name")
+    weights = base.get("weights")
+    if weights is not None and not (
+        isinstance(weights, dict) and all(isinstance(digest, str) for digest in weights.values())
+    ):
+        raise ValueError("its base's weights are no digests by file")
+    if not isinstance(base.get("revision"), (str, type(None))):
+        raise ValueError("its base's revision is no text")
+
+
+def _is_tuning(tuning: object) -> bool:
+    return (
+        isinstance(tuning, dict)
+        and all(isinstance(tuning.get(name), str) for name in ("benchmark", "metric", "pick"))
+        and all(_is_number(tuning.get(name)) for name in ("rows", "max_kl", "trials"))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
+
+
+def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raises ValueError for a file of other tensors than those of the edits, or of shapes that do not fit."""
+    stored = {tensor.name: tensor for tensor in read_header(path).tensors}
+    for target, edits in layers.items():
+        for position in range(len(edits)):
+            prefix = f"{target}.{position}."
+            own = {name: stored.pop(prefix + name, None) for name in (*_FACTORS, *_VECTORS, *_SPECTRA)}
+            missing = [name for name in (*_FACTORS, *_SPECTRA) if own[name] is None]
+            if missing:
+                raise ValueError(f"there is no tensor {prefix}{missing[0]}")
+            shapes = {name: tensor.shape for name, tensor in own.items() if tensor is not None}
+            if {tensor.dtype for tensor in own.values() if tensor is not None} != {torch.float32}:
+                raise ValueError(f"a tensor of {prefix[:-1]} is not stored in float32")
+            if not _fit(shapes):
+                raise ValueError(f"the tensors of {prefix[:-1]} do not fit one another")
+    if stored:
+        raise ValueError(f"there is a tensor {min(stored)}, which is nothing of the edit")
+
+
+def _fit(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether tensors of these shapes are those of one edit: (d, k) factors, (d,) vectors, (r,) spectra."""
+    sizes = {shapes[name][0] for name in (*_FACTORS, *_VECTORS) if shapes.get(name)}
+    return (
+        len(sizes) == 1
+        and all(len(shapes[name]) == 2 and shapes[name][1] <= shapes[name][0] for name in _FACTORS)
+        and all(len(shapes[name]) == 1 for name in (*_VECTORS, *_SPECTRA) if name in shapes)
+    )
+
+
+def _layer_edit(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> LayerEdit:
+    own = {name: tensors.get(prefix + name) for name in (*_FACTORS, *_VECTORS, *_SPECTRA)}
+    if not all(tensor.isfinite().all() for tensor in own.values() if tensor is not None):
+        raise ValueError(f"a tensor of {prefix[:-1]} is not finite")
+    fields: dict[str, Any] = {**own, **numbers}
+    edit = LayerEdit(**fields)
+    _ = edit.feature  # checks the name and its parameter
+    return edit

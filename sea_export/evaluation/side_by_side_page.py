@@ -1,0 +1,67 @@
+"""A comparison as a web page of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, StrictUndefined
+
+from sea_export.evaluation.side_by_side import Comparison
+
+__all__ = ["comparison_page"]
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ base }} and {{ edited }}</title>
+<style>
+  :root { color-scheme: light dark; }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.4rem; }
+  section { border-top: 1px solid #8888; padding: 1rem 0; break-inside: avoid; }
+  .prompt { font-weight: 600; margin: 0 0 .6rem; white-space: pre-wrap; }
+  .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem 2rem; }
+  .answers h2 { font-size: .8rem; margin: 0; opacity: .7; font-weight: 600; }
+  .answers p { margin: .2rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+  del { background: #d55e0033; text-decoration: line-through; text-decoration-color: #d55e00; }
+  ins { background: #0072b233; text-decoration: underline; text-decoration-color: #0072b2; }
+</style>
+</head>
+<body>
+<h1>{{ base }} and {{ edited }}</h1>
+<p>{{ different }} of {{ comparisons | length }} greedy answers differ. <del>Struck through</del>: only in the answer of
+{{ base }}. <ins>Underlined</ins>: only in that of {{ edited }}.</p>
+{% for one in comparisons %}
+<section>
+<p class="prompt" dir="auto">{{ one.prompt }}</p>
+<div class="answers">
+<div><h2>{{ base }}</h2>
+<p dir="auto">{% for piece in one.base %}\
+{% if piece.changed %}<del>{{ piece.text }}</del>{% else %}{{ piece.text }}{% endif %}\
+{% endfor %}</p></div>
+<div><h2>{{ edited }}</h2>
+<p dir="auto">{% for piece in one.edited %}\
+{% if piece.changed %}<ins>{{ piece.text }}</ins>{% else %}{{ piece.text }}{% endif %}\
+{% endfor %}</p></div>
+</div>
+</section>
+{% endfor %}
+</body>
+</html>
+"""
+
+
+def comparison_page(base: str, edited: str, comparisons: Sequence[Comparison]) -> str:
+    """The page, with everything that models or users wrote escaped.
+
+    Args:
+        base: what the base is called.
+        edited: what the edited model is called.
+        comparisons: the answers.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    different = sum(one.differs for one in comparisons)
+    return environment.from_string(_PAGE).render(base=base, edited=edited, comparisons=comparisons, different=different)

@@ -1,0 +1,1 @@
+"""`--format adapter`: the edit as a PEFT adapter beside the base."""

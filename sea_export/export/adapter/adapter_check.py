@@ -1,0 +1,164 @@
+"""Is a written adapter the edit? Put on the base by PEFT in memory, and read back weight by weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
+from sea_export.export.adapter.build import PREFIX, EditedWeight, edited_weights, read_weight
+from sea_export.export.adapter.parameter_lora import parameter_change
+from sea_export.files.reading import check_contained, read_json_object
+from sea_export.model.safetensors_header import read_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["adapter_problems", "base_of_adapter", "read_adapter", "with_adapter"]
+
+# What rounding may leave between W' and the adapted W, relative to W': in float32, and in a quantized base's kernels.
+_TOLERANCE = 1e-5
+_QUANTIZED_TOLERANCE = 1e-2
+
+
+@contextmanager
+def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
+    """Puts an adapter on a model in memory, and takes it off again.
+
+    Args:
+        model: the base.
+        directory: the adapter's.
+
+    Raises:
+        SeaExportError: PEFT cannot load it.
+    """
+    from peft import PeftModel
+
+    modules = read_json_object(directory / ADAPTER_CONFIG)["target_modules"]
+    # An adapter may replace biases of the base, which PEFT does not undo.
+    biases = {name: getattr(model.get_submodule(name), "bias", None) for name in modules}
+    kept = {name: bias.clone() for name, bias in biases.items() if isinstance(bias, Tensor)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the rank report says already: biases that cannot be merged
+        try:
+            adapted = PeftModel.from_pretrained(model, str(directory))
+        except (ValueError, KeyError, RuntimeError, OSError) as error:
+            raise SeaExportError(f"PEFT cannot load {directory.name}: {str(error).splitlines()[0]}") from error
+        try:
+            yield
+        finally:
+            adapted.unload()
+            for name, bias in kept.items():
+                model.get_parameter(f"{name}.bias").copy_(bias)
+
+
+def adapter_problems(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> tuple[float, list[str]]:
+    """Compares the weights that a written adapter makes of the base's with the edited ones.
+
+    Args:
+        directory: the adapter's.
+        edit: the edit that it claims to hold.
+        plan: the adapter as it should be.
+
+    Returns:
+        The largest ‖adapted W - W'‖ / ‖W' - W‖ of any weight, and what is not as it should be, in sentences.
+
+    Raises:
+        InputError: it has another config or other tensors than the edit's adapter.
+    """
+    adapter = plan.adapter
+    config, tensors = read_adapter(directory, plan)
+    tolerance = _TOLERANCE if plan.stored_weights else _QUANTIZED_TOLERANCE
+    allowed = {module.module: module.relative_error for module in adapter.modules}
+    largest, wrong = 0.0, []
+    for part in edited_weights(edit, plan.writers, plan.read):
+        if part.module not in allowed:
+            continue
+        weight = read_weight(part.weight, plan.read)
+        edited = part.fold(weight)
+        distance = (_adapted_weight(weight, part, tensors, config) - edited).norm()
+        change = (edited - weight).norm()
+        largest = max(largest, float(distance / change))
+        limit = allowed[part.module] * change + tolerance * edited.norm()
+        if not distance <= limit or not _same_bias(part, tensors):
+            wrong.append(part.module)
+    if wrong:
+        return largest, [f"the adapter does not make the edited weights of {', '.join(wrong)}"]
+    return largest, []
+
+
+def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors of a written adapter.
+
+    Args:
+        directory: the adapter's.
+        plan: the adapter as it should be.
+
+    Raises:
+        InputError: it has another config, or tensors of other names or shapes. PEFT, which follows the config of an
+            adapter wherever it leads, is then not to load it.
+    """
+    adapter = plan.adapter
+    config = read_json_object(directory / ADAPTER_CONFIG)
+    free = {"base_model_name_or_path", "revision"}  # they may name another copy of the same base
+    if {key: value for key, value in config.items() if key not in free} != {
+        key: value for key, value in adapter.config.items() if key not in free
+    }:
+        raise InputError(f"{ADAPTER_CONFIG} of {directory.name} is not that of the edit's adapter")
+    check_contained(directory / ADAPTER_WEIGHTS, directory)
+    stored = {tensor.name: (tensor.shape, tensor.dtype) for tensor in read_header(directory / ADAPTER_WEIGHTS).tensors}
+    if stored != {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in adapter.tensors.items()}:
+        raise InputError(f"{ADAPTER_WEIGHTS} of {directory.name} does not hold the tensors of the edit's adapter")
+    return config, load_file(directory / ADAPTER_WEIGHTS)
+
+
+def base_of_adapter(directory: Path) -> str:
+    """What an adapter calls its base: a Hub id or a path.
+
+    Raises:
+        InputError: it has no config, or one that names none.
+    """
+    name = read_json_object(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{ADAPTER_CONFIG} of {directory.name} names no base: give it with --base")
+    return name
+
+
+def _adapted_weight(
+    weight: Tensor, part: EditedWeight, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Tensor:
+    own = {name: tensors.get(f"{PREFIX}{part.module}.{name}") for name in _NAMES}
+    b, a, magnitude = own["lora_B.weight"], own["lora_A.weight"], own["lora_magnitude_vector.weight"]
+    assert b is not None
+    assert a is not None
+    rank = config["rank_pattern"].get(part.module, config["r"])
+    scaling = config["alpha_pattern"].get(part.module, config["lora_alpha"]) / rank
+    if part.weight.experts:
+        return weight + scaling * parameter_change(part.weight, len(weight), a.double(), b.double())
+    adapted = weight + scaling * b.double() @ a.double()
+    if magnitude is None:
+        return adapted
+    return (magnitude.double() / adapted.norm(dim=1))[:, None] * adapted
+
+
+_NAMES = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight")
+
+
+def _same_bias(part: EditedWeight, tensors: Mapping[str, Tensor]) -> bool:
+    stored = tensors.get(f"{PREFIX}{part.module}.lora_B.bias")
+    expected = part.constant
+    if stored is None:
+        stored = tensors.get(f"{PREFIX}{part.module}.base_layer.bias")
+        expected = part.bias if stored is not None else part.constant
+    if stored is None or expected is None:
+        return expected is None and (stored is None or not stored.any())
+    return torch.allclose(stored.double(), expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max()))

@@ -1,0 +1,268 @@
+"""From an edit and a base to an adapter, its files and what is to be known about it before they are written."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.export.adapter.build import Adapter, build_adapter, check_parameters, no_place_for_constant
+from sea_export.export.stored_layout import StoredParameter
+from sea_export.export.stored_projections import StoredProjections
+from sea_export.model.architecture import OutputProjection
+from sea_export.model.base import BaseModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdapterPlan", "check_adapter", "plan_adapter"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_BASIS_ROWS = 1024
+_VLLM_DEFAULT_RANK = 16
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """An adapter, and where what it was made of comes from."""
+
+    adapter: Adapter
+    writers: tuple[OutputProjection, ...]
+    read: Callable[[str], Tensor]
+    """Gives a parameter of the base by its name in the model."""
+    rank_cap: int | None
+    stored_weights: tuple[str, ...]
+    """Stored names of the weights that a merge would rewrite; none for a quantized base."""
+    merged_bytes: int | None
+    """Bytes of those weights; None for a quantized base."""
+    dial: float | None
+    """The strength v of the edit, if at scale s the adapter is the edit of strength v s; None if it is not."""
+    local_base: bool
+    """Whether the base is named by a path of this machine."""
+
+    def details(self) -> dict[str, Any]:
+        """What the manifest says about the adapter."""
+        adapter = self.adapter
+        return {
+            "kind": self.kind,
+            "exact": adapter.exact,
+            "dial": self.dial,
+            "replaces_biases": adapter.config["bias"] != "none",
+            "rank_cap": self.rank_cap,
+            "bytes": adapter.size,
+            "merged_bytes": self.merged_bytes,
+            "modules": [asdict(module) for module in adapter.modules],
+        }
+
+    @property
+    def kind(self) -> str:
+        """`LoRA` or `DoRA`, and whether it has biases."""
+        config = self.adapter.config
+        if config["lora_bias"]:
+            return "LoRA with biases"
+        if config["bias"] == "lora_only":
+            return "DoRA with the base's biases edited"
+        return "DoRA" if config["use_dora"] else "LoRA"
+
+    def remarks(self) -> list[str]:
+        """The rank report: ranks, size, who can load it, and whether merging is the better choice. One line each."""
+        adapter, modules = self.adapter, self.adapter.modules
+        exact = [module.exact_rank for module in modules]
+        lines = [
+            f"Adapter: {self.kind}, {_megabytes(adapter.size)}, {len(modules)} modules; exact ranks "
+            f"{', '.join(map(str, exact))}."
+        ]
+        if not adapter.exact:
+            errors = [module.relative_error for module in modules]
+            lines.append(
+                f"Cut to rank {self.rank_cap}, it is not the edit but the nearest of that rank: the change of a weight "
+                f"is off by {min(errors):.1%} to {max(errors):.1%} of its norm."
+            )
+        if self.merged_bytes is not None and adapter.size >= self.merged_bytes:
+            lines.append(
+                f"It is larger than the weights that it edits ({_megabytes(self.merged_bytes)}): --format merged is "
+                "the better choice, unless the base has to be shared."
+            )
+        lines.append(_who_loads(adapter.config))
+        weights = [weight for writer in self.writers for weight in writer.weights]
+        if adapter.config["lora_bias"] and any(weight.bias is None for weight in weights):
+            lines.append("PEFT cannot merge it into the base, whose edited modules have no biases to merge into.")
+        if self.local_base:
+            lines.append(
+                f"{ADAPTER_CONFIG} names the base by its path on this machine, where alone it loads: "
+                "give the base as a Hub id to publish the adapter."
+            )
+        return lines
+
+
+def check_adapter(base: BaseModel, stored: StoredProjections, *, needs_bias: bool, scaled: bool) -> None:
+    """Raises InputError for what can be known before a fit: that no adapter could hold the edit on this base.
+
+    Args:
+        base: the base.
+        stored: what `find_stored_projections` found.
+        needs_bias: whether the edit adds a constant.
+        scaled: whether the edit scales rows, and the adapter must be exact.
+    """
+    _location(base)
+    weights = [weight for writer in stored.writers for weight in writer.weights]
+    biases = any(weight.bias is not None for weight in weights)
+    check_parameters(stored.writers, scaled=scaled, constant=needs_bias or biases)
+    for weight in weights:
+        if needs_bias and scaled and weight.bias is None:
+            raise InputError(no_place_for_constant(weight))
+
+
+def plan_adapter(
+    edit: SpectralEdit,
+    base: BaseModel,
+    stored: StoredProjections,
+    *,
+    rank: int | None,
+    load: Callable[[], PreTrainedModel],
+) -> AdapterPlan:
+    """Makes the adapter of an edit.
+
+    Args:
+        edit: the edit.
+        base: the base, from which one weight is read at a time.
+        stored: what `find_stored_projections` found for the edit's targets.
+        rank: see `build_adapter`.
+        load: gives the base in memory. It is asked for quantized bases only, whose weights are not stored as such.
+
+    Raises:
+        InputError: see `build_adapter`; or the base is no model that transformers could load beside the adapter.
+        SeaExportError: see `build_adapter`.
+    """
+    parameters = stored.parameters
+    read: Callable[[str], Tensor] = _CheckpointReader(base, parameters) if parameters else _ModelReader(load())
+    weights = tuple(
+        part
+        for writer in stored.writers
+        for weight in writer.weights
+        if weight.name in parameters
+        for part in parameters[weight.name].parts
+    )
+    spans = [base.checkpoint.tensors[name] for name in weights]
+    adapter = build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank)
+    _check_names(adapter, stored.model)
+    return AdapterPlan(
+        adapter=adapter,
+        writers=stored.writers,
+        read=read,
+        rank_cap=rank,
+        stored_weights=weights,
+        merged_bytes=sum(span.end - span.start for span in spans) if parameters else None,
+        dial=_dial(edit, adapter),
+        local_base=base.revision is None,
+    )
+
+
+def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
+    """Raises InputError unless PEFT puts every tensor of an adapter into the model where it belongs.
+
+    As transformers does, PEFT renames what it loads for some architectures, and not always as it should.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    config = {key: value for key, value in adapter.config.items() if key not in ("peft_type", "revision")}
+    tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in adapter.tensors.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the model has no weights
+        adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**config), low_cpu_mem_usage=True)
+        try:
+            report: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
+        except RuntimeError as error:  # tensors of other shapes than it expects
+            raise InputError(
+                f"the installed PEFT has another layout for experts such as those of {type(model).__name__}: upgrade "
+                "it, or choose --format merged or custom-code"
+            ) from error
+    if lost := report.unexpected_keys:
+        raise InputError(
+            f"PEFT does not find the place of {lost[0]} in {type(model).__name__}, whose tensors it renames: choose "
+            "--format merged or custom-code"
+        )
+
+
+def _dial(edit: SpectralEdit, adapter: Adapter) -> float | None:
+    layers = [layer for product in edit.layers.values() for layer in product]
+    strengths = {layer.strength for layer in layers}
+    scaled = any(layer.scale is not None or layer.identity != 1 for layer in layers)
+    if scaled or not adapter.exact or len(layers) != len(edit.layers) or len(strengths) != 1:
+        return None
+    return strengths.pop()
+
+
+def _location(base: BaseModel) -> str:
+    if base.location is None:
+        raise InputError(
+            f"an adapter is loaded beside its base, and {base.name} had to be "
+            f"{'dequantized' if base.dequantized else 'converted from a .gguf file'} first: choose --format merged, or "
+            "give a base that transformers loads by itself"
+        )
+    return base.location
+
+
+@dataclass(frozen=True)
+class _CheckpointReader:
+    base: BaseModel
+    parameters: Mapping[str, StoredParameter]
+
+    def __call__(self, name: str) -> Tensor:
+        return self.parameters[name].read(self.base.checkpoint)
+
+
+@dataclass(frozen=True)
+class _ModelReader:
+    """Reads what linear maps compute with, whatever they store: a quantized one is asked for it basis by basis."""
+
+    model: PreTrainedModel
+
+    @torch.inference_mode()
+    def __call__(self, name: str) -> Tensor:
+        module_name, _, leaf = name.rpartition(".")
+        module: Any = self.model.get_submodule(module_name)
+        if leaf == "bias" or type(module) in (nn.Linear, Conv1D):
+            parameter: Tensor = getattr(module, leaf)
+            return parameter.detach()
+        bias, module.bias = module.bias, None
+        try:
+            basis = torch.eye(module.in_features, device=self.model.device, dtype=self.model.dtype)
+            return torch.cat([module(rows) for rows in basis.split(_BASIS_ROWS)]).T
+        finally:
+            module.bias = bias
+
+
+def _who_loads(config: Mapping[str, Any]) -> str:
+    rank = config["r"]
+    if config["use_dora"]:
+        return (
+            "It loads in transformers and PEFT. Row scales are held by DoRA, which vLLM and llama.cpp do not have: "
+            "merge for them, or take the approximation of --adapter-rank."
+        )
+    if config["lora_bias"]:
+        return "It loads in transformers and PEFT. It has biases, which vLLM and llama.cpp do not read: merge for them."
+    if rank <= _VLLM_DEFAULT_RANK:
+        return f"Rank {rank}: programs that cap the rank (vLLM at {_VLLM_DEFAULT_RANK} unless told otherwise) take it."
+    fitting = next((cap for cap in _VLLM_RANKS if cap >= rank), None)
+    if fitting is None:
+        return f"Rank {rank} is more than vLLM takes ({_VLLM_RANKS[-1]}): merge for it, or cut it with --adapter-rank."
+    return (
+        f"Rank {rank}: vLLM takes up to {_VLLM_DEFAULT_RANK} unless told otherwise, and this one with "
+        f"--max-lora-rank {fitting}."
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.3g} MB"

@@ -1,0 +1,39 @@
+"""Adapters on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+
+from sea_export.export.write_report import WriteReport
+from sea_export.files.digests import file_digest
+from sea_export.model.base import BaseModel
+
+if TYPE_CHECKING:
+    pass
+from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
+
+__all__ = ["write_adapter"]
+
+
+def write_adapter(plan: AdapterPlan, base: BaseModel, directory: Path) -> WriteReport:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`. The same adapter gives the same bytes.
+
+    Args:
+        plan: the adapter.
+        base: the base, whose weight files are digested: the adapter belongs to them.
+        directory: an existing directory.
+    """
+    text = json.dumps(plan.adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    save_file(dict(plan.adapter.tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    return WriteReport(
+        base_digests={file: file_digest(base.checkpoint.directory / file) for file in base.checkpoint.weight_files},
+        digests={file: file_digest(directory / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+        edited=plan.stored_weights or tuple(f"{module.module}.weight" for module in plan.adapter.modules),
+        unchanged=(),
+        added=tuple(plan.adapter.tensors),
+    )

@@ -1,0 +1,110 @@
+"""Is a written custom-code export the base with the edit beside it, and is its code the code that we write?"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sea_export.export.custom_code.code_plan import CODE_FILE, CodePlan
+from sea_export.files.reading import open_file, read_json, read_json_object
+from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.diff import CheckpointDifference
+
+__all__ = ["code_problems", "has_own_code", "other_code"]
+
+_TOLERANCE = 1e-5
+_MAXIMUM_CODE_BYTES = 1_000_000  # a hundred times what is written
+_FILES_THAT_NAME_CODE = (
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def has_own_code(directory: Path, plan: CodePlan) -> bool:
+    """Whether loading an export runs the code that this version of sea-export writes for it, and no other.
+
+    Args:
+        directory: the export's.
+        plan: the export as it should be.
+    """
+    try:
+        with open_file(directory / CODE_FILE) as stream:
+            code = stream.read(_MAXIMUM_CODE_BYTES).decode()
+        return (
+            other_code(directory) is None
+            and _statements(code) == _statements(plan.source)
+            and read_json(directory / "config.json") == plan.config
+        )
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of deeply nested code
+        return False
+
+
+def other_code(directory: Path) -> str | None:
+    """The file by which code that is not the model's own runs when a model that is trusted to bring code is loaded.
+
+    Args:
+        directory: the model's.
+
+    Raises:
+        InputError: a file that would say so cannot be read.
+    """
+    for file in _FILES_THAT_NAME_CODE:
+        if (directory / file).exists() and "auto_map" in read_json_object(directory / file):
+            return file
+    generation = Path("custom_generate", "generate.py")
+    return generation.as_posix() if (directory / generation).exists() else None
+
+
+def _statements(source: str) -> str:
+    """What a module does: all of it but the text that it begins with, which names where it comes from."""
+    tree = ast.parse(source)
+    return ast.dump(ast.Module(tree.body[ast.get_docstring(tree) is not None :], []))
+
+
+def code_problems(directory: Path, plan: CodePlan, difference: CheckpointDifference) -> list[str]:
+    """What contradicts: every tensor of the base is there as it was, and the edit's beside them, and nothing else.
+
+    Args:
+        directory: the export's.
+        plan: the export as it should be.
+        difference: of the base and the export.
+    """
+    problems = []
+    changed = {*difference.tensors_changed, *difference.tensors_only_in_a, *difference.tensors_of_other_form}
+    if changed:
+        problems.append(f"tensors of the base are not as they were: {', '.join(sorted(changed))}")
+    if set(difference.tensors_only_in_b) != plan.tensors.keys():
+        names = sorted(set(difference.tensors_only_in_b) ^ plan.tensors.keys())
+        problems.append(f"tensors that are not the edit's are in the checkpoint, or some of the edit's not: {names}")
+        return problems
+    written = Checkpoint.open(directory)
+    stored = {name: written.read(name) for name in plan.tensors}
+    wrong = [name for name in plan.tensors if not _same(name, stored, plan.tensors)]
+    if wrong:
+        problems.append(f"stored tensors are not those of the edit: {', '.join(wrong)}")
+    return problems
+
+
+def _same(name: str, stored: Mapping[str, Tensor], planned: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is the planned one, but for rounding."""
+    tensor, expected = stored[name], planned[name]
+    if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+        return False
+    step, _, own_name = name.rpartition(".")
+    if own_name in ("read", "write"):
+        # Another processor may turn the factors of a product against each other, which leaves the product as it is.
+        tensor, expected = (_product(step, tensors) for tensors in (stored, planned))
+    return bool((tensor - expected).norm() <= _TOLERANCE * expected.norm())
+
+
+def _product(step: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the factors of a step make of some rows."""
+    read, write = tensors[f"{step}.read"], tensors[f"{step}.write"]
+    rows = torch.randn(4, read.shape[1], generator=torch.Generator().manual_seed(0))
+    return (rows @ read.T) @ write

@@ -1,0 +1,245 @@
+"""`--format custom-code`: the base's own weights, the edit's tensors beside them, and the code that applies it.
+
+The only format for edits that no weight can hold. The base's weight files are linked or copied, never rewritten;
+`modeling_sea.py`, made from the template beside this module, subclasses transformers' own classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from torch import Tensor
+
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.export.custom_code.run_time import run_time_steps
+from sea_export.export.stored_layout import stored_layout
+from sea_export.files.reading import read_json_object
+from sea_export.model.architecture import OutputProjection, find_output_projections
+from sea_export.model.base import BaseModel
+from sea_export.model.load_model import auto_classes, check_size, load_config, load_tokenizer, skeleton
+from sea_export.model.targets import Target
+from sea_export.versions import library_versions
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "EditedModules", "find_edited_modules", "plan_custom_code"]
+
+CODE_FILE = "modeling_sea.py"
+EDIT_SHARD = "sea-edit.safetensors"
+BASE_PREFIX = "base-"
+"""Before the names of the base's weight files: a later save_pretrained into the output then writes other files, and
+never into those that are linked to the base's."""
+
+_TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
+
+
+@dataclass(frozen=True)
+class EditedModules:
+    """The modules of a base that an edit with certain targets passes through."""
+
+    model: PreTrainedModel
+    """The base's skeleton: its classes."""
+    writers: tuple[OutputProjection, ...]
+    stored_names: Mapping[str, str]
+    """Name of a module in the model -> what the names of its tensors begin with in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class CodePlan:
+    """What a custom-code export adds to a base."""
+
+    tensors: Mapping[str, Tensor]
+    """The edit's tensors, by the name under which they are stored beside the base's."""
+    config: Mapping[str, Any]
+    """The contents of config.json."""
+    source: str
+    """The contents of `modeling_sea.py`."""
+
+
+def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedModules:
+    """Finds the edited modules, without loading the model.
+
+    Args:
+        targets: the places to edit.
+        base: the base.
+
+    Raises:
+        InputError: the base needs code of its own, or a module is not found, or its weights are not stored.
+    """
+    model_type = base.checkpoint.config.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{base.name} needs code of its own (transformers has no {model_type}), which exported code cannot build "
+            "on: choose --format merged"
+        )
+    config = load_config(base)
+    model = skeleton(_unquantized(config))
+    check_size(model, base.checkpoint)
+    _check_own_classes(model, base)
+    writers = tuple(find_output_projections(model, targets))
+    if not getattr(config, "quantization_config", None):
+        layout = stored_layout(model, base.checkpoint)
+        for weight in (weight for writer in writers for weight in writer.weights):
+            layout.find(weight.name, weight.output_dim)
+    stored_names = {writer.module_name: _stored_module(writer.module_name, model, base) for writer in writers}
+    return EditedModules(model, writers, stored_names)
+
+
+def plan_custom_code(edit: SpectralEdit, base: BaseModel, modules: EditedModules) -> CodePlan:
+    """Works out everything that is written, before anything is.
+
+    Args:
+        edit: the edit, of any kind.
+        base: the base.
+        modules: what `find_edited_modules` found for the edit's targets.
+
+    Raises:
+        InputError: the edit has another hidden size than the base.
+    """
+    model = modules.model
+    tensors: dict[str, Tensor] = {}
+    edits: dict[str, list[dict[str, Any]]] = {}
+    for writer in modules.writers:
+        layers = edit.layers[writer.target]
+        if layers[0].size != writer.size:
+            raise InputError(
+                f"the edit has {layers[0].size} features but {writer.module_name} writes {writer.size}: "
+                "it was fitted on another model"
+            )
+        steps = run_time_steps(layers)
+        edits[writer.module_name.removeprefix(f"{model.base_model_prefix}.")] = [step.settings for step in steps]
+        for position, step in enumerate(steps):
+            for name, tensor in step.tensors.items():
+                tensors[f"{modules.stored_names[writer.module_name]}.sea_edit.{position}.{name}"] = tensor
+    return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model))
+
+
+# The base
+
+
+def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the same model without quantization: its modules have the same names."""
+    plain = type(config).from_dict(config.to_dict())
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    return plain
+
+
+def _check_own_classes(model: PreTrainedModel, base: BaseModel) -> None:
+    """The exported code imports the base's classes from transformers: refuse those that it does not offer."""
+    for kind in (type(model.config), type(model), type(model.base_model)):
+        if getattr(transformers, kind.__name__, None) is not kind:
+            raise InputError(
+                f"transformers does not offer {kind.__name__} of {base.name}, so exported code cannot build on it: "
+                "choose --format merged"
+            )
+
+
+def _stored_module(name: str, model: PreTrainedModel, base: BaseModel) -> str:
+    """A module's name as the checkpoint spells it, with or without the base model's prefix; the model's own name where
+    transformers renames what is stored, because it takes that as well."""
+    prefix = f"{model.base_model_prefix}."
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if any(stored.startswith(f"{candidate}.") for stored in base.checkpoint.tensors):
+            return candidate
+    return name
+
+
+# What is written
+
+
+def _config(base: BaseModel, model: PreTrainedModel, edits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    config = base.checkpoint.config
+    config.pop("transformers_weights", None)
+    module = CODE_FILE.removesuffix(".py")
+    causal, plain, own_config = (
+        f"Sea{kind.__name__}" for kind in (type(model), type(model.base_model), type(model.config))
+    )
+    tokenizer_class = _tokenizer_class(base, config)
+    if tokenizer_class is not None:
+        config["tokenizer_class"] = tokenizer_class
+    return {
+        **config,
+        "model_type": _model_type(model),
+        "architectures": [causal],
+        # No other class is named, whatever the base's config says: it would be loaded without the edit.
+        "auto_map": {
+            "AutoConfig": f"{module}.{own_config}",
+            "AutoModel": f"{module}.{plain}",
+            **{kind.__name__: f"{module}.{causal}" for kind in auto_classes(model.config)},
+        },
+        "sea_edit": edits,
+    }
+
+
+def _model_type(model: PreTrainedModel) -> str:
+    return f"sea_{model.config.model_type}"
+
+
+def _tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
+    """The class of the base's tokenizer, by the name that its files or its config give it; None if it has none.
+
+    Where they give none, the model's type decides, which is another one after the export. And pipelines of
+    transformers 4 look for a tokenizer of a model whose type they do not know only if its config names a class.
+    """
+    side_files = base.checkpoint.side_files()
+    named = config.get("tokenizer_class")
+    if named is None and "tokenizer_config.json" in side_files:
+        named = read_json_object(base.checkpoint.directory / "tokenizer_config.json").get("tokenizer_class")
+    if named is not None or not _TOKENIZER_FILES.intersection(side_files):
+        return named
+    name = type(load_tokenizer(base)).__name__
+    # The old name of the same class is known to all releases.
+    return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+
+
+def _source(edit: SpectralEdit, base: BaseModel, model: PreTrainedModel) -> str:
+    template = (resources.files("sea_export.export.custom_code") / f"{CODE_FILE}.template").read_text(encoding="utf-8")
+    name = _harmless(base.name)
+    return Template(template).substitute(
+        title=f"{name.rpartition('/')[2]} with a spectral edit of its activations (SEA).",
+        version=library_versions()["sea-export"],
+        origin=_origin(edit, base),
+        config_class=type(model.config).__name__,
+        model_class=type(model.base_model).__name__,
+        causal_class=type(model).__name__,
+        model_type=_model_type(model),
+        base_type=model.config.model_type,
+        auto_class=auto_classes(model.config)[0].__name__,
+    )
+
+
+def _origin(edit: SpectralEdit, base: BaseModel) -> str:
+    revision = f", revision {_harmless(base.revision)}" if base.revision else ""
+    lines = [f"Base: {_harmless(base.name)}{revision}."]
+    kinds = sorted({_kind(layer) for layers in edit.layers.values() for layer in layers})
+    lines.append(f"Edit: {len(edit.targets)} modules; {'; '.join(kinds)}.")
+    demonstrations = edit.provenance.get("demonstrations") or {}
+    if demonstrations:
+        lines.append(
+            f"Fitted on {int(demonstrations['count'])} demonstrations, SHA-256 {_harmless(demonstrations['sha256'])}."
+        )
+    if any("sequence" in kind for kind in kinds):
+        lines.append(
+            "Its normalization takes norms over all tokens of a forward call: results depend on the batch and on\n"
+            "later tokens, and generation with a cache differs from generation without."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _kind(layer: Any) -> str:
+    kind = "linear" if layer.feature.is_identity else f"non-linear ({layer.feature_function})"
+    return kind if layer.normalization == "none" else f"{kind}, normalized by {layer.normalization}"
+
+
+def _harmless(text: str) -> str:
+    """Text that can stand in a string of Python code and means nothing there."""
+    return re.sub(r"[^\w./ +-]", "_", text)[:200]

@@ -1,0 +1,80 @@
+"""Custom-code exports on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sea_export.export.streaming import FileCopy
+from sea_export.export.write_report import WriteReport
+from sea_export.files.digests import file_digest
+from sea_export.files.writing import write_json
+from sea_export.model.checkpoint import INDEX, Checkpoint
+
+if TYPE_CHECKING:
+    pass
+from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, CodePlan
+
+__all__ = ["write_custom_code"]
+
+
+def write_custom_code(
+    base: Checkpoint, destination: Path, plan: CodePlan, *, progress: Callable[[int], None] | None = None
+) -> WriteReport:
+    """Writes the base's files and what the plan adds to them.
+
+    Args:
+        base: the checkpoint to copy. It is only read.
+        destination: an existing directory, which holds none of the files yet.
+        plan: what `plan_custom_code` gave.
+        progress: called with the number of bytes written since it was last called.
+
+    Raises:
+        SeaExportError: a file was changed meanwhile.
+        OSError: a file could not be written.
+    """
+    progress = progress or (lambda count: None)
+    base_digests: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    replaced = {"config.json", base.index_file}
+    for file in base.weight_files:
+        base_digests[file] = _link_or_copy(base.directory / file, destination / f"{BASE_PREFIX}{file}", progress)
+        digests[f"{BASE_PREFIX}{file}"] = base_digests[file]
+    for file in base.side_files():
+        if file in replaced:
+            base_digests[file] = file_digest(base.directory / file)
+            continue
+        (destination / file).parent.mkdir(parents=True, exist_ok=True)
+        with FileCopy(base.directory / file, destination / file, progress=progress) as copy:
+            copy.copy_rest()
+            base_digests[file], digests[file] = copy.digests()
+    save_file(dict(plan.tensors), destination / EDIT_SHARD, metadata={"format": "pt"})
+    write_json(destination / INDEX, _index(base, plan.tensors))
+    write_json(destination / "config.json", plan.config)
+    (destination / CODE_FILE).write_text(plan.source, encoding="utf-8")
+    return WriteReport(base_digests, digests, edited=(), unchanged=(), added=tuple(plan.tensors))
+
+
+def _link_or_copy(source: Path, destination: Path, progress: Callable[[int], None]) -> str:
+    """A second name for the file, or a copy on another file system. Returns its SHA-256."""
+    try:
+        os.link(source.resolve(), destination)
+    except OSError:  # another file system, or one without links: a copy does as well
+        with FileCopy(source, destination, progress=progress) as copy:
+            copy.copy_rest()
+            return copy.digests()[1]
+    progress(source.stat().st_size)
+    return file_digest(destination)
+
+
+def _index(base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    size = sum(stored.end - stored.start for stored in base.tensors.values())
+    size += sum(tensor.nbytes for tensor in tensors.values())
+    weight_map = {name: f"{BASE_PREFIX}{stored.file}" for name, stored in base.tensors.items()}
+    weight_map |= dict.fromkeys(tensors, EDIT_SHARD)
+    return {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}

@@ -1,0 +1,1 @@
+"""`--format merged`: the edit folded into the weights."""

@@ -1,0 +1,88 @@
+"""Is a written merged checkpoint the base with the edit folded in, and nothing else?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sea_export.edit.fold import fold_parameters, wider_dtype, with_parameters
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.export.merged.merge_plan import MergePlan
+from sea_export.model.architecture import find_output_projections
+from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.diff import CheckpointDifference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["merge_problems", "with_folded_weights"]
+
+
+@contextmanager
+def with_folded_weights(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+    """Puts the folded weights into the model in memory, unrounded, and the base's back again.
+
+    Args:
+        model: the base, in float32.
+        edit: a linear edit.
+    """
+    parameters = dict(model.named_parameters())
+    folded: dict[str, Tensor] = {}
+    for writer in find_output_projections(model, edit.targets):
+        folded |= fold_parameters(writer, edit.layers[writer.target], parameters)
+    with with_parameters(model, folded):
+        yield
+
+
+def merge_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
+    """What contradicts: exactly the intended tensors differ, each by the fold and one rounding.
+
+    Args:
+        directory: the merged checkpoint's.
+        base: the base's checkpoint.
+        plan: the tensors that were to be written.
+        difference: between the two.
+    """
+    problems = []
+    unexpected = difference.tensors_changed.keys() - plan.edits.keys()
+    unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
+    unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
+    if unexpected:
+        problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
+    written = Checkpoint.open(directory)
+    wrong = [
+        name
+        for name, expected in (
+            *((name, fold(base.read(name))) for name, fold in plan.edits.items()),
+            *plan.additions.items(),
+        )
+        if name not in written.tensors or not _equal_to_rounding(written.read(name), expected)
+    ]
+    if wrong:
+        problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
+    return problems
+
+
+# The fold sums up to some hundred terms, whose rounding errors add up to a few last places of the largest of them.
+_PLACES_OF_A_SUM = 8
+
+
+def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
+    """Equal but for the last place, which another processor may round differently, and what sums lose.
+
+    Where the terms of a sum cancel, what is left is as exact as the largest numbers are, and not as its own size asks.
+    """
+    if written.shape != expected.shape or written.dtype != expected.dtype:
+        return False
+    precision = torch.finfo(expected.dtype)
+    largest = max(abs(bound.item()) for bound in expected.aminmax()) if expected.numel() else 0.0
+    lost = _PLACES_OF_A_SUM * torch.finfo(wider_dtype(expected.dtype)).eps * largest
+    return all(  # a piece at a time, to bound the wider copies
+        torch.allclose(mine.double(), theirs.double(), rtol=precision.eps, atol=max(lost, precision.tiny))
+        for mine, theirs in zip(written.flatten().split(2**22), expected.flatten().split(2**22), strict=True)
+    )

@@ -1,0 +1,272 @@
+"""A checkpoint with some of its tensors edited, written in one pass over the base's files.
+
+Nothing is loaded as a model. The base's bytes stream through a few small buffers into the copy; where an edited
+tensor's bytes come by, they are replaced by those of the edited tensor. So peak memory is that of one edited tensor
+and of what its edit makes, whatever the size of the model, and the time is about that of copying the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+import torch
+
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.streaming import FileCopy
+from sea_export.export.write_report import WriteReport
+from sea_export.files.reading import read_json_object
+from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.load_model import is_finite
+from sea_export.model.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+
+__all__ = ["TensorEdit", "write_checkpoint"]
+
+TensorEdit = Callable[[torch.Tensor], torch.Tensor]
+"""Stored tensor -> edited tensor of the same shape and dtype. It must leave its argument as it is."""
+
+_FILES_AT_ONCE = min(4, os.cpu_count() or 1)
+_FOLDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def write_checkpoint(
+    base: Checkpoint,
+    destination: Path,
+    edits: Mapping[str, TensorEdit],
+    *,
+    additions: Mapping[str, torch.Tensor] | None = None,
+    config_changes: Mapping[str, object] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> WriteReport:
+    """Copy the checkpoint `base` into `destination` with some tensors edited and some added.
+
+    Tensor names, shapes, dtypes and the division into shards stay; every other byte of every file is the base's own.
+
+    Args:
+        base: the checkpoint to copy. It is only read.
+        destination: an existing directory, which holds none of the files yet.
+        edits: for each tensor to edit, by name, what to make of it.
+        additions: new tensors, by name. They go to the end of the last weight file, and into the index.
+        config_changes: new values for entries of config.json; `text_config.x` is the entry x of text_config.
+        progress: called with the number of bytes written since it was last called.
+
+    Raises:
+        InputError: nothing is to be changed, a tensor does not exist or cannot be edited (before any write), or its
+            values are not finite.
+        SeaExportError: an edit gave the wrong shape or dtype or values that are not finite, all edits together
+            changed nothing, or a file of the base changed in the meantime.
+    """
+    additions = additions or {}
+    _check(base, edits, additions)
+    changed_files = {"config.json": _changed_config(base, config_changes)} if config_changes else {}
+    if additions and base.index_file:
+        changed_files[base.index_file] = _extended_index(base, additions)
+
+    write = _Writer(base, destination, edits, additions, changed_files, progress)
+    written = write.files((*base.weight_files, *base.side_files()))
+    edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
+    if edited and not any(edited.values()) and not additions:
+        raise SeaExportError(
+            f"The edit changes nothing: all {len(edited)} edited tensors have the very bytes of the base after "
+            "rounding to its dtype. Fit a stronger edit, for example with a higher explained variance."
+        )
+    return WriteReport(
+        base_digests={name: file.base_digest for name, file in written.items()},
+        digests={name: file.digest for name, file in written.items()},
+        edited=tuple(name for name, differs in edited.items() if differs),
+        unchanged=tuple(name for name, differs in edited.items() if not differs),
+        added=tuple(additions),
+    )
+
+
+@dataclass(frozen=True)
+class _WrittenFile:
+    base_digest: str
+    digest: str
+    edited: Mapping[str, bool]
+    """Whether the bytes differ from the base's, for each tensor of the file that was edited."""
+
+
+class _Stopped(Exception):
+    """Another file failed, so this one is not needed any more."""
+
+
+class _Writer:
+    """Writes files side by side, but edits one tensor at a time, so that memory stays that of one."""
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        destination: Path,
+        edits: Mapping[str, TensorEdit],
+        additions: Mapping[str, torch.Tensor],
+        changed_files: Mapping[str, memoryview],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._base = base
+        self._destination = destination
+        self._edits = edits
+        self._additions = additions
+        self._changed_files = changed_files
+        self._progress = progress
+        self._reporting = Lock()
+        self._editing = Lock()
+        self._stop = Event()
+
+    def files(self, names: Sequence[str]) -> dict[str, _WrittenFile]:
+        """Write the files named, in parallel. The first failure ends all of them."""
+        with _single_threaded_arithmetic(), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            try:
+                futures = [pool.submit(self._file, name) for name in names]
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {name: future.result() for name, future in zip(names, futures, strict=True)}
+
+    def _file(self, name: str) -> _WrittenFile:
+        source, target = self._base.directory / name, self._destination / name
+        edited: dict[str, bool] = {}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileCopy(source, target, progress=self._report) as copy:
+                if name in self._changed_files:
+                    copy.take(copy.size)
+                    copy.put(self._changed_files[name])
+                elif name in self._base.weight_files:
+                    edited = self._weights(name, copy)
+                copy.copy_rest()
+                return _WrittenFile(*copy.digests(), edited)
+        except OSError as error:
+            raise SeaExportError(f"{name} could not be copied to {self._destination}: {error.strerror}.") from error
+
+    def _weights(self, name: str, copy: FileCopy) -> dict[str, bool]:
+        additions = self._additions if name == self._base.weight_files[-1] else {}
+        if additions:
+            header = read_header(self._base.directory / name)
+            copy.take(header.data_start)
+            copy.put(memoryview(encode_header(replace(header, tensors=header.tensors + _placed(additions, copy)))))
+        edited = {}
+        tensors = [tensor for tensor in self._base.tensors.values() if tensor.file == name]
+        for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+            if tensor.name in self._edits:
+                copy.copy(tensor.start - copy.position)
+                with self._editing:
+                    edited[tensor.name] = _rewrite(tensor, copy, self._edits[tensor.name])
+        copy.copy_rest()
+        for addition in additions.values():
+            copy.put(_bytes_of(addition).numpy().data)
+        return edited
+
+    def _report(self, count: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        if self._progress is not None:
+            with self._reporting:
+                self._progress(count)
+
+
+@contextmanager
+def _single_threaded_arithmetic() -> Iterator[None]:
+    """Edits are short, and the other processors are busy with digests: threads would wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
+    """Write the edited tensor in the place of the stored one that comes next. Returns whether its bytes differ."""
+    stored = copy.take(tensor.end - tensor.start)
+    result = _edit(tensor, stored.view(tensor.dtype).reshape(tensor.shape), edit)
+    data = _bytes_of(result)
+    copy.put(data.numpy().data)
+    return not torch.equal(data, stored)
+
+
+def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    if not is_finite(stored):
+        raise InputError(f"{tensor.name} of the base has values that are infinite or no numbers: it is damaged")
+    with torch.no_grad():
+        result = edit(stored)
+    if result.shape != tensor.shape or result.dtype != tensor.dtype:
+        raise SeaExportError(
+            f"The edit of {tensor.name} gave {result.dtype} of shape {tuple(result.shape)}; "
+            f"the checkpoint holds {tensor.dtype} of shape {tensor.shape}."
+        )
+    if not is_finite(result):
+        raise SeaExportError(f"The edited {tensor.name} has values that are not finite in {tensor.dtype}.")
+    return result
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's memory, (bytes,) uint8."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _placed(additions: Mapping[str, torch.Tensor], copy: FileCopy) -> tuple[StoredTensor, ...]:
+    """Where the new tensors will be, as offsets in the old file: one after another, behind its end."""
+    placed = []
+    position = copy.size
+    for name, tensor in additions.items():
+        placed.append(StoredTensor(name, tensor.dtype, tuple(tensor.shape), "", position, position + tensor.nbytes))
+        position += tensor.nbytes
+    return tuple(placed)
+
+
+def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping[str, torch.Tensor]) -> None:
+    """Everything that can be known to be wrong before the first byte is written."""
+    if not edits and not additions:
+        raise InputError("The edit changes nothing: it names no tensor of the checkpoint.")
+    for name in edits:
+        if name not in base.tensors:
+            raise InputError(f"{base.directory} holds no tensor {name}, which is to be edited.")
+        if base.tensors[name].dtype not in _FOLDABLE:
+            raise InputError(
+                f"{name} is stored as {base.tensors[name].dtype}, so the base is quantized and no edit can be "
+                "merged into it; use --format adapter or custom-code, or --dequantize."
+            )
+    for name, tensor in additions.items():
+        if name in base.tensors:
+            raise InputError(f"{base.directory} already holds a tensor {name}, which is to be added.")
+        if tensor.dtype not in DTYPE_NAMES or not is_finite(tensor):
+            raise SeaExportError(f"The new tensor {name} has values that are not finite, or no storable dtype.")
+
+
+def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryview:
+    """config.json with the changes made, its keys in their old order."""
+    config = base.config
+    for key, value in changes.items():
+        *sections, entry = key.split(".")
+        part: Any = config
+        for section in sections:
+            part = part.get(section)
+            if not isinstance(part, dict):
+                raise InputError(f"The config.json of {base.directory} has no section {section} to set {key} in.")
+        part[entry] = value
+    return _encoded(config)
+
+
+def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:
+    """The index with the new tensors, which are in the last weight file."""
+    index = read_json_object(base.directory / str(base.index_file))
+    index["weight_map"] |= dict.fromkeys(additions, base.weight_files[-1])
+    metadata = index.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+        metadata["total_size"] += sum(tensor.nbytes for tensor in additions.values())
+    return _encoded(index)
+
+
+def _encoded(contents: dict[str, Any]) -> memoryview:
+    return memoryview((json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,225 @@
+"""Where a checkpoint stores the parameters of a model, by the rules with which transformers loads it.
+
+From release 5 on transformers renames stored tensors as it loads them, and converts some: experts that are stored each
+by itself become one stacked parameter. Its own rules are asked, so that every checkpoint that it loads is understood:
+saved by either release, with experts apart or stacked, with or without the prefix of the base model.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sea_export.edit.fold import fold_tensor
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.errors import InputError
+from sea_export.export.fold_check import random_edit
+from sea_export.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["StoredLayout", "StoredParameter", "stored_layout"]
+
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class StoredParameter:
+    """A parameter of a model as a checkpoint stores it: in one tensor, or in several that are joined on loading."""
+
+    name: str
+    """Its name in the model."""
+    parts: tuple[str, ...]
+    """The names of the stored tensors."""
+    output_dim: int
+    """The dimension of every part that runs over the hidden size: -2 or -1."""
+    shape: torch.Size
+    """Its shape in the model."""
+    source: _Source
+
+    def read(self, checkpoint: Checkpoint) -> Tensor:
+        """The parameter as the model has it."""
+        return self.source.convert(self.name, [checkpoint.read(part) for part in self.parts], self.shape)
+
+
+@dataclass(frozen=True)
+class StoredLayout:
+    """What every parameter of a model is made of."""
+
+    model: PreTrainedModel
+    checkpoint: Checkpoint
+    sources: Mapping[str, _Source]
+    """Name in the model -> what transformers makes it of."""
+
+    def find(self, name: str, output_dim: int) -> StoredParameter:
+        """Where a parameter is stored.
+
+        Args:
+            name: the parameter's name in the model.
+            output_dim: its dimension that runs over the hidden size: -2 or -1.
+
+        Raises:
+            InputError: the checkpoint does not store it, or in a form into which nothing can be folded: it was tried
+                whether folding the stored tensors and converting them is converting them and folding.
+        """
+        parameter, source = self.model.get_parameter(name), self.sources.get(name)
+        if source is None:
+            raise InputError(
+                f"the checkpoint stores no tensor named {name}, which the edit must fold: "
+                "its layout is not supported, or it belongs to another architecture"
+            )
+        shapes = [self.checkpoint.tensors[part].shape for part in source.parts]
+        size, found = parameter.shape[output_dim], None
+        if source.makes(name, parameter.shape, shapes):
+            found = next(
+                (dim for dim in _dims_of(size, shapes) if source.commutes(name, parameter, output_dim, shapes[0], dim)),
+                None,
+            )
+        if found is None:
+            raise InputError(
+                f"{name} is stored as {source.parts[0]} of shape {tuple(shapes[0])}, of which transformers makes it "
+                "in a way that no edit can be folded into: not supported"
+            )
+        return StoredParameter(name, source.parts, found, parameter.shape, source)
+
+    def new_bias_name(self, name: str) -> str:
+        """What a checkpoint calls a bias that it does not have yet, after the weight that the bias goes with.
+
+        Raises:
+            InputError: that weight is not stored as it is.
+        """
+        source = self.sources.get(f"{name.removesuffix('bias')}weight")
+        if source is None or source.converter is not None or not source.parts[0].endswith(".weight"):
+            raise InputError(f"the checkpoint has no place for {name}: choose --center linear")
+        return f"{source.parts[0].removesuffix('weight')}bias"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The stored tensors of one parameter, and what transformers does to them; nothing if it only renames them."""
+
+    parts: tuple[str, ...]
+    converter: Any = None
+    pattern: str = ""
+    config: Any = field(default=None, repr=False)
+
+    def convert(self, name: str, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """The parameter, of the shape that the model has for it, made of its parts."""
+        if self.converter is None:
+            return tensors[0]
+        converter = copy.deepcopy(self.converter)
+        for part, tensor in zip(self.parts, tensors, strict=False):
+            converter.add_tensor(name, part, self.pattern, tensor)
+        model = SimpleNamespace(get_parameter=lambda _: SimpleNamespace(shape=shape))
+        made = converter.convert(name, model=model, config=self.config)[name]
+        return made[0] if isinstance(made, list) else made
+
+    def makes(self, name: str, shape: torch.Size, shapes: Sequence[Sequence[int]]) -> bool:
+        """Whether the parts have the shapes of which the parameter can be made."""
+        if self.converter is None:
+            return len(shapes) == 1 and tuple(shapes[0]) == tuple(shape)
+        parts = [torch.empty(tuple(part), device="meta") for part in shapes]
+        try:
+            return self.convert(name, parts, shape).shape == shape
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # whatever a conversion does with them
+            return False
+
+    def commutes(self, name: str, parameter: Tensor, output_dim: int, part: Sequence[int], dim: int) -> bool:
+        """Whether parts with an edit folded in along `dim` make the parameter with the edit folded in.
+
+        Tried on random parts that are narrow in all dimensions but the hidden size, and two parts at most.
+        """
+        if self.converter is None:
+            return dim == output_dim
+        size = parameter.shape[output_dim]
+        generator = torch.Generator().manual_seed(0)
+        shape = torch.Size(_narrowed(parameter.shape, size))
+        if len(self.parts) > 1:
+            shape = torch.Size((min(2, len(self.parts)), *shape[1:]))
+        parts = [torch.randn(_narrowed(part, size), generator=generator) for _ in self.parts[:2]]
+        edits = [random_edit(size, generator)]
+        folded = [_folded(tensor, edits, dim) for tensor in parts]
+        made = self.convert(name, folded, shape)
+        return torch.allclose(made, _folded(self.convert(name, parts, shape), edits, output_dim), atol=_TOLERANCE)
+
+
+def _dims_of(size: int, shapes: Sequence[Sequence[int]]) -> list[int]:
+    return [dim for dim in range(-min(2, len(shapes[0])), 0) if all(shape[dim] == size for shape in shapes)]
+
+
+def _narrowed(shape: Sequence[int], size: int) -> list[int]:
+    return [count if count == size else min(count, 2) for count in shape]
+
+
+def _folded(tensor: Tensor, edits: Sequence[LayerEdit], dim: int) -> Tensor:
+    """A weight or a bias with linear edits folded in along a dimension."""
+    return fold_tensor(tensor, edits, dim) if tensor.ndim > 1 else fold_tensor(tensor[None], edits, dim)[0]
+
+
+def stored_layout(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredLayout:
+    """What transformers makes the parameters of a model of, when it loads a checkpoint.
+
+    Args:
+        model: the model's skeleton.
+        checkpoint: the checkpoint.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter
+    except ImportError:  # release 4 loads every tensor as it is
+        return StoredLayout(model, checkpoint, _sources_of_release_4(model, checkpoint))
+    mapping = get_model_conversion_mapping(model)
+    converters = {
+        pattern: entry for entry in mapping if isinstance(entry, WeightConverter) for pattern in entry.source_patterns
+    }
+    sources: dict[str, _Source] = {}
+    for stored, (name, pattern) in _renamed(model, checkpoint, mapping).items():
+        known = sources.get(name)
+        if pattern is None:
+            sources[name] = _Source((stored,))
+        elif known is None or known.pattern != pattern:
+            sources[name] = _Source((stored,), converters[pattern], pattern, model.config)
+        else:
+            sources[name] = _Source((*known.parts, stored), known.converter, pattern, model.config)
+    return StoredLayout(model, checkpoint, sources)
+
+
+def _renamed(model: PreTrainedModel, checkpoint: Checkpoint, mapping: list[Any]) -> dict[str, tuple[str, str | None]]:
+    """Stored name -> name in the model, and the pattern of its converter or None, in the order of loading."""
+    from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
+
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
+    prefix, parameters = model.base_model_prefix, model.state_dict()
+    renamed = {}
+    for stored in sorted(checkpoint.tensors, key=dot_natural_key):
+        name, pattern = rename_source_key(stored, renamings, converters, prefix, parameters)
+        if name not in parameters and stored in parameters:
+            name, pattern = rename_source_key(stored, [], [], prefix, parameters)
+        renamed[stored] = (name, pattern)
+    return renamed
+
+
+def _sources_of_release_4(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, _Source]:
+    prefix = f"{model.base_model_prefix}."
+    parameters = model.state_dict()
+    sources = {}
+    for stored in checkpoint.tensors:
+        name = stored
+        for pattern, replacement in (getattr(model, "_checkpoint_conversion_mapping", None) or {}).items():
+            name, count = re.subn(pattern, replacement, name)
+            if count:
+                break
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in parameters:
+                sources[candidate] = _Source((stored,))
+                break
+    return sources

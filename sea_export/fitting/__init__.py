@@ -1,0 +1,1 @@
+"""Fitting: from activations to an edit."""

@@ -1,0 +1,225 @@
+"""From demonstrations to an edit: capture, spectra, truncation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sea_export.capture.layerwise import LayerSource, ModelInMemory
+from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting.distributed import ALONE, Processes
+from sea_export.fitting.estimation import fit_spectra, source_of
+from sea_export.fitting.layer_choice import kept_by_signature
+from sea_export.fitting.spectral import LayerSpectrum
+from sea_export.fitting.truncate import build_layer_edit
+from sea_export.model.targets import Target
+from sea_export.options import CaptureOptions, EditOptions, FitOptions
+from sea_export.versions import library_versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["computation_record", "edit_from_spectra", "fit", "fit_edit", "no_op_warning", "sequence_warning"]
+
+# An edit that changes no layer's neutral activations by more than this share does next to nothing.
+_NO_OP_CHANGE = 0.01
+
+
+def fit(
+    model: PreTrainedModel | LayerSource,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    *,
+    layers: str = FitOptions.layers,
+    target: str = FitOptions.target,
+    center: str = FitOptions.center,
+    feature_function: str = FitOptions.feature_function,
+    length_scale: float = FitOptions.length_scale,
+    template: str = FitOptions.template,
+    sequential: bool = FitOptions.sequential,
+    explained_variance: float = EditOptions.explained_variance,
+    positive_variance: float | None = None,
+    negative_variance: float | None = None,
+    positive_rank: int | None = None,
+    negative_rank: int | None = None,
+    projections: str = EditOptions.projections,
+    strength: float = EditOptions.strength,
+    normalization: str = EditOptions.normalization,
+    site: str = CaptureOptions.site,
+    position: str = CaptureOptions.position,
+    neutral: str = CaptureOptions.neutral,
+    neutral_tokens: int = CaptureOptions.neutral_tokens,
+    batch_tokens: int = CaptureOptions.batch_tokens,
+    seed: int = CaptureOptions.seed,
+    cache: Path | str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SpectralEdit:
+    """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
+
+    Args:
+        model: a causal language model, as `AutoModelForCausalLM` loads it, or one of which a layer at a time is in
+            memory (`sea_export.open_layerwise`).
+        tokenizer: its tokenizer.
+        demonstrations: at least two.
+        layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
+        target: `mlp`, `attention` or `both`.
+        center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
+        feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
+        length_scale: σ of the squared exponential.
+        template: `qa`, `chat` or `none`.
+        sequential: read each layer with the edits of the earlier layers applied.
+        explained_variance: share of either squared spectrum that the kept or dropped directions explain, in (0, 1].
+        positive_variance: the share for the kept directions (of Ω+) alone.
+        negative_variance: the share for the dropped directions (of Ω-) alone.
+        positive_rank: number of directions kept, instead of a share.
+        negative_rank: number of directions dropped, instead of a share.
+        projections: `both`, `positive`, `negative` or `reversed`.
+        strength: s in I + s (M - I).
+        normalization: `none`, `average`, `calibrated`, `token` or `sequence`.
+        site: `target` or `residual`: where activations are read.
+        position: `last`, `mean` or `random`.
+        neutral: `prompt` or `generated`.
+        neutral_tokens: length of generated continuations, in tokens.
+        batch_tokens: about how many tokens a forward pass computes.
+        seed: seed of `position="random"`.
+        cache: a directory that keeps captured activations: another fit of layers that are in it already, with other
+            truncation, strength, normalization or centring, runs no forward pass.
+        progress: told the number of demonstrations that each batch has finished.
+
+    Returns:
+        The edit. Its tensors are float32, on the CPU.
+
+    Raises:
+        InputError: an option, a demonstration or the architecture does not allow the fit.
+    """
+    options = FitOptions(
+        layers=layers,
+        target=target,
+        center=center,
+        feature_function=feature_function,
+        length_scale=length_scale,
+        template=template,
+        sequential=sequential,
+        capture=CaptureOptions(
+            site=site,
+            position=position,
+            neutral=neutral,
+            neutral_tokens=neutral_tokens,
+            batch_tokens=batch_tokens,
+            seed=seed,
+        ),
+        edit=EditOptions(
+            explained_variance=explained_variance,
+            positive_variance=positive_variance,
+            negative_variance=negative_variance,
+            positive_rank=positive_rank,
+            negative_rank=negative_rank,
+            projections=projections,
+            strength=strength,
+            normalization=normalization,
+        ),
+    )
+    return fit_edit(model, tokenizer, demonstrations, options, progress, cache=cache)
+
+
+def fit_edit(
+    model: PreTrainedModel | LayerSource,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    options: FitOptions,
+    progress: Callable[[int], None] | None = None,
+    *,
+    cache: Path | str | None = None,
+    processes: Processes = ALONE,
+) -> SpectralEdit:
+    """`fit`, with its options as one object, and perhaps shared by several processes: all of them get the edit."""
+    spectra = fit_spectra(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
+    provenance = {
+        "base": {"name": _public_name(source_of(model).model.config._name_or_path)},
+        "demonstrations": demonstrations_record(demonstrations),
+        "options": asdict(options),
+        "computation": computation_record(source_of(model), processes),
+        "versions": library_versions(),
+    }
+    return edit_from_spectra(spectra, options, provenance)
+
+
+def edit_from_spectra(
+    spectra: Mapping[Target, LayerSpectrum], options: FitOptions, provenance: Mapping[str, Any] | None = None
+) -> SpectralEdit:
+    """Truncates spectra to an edit; for `signature:K`, of the K layers with the highest signature.
+
+    Args:
+        spectra: of all candidate layers.
+        options: `layers` and `edit` are looked at.
+        provenance: where the edit comes from, as plain JSON data.
+
+    Raises:
+        InputError: see `sea_export.edit.spectral_edit.build_layer_edit`.
+    """
+    layers = sorted({target.layer for target in spectra})
+    keep = kept_by_signature(options.layers, len(layers))
+    if keep is not None:
+        signatures = {
+            layer: sum(spectrum.signature for target, spectrum in spectra.items() if target.layer == layer)
+            for layer in layers
+        }
+        layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
+    edits = {
+        target: (build_layer_edit(spectrum, options.edit),)
+        for target, spectrum in sorted(spectra.items())
+        if target.layer in layers
+    }
+    return SpectralEdit(layers=edits, provenance=dict(provenance or {}))
+
+
+def no_op_warning(edit: SpectralEdit) -> str | None:
+    """What to tell the user about an edit that changes next to nothing, or None for one that does something."""
+    if edit.relative_change >= _NO_OP_CHANGE:
+        return None
+    shares = [layer.first_share for layers in edit.layers.values() for layer in layers if layer.positive_values.numel()]
+    if not shares:
+        return "this edit changes nothing: the demonstrations' activations are all alike, or zero"
+    return (
+        f"this edit changes next to nothing: at most {edit.relative_change:.2%} of any layer's activations. "
+        f"The first direction alone explains up to {max(shares):.3%} of the spectrum: raise --explained-variance above "
+        "that, or centre the activations (--center linear)"
+    )
+
+
+def sequence_warning(edit: SpectralEdit) -> str | None:
+    """What to tell the user about an edit with `--normalization sequence`, or None for another."""
+    if all(layer.normalization != "sequence" for layers in edit.layers.values() for layer in layers):
+        return None
+    return (
+        "--normalization sequence takes norms over all tokens of a forward call: a token's edit depends on later "
+        "tokens and on the batch, and generation with a cache differs from generation without. It reproduces "
+        "published numbers; choose token or calibrated for everything else"
+    )
+
+
+def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:
+    """How a fit computes: what may change its results in their last digits, as plain JSON data.
+
+    Args:
+        source: the model, or where its layers come from.
+        processes: those that share the demonstrations.
+    """
+    return {
+        "dtype": str(source.model.dtype).removeprefix("torch."),
+        "device": source.device.type,
+        "layerwise": not isinstance(source, ModelInMemory),
+        "threads": torch.get_num_threads(),
+        "processes": processes.count,
+    }
+
+
+def _public_name(name: str) -> str:
+    """A Hub id as it is; of a local path only the last component, so that no path is ever published."""
+    return Path(name).name if os.path.exists(name) or Path(name).is_absolute() else name

@@ -1,0 +1,1 @@
+"""The Hub: where an output is pushed to, and how."""

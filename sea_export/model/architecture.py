@@ -1,0 +1,381 @@
+"""Where a model writes into its residual stream: the edited modules and the parameters of their outputs.
+
+Layers, MLPs and attention blocks are found by structure, with short tables of the names in use. What is found is a
+guess until `sea_export.export.fold_check.check_fold` has proved it.
+
+**What is edited** is what a block computes, before anything else is done to it on its way into the residual stream:
+a norm after it (Gemma 2 and later, OLMo 2), a factor (Granite), or a gate between streams comes after the edit. Blocks
+that run side by side (Phi-2, GPT-J, Falcon, Cohere) are edited each by itself. Where a block adds the residual itself
+(BLOOM), or where there is no block (OPT), the edited vector is the output of the linear map that ends it. Capture,
+run-time edit, fold and exported code all read the place from the same `OutputProjection`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from sea_export.errors import InputError
+from sea_export.model.targets import COMPONENTS, Target
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = [
+    "OutputProjection",
+    "ProjectionWeight",
+    "decoder_layers",
+    "find_output_projections",
+    "hidden_size",
+    "layers_with",
+]
+
+# Names of the blocks in a decoder layer; one inside another (or a linear map that stands for a block) before the other.
+_BLOCKS = {
+    "mlp": (
+        "mlp",
+        "feed_forward",
+        "ffn.ffn",
+        "ffn",
+        "ff",
+        "block_sparse_moe",
+        "moe",
+        "shared_mlp",
+        "mlp_block",
+        "shared_transf.feed_forward",
+        "shared_transformer.feed_forward",
+        "output.dense",
+        "fc2",
+        "mixer",
+    ),
+    "attention": (
+        "self_attn",
+        "self_attention",
+        "attention.output.dense",
+        "attention",
+        "attn",
+        "norm_attn_norm.attn",
+        "multi_head_attention",
+        "self_att.self_attention",
+        "shared_transf.self_attn",
+        "shared_transformer.self_attn",
+        "temporal_block",
+        "mixer",
+    ),
+}
+# Names that stand for blocks of several kinds, which their classes tell apart.
+_OF_MANY_KINDS = {"mixer", "temporal_block"}
+_KINDS = {"mlp": ("mlp", "moe", "feedforward"), "attention": ("attention",)}
+# Names of the linear maps, or of the stacked weights of experts, that end an MLP or an attention block.
+_OUTPUT_MAPS = {
+    "mlp": (
+        "down_proj",
+        "c_proj",
+        "dense_4h_to_h",
+        "fc2",
+        "fc_out",
+        "w2",
+        "w_out",
+        "wo",
+        "Wo",
+        "output_linear",
+        "proj_2",
+        "proj_down",
+        "down",
+        "output.dense",
+        "2",
+    ),
+    "attention": (
+        "o_proj",
+        "o_proj.linear",
+        "o_b_proj",
+        "out_proj",
+        "c_proj",
+        "dense",
+        "attention_out",
+        "output_linear",
+        "wo",
+        "Wo",
+        "out",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ProjectionWeight:
+    """One weight whose product is (a term of) the edited output."""
+
+    name: str
+    """The parameter's name in the model."""
+    output_dim: int
+    """The dimension of the tensor that runs over the hidden size: -2 as in PyTorch's linear maps, or -1."""
+    bias: str | None
+    """The name of its bias, or None."""
+    experts: bool = False
+    """Whether it is the weights of all experts of a mixture in one tensor, and no linear map of its own."""
+    says_transposed: bool = False
+    """Whether the module that holds the experts says of itself that inputs come before outputs (`is_transposed`)."""
+
+    @property
+    def module(self) -> str:
+        """The name of the linear map, or of the module that holds the weights of the experts."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether inputs come before outputs."""
+        return self.output_dim == -1
+
+    @property
+    def bias_name(self) -> str | None:
+        """What its bias is called, or would be called; None where there is no room for one."""
+        return self.bias or (None if self.experts else f"{self.module}.bias")
+
+
+@dataclass(frozen=True)
+class OutputProjection:
+    """A module whose output is edited, with every parameter that writes it."""
+
+    target: Target
+    module_name: str
+    """The block, or the linear map that ends it: its output, or the first of its outputs, is edited."""
+    size: int
+    """The hidden size d."""
+    weights: tuple[ProjectionWeight, ...]
+    in_mixture: bool = False
+    """Whether it belongs to an MLP of a model in which MLPs are mixtures of experts that are stacked."""
+
+
+def hidden_size(config: PretrainedConfig) -> int:
+    """The width d of the residual stream."""
+    return int(_of_text(config, "hidden_size"))
+
+
+def _of_text(config: PretrainedConfig, name: str) -> int:
+    """A number of the language model's config, which is a part of a multimodal model's."""
+    try:
+        return getattr(config.get_text_config(decoder=True), name)
+    except (AttributeError, ValueError) as error:
+        raise InputError(
+            f"the config of {config.model_type} says no {name} of one language model: not supported"
+        ) from error
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The name and the list of the language model's decoder layers: layer i is element i.
+
+    Raises:
+        InputError: no ModuleList, or more than one, has as many elements as the config says.
+    """
+    count = _of_text(model.config, "num_hidden_layers")
+    lists = [(name, module) for name, module in _lists_of_language_model(model) if len(module) == count]
+    found = [
+        (name, module)
+        for name, module in lists
+        if any(_block(layer, component) for layer in module for component in COMPONENTS)
+    ]
+    if lists and not found:
+        raise InputError(f"no layer of {type(model).__name__} has an MLP or an attention block: nothing can be edited")
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in found) or "none"
+        raise InputError(
+            f"{type(model).__name__} has no single list of {count} decoder layers (found: {names}): "
+            "this architecture is not supported"
+        )
+    return found[0]
+
+
+def _lists_of_language_model(model: PreTrainedModel) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Lists of modules by name, but those of vision and audio towers, which are models with configs of another type."""
+    text_type = model.config.get_text_config(decoder=True).model_type
+    towers: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{tower}.") for tower in towers):
+            continue
+        config = getattr(module, "config", None)
+        own_type = getattr(config, "model_type", text_type)
+        if name and hasattr(module, "get_input_embeddings") and own_type not in (text_type, model.config.model_type):
+            towers.append(name)
+        if isinstance(module, nn.ModuleList):
+            yield name, module
+
+
+def layers_with(model: PreTrainedModel, component: str) -> tuple[int, ...]:
+    """The layers that have a block of a kind: in hybrid models, some."""
+    return tuple(index for index, layer in enumerate(decoder_layers(model)[1]) if _block(layer, component))
+
+
+def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -> list[OutputProjection]:
+    """The modules that are edited and the parameters that write their outputs.
+
+    Args:
+        model: the model, on any device (`meta` included).
+        targets: the places to edit.
+
+    Raises:
+        InputError: a layer does not exist, or its block or the linear map that ends it is not recognised.
+    """
+    list_name, layers = decoder_layers(model)
+    size = hidden_size(model.config)
+    shared = _shared_parameters(model)
+    stacked = any(parameter.ndim > 2 and "experts" in name for name, parameter in layers.named_parameters())
+    writers = []
+    for target in targets:
+        if not 0 <= target.layer < len(layers):
+            raise InputError(f"layer {target.layer} does not exist: the model has layers 0 to {len(layers) - 1}")
+        layer, layer_name = layers[target.layer], f"{list_name}.{target.layer}"
+        block = _block(layer, target.component)
+        if block is None:
+            children = ", ".join(name for name, _ in layer.named_children())
+            raise InputError(
+                f"no {target.component} block is recognised in {layer_name} of {type(model).__name__} "
+                f"(its children: {children}): it cannot be edited"
+            )
+        weights = _output_weights(layer, block, f"{layer_name}.", target.component, size)
+        _check_alone(layer, block, layer_name, target.component, size)
+        for weight in weights:
+            if weight.name in shared:
+                raise InputError(f"{weight.name} is shared with {shared[weight.name]}: editing it would edit both")
+        module_name = f"{layer_name}.{block}"
+        if len(weights) == 1 and not _can_be_edited(layer.get_submodule(block)):
+            module_name = weights[0].module
+        writers.append(OutputProjection(target, module_name, size, weights, stacked and target.component == "mlp"))
+    return writers
+
+
+def _block(layer: nn.Module, component: str) -> str | None:
+    """The name of a layer's block, within the layer."""
+    modules = dict(layer.named_modules())
+    for name in _BLOCKS[component]:
+        if name in modules and (name not in _OF_MANY_KINDS or _is_of_kind(modules[name], component)):
+            return name
+    return None
+
+
+def _can_be_edited(block: nn.Module) -> bool:
+    """Whether a block's output is what it computes, without the residual, and the block can hold an edit that is not a
+    step of its own."""
+    return "residual" not in inspect.signature(block.forward).parameters and not isinstance(block, nn.Sequential)
+
+
+def _is_of_kind(module: nn.Module, component: str) -> bool:
+    return any(kind in type(module).__name__.lower() for kind in _KINDS[component])
+
+
+def _output_weights(
+    layer: nn.Module, block: str, prefix: str, component: str, size: int
+) -> tuple[ProjectionWeight, ...]:
+    """The maps of a block that end in the hidden size and bear the name of an output map."""
+    module = layer.get_submodule(block)
+    weights = list(_named_weights(module, f"{prefix}{block}", component, size))
+    writing = tuple(weight for weight, outputs in weights if outputs == size)
+    if writing:
+        return writing
+    if weights:
+        weight, outputs = weights[0]
+        raise InputError(f"{weight.module} writes {outputs} features where the hidden size is {size}: not supported")
+    kinds = ", ".join(sorted({type(child).__name__ for child in module.modules()} - {type(module).__name__}))
+    raise InputError(
+        f"no linear map that writes the output of {prefix}{block} ({type(module).__name__} with {kinds}) is "
+        "recognised: this architecture is not supported"
+    )
+
+
+def _check_alone(layer: nn.Module, block: str, layer_name: str, component: str, size: int) -> None:
+    """Raises InputError if another child of the layer writes a part of what would be edited."""
+    if component != "mlp":
+        return
+    for name, child in layer.named_children():
+        kind = type(child).__name__.lower()
+        if name == block.partition(".")[0] or "attention" in kind or "norm" in kind:
+            continue
+        for weight, outputs in _named_weights(child, f"{layer_name}.{name}", component, size):
+            if outputs == size:
+                raise InputError(
+                    f"{layer_name} adds what {block} and {weight.module} write, so that no one module gives the whole "
+                    "output of its MLP: not supported"
+                )
+
+
+def _named_weights(
+    module: nn.Module, module_name: str, component: str, size: int
+) -> Iterator[tuple[ProjectionWeight, int]]:
+    """Every weight in a block that is named like one which writes its output, with the number of its outputs.
+
+    Raises:
+        InputError: something of such a name is no linear map.
+    """
+    wanted = _OUTPUT_MAPS[component]
+    for name, child in module.named_modules():
+        full_name = f"{module_name}.{name}" if name else module_name
+        weight = getattr(child, "weight", None)
+        if any(full_name.endswith(f".{ending}") for ending in wanted):
+            if isinstance(weight, Tensor) and weight.ndim > 2:
+                yield _experts_weight(module, module_name, name, "weight", size)
+            elif _is_linear(child) or weight is not None:
+                yield _linear_weight(full_name, child)
+        for leaf, parameter in child.named_parameters(recurse=False):
+            if leaf in wanted and parameter.ndim > 1:
+                yield _experts_weight(module, module_name, name, leaf, size)
+
+
+def _experts_weight(
+    block: nn.Module, block_name: str, holder_name: str, leaf: str, size: int
+) -> tuple[ProjectionWeight, int]:
+    """Weights of experts in one tensor, (experts, d, m), (experts, m, d) or (experts m, d), and where their bias is."""
+    holder = block.get_submodule(holder_name)
+    parameter = holder.get_parameter(leaf)
+    rows, columns = parameter.shape[-2:]
+    transposed = columns == size and (rows != size or _is_transposed(holder, size))
+    prefix = f"{holder_name}." if holder_name else ""
+    parent = f"{holder_name.rpartition('.')[0]}.".lstrip(".")
+    modules = dict(block.named_parameters())
+    bias = next((name for name in (f"{prefix}{leaf}_bias", f"{prefix}bias", f"{parent}bias") if name in modules), None)
+    weight = ProjectionWeight(
+        name=f"{block_name}.{prefix}{leaf}",
+        output_dim=-1 if transposed else -2,
+        bias=bias and f"{block_name}.{bias}",
+        experts=True,
+        says_transposed=getattr(holder, "is_transposed", False) is True,
+    )
+    return weight, columns if transposed else rows
+
+
+def _is_transposed(holder: nn.Module, size: int) -> bool:
+    """Whether experts whose output weights are square multiply them from the right, as their other weights show."""
+    if isinstance(said := getattr(holder, "is_transposed", None), bool):
+        return said
+    return any(parameter.ndim > 1 and parameter.shape[-2] == size for _, parameter in holder.named_parameters())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear map of PyTorch's layout: quantized ones are of other classes and storage."""
+    return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
+
+
+def _linear_weight(name: str, module: nn.Module) -> tuple[ProjectionWeight, int]:
+    if _is_linear(module):
+        output_dim, outputs = -2, int(module.out_features)  # type: ignore[arg-type]
+    elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, of transformers.pytorch_utils
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        output_dim, outputs = -1, weight.shape[1]
+    else:
+        raise InputError(f"{name} is a {type(module).__name__}, which is no linear map that is known: not supported")
+    bias = f"{name}.bias" if getattr(module, "bias", None) is not None else None
+    return ProjectionWeight(f"{name}.weight", output_dim, bias), outputs
+
+
+def _shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are one and the same tensor as another, each with that other's name."""
+    first: dict[int, str] = {}
+    shared: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        if other != name:
+            shared[name], shared[other] = other, name
+    return shared

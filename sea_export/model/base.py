@@ -1,0 +1,161 @@
+"""The base model, wherever it comes from, as a local safetensors checkpoint.
+
+A directory of safetensors is used as it is. Whatever else MODEL may name (a Hub id, a directory of PyTorch
+pickles, a GGUF file, quantized weights that are to be dequantized) is downloaded or converted first, so that
+everything after this module has one form to deal with.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sea_export.errors import InputError
+from sea_export.files.digests import file_digest
+from sea_export.files.reading import read_json_object
+from sea_export.locks import scratch_directory
+from sea_export.model.checkpoint import CARD, INDEX, WEIGHTS, Checkpoint
+from sea_export.model.convert import PICKLE, PICKLE_INDEX, convert_pickles, dequantize, unpack_gguf
+from sea_export.model.download import download_snapshot
+from sea_export.model.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
+
+__all__ = ["BaseModel", "is_hub_id", "resolve_base", "weight_digests"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that is at hand.
+
+    Attributes:
+        name: the Hub id, or the last component of a local path: nothing that is written names a local path.
+        revision: the commit hash that a Hub id resolved to, None for local models.
+        checkpoint: its weights and files.
+        location: what transformers loads it by: a Hub id or the absolute path of a directory, None for a model that
+            had to be converted. It is written nowhere but into adapters, which cannot load without their base.
+        dequantized: whether quantized weights were made plain.
+    """
+
+    name: str
+    revision: str | None
+    checkpoint: Checkpoint
+    location: str | None
+    dequantized: bool = False
+
+
+@contextmanager
+def resolve_base(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    dequantized: bool = False,
+    staging: Path | None = None,
+) -> Iterator[BaseModel]:
+    """Make the model that `model` names available as a safetensors checkpoint.
+
+    Args:
+        model: a local directory, a `.gguf` file, or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+        dtype: what the weights of a GGUF file, and dequantized ones, are unpacked to (bfloat16 if None). Other models
+            keep their own.
+        dequantized: whether to make quantized weights plain ones.
+        staging: the directory for a temporary conversion, the system's if None. The conversion is removed at
+            the end of the context; the base itself is never written to.
+
+    Yields:
+        the base model.
+
+    Raises:
+        InputError: `model` names nothing that can be used; the message says what to do about it.
+    """
+    path = Path(model).expanduser()
+    location: str | None
+    if not path.exists():
+        path = _download(model, revision)
+        name, commit, location = model, path.name, model
+    elif revision is not None:
+        raise InputError(f"A revision belongs to a Hub id, and {model} is a local path; leave the revision out.")
+    else:
+        name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
+    with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
+        directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
+        if dequantized:
+            plain = temporary / "dequantized"
+            plain.mkdir()
+            dequantize(directory, plain, dtype or torch.bfloat16)
+            directory, location = plain, None
+        if directory != path and (path / CARD).is_file():
+            shutil.copyfile(path / CARD, directory / CARD)  # what it says of the license holds for the converted model
+        checkpoint = Checkpoint.open(directory)
+        if (checkpoint.directory / "adapter_config.json").exists():
+            raise InputError(
+                f"{model} holds weights and an adapter, which programs load in place of one another: remove "
+                "adapter_config.json, or merge the adapter."
+            )
+        if not (checkpoint.directory / "config.json").is_file():
+            raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
+        checkpoint.side_files()  # finds a link that leads out of the directory before anything follows it
+        yield BaseModel(name, commit, checkpoint, location, dequantized)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a file may name a base so: `org/name`, and no path, which only the user may give."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of every weight file, in hexadecimal, by file name."""
+    return {file: file_digest(checkpoint.directory / file) for file in checkpoint.weight_files}
+
+
+def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:
+    """`path` itself if it is a safetensors checkpoint, else `temporary`, made, with the converted model in it."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{path} is a file, but not a .gguf file; name the directory of the model instead.")
+        temporary.mkdir()
+        unpack_gguf(path, temporary, dtype)
+        return temporary
+    if _has_safetensors(path):
+        return path
+    if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file():
+        temporary.mkdir()
+        convert_pickles(path, temporary)
+        return temporary
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"{path} holds an adapter, not a model; name a model that the adapter was merged into.")
+    gguf = next(path.glob("*.gguf"), None)
+    if gguf is not None:
+        raise InputError(f"{path} is a directory of GGUF files; name the file itself, for example {gguf.name}.")
+    raise InputError(f"{path} holds no model weights: neither {WEIGHTS} nor {PICKLE}, nor an index of shards.")
+
+
+def _has_safetensors(directory: Path) -> bool:
+    config = directory / "config.json"
+    return (
+        (directory / WEIGHTS).is_file()
+        or (directory / INDEX).is_file()
+        or (config.is_file() and "transformers_weights" in read_json_object(config))
+    )
+
+
+def _download(model: str, revision: str | None) -> Path:
+    """The snapshot directory of a Hub model's weights in the form that transformers takes first."""
+    not_wanted = [*OTHER_FORMAT_FILES, *(f"{folder}/*" for folder in OTHER_FORMAT_FOLDERS)]
+    snapshot = download_snapshot(model, revision=revision, not_wanted=not_wanted)
+    if not _has_safetensors(snapshot):
+        download_snapshot(model, revision=snapshot.name, wanted=["pytorch_model*.bin", PICKLE_INDEX])
+    return snapshot

@@ -1,0 +1,171 @@
+"""A safetensors checkpoint directory, read only: its tensors, where their bytes are, and the files beside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from sea_export.errors import InputError, SeaExportError
+from sea_export.files.reading import check_contained, read_json_object
+from sea_export.model.model_files import files_to_copy
+from sea_export.model.safetensors_header import StoredTensor, read_header
+
+__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "read_index"]
+
+CARD = "README.md"
+"""The model card."""
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory as transformers would read it. Nothing here ever writes to it.
+
+    Attributes:
+        directory: the directory.
+        tensors: every tensor that a load reaches, by name.
+        weight_files: the safetensors files that hold them, in the order in which they are read.
+        index_file: the index that names those files, None for a single-file checkpoint.
+    """
+
+    directory: Path
+    tensors: Mapping[str, StoredTensor]
+    weight_files: tuple[str, ...]
+    index_file: str | None
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+        """Read the headers of the checkpoint in `directory` and check that they tell the truth.
+
+        The weights are looked for in transformers' own order: what config.json names as `transformers_weights`,
+        else model.safetensors, else the shards of model.safetensors.index.json.
+
+        Raises:
+            InputError: there is no such checkpoint, a shard or a tensor is missing, or a header is not valid.
+        """
+        directory = Path(directory)
+        index_file, weight_files, weight_map = _find_weights(directory)
+        tensors: dict[str, StoredTensor] = {}
+        for file in weight_files:
+            check_contained(directory / file, directory)
+            for tensor in read_header(directory / file).tensors:
+                if tensor.name in tensors:
+                    raise InputError(
+                        f"{directory}: both {tensors[tensor.name].file} and {file} hold the tensor "
+                        f"{tensor.name}, and readers differ in which they take; remove one."
+                    )
+                tensors[tensor.name] = tensor
+        for name, file in weight_map.items():
+            if name not in tensors or tensors[name].file != file:
+                raise InputError(
+                    f"{directory}: {file} does not hold the tensor {name}, although {index_file} says so; "
+                    "download the checkpoint again."
+                )
+        if not tensors:
+            raise InputError(f"{directory}: {', '.join(weight_files)} holds no tensors.")
+        return cls(directory, MappingProxyType(tensors), weight_files, index_file)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A fresh tensor with the stored values, in the stored dtype and shape.
+
+        Raises:
+            InputError: the checkpoint holds no tensor of that name.
+            SeaExportError: the file has become shorter since the checkpoint was opened.
+        """
+        if name not in self.tensors:
+            raise InputError(f"{self.directory} holds no tensor {name}.")
+        stored = self.tensors[name]
+        data = torch.empty(stored.end - stored.start, dtype=torch.uint8)
+        self.read_into(name, data.numpy().data)
+        return data.view(stored.dtype).reshape(stored.shape)
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fills a buffer with the bytes of a tensor that is in `tensors`.
+
+        Raises:
+            SeaExportError: the file has become shorter since the checkpoint was opened.
+        """
+        stored = self.tensors[name]
+        with open(self.directory / stored.file, "rb") as stream:
+            stream.seek(stored.start)
+            if stream.readinto(buffer) != stored.end - stored.start:
+                raise SeaExportError(f"{self.directory / stored.file} changed while it was read.")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json.
+
+        Raises:
+            InputError: there is no config.json, or it is not a JSON object.
+        """
+        return read_json_object(self.directory / "config.json")
+
+    def side_files(self) -> tuple[str, ...]:
+        """Every file but the weights that belongs to the model: config, index, tokenizer, code, extra heads.
+
+        Returns:
+            POSIX paths relative to the directory, sorted.
+        """
+        copied, _ = self._split_files()
+        return tuple(file for file in copied if file not in self.weight_files)
+
+    def left_out(self) -> tuple[str, ...]:
+        """What an export must not copy: the unedited weights in another form (other frameworks' formats, shards
+        that the index does not name), what it writes anew (README.md), and what is no part of a model (.git).
+
+        Returns:
+            POSIX paths relative to the directory, sorted; a folder left out as a whole ends in a slash.
+        """
+        _, left_out = self._split_files()
+        return left_out
+
+    def _split_files(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        in_use = {*self.weight_files, *([self.index_file] if self.index_file else [])}
+        return files_to_copy(self.directory, in_use=in_use, tensor_names=self.tensors.keys())
+
+
+def _find_weights(directory: Path) -> tuple[str | None, tuple[str, ...], Mapping[str, str]]:
+    """The index file if there is one, the weight files, and the index's map from tensor to file."""
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory.")
+    config = directory / "config.json"
+    check_contained(config, directory)
+    named = read_json_object(config).get("transformers_weights") if config.is_file() else None
+    if named is None:
+        named = WEIGHTS if (directory / WEIGHTS).is_file() else INDEX
+        if not (directory / named).is_file():
+            raise InputError(f"{directory} holds no safetensors checkpoint: neither {WEIGHTS} nor {INDEX}.")
+    _check_file_name(named, where=config)
+    if not named.endswith(".index.json"):
+        return None, (named,), {}
+    index = directory / named
+    weight_map = read_index(index)
+    return named, tuple(sorted(set(weight_map.values()))), weight_map
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """The map from tensors to weight files that the index of a sharded checkpoint is.
+
+    Raises:
+        InputError: there is none in the file, or it names a file that does not lie beside it.
+    """
+    check_contained(index, index.parent)
+    weight_map = read_json_object(index, unique_keys=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map from tensors to shards.")
+    for file in weight_map.values():
+        _check_file_name(file, where=index)
+    return weight_map
+
+
+def _check_file_name(file: object, *, where: Path) -> None:
+    """A weight file lies in the directory itself: a name that leads elsewhere is refused."""
+    if not isinstance(file, str) or not file or {"/", "\\", "\0"} & set(file) or file in (".", ".."):
+        raise InputError(f"{where} names {file!r} as a weight file, which is not the name of a file beside it.")

@@ -1,0 +1,228 @@
+"""Which tensors and files of two checkpoints differ, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from sea_export.errors import SeaExportError
+from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.model_files import walk_files
+from sea_export.model.safetensors_header import StoredTensor, read_header
+
+__all__ = ["CheckpointDifference", "FileDifference", "TensorDifference", "compare_checkpoints", "compare_files"]
+
+_CHUNK_BYTES = 1 << 20
+"""A multiple of the size of every dtype, so that no element is cut."""
+
+_FOLDERS_OF_OTHER_TOOLS = (".git", ".cache")
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """How far a tensor B is from a tensor A of the same shape and dtype, in float64.
+
+    Attributes:
+        maximum: max |B - A|.
+        relative: ‖B - A‖ / ‖A‖ in the Frobenius norm; infinite if A is zero and B is not.
+    """
+
+    maximum: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class CheckpointDifference:
+    """All differences of two checkpoints, a and b. Everything is sorted.
+
+    Attributes:
+        tensors_only_in_a: names.
+        tensors_only_in_b: names.
+        tensors_of_other_form: name -> how a and b store it, where shape or dtype differ.
+        tensors_changed: name -> how far b's is from a's, where any byte differs.
+        tensors_identical: how many are the same, byte for byte.
+        metadata_changed: the weight files in both whose header metadata differ.
+        files_only_in_a: files that are not weights, as relative POSIX paths.
+        files_only_in_b: likewise.
+        files_changed: files in both whose bytes differ.
+        files_identical: how many are the same, byte for byte.
+    """
+
+    tensors_only_in_a: tuple[str, ...]
+    tensors_only_in_b: tuple[str, ...]
+    tensors_of_other_form: Mapping[str, tuple[StoredTensor, StoredTensor]]
+    tensors_changed: Mapping[str, TensorDifference]
+    tensors_identical: int
+    metadata_changed: tuple[str, ...]
+    files_only_in_a: tuple[str, ...]
+    files_only_in_b: tuple[str, ...]
+    files_changed: tuple[str, ...]
+    files_identical: int
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether both hold the same tensors with the same bytes, in whatever shards."""
+        return not (
+            self.tensors_only_in_a or self.tensors_only_in_b or self.tensors_of_other_form or self.tensors_changed
+        )
+
+
+@dataclass(frozen=True)
+class FileDifference:
+    """The tensors that differ in two safetensors files, a and b.
+
+    Attributes:
+        only_in_a: names.
+        only_in_b: names.
+        of_other_form: names of those whose shapes or dtypes differ.
+        changed: name -> how far b's is from a's, where any byte differs.
+    """
+
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    of_other_form: tuple[str, ...]
+    changed: Mapping[str, TensorDifference]
+
+
+def compare_files(a: Path, b: Path) -> FileDifference:
+    """Compare two safetensors files tensor by tensor, in little memory.
+
+    Args:
+        a: the first file.
+        b: the second.
+
+    Raises:
+        InputError: one of them is not a safetensors file.
+        SeaExportError: a file became shorter while it was read.
+    """
+    first, second = ({tensor.name: tensor for tensor in read_header(file).tensors} for file in (a, b))
+    common = sorted(first.keys() & second.keys())
+    other_form = [name for name in common if not _same_form(first[name], second[name])]
+    comparable = {name: (first[name], second[name]) for name in common if name not in other_form}
+    return FileDifference(
+        only_in_a=tuple(sorted(first.keys() - second.keys())),
+        only_in_b=tuple(sorted(second.keys() - first.keys())),
+        of_other_form=tuple(other_form),
+        changed=_compare_tensors(a.parent, b.parent, comparable),
+    )
+
+
+def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
+    """Compare two checkpoint directories tensor by tensor and file by file, in little memory.
+
+    The weights are compared by tensor, wherever the shards put them; numbers are computed only where bytes differ.
+
+    Args:
+        a: the first directory.
+        b: the second.
+
+    Raises:
+        InputError: one of them is not a safetensors checkpoint.
+        SeaExportError: a file became shorter while it was read.
+    """
+    first, second = Checkpoint.open(a), Checkpoint.open(b)
+    common = sorted(first.tensors.keys() & second.tensors.keys())
+    forms = {name: (first.tensors[name], second.tensors[name]) for name in common}
+    other_form = {name: pair for name, pair in forms.items() if not _same_form(*pair)}
+    comparable = {name: pair for name, pair in forms.items() if name not in other_form}
+    changed = _compare_tensors(first.directory, second.directory, comparable)
+    files_a, files_b = _other_files(first), _other_files(second)
+    files_changed = tuple(file for file in sorted(files_a & files_b) if not _same_bytes(a / file, b / file))
+    return CheckpointDifference(
+        tensors_only_in_a=tuple(sorted(first.tensors.keys() - second.tensors.keys())),
+        tensors_only_in_b=tuple(sorted(second.tensors.keys() - first.tensors.keys())),
+        tensors_of_other_form=other_form,
+        tensors_changed=changed,
+        tensors_identical=len(comparable) - len(changed),
+        metadata_changed=tuple(
+            file
+            for file in first.weight_files
+            if file in second.weight_files and read_header(a / file).metadata != read_header(b / file).metadata
+        ),
+        files_only_in_a=tuple(sorted(files_a - files_b)),
+        files_only_in_b=tuple(sorted(files_b - files_a)),
+        files_changed=files_changed,
+        files_identical=len(files_a & files_b) - len(files_changed),
+    )
+
+
+def _same_form(a: StoredTensor, b: StoredTensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def _compare_tensors(
+    directory_a: Path, directory_b: Path, pairs: Mapping[str, tuple[StoredTensor, StoredTensor]]
+) -> dict[str, TensorDifference]:
+    """The tensors whose bytes differ, by name."""
+    changed = {}
+    with ExitStack() as stack:
+        # A stream of its own for either side, even where both are one directory.
+        streams_a, streams_b = (
+            {
+                file: stack.enter_context(open(directory / file, "rb"))
+                for file in {pair[side].file for pair in pairs.values()}
+            }
+            for side, directory in enumerate((directory_a, directory_b))
+        )
+        for name, (stored_a, stored_b) in pairs.items():
+            stream_a, stream_b = streams_a[stored_a.file], streams_b[stored_b.file]
+            if any(a != b for a, b in _pieces(stream_a, stored_a, stream_b, stored_b)):
+                changed[name] = _difference(_pieces(stream_a, stored_a, stream_b, stored_b), stored_a.dtype)
+    return changed
+
+
+def _pieces(
+    stream_a: BinaryIO, stored_a: StoredTensor, stream_b: BinaryIO, stored_b: StoredTensor
+) -> Iterator[tuple[bytes, bytes]]:
+    """The bytes of two tensors of the same size, piece by piece."""
+    size = stored_a.end - stored_a.start
+    for offset in range(0, size, _CHUNK_BYTES):
+        count = min(_CHUNK_BYTES, size - offset)
+        stream_a.seek(stored_a.start + offset)
+        stream_b.seek(stored_b.start + offset)
+        a, b = stream_a.read(count), stream_b.read(count)
+        if len(a) != count or len(b) != count:
+            raise SeaExportError(f"A file that holds {stored_a.name} became shorter while it was compared.")
+        yield a, b
+
+
+def _difference(pieces: Iterator[tuple[bytes, bytes]], dtype: torch.dtype) -> TensorDifference:
+    maximum = torch.zeros((), dtype=torch.float64)
+    square, square_of_a = maximum.clone(), maximum.clone()
+    for piece_a, piece_b in pieces:
+        a, b = _values(piece_a, dtype), _values(piece_b, dtype)
+        # Equal infinities do not differ, although their difference is not a number.
+        distance = torch.where(a == b, 0, b - a).abs()
+        maximum = torch.maximum(maximum, distance.max())
+        square += distance.square().sum()
+        square_of_a += a.abs().square().sum()
+    # The bytes of zeros can differ, by their sign, although their values do not.
+    relative = torch.sqrt(square / square_of_a) if square != 0 else square
+    return TensorDifference(float(maximum), float(relative))
+
+
+def _values(data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers in `data` in double precision."""
+    return torch.frombuffer(bytearray(data), dtype=dtype).to(torch.complex128 if dtype.is_complex else torch.float64)
+
+
+def _other_files(checkpoint: Checkpoint) -> set[str]:
+    """Every file that is not a weight file in use, as a POSIX path relative to the directory."""
+    paths = walk_files(checkpoint.directory, _FOLDERS_OF_OTHER_TOOLS)
+    files = {path.relative_to(checkpoint.directory).as_posix() for path in paths if not path.is_dir()}
+    return files - set(checkpoint.weight_files)
+
+
+def _same_bytes(a: Path, b: Path) -> bool:
+    if a.stat().st_size != b.stat().st_size:
+        return False
+    with open(a, "rb") as stream_a, open(b, "rb") as stream_b:
+        while piece := stream_a.read(_CHUNK_BYTES):
+            if piece != stream_b.read(_CHUNK_BYTES):
+                return False
+    return True

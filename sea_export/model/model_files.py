@@ -1,0 +1,111 @@
+"""The files of a model directory: which belong to a copy of the model, and that none of them lies elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sea_export.errors import InputError
+from sea_export.files.reading import check_contained
+from sea_export.model.safetensors_header import read_header
+
+__all__ = ["OTHER_FORMAT_FILES", "OTHER_FORMAT_FOLDERS", "files_to_copy", "walk_files"]
+
+OTHER_FORMAT_FILES = (
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "tf_model*.h5",
+    "tf_model*.h5.index.json",
+    "flax_model*.msgpack",
+    "flax_model*.msgpack.index.json",
+    "rust_model.ot",
+    "consolidated*.pth",
+    "consolidated*.safetensors",
+    "*.gguf",
+)
+"""Shell patterns of files that hold the weights in another form than safetensors for transformers."""
+
+OTHER_FORMAT_FOLDERS = ("onnx", "openvino", "coreml", "original", "metal")
+"""Folders in which publishers keep the weights in such a form."""
+
+_FOLDERS_LEFT_OUT = (*OTHER_FORMAT_FOLDERS, ".git", ".cache", ".huggingface", "__pycache__", "sea_edit")
+_FILES_WRITTEN_ANEW = ("README.md", "sea_export.json")
+_MAXIMUM_DEPTH = 50
+# model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors and the indices of such shards.
+_WEIGHT_FILE_NAME = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors(\.index\.json)?")
+
+
+def files_to_copy(
+    directory: Path, *, in_use: Collection[str] = (), tensor_names: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tell the files of a model directory that belong to a copy of the model from those that do not.
+
+    Args:
+        directory: the model directory; links to files and folders in it are followed.
+        in_use: the weight files and the index that are read, which always belong.
+        tensor_names: the tensors that are read. Another safetensors file that holds nothing but tensors of
+            these names is a second copy of weights; one with other tensors is an extra head, and belongs.
+
+    Returns:
+        the files to copy, and what is left out; POSIX paths relative to `directory`, sorted, folders that are
+        left out as a whole with a slash at the end.
+
+    Raises:
+        InputError: see `walk_files`.
+    """
+    copied: list[str] = []
+    left_out: list[str] = []
+    for path in walk_files(directory, _FOLDERS_LEFT_OUT):
+        file = path.relative_to(directory).as_posix()
+        if path.is_dir():
+            left_out.append(f"{file}/")
+            continue
+        belongs = file in in_use or not (
+            file in _FILES_WRITTEN_ANEW
+            or any(fnmatchcase(path.name, pattern) for pattern in OTHER_FORMAT_FILES)
+            or _WEIGHT_FILE_NAME.fullmatch(file)
+            or _holds_only(path, tensor_names)
+        )
+        (copied if belongs else left_out).append(file)
+    return tuple(sorted(copied)), tuple(sorted(left_out))
+
+
+def walk_files(directory: Path, unentered: Collection[str]) -> Iterator[Path]:
+    """Every file below a directory, and every folder of a name in `unentered` instead of what is in it.
+
+    Raises:
+        InputError: a link leads out of the directory, nowhere, or to a folder that contains it, or there is something
+            that is neither a file nor a folder.
+    """
+    return _walk(directory, directory, unentered, ancestors=frozenset())
+
+
+def _walk(folder: Path, directory: Path, unentered: Collection[str], *, ancestors: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in ancestors:
+        raise InputError(f"{folder} is a link to a folder that contains it; remove it.")
+    if len(ancestors) > _MAXIMUM_DEPTH:
+        raise InputError(f"{directory} has folders in folders more than {_MAXIMUM_DEPTH} deep; remove them.")
+    for path in folder.iterdir():
+        if path.is_symlink():
+            check_contained(path, directory)
+        if path.is_file() or (path.is_dir() and path.name in unentered):
+            yield path
+        elif path.is_dir():
+            yield from _walk(path, directory, unentered, ancestors=ancestors | {real})
+        else:
+            raise InputError(f"{path} is neither a file nor a folder (perhaps a broken link); remove it.")
+
+
+def _holds_only(path: Path, tensor_names: Collection[str]) -> bool:
+    """Whether `path` is a safetensors file that holds nothing but (some of) the tensors named."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        tensors = read_header(path).tensors
+    except InputError:
+        return False  # nothing reads it as weights, so it is a file like any other
+    return bool(tensors) and all(tensor.name in tensor_names for tensor in tensors)

@@ -1,0 +1,126 @@
+"""Weights in PyTorch's pickled files, read without doing what a pickle may ask for.
+
+A pickle is a program. torch runs only a part of the language (`weights_only`), in which a small file can still ask for
+any amount of memory or time. The program is read first: it may be no longer than those of weights are, and name nothing
+but what weights are made of.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import torch
+
+from sea_export.errors import InputError
+from sea_export.files.reading import open_file
+from sea_export.model.load_model import refused_by_library
+
+__all__ = ["load_pickled_weights"]
+
+# Room for the names, shapes and places of some 20 000 tensors in one file.
+_MAXIMUM_PICKLE_BYTES = 4_000_000
+_MAXIMUM_DIRECTORY_BYTES = 8_000_000
+_PICKLES_OF_OLD_FORMAT = 5
+_PROTOCOL = 2
+
+_ALLOWED = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch.nn.parameter Parameter",
+    "torch.storage TypedStorage",
+    "torch.storage UntypedStorage",
+}
+
+
+def load_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one pickled file, mapped into memory where its format allows.
+
+    Raises:
+        InputError: the file is missing or damaged, holds something other than weights, or would have to be run.
+    """
+    with open_file(path) as stream:
+        zipped = zipfile.is_zipfile(stream)
+    with refused_by_library(f"{path} is damaged, and has to be downloaded again"):
+        for program in _zipped_pickles(path) if zipped else _old_pickles(path):
+            _check(program, path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{path} does not hold a model's weights: it is not a map from names to tensors.")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path} stores fewer values of {name} than its shape has; download it again.")
+    return state
+
+
+def _zipped_pickles(path: Path) -> Iterator[bytes]:
+    """The programs in a file of the format since PyTorch 1.6, an archive that is never compressed."""
+    if _directory_bytes(path) > _MAXIMUM_DIRECTORY_BYTES:
+        raise ValueError("it is an archive of too many files")
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is a compressed archive")
+            if entry.filename.endswith(".pkl"):
+                if entry.file_size > _MAXIMUM_PICKLE_BYTES:
+                    raise ValueError(f"its {entry.filename} is too large for one of weights")
+                yield archive.read(entry)
+
+
+def _directory_bytes(path: Path) -> int:
+    """How large a zip archive's list of files is, which is read as a whole, says its end."""
+    with open_file(path) as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 70_000))
+        tail = stream.read()
+    end = tail.rfind(b"PK\5\6")
+    listed = int.from_bytes(tail[end + 12 : end + 16], "little")
+    large = tail.rfind(b"PK\6\6", 0, end)  # of large archives, sizes stand in a record before
+    return max(listed, int.from_bytes(tail[large + 40 : large + 48], "little")) if large >= 0 else listed
+
+
+def _old_pickles(path: Path) -> Iterator[bytes]:
+    """The programs that a file of the format before PyTorch 1.6 begins with, one after another."""
+    with open_file(path) as stream:
+        text = BytesIO(stream.read(_MAXIMUM_PICKLE_BYTES))
+    for _ in range(_PICKLES_OF_OLD_FORMAT):
+        start = text.tell()
+        for _ in pickletools.genops(text):
+            pass
+        yield text.getvalue()[start : text.tell()]
+
+
+def _check(program: bytes, path: Path) -> None:
+    """Raises InputError for a pickle that does not just list tensors, ValueError for one that is damaged."""
+    tuples: set[object] = set()
+    previous = ""
+    for operation, argument, _ in pickletools.genops(program):
+        name = operation.name
+        if name == "PROTO" and argument != _PROTOCOL:
+            raise ValueError(f"it is in protocol {argument}, which torch does not write")
+        if name == "GLOBAL" and not _is_allowed(str(argument)):
+            raise InputError(
+                f"{path} needs code to be run to be read ({argument}), which could do anything; use a copy of the "
+                "model in safetensors."
+            )
+        # Tuples of tuples that are all one tuple: small to write down, and endless to compare.
+        if name.endswith("PUT") and previous.startswith("TUPLE"):
+            tuples.add(argument)
+        if (name.endswith("GET") and argument in tuples) or name in ("DUP", "MEMOIZE", "STACK_GLOBAL", "INST", "OBJ"):
+            raise ValueError(f"it uses {name} as no list of tensors does")
+        previous = name
+
+
+def _is_allowed(name: str) -> bool:
+    module, _, attribute = name.partition(" ")
+    if module == "torch" and name not in _ALLOWED:
+        return attribute.endswith("Storage") or isinstance(getattr(torch, attribute, None), torch.dtype)
+    return name in _ALLOWED

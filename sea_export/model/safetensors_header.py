@@ -1,0 +1,169 @@
+"""The header of a safetensors file: which tensors it holds and where their bytes are.
+
+The safetensors library hands out tensors but not their places in the file. A fold that rewrites some bytes
+and copies the others needs the places, so the header is read here, as strictly as the library reads it
+(https://github.com/huggingface/safetensors#format): eight bytes of little-endian header length, a JSON
+object, then the bytes of the tensors one after another without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from sea_export.errors import InputError
+from sea_export.files.reading import MAXIMUM_JSON_BYTES, open_file, parse_json
+
+__all__ = ["DTYPE_NAMES", "Header", "StoredTensor", "encode_header", "read_header"]
+
+# More than any tensor has, and little enough that sizes are multiplied and added without overflow or delay.
+_MAXIMUM_DIMENSIONS = 64
+_MAXIMUM_SIZE = 2**62
+_MAXIMUM_NAME_LENGTH = 1000
+
+_LENGTH_BYTES = 8
+_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+if hasattr(torch, "float8_e8m0fnu"):  # torch 2.7 and later
+    _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+
+DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: name for name, dtype in _DTYPES.items()})
+"""What safetensors calls each torch dtype."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor is stored.
+
+    Attributes:
+        name: its name in the checkpoint.
+        dtype: the stored dtype.
+        shape: the stored shape.
+        file: the name of the safetensors file.
+        start: offset in that file of its first byte.
+        end: offset in that file of the byte after its last.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of one safetensors file.
+
+    Attributes:
+        data_start: offset of the first tensor byte: the size of length field and header together.
+        metadata: the header's `__metadata__`, empty if it has none.
+        tensors: the tensors in the order of their bytes; each begins where the one before it ends.
+    """
+
+    data_start: int
+    metadata: Mapping[str, str]
+    tensors: tuple[StoredTensor, ...]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of the safetensors file at `path`.
+
+    Raises:
+        InputError: the file is missing, or its header is not one that safetensors would accept.
+    """
+    with open_file(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAXIMUM_JSON_BYTES):
+            raise InputError(f"{path} is not a safetensors file, or only a part of one; download it again.")
+        text = stream.read(length)
+    try:
+        entries = parse_json(text, unique_keys=True)
+        return _parse_entries(entries, path.name, data_start=_LENGTH_BYTES + length, size=size)
+    except ValueError as error:
+        raise InputError(f"{path} has a broken safetensors header ({error}); download it again.") from error
+
+
+def encode_header(header: Header) -> bytes:
+    """The bytes that `header.tensors` begin with in a file: length field, JSON, and padding to a multiple of 8.
+
+    The tensors' offsets are written relative to `header.data_start`, as they are stored.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
+    for tensor in header.tensors:
+        entries[tensor.name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.start - header.data_start, tensor.end - header.data_start],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _parse_entries(entries: object, file: str, *, data_start: int, size: int) -> Header:
+    """The checked header behind parsed JSON. Raises ValueError with the reason if it does not hold."""
+    if not isinstance(entries, dict):
+        raise ValueError("it is not a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ does not map text to text")
+    tensors = [_parse_tensor(name, entry, file, data_start) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
+    position = data_start
+    for tensor in tensors:
+        if tensor.start != position:
+            raise ValueError(f"the bytes of {tensor.name} do not follow those of the tensor before it")
+        position = tensor.end
+    if position != size:
+        raise ValueError(f"its tensors end at byte {position}, the file at byte {size}")
+    return Header(data_start, MappingProxyType(metadata), tuple(tensors))
+
+
+def _parse_tensor(name: str, entry: object, file: str, data_start: int) -> StoredTensor:
+    """One entry of a header. Raises ValueError with the reason if it contradicts itself."""
+    if len(name) > _MAXIMUM_NAME_LENGTH or not name.isprintable():
+        raise ValueError(f"a tensor has the name {name[:100]!r}, which cannot be printed")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the entry of {name} does not consist of dtype, shape and data_offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_sizes(shape) or len(shape) > _MAXIMUM_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"shape or data_offsets of {name} are not lists of sizes")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
+        raise ValueError(f"{name} has the dtype {entry['dtype']!r}, which torch does not have")
+    dtype = _DTYPES[entry["dtype"]]
+    start, end = offsets
+    if end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} has {end - start} bytes, which do not fit its dtype and shape")
+    return StoredTensor(name, dtype, tuple(shape), file, data_start + start, data_start + end)
+
+
+def _are_sizes(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= _MAXIMUM_SIZE for value in values)

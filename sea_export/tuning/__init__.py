@@ -1,0 +1,1 @@
+"""Tuning: a search of an edit's settings for a benchmark score within a damage budget."""

@@ -1,0 +1,322 @@
+"""How far an export's predictions agree with those of the run-time edit, and how far they must."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sea_export.capture.generate import greedy_continuations
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import SeaExportError
+from sea_export.locks import scratch_directory
+from sea_export.model.architecture import find_output_projections
+from sea_export.model.load_model import auto_classes
+from sea_export.text import dtype_name
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "COMPARED_TOKENS",
+    "PROMPTS",
+    "Agreement",
+    "agreements",
+    "compared",
+    "comparison_problems",
+    "is_quantized",
+    "logits_in_subprocess",
+    "measure",
+]
+
+PROMPTS = (
+    "The capital of France is",
+    "Q: What happens if you swallow chewing gum?\nA:",
+    "The doctor told the nurse that",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at a lower temperature on a mountain because",
+    "Q: Who wrote the play Romeo and Juliet?\nA:",
+    "def fibonacci(n):\n",
+    "The three primary colours are",
+    "Q: Is it safe to eat snow?\nA:",
+    "In 1969, the first people to walk on the Moon",
+)
+"""What the models are run on: the run-time edit continues each greedily, and all are compared on that text."""
+
+COMPARED_TOKENS = 32
+"""How many tokens at the end of each sequence are predicted and compared."""
+
+# Has the GNU C library give freed memory back to the system, for the process that is to keep within bounds.
+_LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+
+# The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
+_TOLERANCES = {
+    torch.float32: (1e-8, 1.0),
+    torch.float64: (1e-8, 1.0),
+    torch.float16: (1e-4, 0.99),
+    torch.bfloat16: (1e-3, 0.99),
+}
+# The same with quantized weights, whose kernels compute in half precision inside, and some of them with activations
+# of 8 bits: the divergence may also be as many times that which rounding causes in the model at hand.
+_QUANTIZED_TOLERANCE = (1e-3, 0.95)
+_TIMES_ROUNDING = 4
+_MATHEMATICS_TOLERANCE = 1e-4
+# Below this mean KL divergence between base and edit (nats) the edit does nothing that anyone could see.
+_NO_OP_DIVERGENCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models' next-token predictions agree over the same tokens."""
+
+    max_logit_difference: float
+    """Largest absolute difference of any logit."""
+    relative_logit_difference: float
+    """The same, relative to the largest absolute logit of the first."""
+    mean_divergence: float
+    """Mean Kullback-Leibler divergence of the second's distribution from the first's, in nats."""
+    equal_greedy: float
+    """Share of positions at which both would choose the same token."""
+
+    @classmethod
+    def between(cls, reference: Tensor, other: Tensor) -> Agreement:
+        """Compares logits (..., vocabulary) of the same positions."""
+        difference, divergence, equal = torch.zeros((), dtype=torch.float64), 0.0, 0
+        # A few positions at a time, since in float64 all of them could be larger than the model.
+        pairs = zip(reference.flatten(0, -2).split(32), other.flatten(0, -2).split(32), strict=True)
+        for expected, actual in pairs:
+            p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
+            difference = difference.maximum((expected.double() - actual.double()).abs().max())  # NaN if any is
+            divergence += float((p.exp() * (p - q)).sum())
+            equal += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        positions = reference[..., 0].numel()
+        return cls(
+            max_logit_difference=float(difference),
+            relative_logit_difference=float(difference / reference.abs().max()),
+            mean_divergence=max(divergence / positions, 0.0),
+            equal_greedy=equal / positions,
+        )
+
+
+@torch.inference_mode()
+def measure(
+    directory: Path,
+    edit: SpectralEdit,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    *,
+    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
+    exact: bool = True,
+    own_code: bool = False,
+) -> dict[str, Agreement]:
+    """Measures an export against the run-time edit.
+
+    Args:
+        directory: where it was written.
+        edit: the edit that it claims to hold.
+        model: the base in memory; it is left in another dtype than it came in.
+        tokenizer: the base's.
+        dtype: the dtype in which the base stores the edited tensors.
+        export_in_memory: makes the model in memory compute what the export of an edit would without rounding; None
+            where the export rounds nothing, so that it is that itself.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+        own_code: whether the export comes with code and a tokenizer.
+
+    Returns:
+        `mathematics`, `storage`, `base_rounding` and `effect`: see `sea_export.verification.verify.Verification`.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
+    """
+    quantized = is_quantized(model)
+    if not quantized:
+        model.float()
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    with edit.apply(model):
+        continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
+        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
+        run_time = _logits(model, sequences)
+    stored = in_memory = logits_in_subprocess(
+        directory, sequences, tokenizer, config=model.config, dtype=model.dtype, own_code=own_code
+    )
+    if export_in_memory is not None:
+        with export_in_memory(edit):
+            in_memory = _logits(model, sequences)
+    unedited = _logits(model, sequences)
+    if quantized:
+        with _rounded_otherwise(model, edit):
+            rounded = _logits(model, sequences)
+    else:
+        nn.Module.to(model, dtype)
+        rounded = _logits(model, sequences)
+    return agreements(run_time, in_memory, stored, unedited, rounded, exact=exact)
+
+
+def agreements(
+    run_time: Tensor, in_memory: Tensor, stored: Tensor, unedited: Tensor, rounded: Tensor, *, exact: bool
+) -> dict[str, Agreement]:
+    """The figures of a verification from the logits (sequences, tokens, vocabulary) of what is compared.
+
+    Args:
+        run_time: of the run-time edit.
+        in_memory: of the export in memory.
+        stored: of the export as stored.
+        unedited: of the base.
+        rounded: of the base computed in the stored dtype.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+    """
+    return {
+        "mathematics": Agreement.between(run_time, in_memory),
+        "storage": Agreement.between(run_time if exact else in_memory, stored),
+        "base_rounding": Agreement.between(unedited, rounded),
+        "effect": Agreement.between(unedited, run_time),
+    }
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a model computes with quantized weights."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+@contextmanager
+def _rounded_otherwise(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+    """Moves outputs of the edited modules by half a unit in the last place at most, at random: so much is rounding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def move(module: nn.Module, inputs: object, output: Any) -> Any:
+        rows = output[0] if isinstance(output, tuple) else output
+        noise = torch.rand(rows.shape, generator=generator).to(rows.device) - 0.5
+        moved = (rows.float() * (1 + torch.finfo(rows.dtype).eps * noise)).to(rows.dtype)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    with ExitStack() as hooks:
+        for writer in find_output_projections(model, edit.targets):
+            module = model.get_submodule(writer.module_name)
+            hooks.callback(module.register_forward_hook(move).remove)
+        yield
+
+
+def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """(sequences, new tokens, vocabulary) float32: what predicts the last `COMPARED_TOKENS` of each sequence.
+
+    One sequence at a time: padding would add rounding of its own to what is compared.
+    """
+    device = next(model.parameters()).device
+    rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
+    return torch.stack([compared(row) for row in rows])
+
+
+def compared(logits: Tensor) -> Tensor:
+    """(..., new tokens, vocabulary) float32 on the CPU: of the logits of whole sequences, those that are compared."""
+    return logits[..., -COMPARED_TOKENS - 1 : -1, :].float().cpu()
+
+
+def logits_in_subprocess(
+    directory: Path,
+    sequences: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    own_code: bool,
+    memory: int | None = None,
+) -> Tensor:
+    """The same from an export, by a process that imports transformers and not sea-export.
+
+    Args:
+        directory: the export.
+        sequences: token ids; of equal length if `memory` is given, and then computed together.
+        tokenizer: the base's, which the export's must agree with where it comes with code.
+        config: the base's, which says what class of transformers loads it.
+        dtype: what to compute in.
+        own_code: whether the export comes with code and a tokenizer.
+        memory: bytes that the weights may take; transformers keeps the others on the disk.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
+    """
+    with scratch_directory("sea-export-verification-", Path(tempfile.gettempdir())) as scratch:
+        question, answer = scratch / "request.json", scratch / "logits.safetensors"
+        request = {
+            "checkpoint": str(directory),
+            "dtype": dtype_name(dtype),
+            "sequences": sequences,
+            "count": COMPARED_TOKENS,
+            "trust_remote_code": own_code,
+            "auto_class": auto_classes(config)[0].__name__,
+            "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if own_code else {},
+            "memory": memory,
+            "scratch": str(scratch),
+            "answer": str(answer),
+        }
+        question.write_text(json.dumps(request), encoding="utf-8")
+        probe = Path(__file__).with_name("probe.py")
+        process = subprocess.run(  # -I: neither this package's folder nor the current one is searched for modules
+            [sys.executable, "-I", str(probe), str(question)],
+            capture_output=True,
+            text=True,
+            check=False,
+            # transformers keeps a copy of all code that it runs: not of this, which may be thrown away.
+            env={**os.environ, "HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
+        )
+        if process.returncode:
+            reason = process.stderr.strip().rpartition("\n")[2]
+            raise SeaExportError(f"plain transformers cannot load {directory.name}: {reason}")
+        return load_file(answer)["logits"]
+
+
+def comparison_problems(
+    figures: Mapping[str, Agreement],
+    dtype: torch.dtype,
+    *,
+    exact: bool = True,
+    quantized: bool = False,
+) -> list[str]:
+    """What is outside the tolerance.
+
+    Args:
+        figures: the agreements by name.
+        dtype: the coarsest dtype between the run-time edit and the export as stored.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+        quantized: whether the base is, so that nothing can be computed without rounding.
+    """
+    divergence, equal = _TOLERANCES[dtype]
+    if quantized:
+        divergence, equal = _QUANTIZED_TOLERANCE
+        divergence = max(divergence, _TIMES_ROUNDING * figures["base_rounding"].mean_divergence)
+    problems = []
+    mathematics = figures["mathematics"]
+    if quantized:
+        same = mathematics.mean_divergence <= divergence
+    else:
+        same = mathematics.relative_logit_difference <= _MATHEMATICS_TOLERANCE
+    if exact and not same:
+        problems.append(
+            "what the export computes in memory is not the run-time edit: logits differ by "
+            f"{mathematics.relative_logit_difference:.1e} of the largest"
+        )
+    if not figures["storage"].mean_divergence <= divergence or not figures["storage"].equal_greedy >= equal:
+        problems.append(
+            f"the export as stored differs from {'the run-time edit' if exact else 'itself in memory'} by a mean KL of "
+            f"{figures['storage'].mean_divergence:.1e} with {figures['storage'].equal_greedy:.1%} equal greedy "
+            f"tokens, where rounding allows {divergence:.1e} and {equal:.0%}"
+        )
+    if not figures["effect"].mean_divergence > _NO_OP_DIVERGENCE:
+        problems.append(
+            "the edit does nothing: its predictions differ from the base's by a mean KL of "
+            f"{figures['effect'].mean_divergence:.1e}; raise --explained-variance or --strength, or centre the "
+            "activations"
+        )
+    return problems

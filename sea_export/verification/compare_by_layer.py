@@ -1,0 +1,195 @@
+"""The figures of `sea_export.verification.compare` for a model of which only one layer at a time is in memory.
+
+What is compared (the base computed in the stored dtype, the base, the run-time edit and the export in memory, all
+three in float32) goes through the layers together, so that the checkpoint is read once. The export as stored is run
+by a stranger's process, which has transformers keep on the disk what does not fit. Nothing is generated, which would
+need all layers for every token: predictions are compared over fixed text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sea_export.capture.offloaded import can_load_layers
+from sea_export.model.memory import fits, weight_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from sea_export.model.base import BaseModel
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from sea_export.capture.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
+from sea_export.capture.offloaded import StoredModel
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.model.memory import unpooled_tensor
+from sea_export.verification.compare import (
+    COMPARED_TOKENS,
+    PROMPTS,
+    Agreement,
+    agreements,
+    compared,
+    logits_in_subprocess,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["compare_by_layer", "verified_by_layer"]
+
+_LENGTH = 64
+"""Tokens of a sequence, all of one length: without padding, which would add rounding of its own."""
+
+_DECODER = "decoder"
+_ROUNDED, _UNEDITED, _RUN_TIME, _IN_MEMORY = "rounded", "unedited", "run-time", "in memory"
+
+
+def compare_by_layer(
+    directory: Path,
+    edit: SpectralEdit,
+    source: StoredModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
+    exact: bool = True,
+    own_code: bool = False,
+) -> dict[str, Agreement]:
+    """Measures an export against the run-time edit: see `sea_export.verification.compare.measure`.
+
+    Args:
+        directory: where it was written.
+        edit: the edit that it claims to hold.
+        source: the base, computed in the dtype in which it is stored.
+        tokenizer: the base's.
+        export_in_memory: makes the base compute what the export of some layers' edits would without rounding.
+        exact: whether the export claims to be the edit, and not an approximation of it.
+        own_code: whether the export comes with code and a tokenizer.
+
+    Raises:
+        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
+    """
+    sequences = _fixed_sequences(tokenizer)
+    stored = logits_in_subprocess(
+        directory,
+        sequences,
+        tokenizer,
+        config=source.model.config,
+        dtype=torch.float32,
+        own_code=own_code,
+        # Room for the largest part of the model beside what is being loaded: the rest stays on the disk.
+        memory=2 * source.largest_part_bytes(torch.float32),
+    )
+    logits = _logits_by_layer(source, edit, sequences, export_in_memory)
+    return agreements(
+        run_time=logits[_RUN_TIME],
+        in_memory=logits.get(_IN_MEMORY, stored),
+        stored=stored,
+        unedited=logits[_UNEDITED],
+        rounded=logits[_ROUNDED],
+        exact=exact,
+    )
+
+
+def _fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The prompts, each followed by the next ones, as tokens of one length."""
+    texts = ["\n".join((*PROMPTS[start:], *PROMPTS[:start])) for start in range(len(PROMPTS))]
+    tokens: list[list[int]] = [tokenizer(text).input_ids for text in texts]
+    length = min(_LENGTH, *map(len, tokens))
+    return [sequence[:length] for sequence in tokens]
+
+
+@torch.no_grad()
+def _logits_by_layer(
+    source: StoredModel,
+    edit: SpectralEdit,
+    sequences: Sequence[Sequence[int]],
+    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
+) -> dict[str, Tensor]:
+    """The compared logits of each variant of the base, all of which go through the layers together."""
+    model: Any = source.model
+    logits: dict[str, Tensor] = {}
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = COMPARED_TOKENS + 1
+
+    def run(variant: str) -> None:
+        logits[variant] = compared(model(torch.tensor(sequences), **options).logits)
+
+    variants = [_ROUNDED, _UNEDITED, _RUN_TIME, *([_IN_MEMORY] if export_in_memory else [])]
+    passes = {variant: SuspendedPass(partial(run, variant)) for variant in variants}
+
+    def advance(module: nn.Module, one_layer: SpectralEdit | None = None) -> object:
+        """Takes all variants to their next stop, through `module`, whose parameters are in memory as stored."""
+
+        def turns() -> Iterator[SuspendedPass]:
+            yield passes[_ROUNDED]
+            with _in_float32(module):
+                yield passes[_UNEDITED]
+                with one_layer.apply(model) if one_layer else nullcontext():
+                    yield passes[_RUN_TIME]
+                if export_in_memory:
+                    with export_in_memory(one_layer) if one_layer else nullcontext():
+                        yield passes[_IN_MEMORY]
+
+        return advance_together(turns())
+
+    decoder = model.base_model
+    states = HiddenStates(source.layer_device, directory=None)
+    stop_before_the_head: dict[object, tuple[nn.Module, ForwardHook]] = {
+        _DECODER: (decoder, lambda module, inputs, output: output)
+    }
+    with ExitStack() as stack:
+        for one in passes.values():
+            stack.callback(one.close)
+        stack.enter_context(stops_installed(model, states, stop_before_the_head))
+        with source.embedding():
+            stop = advance(model)
+        while isinstance(stop, int):
+            edits = {target: layers for target, layers in edit.layers.items() if target.layer == stop}
+            with source.layer(stop):
+                stop = advance(model, SpectralEdit(edits) if edits else None)
+        with source.head():
+            advance(model)
+    return logits
+
+
+@contextmanager
+def _in_float32(module: nn.Module) -> Iterator[None]:
+    """Widens whatever is in memory of a module, and rounds it back, which gives what it was."""
+    narrow = [
+        tensor
+        for tensor in (*module.parameters(), *module.buffers())
+        if not tensor.is_meta and tensor.is_floating_point() and tensor.itemsize < 4
+    ]
+    dtypes = [tensor.dtype for tensor in narrow]
+    for tensor in narrow:
+        tensor.data = unpooled_tensor(tensor.shape, torch.float32).to(tensor.device).copy_(tensor.data)
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(narrow, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
+
+
+def verified_by_layer(base: BaseModel, config: PretrainedConfig, device: torch.device, held: int) -> bool:
+    """Whether an export is verified with a layer at a time in memory: twice in float32, the whole does not fit there.
+
+    Args:
+        base: the resolved base.
+        config: its config.
+        device: where it computes.
+        held: bytes that it takes there already.
+    """
+    # Once here, and once in the process that knows nothing of sea-export.
+    needed = 2 * weight_bytes(base.checkpoint, torch.float32)
+    return can_load_layers(config) and not fits(needed - held, device)

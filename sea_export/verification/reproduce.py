@@ -1,0 +1,173 @@
+"""Is a repeated run what the first one was? Byte-identical, equal to rounding, or different; and where.
+
+Files decide by their digests. Where tensors differ, those of the base's are compared number by number. Tensors that an
+export adds, and those of the edit itself, hold directions, which may turn within what they span or change their sign
+without anything being different: they are compared by what the edit does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.export.manifest import fits_of, read_manifest
+from sea_export.files.digests import file_digest
+from sea_export.model.checkpoint import CARD
+from sea_export.model.diff import TensorDifference, compare_files
+from sea_export.model.load_model import dtype_named
+
+__all__ = ["DIFFERENT", "EQUAL_TO_ROUNDING", "IDENTICAL", "Reproduction", "compare_runs"]
+
+IDENTICAL = "byte-identical"
+EQUAL_TO_ROUNDING = "equal to rounding"
+DIFFERENT = "different"
+
+DESCRIPTIONS = (CARD, "sea_edit/sea_edit.json")
+"""Files that tell of a run and are not its result: versions, threads, figures."""
+
+_EDIT_TENSORS = "sea_edit/sea_edit.safetensors"
+_PROBES = 64
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How a repeated run compares with the first one.
+
+    Attributes:
+        verdict: `IDENTICAL`, `EQUAL_TO_ROUNDING` or `DIFFERENT`, of everything but the descriptions.
+        identical_files: how many files are the same, byte for byte, descriptions included.
+        changed_files: the files that differ, descriptions left out.
+        changed_descriptions: the descriptions that differ.
+        tensors: (file, tensor) -> how far the repeated one is from the first, where any byte differs.
+        edit: target -> ‖difference of the edits' outputs‖ / ‖what the first edit changes‖ on random activations; for
+            targets where it is not 0.
+        tolerance: the largest relative difference that is taken for rounding: the square root of the precision of
+            the dtype in which was computed, which is half its digits. Stored tensors may differ by one unit of their
+            own dtype more.
+        problems: why the verdict is `DIFFERENT`, in sentences.
+    """
+
+    verdict: str
+    identical_files: int
+    changed_files: tuple[str, ...]
+    changed_descriptions: tuple[str, ...]
+    tensors: Mapping[tuple[str, str], TensorDifference]
+    edit: Mapping[str, float]
+    tolerance: float
+    problems: tuple[str, ...]
+
+
+def compare_runs(manifest: Mapping[str, Any], directory: Path, output: Path) -> Reproduction:
+    """Compares a repeated run with the first one.
+
+    Args:
+        manifest: the first run's manifest.
+        directory: where the files of the first run are, if they are still there.
+        output: the checkpoint that the repeated run has written.
+
+    Raises:
+        InputError: `output` is not a checkpoint of ours.
+    """
+    then, now = manifest["files"], read_manifest(output)["files"]
+    differing = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    changed = [name for name in differing if name not in DESCRIPTIONS]
+    tolerance = _tolerance(manifest)
+    problems = [f"{name} is of one of the runs only" for name in changed if (name in then) != (name in now)]
+    common = [name for name in changed if name in then and name in now]
+    tensors: dict[tuple[str, str], TensorDifference] = {}
+    edit: dict[str, float] = {}
+    gone = [name for name in common if not _is_still_there(directory / name, then[name])]
+    if gone:
+        problems.append(f"how much differs cannot be told, since {gone[0]} of the first run is not beside its manifest")
+    else:
+        for name in common:
+            found, reasons = _compare_file(name, directory, output)
+            tensors |= found
+            problems += reasons
+        if common:
+            edit, reasons = _compare_edits(directory, output, then, tolerance)
+            problems += reasons
+        stored = tolerance + _precision(manifest["base"]["dtype"])
+        problems += _beyond_rounding(tensors, set(manifest["added_tensors"]), stored)
+    return Reproduction(
+        verdict=IDENTICAL if not changed else DIFFERENT if problems else EQUAL_TO_ROUNDING,
+        identical_files=sum(now.get(name) == digest for name, digest in then.items()),
+        changed_files=tuple(changed),
+        changed_descriptions=tuple(name for name in differing if name in DESCRIPTIONS),
+        tensors=tensors,
+        edit=edit,
+        tolerance=tolerance,
+        problems=tuple(problems),
+    )
+
+
+def _tolerance(manifest: Mapping[str, Any]) -> float:
+    return max(_precision(fit["computation"]["dtype"]) for fit in fits_of(manifest["edit"])) ** 0.5
+
+
+def _precision(dtype: str) -> float:
+    kind = dtype_named(dtype)
+    return torch.finfo(kind).eps if kind.is_floating_point else 0.0
+
+
+def _is_still_there(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
+
+
+def _compare_file(
+    name: str, directory: Path, output: Path
+) -> tuple[dict[tuple[str, str], TensorDifference], list[str]]:
+    """The tensors that differ in a file that both runs have, and whatever else does."""
+    if not name.endswith(".safetensors"):
+        return {}, [f"{name} has other contents"]
+    difference = compare_files(directory / name, output / name)
+    others = (*difference.only_in_a, *difference.only_in_b, *difference.of_other_form)
+    problems = [f"{tensor} of {name} is of one of the runs only, or has another shape" for tensor in others]
+    return {(name, tensor): change for tensor, change in difference.changed.items()}, problems
+
+
+def _compare_edits(
+    directory: Path, output: Path, then: Mapping[str, str], tolerance: float
+) -> tuple[dict[str, float], list[str]]:
+    if not all(_is_still_there(directory / name, then[name]) for name in then if name.startswith("sea_edit/")):
+        return {}, ["how far the edits differ cannot be told, since that of the first run is not beside its manifest"]
+    first, second = SpectralEdit.load(directory), SpectralEdit.load(output)
+    if first.targets != second.targets:
+        layers = {str(target) for target in set(first.targets) ^ set(second.targets)}
+        return {}, [f"{', '.join(sorted(layers))}: edited in one of the runs only"]
+    found = {str(target): _relative(first.layers[target], second.layers[target]) for target in first.targets}
+    problems = [
+        f"the edit of {target} differs by {value:.1e} of what it does"
+        for target, value in found.items()
+        if not value <= tolerance
+    ]
+    return {target: value for target, value in found.items() if value}, problems
+
+
+def _relative(first: tuple[LayerEdit, ...], second: tuple[LayerEdit, ...]) -> float:
+    """‖difference of the outputs‖ / ‖what the first edit changes‖ of random activations."""
+    activations = torch.randn(_PROBES, first[0].size, generator=torch.Generator().manual_seed(0))
+    a, b = activations, activations
+    for edit in first:
+        a = edit.apply(a)
+    for edit in second:
+        b = edit.apply(b)
+    if torch.equal(a, b):
+        return 0.0
+    return float((a - b).norm() / (a - activations).norm())
+
+
+def _beyond_rounding(
+    tensors: Mapping[tuple[str, str], TensorDifference], added: set[str], tolerance: float
+) -> list[str]:
+    return [
+        f"{tensor} of {file} differs by {change.relative:.1e} of its norm"
+        for (file, tensor), change in tensors.items()
+        if file != _EDIT_TENSORS and tensor not in added and not change.relative <= tolerance
+    ]

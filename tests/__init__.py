@@ -1,0 +1,1 @@
+"""The tests, which mirror the package. What several of them share is in `helpers`."""

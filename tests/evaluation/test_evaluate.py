@@ -1,0 +1,159 @@
+"""`evaluate` from end to end: the run-time edit and exports of every format give the same figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import PreTrainedModel
+
+import sea_export
+from sea_export.cli import main
+from sea_export.edit.spectral_edit import SpectralEdit
+from tests.helpers.benchmark_files import bbq_rows, write_jsonl, write_truthfulqa
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("rows")
+    return {
+        "truthfulqa": write_truthfulqa(directory / "questions.csv"),
+        "bbq": write_jsonl(directory / "bbq.jsonl", bbq_rows()),
+    }
+
+
+@pytest.fixture(scope="module")
+def edit(llama: PreTrainedModel, fit_tiny: Callable[..., SpectralEdit]) -> SpectralEdit:
+    return fit_tiny(llama, center="linear")
+
+
+@pytest.fixture(scope="module")
+def exports(edit: SpectralEdit, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("exports")
+    edit.save(directory / "edit")
+    for form in ("merged", "adapter", "custom-code"):
+        sea_export.save(edit, tiny_checkpoint, directory / form, format=form, verify=False)
+    return {path.name: path for path in directory.iterdir()}
+
+
+def figures(file: Path) -> dict[str, dict[str, Any]]:
+    return {
+        f"{report['benchmark']} {figure['group']} {figure['name']}": figure
+        for report in json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+        for figure in report["figures"]
+    }
+
+
+@pytest.fixture(scope="module")
+def run_time(
+    files: dict[str, Path], exports: dict[str, Path], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """The figures of the run-time edit."""
+    file = tmp_path_factory.mktemp("figures") / "figures.json"
+    result = run(
+        *("evaluate", tiny_checkpoint, "--edit", exports["edit"], "--json", file, "--benchmark", "damage"),
+        *("--benchmark", f"truthfulqa={files['truthfulqa']}", "--benchmark", f"bbq={files['bbq']}"),
+    )
+    assert result.exit_code == 0, result.output
+    return figures(file)
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter", "custom-code"])
+def test_exports_give_the_figures_of_the_run_time_edit(
+    form: str,
+    files: dict[str, Path],
+    exports: dict[str, Path],
+    run_time: dict[str, dict[str, Any]],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    result = run(
+        *("evaluate", exports[form], "--against", tiny_checkpoint, "--json", tmp_path / "figures.json"),
+        *("--benchmark", f"truthfulqa={files['truthfulqa']}", "--benchmark", f"bbq={files['bbq']}"),
+        *("--benchmark", "damage", *(["--trust-remote-code"] if form == "custom-code" else [])),
+    )
+    assert result.exit_code == 0, result.output
+    found = figures(tmp_path / "figures.json")
+    assert list(found) == sorted(run_time, key=list(found).index)
+    for name, figure in found.items():
+        for kind in ("value", "base", "difference"):
+            assert figure[kind] == (run_time[name][kind] and pytest.approx(run_time[name][kind], abs=2e-4, rel=2e-4))
+
+
+def test_the_edit_makes_a_difference(run_time: dict[str, dict[str, Any]]) -> None:
+    """Negative control: without it, every export would give the base's figures as well."""
+    assert run_time["damage  KL from the base"]["value"][0] > 1e-2
+    assert abs(run_time["truthfulqa  MC2"]["difference"][0]) > 1e-3
+    assert run_time["truthfulqa  NLL of true answers"]["p_value"] < 1
+
+
+def test_custom_code_is_not_run_without_being_trusted(exports: dict[str, Path], files: dict[str, Path]) -> None:
+    result = run("evaluate", exports["custom-code"], "--benchmark", f"bbq={files['bbq']}")
+    assert result.exit_code == 2
+    assert "--trust-remote-code" in result.output
+
+
+def test_a_model_alone_and_a_sample(tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    result = run("evaluate", tiny_checkpoint, "--benchmark", f"bbq={files['bbq']}", "--limit", 10, "--json", file)
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert report["benchmarks"][0]["rows"] == 10
+    assert all(figure["base"] is None and figure["p_value"] is None for figure in report["benchmarks"][0]["figures"])
+    assert "difference" not in result.output
+
+
+def test_pictures_and_records(
+    edit: SpectralEdit, tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    output, picture = tmp_path / "out", tmp_path / "figures.svg"
+    sea_export.save(edit, tiny_checkpoint, output, verify=False)
+    assert "Not evaluated" in (output / "README.md").read_text(encoding="utf-8")
+    options = ("--against", tiny_checkpoint, "--record", "--plot", picture)
+    result = run("evaluate", output, "--benchmark", f"truthfulqa={files['truthfulqa']}", *options)
+    assert result.exit_code == 0, result.output
+    assert "<svg" in picture.read_text(encoding="utf-8")
+    result = run("evaluate", output, "--benchmark", "damage", *options)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
+    assert [one["benchmark"] for one in manifest["evaluation"]["benchmarks"]] == ["truthfulqa", "damage"]
+    card = (output / "README.md").read_text(encoding="utf-8")
+    mc2 = manifest["evaluation"]["benchmarks"][0]["figures"][1]
+    assert f"{100 * mc2['base'][0]:.1f} [" in card
+    assert "KL from the base (nats)" in card
+    assert run("verify", output, "--base", tiny_checkpoint).exit_code == 0
+
+
+BAD_OPTIONS = {
+    "nothing to measure": ([], "--benchmark"),
+    "unknown benchmark": (["--benchmark", "mmlu=x.csv"], "truthfulqa, bbq"),
+    "missing file": (["--benchmark", "bbq=nowhere.jsonl"], "nowhere.jsonl"),
+    "no export to record in": (["--benchmark", "damage", "--record"], "--against"),
+    "picture of an unknown kind": (["--benchmark", "damage", "--plot", "x.docx"], ".png, .pdf, .svg"),
+    "json into nowhere": (["--benchmark", "damage", "--json", "no/where.json"], "directory does not exist"),
+    "revision of a local path": (["--benchmark", "damage", "--revision", "main"], "leave --revision out"),
+    "missing edit": (["--benchmark", "damage", "--edit", "nowhere"], "nowhere holds no edit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_are_refused_before_a_model_is_loaded(
+    case: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was loaded before the checks")
+
+    monkeypatch.setattr("sea_export.cli.evaluate_job.open_loaded_model", fail)
+    options, message = BAD_OPTIONS[case]
+    result = run("evaluate", tiny_checkpoint, *options)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert len([line for line in result.stderr.splitlines() if line.startswith("Error:")]) == 1

@@ -1,0 +1,141 @@
+"""Answers side by side: what is marked, what is escaped, what is asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import sea_export
+from sea_export.cli import main
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.evaluation.side_by_side import answer_prompts, compare_answers, load_prompts
+from sea_export.evaluation.side_by_side_page import comparison_page
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_words_that_differ_are_marked() -> None:
+    one = compare_answers(
+        "?", "The moon is made of rock.\n\nIt is cold.", "The moon is made of cheese.\n\nIt is cold and old."
+    )
+    assert [piece.text for piece in one.base if piece.changed] == ["rock.\n\n", "cold."]
+    assert [piece.text for piece in one.edited if piece.changed] == ["cheese.\n\n", "cold and old."]
+    assert "".join(piece.text for piece in one.base) == "The moon is made of rock.\n\nIt is cold."
+    assert one.differs
+
+
+def test_equal_answers_have_no_marks() -> None:
+    one = compare_answers("?", "No, of rock.", "No,  of rock.")
+    assert not one.differs
+    assert not compare_answers("?", "", "").differs
+    assert compare_answers("?", "", "Yes.").differs
+
+
+class Reader(HTMLParser):
+    """Tags and visible text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not [name for name, _ in attributes if name in ("src", "href")], "the page needs no other file"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_escapes_whatever_was_written() -> None:
+    attack = '<script>alert("x")</script> & <img src=x onerror=y>'
+    one = compare_answers(attack, f"{attack} a", f"{attack} b")
+    page = comparison_page(f"base {attack}", f"edited {attack}", [one])
+    reader = Reader(page)
+    assert "script" not in reader.tags
+    assert "img" not in reader.tags
+    assert attack in reader.text
+    assert reader.tags.count("del") == reader.tags.count("ins") == 2  # one each in the explanation
+    assert "1 of 1 greedy answers differ" in re.sub(r"\s+", " ", reader.text)
+
+
+def test_answers_are_greedy_and_in_the_template(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    import torch
+
+    for template, text in (
+        ("qa", "Q: Is it?\nA:"),
+        ("none", "Is it?"),
+        ("chat", "<|user|>Is it?<|end|>\n<|assistant|>"),
+        ("auto", "<|user|>Is it?<|end|>\n<|assistant|>"),
+    ):
+        (answer,) = answer_prompts(llama, tokenizer, ["Is it?"], template=template, new_tokens=5)
+        tokens = tokenizer(text).input_ids
+        for _ in range(5):
+            with torch.no_grad():
+                tokens.append(int(llama(torch.tensor([tokens])).logits[0, -1].argmax()))
+        expected = tokenizer.decode(tokens[-5:], skip_special_tokens=True).strip()
+        assert expected.startswith(answer)
+        assert answer or not expected
+
+
+def test_without_a_chat_template(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    import copy
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    assert answer_prompts(llama, plain, ["Is it?"], new_tokens=4) == answer_prompts(
+        llama, plain, ["Is it?"], template="qa", new_tokens=4
+    )
+    with pytest.raises(InputError, match="--template qa"):
+        answer_prompts(llama, plain, ["Is it?"], template="chat", new_tokens=4)
+
+
+def test_reading_prompts(tmp_path: Path) -> None:
+    assert len(load_prompts(None)) == 12
+    (tmp_path / "prompts.txt").write_text("One?\n\nTwo?\n", encoding="utf-8")
+    assert load_prompts(str(tmp_path / "prompts.txt")) == ("One?", "Two?")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "One?"}\n{"question": "Two?"}\n', encoding="utf-8")
+    assert load_prompts(str(tmp_path / "prompts.jsonl")) == ("One?", "Two?")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "One?"}\n{"text": "Two?"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"bad\.jsonl, row 2"):
+        load_prompts(str(tmp_path / "bad.jsonl"))
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no prompts"):
+        load_prompts(str(tmp_path / "empty.txt"))
+
+
+def test_compare_prints_both_answers_and_writes_a_page(
+    llama: PreTrainedModel, fit_tiny: Callable[..., SpectralEdit], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    output, page = tmp_path / "out", tmp_path / "page.html"
+    sea_export.save(fit_tiny(llama), tiny_checkpoint, output, format="adapter", verify=False)
+    prompts = ("--prompt", "Is the moon made of rock?", "--prompt", "What boils?")
+    result = run("compare", tiny_checkpoint, output, *prompts, "--new-tokens", 8, "--html", page)
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 answers differ" in result.output
+    assert "What boils?" in result.output
+    assert "[-" in result.output
+    assert Reader(page.read_text(encoding="utf-8")).tags.count("section") == 2
+    same = run("compare", tiny_checkpoint, tiny_checkpoint, *prompts, "--new-tokens", 8)
+    assert "0 of 2 answers differ" in same.output
+    assert "[-" not in same.output
+
+
+def test_bad_options(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--html", tmp_path / "no" / "page.html"], "directory does not exist"),
+    ):
+        result = run("compare", tiny_checkpoint, tiny_checkpoint, *options)
+        assert result.exit_code == 2
+        assert message in result.output

@@ -1,0 +1,227 @@
+"""The output directory appears complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sea_export.errors import InputError, SeaExportError
+from sea_export.export.output import check_output, staged_output
+from sea_export.files.digests import file_digests
+from sea_export.files.reading import read_json
+from sea_export.files.writing import write_json
+from tests.helpers.checkpoint_files import contents_of
+
+
+def write_old_output(output: Path) -> None:
+    output.mkdir()
+    (output / "sea_export.json").write_text("{}")
+    (output / "old").write_text("old")
+
+
+def test_output_appears_when_the_context_ends(tmp_path):
+    output = tmp_path / "out"
+    with staged_output(output, overwrite=False) as staging:
+        assert staging.parent == tmp_path
+        assert staging.name == ".out.partial"
+        assert not list(staging.iterdir())
+        (staging / "deep").mkdir()
+        (staging / "deep" / "file").write_text("x")
+        assert not output.exists()
+    assert contents_of(output) == {"deep/file": b"x"}
+    assert list(tmp_path.iterdir()) == [output]
+    (tmp_path / "ordinary").mkdir()
+    assert output.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_failure(tmp_path, error):
+    def fails() -> None:
+        with staged_output(tmp_path / "out", overwrite=False) as staging:
+            (staging / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        fails()
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_to_move_leaves_the_old_output_in_place(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    write_old_output(output)
+    rename = Path.rename
+
+    def rename_but_not_the_new(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_but_not_the_new)
+    with (
+        pytest.raises(SeaExportError, match=r"out could not be written: Permission denied \(.*\.out\.partial\)"),
+        staged_output(output, overwrite=True) as staging,
+    ):
+        (staging / "new").write_text("new")
+    assert contents_of(output).keys() == {"sea_export.json", "old"}
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_overwriting_replaces_all_of_the_old_output(tmp_path):
+    output = tmp_path / "out"
+    write_old_output(output)
+    with staged_output(output, overwrite=True) as staging:
+        (staging / "new").write_text("new")
+        assert (output / "old").exists()
+    assert contents_of(output) == {"new": b"new"}
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_output_that_came_into_being_meanwhile_is_kept(tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match="meanwhile"), staged_output(output, overwrite=False):
+        write_old_output(output)
+    assert contents_of(output).keys() == {"sea_export.json", "old"}
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_link_to_an_output_stays_a_link(tmp_path):
+    write_old_output(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with staged_output(tmp_path / "link", overwrite=True) as staging:
+        (staging / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert contents_of(tmp_path / "real") == {"new": b"new"}
+
+
+RUN = """
+import sys
+from pathlib import Path
+from sea_export.export.output import staged_output
+with staged_output(Path(sys.argv[1]), overwrite=False) as staging:
+    (staging / "file").write_text("half")
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-c", RUN, str(output)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as run:
+        assert run.stdout.readline() == "started\n"
+        refused(output, "another run is writing")
+        with pytest.raises(InputError, match="another run is writing"), staged_output(output, overwrite=False):
+            pass
+        assert contents_of(tmp_path) == {".out.partial/file": b"half"}
+        run.send_signal(signal.SIGKILL)
+    assert contents_of(tmp_path) == {".out.partial/file": b"half"}
+    (tmp_path / ".outside.partial").mkdir()
+    with staged_output(output, overwrite=False) as staging:
+        assert not list(staging.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".outside.partial"}
+
+
+def test_an_output_that_a_killed_run_had_moved_away_comes_back(tmp_path):
+    """Killed between the two renames, or while the old one is removed: the next run knows which it was."""
+    output, replaced = tmp_path / "out", tmp_path / ".out.replaced"
+    write_old_output(replaced)
+    (tmp_path / ".out.removed-1234").mkdir()
+    (tmp_path / ".out.removed-1234" / "older").write_text("x")
+    with pytest.raises(InputError, match="meanwhile"), staged_output(output, overwrite=False):
+        pass
+    assert list(tmp_path.iterdir()) == [output]
+    assert contents_of(output).keys() == {"sea_export.json", "old"}
+    write_old_output(replaced)
+    with staged_output(output, overwrite=True) as staging:
+        assert not replaced.exists()
+        (staging / "new").write_text("new")
+    assert list(tmp_path.iterdir()) == [output]
+    assert contents_of(output) == {"new": b"new"}
+
+
+def refused(output: Path, match: str, **options: object) -> None:
+    with pytest.raises(InputError, match=match):
+        check_output(output, **({"overwrite": False, "needed_bytes": 0} | options))
+
+
+def test_existing_outputs(tmp_path):
+    """Only what sea-export wrote, or nothing, may be overwritten, and only when asked."""
+    output = tmp_path / "out"
+    check_output(output, overwrite=False, needed_bytes=0)
+    output.mkdir()
+    refused(output, "--overwrite")
+    check_output(output, overwrite=True, needed_bytes=0)
+    (output / "thesis.tex").write_text("years of work")
+    refused(output, "was not written by sea-export", overwrite=True)
+    for own in ("sea_export.json", "sea_edit.json"):
+        (output / own).write_text("{}")
+        check_output(output, overwrite=True, needed_bytes=0)
+        refused(output, "--overwrite")
+        (output / own).unlink()
+    shutil.rmtree(output)
+    output.write_text("a file")
+    refused(output, "not a directory", overwrite=True)
+    assert output.read_text() == "a file"
+
+
+def test_outputs_that_mix_with_the_base(tmp_path):
+    base = tmp_path / "models" / "base"
+    base.mkdir(parents=True)
+    (base / "sea_export.json").write_text("{}")
+    for output in (base, base / "out", tmp_path / "models", base / ".." / "base" / "out"):
+        refused(output, "inside each other", overwrite=True, base=base)
+    (tmp_path / "link").symlink_to(base)
+    refused(tmp_path / "link" / "out", "inside each other", base=base)
+    check_output(tmp_path / "models" / "base-edited", overwrite=False, needed_bytes=0, base=base)
+
+
+def test_parents_that_are_missing_or_not_writable(tmp_path, monkeypatch):
+    refused(tmp_path / "absent" / "out", "create it first")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refused(tmp_path / "out", "not writable")
+
+
+def test_disk_without_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_500_000_000))
+    check_output(tmp_path / "out", overwrite=False, needed_bytes=2_500_000_000)
+    refused(tmp_path / "out", r"needs 3\.00 GB, and its disk has 2\.50 GB free", needed_bytes=3_000_000_000)
+
+
+def test_json_round_trip(tmp_path):
+    data = {"b": [1, 2.5, None], "a": "é"}
+    write_json(tmp_path / "x.json", data)
+    assert read_json(tmp_path / "x.json") == data
+    assert list(read_json(tmp_path / "x.json")) == ["b", "a"]
+    assert (tmp_path / "x.json").read_text(encoding="utf-8").endswith("\n")
+    assert "é" in (tmp_path / "x.json").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "y.json", {"loss": float("nan")})
+
+
+def test_json_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path / "absent.json")
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_file_digests(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b").write_bytes(b"x" * 3_000_000)
+    (tmp_path / "a").write_bytes(b"")
+    digests = file_digests(tmp_path)
+    assert list(digests) == ["a", "deep/b"]
+    assert digests["a"] == hashlib.sha256(b"").hexdigest()
+    assert digests["deep/b"] == hashlib.sha256(b"x" * 3_000_000).hexdigest()

@@ -1,0 +1,38 @@
+"""The readers of other people's files, on valid files that were changed at random: see `fuzzing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.fuzzing import PROPERTIES, Property
+
+CASES = 300
+
+
+@pytest.mark.guarantee("Whatever is in a file that we parse, we read what it says or refuse it in one sentence")
+@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.usefixtures("little_memory")
+def test_every_file_is_read_or_refused(name: str, count_case: Callable[[], None]) -> None:
+    holds, files = PROPERTIES[name]
+    check(holds, files, CASES, count_case)
+
+
+def check(holds: Property, files: st.SearchStrategy[bytes], cases: int, count_case: Callable[[], None]) -> None:
+    @settings(
+        max_examples=cases,
+        derandomize=True,
+        database=None,
+        deadline=timedelta(seconds=10),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(files)
+    def holds_for_every(contents: bytes) -> None:
+        count_case()
+        holds(contents)
+
+    holds_for_every()

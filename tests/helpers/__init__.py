@@ -1,0 +1,1 @@
+"""What several tests share: tiny models, files of every kind, faults, servers."""

@@ -1,0 +1,180 @@
+"""Exports that are struck by faults, and what has to hold after each."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sea_export.saving
+from sea_export.files.digests import file_digests
+from tests.helpers.checkpoint_files import contents_of
+from tests.helpers.faults import End, Script, Strike, strike_command
+
+STATUS_OF_SIGNAL = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
+WRITE_FAULTS = ("ENOSPC", "EIO", "limit")
+READ_FAULTS = ("short", "end")
+
+
+@dataclass(frozen=True)
+class FaultyExport:
+    """An export to be struck.
+
+    Attributes:
+        format: its format.
+        base: the directory of the base.
+        edit: that of the edit.
+        directory: where the output is written, and nothing else.
+        temporary: the system's directory for temporary files, which is empty.
+        overwrite: whether an older output is replaced.
+        point: where the strikes begin.
+    """
+
+    format: str
+    base: Path
+    edit: Path
+    directory: Path
+    temporary: Path
+    overwrite: bool = False
+    point: tuple[object, str] = (sea_export.saving, "staged_output")
+
+    @property
+    def output(self) -> Path:
+        return self.directory / "out"
+
+    def sizes(self) -> list[int]:
+        """Bytes of the files of the output that is there."""
+        return [path.stat().st_size for path in self.output.rglob("*") if path.is_file()]
+
+    def drawn(self, kinds: Sequence[str], undisturbed: End, count: int, generator: random.Random) -> Iterator[Strike]:
+        """Strikes of any kind at any place."""
+        places = {"limit": max(self.sizes()), "full": sum(self.sizes()), "short": undisturbed.reads}
+        places["end"] = undisturbed.reads
+        for kind in generator.choices(kinds, k=count):
+            yield Strike(kind, generator.randrange(places.get(kind, undisturbed.changes)))
+
+    def strike(self, strikes: Callable[[End], Iterable[Strike]], count_case: Callable[[], None]) -> None:
+        """Strikes the export, checks what is left, and that the next run succeeds and leaves nothing else.
+
+        Args:
+            strikes: gives the strikes, from how an undisturbed run ended.
+            count_case: called for each.
+        """
+        arguments = ["save", self.edit, self.output, "--base", self.base, "--no-verify", "--format", self.format]
+        options = ["--overwrite"] if self.overwrite else []
+        self._prepare()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(self.temporary))
+            strike_command(
+                [*map(str, arguments), *options],
+                self._script(strikes, count_case),
+                base=self.base,
+                directories=(self.directory, self.temporary),
+                point=self.point,
+            )
+
+    def _script(self, strikes: Callable[[End], Iterable[Strike]], count_case: Callable[[], None]) -> Script:
+        base = _state_of(self.base)
+        first = yield Strike()
+        assert (first.status, first.message) == (0, ""), first
+        assert_complete(self.output)
+        new = contents_of(self.output)
+        self._prepare()
+        undisturbed = yield Strike()  # the first one has also removed what was made before the point
+        assert (undisturbed.status, undisturbed.message) == (0, ""), undisturbed
+        assert contents_of(self.output) == new
+        for strike in strikes(undisturbed):
+            count_case()
+            old = self._prepare()
+            with self._filled(strike):
+                end = yield strike
+            try:
+                self._check(strike, end, old, new)
+                assert _state_of(self.base) == base, "the base was touched"
+                if self.overwrite or not self.output.exists() or self._others():
+                    if not self.overwrite and self.output.exists():
+                        shutil.rmtree(self.output)
+                    end = yield Strike()
+                    assert (end.status, end.message) == (0, "")
+                    assert contents_of(self.output) == new
+                assert self._others() == [], "something was left behind"
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {self}, {strike}: {end}") from error
+
+    def _prepare(self) -> dict[str, bytes]:
+        """Has the directory as it is before a run. Returns what is in the output."""
+        if self.output.exists():
+            shutil.rmtree(self.output)
+        if not self.overwrite:
+            return {}
+        self.output.mkdir()
+        (self.output / "sea_export.json").write_text('{"files": {}}')
+        return contents_of(self.output)
+
+    def _check(self, strike: Strike, end: End, old: dict[str, bytes], new: dict[str, bytes]) -> None:
+        left = contents_of(self.output)
+        # Killed between two renames: the old output waits beside its place for the next run.
+        moved_away = self.overwrite and strike.kind == "SIGKILL" and not self.output.exists()
+        if moved_away:
+            assert contents_of(self.directory / ".out.replaced") == old, "the old output is lost"
+        elif left != new:
+            assert left == old, "the output is neither whole nor what it was"
+            assert self.output.exists() == self.overwrite
+        if strike.kind in STATUS_OF_SIGNAL:
+            assert end.status == STATUS_OF_SIGNAL[strike.kind]
+            expected = "" if strike.kind == "SIGKILL" else f"Error: stopped by {strike.kind}\n"
+            assert end.message == expected
+        elif end.status:
+            assert end.status == 1
+            assert end.message.startswith("Error: ")
+            assert end.message.count("\n") == 1
+        else:
+            assert left == new
+        if strike.kind != "SIGKILL" and not self.overwrite:
+            assert self._others() == [], "not cleaned up"
+
+    @contextmanager
+    def _filled(self, strike: Strike) -> Iterator[None]:
+        """Leaves as many bytes of the file system as a strike says that fills it."""
+        filler = self.directory.parent / "filler"
+        if strike.kind == "full":
+            system = os.statvfs(self.directory)
+            with open(filler, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, system.f_bavail * system.f_bsize - strike.place)
+        yield
+        filler.unlink(missing_ok=True)
+
+    def _others(self) -> list[Path]:
+        return [path for path in (*self.directory.iterdir(), *self.temporary.iterdir()) if path != self.output]
+
+
+def assert_complete(output: Path) -> None:
+    """The files are those of the manifest, and have the digests that it tells."""
+    digests = file_digests(output)
+    assert digests.pop("sea_export.json", None), "there is no manifest"
+    assert digests == json.loads((output / "sea_export.json").read_text(encoding="utf-8"))["files"]
+
+
+def spread(kind: str, total: int, count: int) -> list[Strike]:
+    """Strikes of one kind, at places spread evenly over a number of operations."""
+    return [Strike(kind, index * total // count) for index in range(count)]
+
+
+def _state_of(directory: Path) -> dict[str, Any]:
+    """All that reading does not change."""
+    contents = contents_of(directory)
+    times = {
+        file: (status.st_mtime_ns, status.st_size, status.st_mode, status.st_ino)
+        for file in contents
+        for status in [(directory / file).stat()]
+    }
+    return {**contents, "times": times}

@@ -1,0 +1,43 @@
+"""Edits fitted on made-up activations, for the hidden size of the tiny models."""
+
+from __future__ import annotations
+
+from sea_export.capture.activations import Activations
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.truncate import build_layer_edit
+from sea_export.model.targets import Target
+from sea_export.options import EditOptions
+from tests.helpers.reference import random_activations
+
+SIZE = 24
+
+
+def layer_edit(
+    activations: Activations | None = None, center: str = "off", options: EditOptions | None = None
+) -> LayerEdit:
+    activations = random_activations(60, SIZE) if activations is None else activations
+    return build_layer_edit(SpectrumFitter(center).update(activations).spectrum(), options or EditOptions())
+
+
+def some_edit(seed: int = 0, *, center: str = "off", normalization: str = "calibrated") -> LayerEdit:
+    options = EditOptions(explained_variance=0.999, normalization=normalization)
+    return layer_edit(random_activations(60, SIZE, seed=seed), center, options)
+
+
+def spectral_edit(targets: list[Target], *, center: str = "off", size: int = SIZE) -> SpectralEdit:
+    options = EditOptions(explained_variance=0.999, normalization="calibrated")
+    edits = {
+        target: (layer_edit(random_activations(60, size, seed=seed), center, options),)
+        for seed, target in enumerate(targets)
+    }
+    return SpectralEdit(edits, provenance={"base": {"name": "org/tiny"}})
+
+
+MLP_TARGETS = [Target(1, "mlp"), Target(3, "mlp")]
+TARGET_SETS = {
+    "mlp": MLP_TARGETS,
+    "attention": [Target(1, "attention"), Target(2, "attention")],
+    "both": [Target(1, "attention"), Target(1, "mlp"), Target(3, "mlp")],
+}
