@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from sea_export.model.base import BaseModel
+    from sea_export.model.base import Base
 
 import math
 import mmap
@@ -84,7 +84,7 @@ def unpooled_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
 
 
-def fits_whole(base: BaseModel, dtype: torch.dtype | None, device: torch.device) -> bool:
+def fits_whole(base: Base, dtype: torch.dtype | None, device: torch.device) -> bool:
     """Whether a base as a whole fits into the memory of a device.
 
     Args:

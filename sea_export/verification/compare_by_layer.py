@@ -16,13 +16,11 @@ from sea_export.capture.offloaded import can_load_layers
 from sea_export.model.memory import fits, weight_bytes
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from sea_export.model.base import BaseModel
+    from sea_export.model.base import Base
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 from sea_export.capture.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
 from sea_export.capture.offloaded import StoredModel
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.export.formats import EditInMemory
 from sea_export.model.memory import unpooled_tensor
 from sea_export.verification.compare import (
     COMPARED_TOKENS,
@@ -60,7 +59,7 @@ def compare_by_layer(
     source: StoredModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
+    export_in_memory: EditInMemory | None,
     exact: bool = True,
     own_code: bool = False,
 ) -> dict[str, Agreement]:
@@ -113,7 +112,7 @@ def _logits_by_layer(
     source: StoredModel,
     edit: SpectralEdit,
     sequences: Sequence[Sequence[int]],
-    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
+    export_in_memory: EditInMemory | None,
 ) -> dict[str, Tensor]:
     """The compared logits of each variant of the base, all of which go through the layers together."""
     model: Any = source.model
@@ -138,7 +137,7 @@ def _logits_by_layer(
                 with one_layer.apply(model) if one_layer else nullcontext():
                     yield passes[_RUN_TIME]
                 if export_in_memory:
-                    with export_in_memory(one_layer) if one_layer else nullcontext():
+                    with export_in_memory(model, one_layer) if one_layer else nullcontext():
                         yield passes[_IN_MEMORY]
 
         return advance_together(turns())
@@ -181,15 +180,14 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
             tensor.data = tensor.data.to(dtype)
 
 
-def verified_by_layer(base: BaseModel, config: PretrainedConfig, device: torch.device, held: int) -> bool:
+def verified_by_layer(base: Base, device: torch.device, held: int) -> bool:
     """Whether an export is verified with a layer at a time in memory: twice in float32, the whole does not fit there.
 
     Args:
         base: the resolved base.
-        config: its config.
         device: where it computes.
         held: bytes that it takes there already.
     """
     # Once here, and once in the process that knows nothing of sea-export.
     needed = 2 * weight_bytes(base.checkpoint, torch.float32)
-    return can_load_layers(config) and not fits(needed - held, device)
+    return can_load_layers(base.config) and not fits(needed - held, device)

@@ -34,7 +34,7 @@ from sea_export.export.stored_projections import find_stored_projections
 from sea_export.fitting.spectral import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
-from sea_export.model.base import BaseModel, resolve_base
+from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.targets import Target
 from sea_export.options import EditOptions, SaveOptions
@@ -319,7 +319,7 @@ def test_an_edit_that_changes_nothing_is_refused(tiny_checkpoint: Path, tmp_path
 
 
 def test_a_gguf_base_is_refused(tiny_checkpoint: Path) -> None:
-    base = BaseModel("tiny.gguf", None, Checkpoint.open(tiny_checkpoint), None)
+    base = Base("tiny.gguf", None, Checkpoint.open(tiny_checkpoint), None)
     with pytest.raises(InputError, match=r"converted from a \.gguf file first.*loads by itself"):
         planned(edit_of(), base)
 
@@ -334,7 +334,7 @@ def test_a_rank_cap_goes_with_adapters_only() -> None:
 # What is written
 
 
-def planned(edit: SpectralEdit, base: BaseModel, rank: int | None = None) -> AdapterPlan:
+def planned(edit: SpectralEdit, base: Base, rank: int | None = None) -> AdapterPlan:
     config = tiny_config("llama")
     stored = find_stored_projections(
         edit.targets, base.checkpoint, config, needs_bias=edit.needs_bias, format="adapter"
@@ -369,14 +369,14 @@ def test_a_local_base_is_named_by_its_path_in_the_adapter_and_nowhere_else(
 
 
 def test_a_base_of_the_hub_is_named_by_its_id_and_revision(tiny_checkpoint: Path) -> None:
-    plan = planned(edit_of(), BaseModel("org/tiny", "0123abc", Checkpoint.open(tiny_checkpoint), "org/tiny"))
+    plan = planned(edit_of(), Base("org/tiny", "0123abc", Checkpoint.open(tiny_checkpoint), "org/tiny"))
     assert plan.adapter.config["base_model_name_or_path"] == "org/tiny"
     assert plan.adapter.config["revision"] == "0123abc"
     assert not any("path on this machine" in line for line in plan.remarks())
 
 
 def test_the_rank_report_tells_ranks_sizes_and_who_can_load_it(tiny_checkpoint: Path) -> None:
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         plain, scaled, affine, capped = (
             " ".join(planned(edit, base, rank).remarks())
             for edit, rank in (
@@ -474,7 +474,7 @@ def damage(output: Path, name: str) -> None:
 def test_every_damaged_tensor_is_seen(variant: str, name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     edit = VARIANTS[variant]()
     save(edit, tiny_checkpoint, tmp_path / "out")
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         plan = planned(edit, base)
         error, problems = adapter_problems(tmp_path / "out", edit, plan)
         assert problems == []
@@ -486,7 +486,7 @@ def test_every_damaged_tensor_is_seen(variant: str, name: str, tiny_checkpoint: 
 
 def test_another_config_and_other_tensors_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> None:
     edit = edit_of()
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         plan = planned(edit, base)
         save(edit, tiny_checkpoint, tmp_path / "config")
         file = tmp_path / "config" / "adapter_config.json"
@@ -542,7 +542,7 @@ def test_an_adapter_is_made_from_what_quantized_weights_compute(
     config = tiny_config(family)
     config.quantization_config = {"quant_method": "some"}
     edit = edit_of(normalization="calibrated")
-    with resolve_base(str(tiny_checkpoint_of(family))) as base:
+    with open_base(str(tiny_checkpoint_of(family))) as base:
         with pytest.raises(InputError, match=r"quantized \(some\).*--format adapter"):
             find_stored_projections(edit.targets, base.checkpoint, config, needs_bias=False)
         stored = find_stored_projections(edit.targets, base.checkpoint, config, needs_bias=False, format="adapter")

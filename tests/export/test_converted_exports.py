@@ -180,15 +180,14 @@ def test_a_damaged_adapter_of_experts_is_found(converted, tmp_path: Path) -> Non
 
     from sea_export.export.adapter.adapter_plan import plan_adapter
     from sea_export.export.stored_projections import find_stored_projections
-    from sea_export.model.base import resolve_base
-    from sea_export.model.load_model import load_config
+    from sea_export.model.base import open_base
 
     model, base = converted("mixtral")
     edit = edit_of(model)
     sea_export.save(edit, base, tmp_path / "out", format="adapter", verify=False)
-    with resolve_base(str(base)) as resolved:
+    with open_base(str(base)) as resolved:
         stored = find_stored_projections(
-            edit.targets, resolved.checkpoint, load_config(resolved), needs_bias=False, format="adapter"
+            edit.targets, resolved.checkpoint, resolved.config, needs_bias=False, format="adapter"
         )
         plan = plan_adapter(edit, resolved, stored, rank=None, load=lambda: model)
         assert adapter_problems(tmp_path / "out", edit, plan)[1] == []

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
-from sea_export.model.base import BaseModel
+from sea_export.model.base import Base
 
 if TYPE_CHECKING:
     pass
@@ -19,7 +19,7 @@ from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGH
 __all__ = ["write_adapter"]
 
 
-def write_adapter(plan: AdapterPlan, base: BaseModel, directory: Path) -> WriteReport:
+def write_adapter(plan: AdapterPlan, base: Base, directory: Path) -> WriteReport:
     """Writes `adapter_config.json` and `adapter_model.safetensors`. The same adapter gives the same bytes.
 
     Args:
