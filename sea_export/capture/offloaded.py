@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from sea_export.model.load_model import (
 from sea_export.model.memory import available_memory, unpooled_tensor
 from sea_export.model.random_weights import with_random_weights
 from sea_export.model.safetensors_header import DTYPE_NAMES
+from sea_export.model.stored_names import conversions_of, parameter_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -88,9 +89,9 @@ class StoredModel:
         self.device = device
         self.dtype = dtype or _stored_dtype(base.checkpoint)
         self.model = _empty_model(base.config, self.dtype, trust_remote_code=base.trust_remote_code)
-        self._conversions = _conversions(self.model)
+        self._conversions = conversions_of(self.model)
         self._layers = decoder_layers(self.model)[1]
-        self._parts = _parts(self.model, base.checkpoint, self._conversions)
+        self._parts = _parts(self.model, base.checkpoint)
         self._load(_REST, torch.device("cpu"))
 
     def identity(self) -> Mapping[str, Any]:
@@ -263,34 +264,18 @@ def _drop_parameters(module: nn.Module) -> None:
             setattr(owner, leaf, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
-def _conversions(model: PreTrainedModel) -> list[Any]:
-    """How transformers makes the model's parameters from the stored tensors."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    conversions: list[Any] = get_model_conversion_mapping(model)
-    return conversions
-
-
-def _parts(
-    model: PreTrainedModel, checkpoint: Checkpoint, conversions: Sequence[Any]
-) -> Mapping[object, tuple[str, ...]]:
+def _parts(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[object, tuple[str, ...]]:
     """The names of the stored tensors that each part is made of: layers by number, embedding, head, and the rest."""
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    own = model.state_dict()
+    own, names = model.state_dict(), parameter_names(model, checkpoint)
     layers_name, layers = decoder_layers(model)
     prefixes: dict[str, object] = {f"{layers_name}.{index}.": index for index in range(len(layers))}
-    names = {module: name for name, module in model.named_modules()}
+    module_names = {module: name for name, module in model.named_modules()}
     for module, part in ((model.get_input_embeddings(), _EMBEDDING), (model.get_output_embeddings(), _HEAD)):
         if module is not None:
-            prefixes[f"{names[module]}."] = part
+            prefixes[f"{module_names[module]}."] = part
     parts: dict[object, list[str]] = {part: [] for part in (*prefixes.values(), _REST)}
     for stored in checkpoint.tensors:
-        name, _ = rename_source_key(stored, renamings, converters, model.base_model_prefix, own)
-        if name not in own and stored in own:
-            name = stored
+        name, _ = names[stored]
         if name in own:
             parts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), _REST)].append(stored)
     # Where both are one tensor, it is stored under one of the names.

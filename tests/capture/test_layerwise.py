@@ -373,8 +373,8 @@ def test_a_checkpoint_is_verified_layer_by_layer(
         ).verification
         assert verification.passed
         figures[layerwise] = verification
-    assert figures[True].mathematics.max_logit_difference < 1e-4
-    assert figures[True].storage.max_logit_difference < 1e-4
+    assert figures[True].fold_error.max_logit_difference < 1e-4
+    assert figures[True].rounding_error.max_logit_difference < 1e-4
     assert figures[True].base_rounding.max_logit_difference == 0.0
     assert figures[True].effect.mean_divergence > 1e-3
     assert figures[True].changed_tensors == figures[False].changed_tensors == 3

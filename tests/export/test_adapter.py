@@ -192,7 +192,7 @@ def test_the_card_promises_a_dial_only_where_there_is_one(tiny_checkpoint: Path,
     for name, expected in {"half": "equals the edit of strength 0.5 s,", "calibrated": None, "composed": None}.items():
         edit = edit_of(strength=0.5) if name == "half" else VARIANTS[name]()
         save(edit, tiny_checkpoint, tmp_path / name)
-        assert ("Its scale stays a dial" in card(tmp_path / name)) == (expected is not None)
+        assert ("Its LoRA scale can be set" in card(tmp_path / name)) == (expected is not None)
         assert expected is None or expected in card(tmp_path / name)
 
 
@@ -436,13 +436,13 @@ def test_a_saved_adapter_is_verified(
     assert figures is not None
     assert figures.passed
     assert figures.exact == (rank is None)
-    assert figures.storage.relative_logit_difference < 1e-5
+    assert figures.rounding_error.relative_logit_difference < 1e-5
     assert figures.weight_error is not None
     if rank is None:
-        assert figures.mathematics.relative_logit_difference < 1e-5
+        assert figures.fold_error.relative_logit_difference < 1e-5
         assert figures.weight_error < 1e-4
     else:
-        assert figures.mathematics.relative_logit_difference > 1e-2, "it is not the edit, and the figures say so"
+        assert figures.fold_error.relative_logit_difference > 1e-2, "it is not the edit, and the figures say so"
         assert figures.weight_error > 0.1
 
 
@@ -592,7 +592,7 @@ def test_an_adapter_on_a_quantized_base_is_verified(
     edit = SpectralEdit({Target(1, "mlp"): (layer,), Target(2, "attention"): (layer,)})
     result = save(edit, tmp_path / "base", tmp_path / "out", verify=True)
     assert result.verification is not None
-    assert result.verification.storage.mean_divergence < result.verification.effect.mean_divergence / 20
+    assert result.verification.rounding_error.mean_divergence < result.verification.effect.mean_divergence / 20
 
 
 # A real model

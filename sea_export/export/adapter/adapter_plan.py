@@ -47,8 +47,8 @@ class AdapterPlan:
     """Stored names of the weights that a merge would rewrite; none for a quantized base."""
     merged_bytes: int | None
     """Bytes of those weights; None for a quantized base."""
-    dial: float | None
-    """The strength v of the edit, if at scale s the adapter is the edit of strength v s; None if it is not."""
+    lora_scale_strength: float | None
+    """The strength v of the edit, if at LoRA scale s the adapter is the edit of strength v s; None if it is not."""
     local_base: bool
     """Whether the base is named by a path of this machine."""
 
@@ -58,7 +58,7 @@ class AdapterPlan:
         return {
             "kind": self.kind,
             "exact": adapter.exact,
-            "dial": self.dial,
+            "dial": self.lora_scale_strength,  # its name in version 1 of the manifest
             "replaces_biases": adapter.config["bias"] != "none",
             "rank_cap": self.rank_cap,
             "bytes": adapter.size,
@@ -179,7 +179,7 @@ def plan_adapter(
         rank_cap=rank,
         stored_weights=weights,
         merged_bytes=sum(span.end - span.start for span in spans) if parameters else None,
-        dial=_dial(edit, adapter),
+        lora_scale_strength=_lora_scale_strength(edit, adapter),
         local_base=base.revision is None,
     )
 
@@ -210,7 +210,7 @@ def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
         )
 
 
-def _dial(edit: SpectralEdit, adapter: Adapter) -> float | None:
+def _lora_scale_strength(edit: SpectralEdit, adapter: Adapter) -> float | None:
     layers = [layer for product in edit.layers.values() for layer in product]
     strengths = {layer.strength for layer in layers}
     scaled = any(layer.scale is not None or layer.identity != 1 for layer in layers)
