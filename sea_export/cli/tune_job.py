@@ -26,7 +26,7 @@ from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.export.output import check_output
 from sea_export.files.writing import write_json
-from sea_export.fitting.bank import SpectrumBank
+from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
 from sea_export.saving import save_checkpoint
@@ -159,12 +159,12 @@ def _start(values: dict[str, Any], layer_count: int) -> FitOptions:
     return replace(default, layers=f"last:{count}", template=values["template"], capture=capture)
 
 
-def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], values: dict[str, Any]) -> SpectrumBank:
+def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], values: dict[str, Any]) -> StatisticsBank:
     """All that is searched, and what the default edit needs."""
     default = FitOptions()
     sites = dict.fromkeys((*(values["sites"] or SITES), default.capture.site))
     with counting_progress("Capturing", len(demonstrations) * len(sites)) as advance:
-        return SpectrumBank(
+        return StatisticsBank(
             opened.whole_model,
             opened.base.tokenizer,
             demonstrations,

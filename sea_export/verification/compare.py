@@ -34,11 +34,11 @@ __all__ = [
     "PROMPTS",
     "Agreement",
     "agreements",
+    "compare",
     "compared",
     "comparison_problems",
     "is_quantized",
     "logits_in_subprocess",
-    "compare",
 ]
 
 PROMPTS = (

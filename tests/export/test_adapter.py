@@ -31,7 +31,7 @@ from sea_export.export.adapter.adapter_check import adapter_problems, with_adapt
 from sea_export.export.adapter.adapter_plan import AdapterPlan, plan_adapter
 from sea_export.export.adapter.build import Adapter, build_adapter
 from sea_export.export.stored_projections import find_stored_projections
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.base import Base, open_base
@@ -299,7 +299,7 @@ def test_ranks_end_at_the_size_of_the_weight(tmp_path: Path) -> None:
 
 def test_edits_that_no_adapter_can_hold_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     fitter = SpectrumFitter("off", FeatureFunction("tanh"))
-    tanh = build_layer_edit(fitter.update(random_activations(60, SIZE)).spectrum(), EditOptions())
+    tanh = build_layer_edit(fitter.update(random_activations(60, SIZE)).finish(), EditOptions())
     cases: list[tuple[LayerEdit, str]] = [
         (tanh, "--feature-function identity"),
         (layer_edit(options=EditOptions(normalization="token")), "--normalization calibrated"),
