@@ -8,16 +8,6 @@ need all layers for every token: predictions are compared over fixed text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
-
-from sea_export.capture.offloaded import can_load_layers
-from sea_export.model.memory import fits, weight_bytes
-
-if TYPE_CHECKING:
-    from sea_export.model.base import Base
-
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sea_export.capture.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
-from sea_export.capture.offloaded import StoredModel
+from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import EditInMemory
-from sea_export.model.memory import unpooled_tensor
+from sea_export.model.architecture import OutputProjection
+from sea_export.model.memory import fits, unpooled_tensor, weight_bytes
 from sea_export.verification.compare import (
     COMPARED_TOKENS,
     PROMPTS,
@@ -43,6 +35,8 @@ from sea_export.verification.compare import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from sea_export.model.base import Base
 
 __all__ = ["compare_by_layer", "verified_by_layer"]
 
