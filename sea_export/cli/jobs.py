@@ -27,7 +27,7 @@ from sea_export.export.custom_code.code_plan import EditedModules
 from sea_export.export.stored_projections import StoredProjections
 from sea_export.fitting.distributed import Processes, joined_processes, local_device
 from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
-from sea_export.fitting.layer_choice import choose_targets, passed_over_note
+from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.model.base import BaseModel, is_hub_id, resolve_base, weight_digests
 from sea_export.model.load_model import (
     load_config,
@@ -191,7 +191,7 @@ def fit_with_progress(
     processes: Processes,
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
-    if note := passed_over_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
+    if note := left_out_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
         logger.info(note)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with progress_bar(*columns) as progress:

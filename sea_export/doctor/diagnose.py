@@ -36,7 +36,7 @@ from sea_export.demonstrations.tokenize import tokenize
 from sea_export.doctor.speed import Speed, free_memory, measure_speed, spectrum_seconds
 from sea_export.errors import SeaExportError
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.model.architecture import decoder_layers, hidden_size
+from sea_export.model.architecture import context_length, decoder_layers, hidden_size
 from sea_export.model.base import BaseModel
 from sea_export.model.load_model import load_config, load_tokenizer, skeleton
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
@@ -163,7 +163,7 @@ def diagnose_model(
     model = skeleton(config, trust_remote_code=trust_remote_code)
     targets = choose_targets(model, options)
     tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config)
     tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
     computed = dtype or getattr(config, "dtype", None) or torch.float32
