@@ -18,8 +18,8 @@ from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
 from sea_export.export.adapter.adapter_check import with_adapter
-from sea_export.model.base import resolve_base
-from sea_export.model.load_model import load_model, load_tokenizer, quiet_transformers
+from sea_export.model.base import open_base
+from sea_export.model.load_model import quiet_transformers
 
 PROMPTS = [
     "Q: What happens if you swallow chewing gum?\nA:",
@@ -113,10 +113,10 @@ def make_exports(work: Path, tokens: int) -> Expected:
     for directory in (base, exports):
         shutil.rmtree(directory, ignore_errors=True)
     exports.mkdir(parents=True)
-    with resolve_base(str(gguf), dtype=torch.float32) as unpacked:
+    with open_base(str(gguf), dtype=torch.float32) as unpacked:
         shutil.copytree(unpacked.checkpoint.directory, base)
-    with resolve_base(str(base)) as resolved:
-        model, tokenizer = load_model(resolved), load_tokenizer(resolved)
+    with open_base(str(base)) as resolved:
+        model, tokenizer = resolved.load_model(), resolved.tokenizer
     edits = {name: sea_export.fit(model, tokenizer, DEMONSTRATIONS, **settings) for name, settings in EDITS.items()}
     for export in EXPORTS.values():
         _save(edits[export.edit], export, base, exports)

@@ -1,11 +1,12 @@
-"""Every option of a fit and of a save, defined once: its name, default, choices and help.
+"""Every option of a fit, of an export and of a run, defined once: its name, default, choices and help.
 
-The Python API has the same words, and the command line is made from these classes. Nothing here is heavy to
-import, so that `--help` is instant. Wrong values are refused on construction.
+The Python API has the same words. The command line, the manifest and `reproduce` are made from these classes. Nothing
+here is heavy to import, so that `--help` is instant. Wrong values are refused on construction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -13,11 +14,12 @@ from sea_export.errors import InputError
 
 __all__ = [
     "CaptureOptions",
+    "DemonstrationOptions",
     "EditOptions",
+    "ExportOptions",
     "FitOptions",
-    "SaveOptions",
+    "RunOptions",
     "check_choice",
-    "check_format",
     "check_length_scale",
     "why_unfoldable",
 ]
@@ -32,30 +34,39 @@ PROJECTIONS = ("both", "positive", "negative", "reversed")
 RUN_TIME_NORMALIZATIONS = ("token", "sequence")
 NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
 FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
-FORMATS = ("merged", "adapter", "custom-code")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+FORMATS = {
+    "merged": "sea_export.export.merged.merged_format",
+    "adapter": "sea_export.export.adapter.adapter_format",
+    "custom-code": "sea_export.export.custom_code.code_format",
+}
+"""The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _option(default: Any, help: str, choices: Collection[str] | None = None, *, format: str | None = None) -> Any:
+    """A field that is an option of the command line; `format` is the export format that alone has it."""
+    return field(default=default, metadata={"help": help, "choices": choices and tuple(choices), "format": format})
 
 
-def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(option: str, value: str, choices: Collection[str]) -> None:
     """Raises InputError, naming the command-line option, unless `value` is one of `choices`."""
     if value not in choices:
-        raise InputError(f"--{option} is {value!r}: choose one of {', '.join(choices)}")
+        raise InputError(f"--{option}: {value!r} is no choice. Choose one of {', '.join(choices)}.")
 
 
 def check_length_scale(value: float) -> None:
     """Raises InputError unless a length scale is one that float32 arithmetic can use."""
     if not 1e-6 <= value <= 1e6:
-        raise InputError(f"--length-scale is {value}: it must be between 1e-6 and 1e6")
+        raise InputError(f"--length-scale: {value} is out of range. Give a number between 1e-6 and 1e6.")
 
 
 def _check_choices(options: Any) -> None:
     declared: tuple[Field[Any], ...] = fields(options)
     for item in declared:
-        if item.metadata.get("choices"):
-            check_choice(item.name.replace("_", "-"), getattr(options, item.name), item.metadata["choices"])
+        value = getattr(options, item.name)
+        if item.metadata.get("choices") and value is not None:
+            check_choice(item.name.replace("_", "-"), value, item.metadata["choices"])
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class CaptureOptions:
         _check_choices(self)
         for name in ("neutral_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is too low. Give at least 1.")
 
 
 @dataclass(frozen=True)
@@ -112,13 +123,15 @@ class EditOptions:
         for name in ("explained_variance", "positive_variance", "negative_variance"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}: it must be above 0 and at most 1")
+                raise InputError(
+                    f"--{name.replace('_', '-')}: {value} is no share. Give a number above 0 and at most 1."
+                )
         for name in ("positive_rank", "negative_rank"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise InputError(f"--{name.replace('_', '-')} is {value}: it cannot be negative")
+                raise InputError(f"--{name.replace('_', '-')}: {value} is negative. Give 0 or more.")
         if not abs(self.strength) < float("inf"):
-            raise InputError(f"--strength is {self.strength}: it must be a finite number")
+            raise InputError(f"--strength: {self.strength} is not finite. Give a finite number.")
 
     def variance(self, kind: str) -> float:
         """The share that holds for the `positive` or the `negative` directions."""
@@ -162,8 +175,8 @@ class FitOptions:
             object.__setattr__(self, "center", "linear" if self.feature_function == "identity" else "off")
         if self.center != "off" and self.feature_function != "identity":
             raise InputError(
-                f"--center {self.center} goes with --feature-function identity only: the mean of activations is not "
-                f"that of their features ({self.feature_function}); choose --center off"
+                f"--center: {self.center} goes with --feature-function identity only, because the mean of activations "
+                f"is not that of their features ({self.feature_function}). Choose --center off."
             )
         if self.sequential:
             self._check_sequential()
@@ -171,23 +184,23 @@ class FitOptions:
     def _check_sequential(self) -> None:
         if self.layers.startswith("signature:"):
             raise InputError(
-                f"--sequential needs to know the layers beforehand, and --layers {self.layers} chooses them by what "
-                "all of them give: name the layers"
+                f"--sequential: it has to know the layers beforehand, and --layers {self.layers} chooses them by what "
+                "all of them give. Name the layers."
             )
         if self.capture.site == "residual":
             raise InputError(
-                "--sequential edits a layer before its block's output exists, which --site residual reads: choose "
-                "--site target"
+                "--sequential: it edits a layer before its block's output exists, which --site residual reads. Choose "
+                "--site target."
             )
         if self.edit.normalization == "sequence":
             raise InputError(
-                "--sequential applies edits to demonstrations in batches, and with --normalization sequence an edit "
-                "depends on the batch: choose another normalization"
+                "--sequential: it applies edits in batches, and with --normalization sequence an edit "
+                "depends on the batch. Choose another normalization."
             )
 
 
 @dataclass(frozen=True)
-class SaveOptions:
+class ExportOptions:
     """How an edit is baked."""
 
     format: str = _option(
@@ -199,49 +212,79 @@ class SaveOptions:
         None,
         "Largest rank of an adapter: plain LoRA, the nearest of that rank instead of the exact one; for servers that "
         "cap the rank or lack DoRA.",
+        format="adapter",
     )
     overwrite: bool = _option(False, "Replace a checkpoint that sea-export wrote before.")
     force: bool = _option(False, "Accept a base other than the one that the edit was fitted on.")
     verify: bool = _option(True, "Verify before the output appears: what fails is not kept.")
-    trust_remote_code: bool = _option(False, "Run code that comes with the base model.")
-    layerwise: bool | None = None
-    """Whether one layer of the base at a time is in memory; None chooses by how much memory there is."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        if self.adapter_rank is not None:
-            if self.format != "adapter":
-                raise InputError(f"--adapter-rank goes with --format adapter, not with {self.format}")
-            if self.adapter_rank < 1:
-                raise InputError(f"--adapter-rank is {self.adapter_rank}: it must be at least 1")
+        for item in fields(self):
+            format, value = item.metadata["format"], getattr(self, item.name)
+            if format not in (None, self.format) and value != item.default:
+                option = item.name.replace("_", "-")
+                raise InputError(f"--{option}: it goes with --format {format}, not with {self.format}. Leave it out.")
+        if self.adapter_rank is not None and self.adapter_rank < 1:
+            raise InputError(f"--adapter-rank: {self.adapter_rank} is too low. Give at least 1.")
 
 
-NO_EXACT_ADAPTER = (
-    "--projections positive at strength 1 keeps nothing of the identity, so that an exact adapter would be larger than "
-    "the weights: choose --format merged, or --adapter-rank for an approximation"
-)
+@dataclass(frozen=True)
+class RunOptions:
+    """How the base is found, loaded and computed with."""
+
+    revision: str | None = _option(None, "Revision of the model on the Hub.")
+    layerwise: bool | None = _option(
+        None, "Have one decoder layer at a time in memory, or all of them; by default all if they fit."
+    )
+    device_map: str | None = _option(
+        None, "Spread the model over all GPUs, and over what else there is (accelerate).", ("auto",)
+    )
+    dequantize: bool = _option(False, "Make plain weights of a quantized model's.")
+    dtype: str = _option(
+        "auto",
+        "What to compute in; auto: as stored. A .gguf or dequantized model is written out in it (auto: bfloat16).",
+        DTYPES,
+    )
+    device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")
+    trust_remote_code: bool = _option(False, "Run code that comes with the model.")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if self.device_map is not None and self.layerwise:
+            raise InputError(
+                "--device-map: it has all layers in memory, and --layerwise has one at a time. Choose one of them."
+            )
+
+
+@dataclass(frozen=True)
+class DemonstrationOptions:
+    """Where demonstrations come from, and which of them are used."""
+
+    demonstrations: str = _option(
+        "builtin:truthfulness",
+        "JSONL, JSON, CSV or Parquet file, Hub dataset id, builtin:truthfulness or builtin:fairness.",
+    )
+    prompt_field: str | None = _option(None, "Column of the prompt.")
+    positive_field: str | None = _option(None, "Column of the good completion.")
+    negative_field: str | None = _option(None, "Column of the bad completion.")
+    limit: int | None = _option(None, "Use a seeded sample of that many demonstrations.")
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 2:
+            raise InputError(f"--limit: {self.limit} is too low. Give at least 2.")
 
 
 def why_unfoldable(feature_function: str, normalization: str) -> str | None:
     """Why no weight can hold an edit with these settings, and the nearest settings that one can; None if it can."""
     if feature_function != "identity":
         return (
-            f"--feature-function {feature_function} makes the edit non-linear, and no weight can hold it: choose "
-            "--format custom-code, or --feature-function identity"
+            f"--feature-function: {feature_function} makes the edit non-linear, and no weight can hold it. Choose "
+            "--format custom-code, or --feature-function identity."
         )
     if normalization in RUN_TIME_NORMALIZATIONS:
         return (
-            f"--normalization {normalization} depends on the activations at run time, and no weight can hold it: "
-            "choose --format custom-code, or --normalization calibrated"
+            f"--normalization: {normalization} depends on the activations at run time, and no weight can hold it. "
+            "Choose --format custom-code, or --normalization calibrated."
         )
     return None
-
-
-def check_format(fit: FitOptions, save: SaveOptions) -> None:
-    """Raises InputError if the edit that a fit would make does not fit into the format, before any work is done."""
-    reason = why_unfoldable(fit.feature_function, fit.edit.normalization)
-    if save.format != "custom-code" and reason:
-        raise InputError(reason)
-    exact_adapter = save.format == "adapter" and save.adapter_rank is None
-    if exact_adapter and fit.edit.projections == "positive" and fit.edit.strength == 1:
-        raise InputError(NO_EXACT_ADAPTER)

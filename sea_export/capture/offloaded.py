@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +21,21 @@ from sea_export.capture.layerwise import config_digest
 from sea_export.capture.lockstep import HiddenStates
 from sea_export.errors import InputError
 from sea_export.model.architecture import decoder_layers, hidden_size
-from sea_export.model.base import resolve_base, weight_digests
+from sea_export.model.base import open_base
 from sea_export.model.load_model import (
     auto_classes,
     check_finite,
-    check_size,
-    load_config,
     refused_by_library,
-    skeleton,
 )
 from sea_export.model.memory import available_memory, unpooled_tensor
 from sea_export.model.random_weights import with_random_weights
 from sea_export.model.safetensors_header import DTYPE_NAMES
+from sea_export.model.stored_names import conversions_of, parameter_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from sea_export.model.base import BaseModel
+    from sea_export.model.base import Base
     from sea_export.model.checkpoint import Checkpoint
 
 __all__ = ["StoredModel", "can_load_layers", "open_layerwise"]
@@ -60,48 +58,44 @@ class StoredModel:
 
     def __init__(
         self,
-        base: BaseModel,
-        config: PretrainedConfig,
+        base: Base,
         *,
         dtype: torch.dtype | None,
         device: torch.device,
         scratch: Path,
-        trust_remote_code: bool = False,
     ) -> None:
         """Builds the model without its weights, and loads what is neither a layer, nor an embedding, nor the head.
 
         Args:
             base: the resolved base model.
-            config: its config.
             dtype: what to compute in; None for the dtype in which it is stored.
             device: where layers compute. Everything else is done on the CPU.
             scratch: where hidden states are put that do not fit into memory.
-            trust_remote_code: whether code that comes with the checkpoint may run.
 
         Raises:
             InputError: the weights are quantized or do not fit the config, or the installed transformers loads no
                 parts.
         """
-        if not can_load_layers(config):
+        if not can_load_layers(base.config):
             raise InputError(
                 f"{base.name} cannot be loaded layer by layer, because its weights are quantized or transformers is "
                 "older than 5: choose --no-layerwise"
             )
-        check_size(skeleton(config, trust_remote_code=trust_remote_code), base.checkpoint)
+        _ = base.skeleton  # finds weights of another size before any is loaded
         self.layer_device = None if device.type == "cpu" else device
         """Where layers compute, if not on the CPU."""
-        self._checkpoint = base.checkpoint
+        self._base, self._checkpoint = base, base.checkpoint
         self._scratch = scratch
         self.device = device
         self.dtype = dtype or _stored_dtype(base.checkpoint)
-        self.model = _empty_model(config, self.dtype, trust_remote_code=trust_remote_code)
-        self._conversions = _conversions(self.model)
+        self.model = _empty_model(base.config, self.dtype, trust_remote_code=base.trust_remote_code)
+        self._conversions = conversions_of(self.model)
         self._layers = decoder_layers(self.model)[1]
-        self._parts = _parts(self.model, base.checkpoint, self._conversions)
+        self._parts = _parts(self.model, base.checkpoint)
         self._load(_REST, torch.device("cpu"))
 
     def identity(self) -> Mapping[str, Any]:
-        weights = sorted(weight_digests(self._checkpoint).items())
+        weights = sorted(self._base.weight_digests.items())
         return {"files": weights, "dtype": str(self.dtype), "config": config_digest(self.model.config)}
 
     def trial_model(self) -> PreTrainedModel:
@@ -237,14 +231,9 @@ def open_layerwise(
     Raises:
         InputError: there is no such model, or it cannot be loaded layer by layer.
     """
-    with resolve_base(str(model), revision=revision, dtype=dtype) as base:
+    with open_base(str(model), revision=revision, dtype=dtype, trust_remote_code=trust_remote_code) as base:
         yield StoredModel(
-            base,
-            load_config(base, trust_remote_code=trust_remote_code),
-            dtype=dtype,
-            device=torch.device(device),
-            scratch=scratch or Path(tempfile.gettempdir()),
-            trust_remote_code=trust_remote_code,
+            base, dtype=dtype, device=torch.device(device), scratch=scratch or Path(tempfile.gettempdir())
         )
 
 
@@ -275,34 +264,18 @@ def _drop_parameters(module: nn.Module) -> None:
             setattr(owner, leaf, nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
-def _conversions(model: PreTrainedModel) -> list[Any]:
-    """How transformers makes the model's parameters from the stored tensors."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    conversions: list[Any] = get_model_conversion_mapping(model)
-    return conversions
-
-
-def _parts(
-    model: PreTrainedModel, checkpoint: Checkpoint, conversions: Sequence[Any]
-) -> Mapping[object, tuple[str, ...]]:
+def _parts(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[object, tuple[str, ...]]:
     """The names of the stored tensors that each part is made of: layers by number, embedding, head, and the rest."""
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    own = model.state_dict()
+    own, names = model.state_dict(), parameter_names(model, checkpoint)
     layers_name, layers = decoder_layers(model)
     prefixes: dict[str, object] = {f"{layers_name}.{index}.": index for index in range(len(layers))}
-    names = {module: name for name, module in model.named_modules()}
+    module_names = {module: name for name, module in model.named_modules()}
     for module, part in ((model.get_input_embeddings(), _EMBEDDING), (model.get_output_embeddings(), _HEAD)):
         if module is not None:
-            prefixes[f"{names[module]}."] = part
+            prefixes[f"{module_names[module]}."] = part
     parts: dict[object, list[str]] = {part: [] for part in (*prefixes.values(), _REST)}
     for stored in checkpoint.tensors:
-        name, _ = rename_source_key(stored, renamings, converters, model.base_model_prefix, own)
-        if name not in own and stored in own:
-            name = stored
+        name, _ = names[stored]
         if name in own:
             parts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), _REST)].append(stored)
     # Where both are one tensor, it is stored under one of the names.

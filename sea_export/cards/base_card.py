@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from sea_export.model.base import BaseModel
+from sea_export.model.base import Base
 from sea_export.model.checkpoint import CARD
 
 __all__ = ["base_metadata", "license_warning"]
@@ -21,7 +21,7 @@ _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_t
 _NO_DERIVATIVES = re.compile(r"(^|[^a-z])(nd|no-?derivatives?)([^a-z]|$)")
 
 
-def base_metadata(base: BaseModel) -> dict[str, Any]:
+def base_metadata(base: Base) -> dict[str, Any]:
     """What the base's model card says of license, language and task; nothing if it has none, or an unreadable one.
 
     Args:

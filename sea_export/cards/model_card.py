@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sea_export.cards.base_card import license_warning
 from sea_export.demonstrations.tables import hub_dataset, is_file_name
+from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
 from sea_export.text import interval_text, visible
 
@@ -42,22 +43,21 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 
 
 def _metadata(manifest: Mapping[str, Any]) -> ModelCardData:
-    base, format = manifest["base"], manifest["format"]
+    base, format = manifest["base"], export_format(manifest["format"])
     stated = base["metadata"]
     on_hub = base["revision"] is not None
     results = list(_evaluation_results(manifest.get("evaluation")))
-    tags = {"adapter": ["lora"], "custom-code": ["custom_code"]}.get(format, [])
     task = "image-text-to-text" if base["model_class"] == _MULTIMODAL else "text-generation"
     return ModelCardData(
         base_model=base["name"] if on_hub else None,
-        base_model_relation=("adapter" if format == "adapter" else "finetune") if on_hub else None,
+        base_model_relation=("adapter" if format.loads_beside_base else "finetune") if on_hub else None,
         license=stated.get("license"),
         license_name=stated.get("license_name"),
         license_link=stated.get("license_link"),
         language=stated.get("language"),
-        library_name="peft" if format == "adapter" else "transformers",
+        library_name=format.library,
         pipeline_tag=stated.get("pipeline_tag", task),
-        tags=["sea-export", "spectral-editing", *tags],
+        tags=["sea-export", "spectral-editing", *format.tags],
         datasets=_datasets(manifest) or None,
         model_name=_model_name(manifest) if results else None,
         eval_results=results or None,
@@ -98,7 +98,8 @@ def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalRe
 
 
 def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    base, format, verification = manifest["base"], manifest["format"], manifest.get("verification")
+    base, verification = manifest["base"], manifest.get("verification")
+    format = export_format(manifest["format"])
     adapter = manifest.get("adapter")
     on_hub = base["revision"] is not None
     evaluation = manifest.get("evaluation")
@@ -106,11 +107,12 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{_plain(base['name'].rpartition('/')[2])}, spectrally edited",
         "base": f"[{base['name']}](https://huggingface.co/{base['name']})" if on_hub else _plain(base["name"]),
         "on_hub": on_hub,
-        "format": format,
+        "beside_base": format.loads_beside_base,
+        "own_code": format.runs_code,
         "repository": manifest.get("repository") or _HERE,
         "multimodal": base["model_class"] == _MULTIMODAL,
         "model_class": base["model_class"],
-        "trust": ", trust_remote_code=True" if format == "custom-code" else "",
+        "trust": ", trust_remote_code=True" if format.runs_code else "",
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _places(manifest["layers"]),
@@ -132,7 +134,7 @@ def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
         "adapter": adapter,
         "megabytes": f"{adapter['bytes'] / 1e6:.3g}",
         "approximation_errors": f"{min(errors):.1%} to {max(errors):.1%}",
-        "dial": "s" if adapter["dial"] == 1 else f"{adapter['dial'] or 0:g} s",
+        "scaled_strength": "s" if adapter["dial"] == 1 else f"{adapter['dial'] or 0:g} s",
     }
 
 
@@ -237,7 +239,7 @@ def _verification_text(verification: Mapping[str, Any]) -> str:
         )
         for key, name in names.items()
     ]
-    table = _table(("compared", "largest logit difference", "mean KL (nats)", "equal greedy tokens"), rows)
+    table = _table(("compared", "largest logit difference", "mean KL (nats)", "top-1 agreement"), rows)
     reference = (
         "The first two rows compare with the edit applied at run time."
         if verification["exact"]

@@ -34,7 +34,7 @@ def run_doctor(model: str | None, output: Path, values: dict[str, Any], *, as_js
         dtype, demonstrations = parse_dtype(values["dtype"]), read_demonstrations(values)
         with (
             waiting(f"Looking at {model}"),
-            header_only_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"]) as base,
+            header_only_base(model, revision=values["revision"], dtype=dtype, dequantize=values["dequantize"]) as base,
         ):
             diagnosis = diagnose_model(
                 base,

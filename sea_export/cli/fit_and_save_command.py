@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from sea_export.cli.click_options import (
-    build_fit_options,
-    build_save_options,
-    cache_option,
-    demonstration_options,
-    fit_options,
-    model_options,
-    save_options,
-    visibility_option,
-)
+from sea_export.cli.click_options import cache_option, options, visibility_option
 from sea_export.cli.reporting import reported
 from sea_export.errors import SeaExportError
-from sea_export.options import check_format
+from sea_export.export.formats import export_format
+from sea_export.options import DemonstrationOptions, ExportOptions, FitOptions, RunOptions
 
 
 @click.command("fit-and-save")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@demonstration_options
-@fit_options
-@model_options
+@options(data=DemonstrationOptions, fit=FitOptions, run=RunOptions, export=ExportOptions)
 @cache_option
-@save_options
 @click.option("--push", "repo_id", metavar="REPO_ID", help="Push OUTPUT to this repository of the Hub afterwards.")
 @visibility_option
 @reported
-def command(model: str, output: Path, cache: Path | None, repo_id: str | None, public: bool, **values: Any) -> None:
+def command(
+    model: str,
+    output: Path,
+    cache: Path | None,
+    repo_id: str | None,
+    public: bool,
+    data: DemonstrationOptions,
+    fit: FitOptions,
+    run: RunOptions,
+    export: ExportOptions,
+) -> None:
     """Fit an edit of MODEL, bake it into the checkpoint OUTPUT, and verify that it is the edit.
 
     MODEL is a Hub id, a local directory, or a .gguf file. With --push, whether OUTPUT may be pushed is found out before
     anything is fitted, and the repository is made.
     """
-    options, saving = build_fit_options(values), build_save_options(values)
-    check_format(options, saving)
+    format = export_format(export.format)
+    format.check_options(fit, export)
     from sea_export.cli import jobs
     from sea_export.cli.terminal import console
     from sea_export.export.output import check_output
     from sea_export.hub.destination import open_destination
     from sea_export.hub.push import check_published_base
-    from sea_export.saving import needed_bytes, save_checkpoint
+    from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
-    check_output(output, overwrite=saving.overwrite, needed_bytes=0)
-    demonstrations = jobs.read_demonstrations(values)
-    with jobs.joined_job() as processes, jobs.opened_model(model, values, output) as opened:
-        check_output(output, overwrite=saving.overwrite, needed_bytes=needed_bytes(opened.base, output, saving.format))
-        stored = opened.places(options, saving)
+    check_output(output, overwrite=export.overwrite)
+    demonstrations = jobs.read_demonstrations(data, fit.capture.seed)
+    with jobs.joined_job() as processes, jobs.opened_model(model, run, output) as opened:
+        check_room_for(opened.base, output, export)
+        located = locate_fit(opened.base, fit, export)
         if repo_id is not None and processes.is_first:
-            if saving.format == "adapter":
+            if format.loads_beside_base:
                 check_published_base(opened.base.location)
             open_destination(repo_id, public=public)
-        edit = jobs.fit_with_progress(opened, demonstrations, options, cache, processes)
+        edit = jobs.fit_with_progress(opened, demonstrations, fit, cache, processes)
         if not processes.is_first:
             return
         with jobs.byte_progress("Writing", opened.base) as progress:
@@ -65,8 +63,9 @@ def command(model: str, output: Path, cache: Path | None, repo_id: str | None, p
                 edit,
                 opened.base,
                 output,
-                saving,
-                stored=stored,
+                export,
+                layerwise=run.layerwise,
+                located=located,
                 model=opened.model,
                 progress=progress,
                 announce=console.print,

@@ -34,9 +34,9 @@ def draw_activations(edit: SpectralEdit, file: Path, values: dict[str, Any]) -> 
     names = ("position", "neutral", "neutral_tokens", "seed")
     how = CaptureOptions(**{name: fitted[name] for name in names if name in fitted})
     with jobs.opened_model(values["model"], values, file) as opened:
-        context = context_length(opened.config)
+        context = context_length(opened.base.config)
         template = options.get("template", FitOptions.template)
-        tokenized = tokenize(demonstrations, opened.tokenizer, template=template, context_length=context)
+        tokenized = tokenize(demonstrations, opened.base.tokenizer, template=template, context_length=context)
         with edit.apply(opened.whole_model):  # only to see that the edit is one of this model
             pass
         activations = capture(opened.whole_model, tokenized, targets, how)

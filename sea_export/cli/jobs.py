@@ -6,47 +6,32 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from sea_export.capture.cache import cached_bytes
-from sea_export.capture.offloaded import StoredModel, can_load_layers
+from sea_export.capture.opened_model import OpenedModel
 from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cli.terminal import console, errors, progress_bar, silenced, waiting
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.load import load_demonstrations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export.custom_code.code_plan import EditedModules
-from sea_export.export.stored_projections import StoredProjections
+from sea_export.export.formats import export_format
 from sea_export.fitting.distributed import Processes, joined_processes, local_device
 from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
-from sea_export.fitting.layer_choice import choose_targets, left_out_note
-from sea_export.model.base import BaseModel, is_hub_id, resolve_base, weight_digests
-from sea_export.model.load_model import (
-    load_config,
-    load_model,
-    load_tokenizer,
-    parse_dtype,
-    quiet_transformers,
-    skeleton,
-)
-from sea_export.model.memory import fits_whole
-from sea_export.options import FitOptions, SaveOptions
-from sea_export.saving import SaveResult, checkpoint_bytes, targets_of_fit
+from sea_export.fitting.layer_choice import left_out_note
+from sea_export.model.base import Base, is_hub_id, open_base
+from sea_export.model.load_model import parse_dtype, quiet_transformers
+from sea_export.options import DemonstrationOptions, FitOptions, RunOptions
+from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
 __all__ = [
-    "OpenedModel",
     "base_of",
     "byte_progress",
     "chosen_device",
@@ -64,115 +49,54 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class OpenedModel:
-    """A resolved base model whose parts are loaded when they are first needed."""
-
-    base: BaseModel
-    dtype: torch.dtype | None
-    device: str
-    device_map: str | None
-    layerwise: bool | None
-    trust_remote_code: bool
-    scratch: Path
-
-    @cached_property
-    def config(self) -> PretrainedConfig:
-        return load_config(self.base, trust_remote_code=self.trust_remote_code)
-
-    @cached_property
-    def model(self) -> PreTrainedModel | StoredModel:
-        """The model in memory; a layer at a time, if that was asked for or if it does not fit as a whole."""
-        device = torch.device(self.device)
-        layerwise = self.layerwise
-        if layerwise is None:
-            layerwise = (
-                self.device_map is None
-                and can_load_layers(self.config)
-                and not fits_whole(self.base, self.dtype, device)
-            )
-            if layerwise:
-                logger.info("%s does not fit into memory: it is fitted layer by layer", self.base.name)
-        if not layerwise:
-            return load_model(
-                self.base,
-                dtype=self.dtype,
-                device=self.device,
-                device_map=self.device_map,
-                trust_remote_code=self.trust_remote_code,
-            )
-        return StoredModel(
-            self.base,
-            self.config,
-            dtype=self.dtype,
-            device=device,
-            scratch=self.scratch,
-            trust_remote_code=self.trust_remote_code,
-        )
-
-    @property
-    def whole_model(self) -> PreTrainedModel:
-        """The model, for what runs it from end to end."""
-        if isinstance(self.model, StoredModel):
-            raise InputError(
-                f"{self.base.name} has to be in memory as a whole for this: give --no-layerwise if it is not asked to "
-                "be anywhere else, or a machine with more memory"
-            )
-        return self.model
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.base, trust_remote_code=self.trust_remote_code)
-
-    def places(self, options: FitOptions, saving: SaveOptions) -> StoredProjections | EditedModules:
-        """The places that a fit with `options` will edit, found to have room for it, before any weight is loaded."""
-        model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
-        return targets_of_fit(choose_targets(model, options), self.base, options, saving)
-
-
-def chosen_device(values: dict[str, Any]) -> str:
-    """The device that `model_options` name, for this process."""
-    device: str = values["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return local_device(device)
+def chosen_device(run: RunOptions) -> str:
+    """The device that `--device` names, for this process."""
+    if run.device == "auto":
+        return local_device("cuda" if torch.cuda.is_available() else "cpu")
+    return local_device(run.device)
 
 
 @contextmanager
-def opened_model(model: str, values: dict[str, Any], output: Path) -> Iterator[OpenedModel]:
-    """The model that a command line names, with `model_options` (and `--trust-remote-code`) applied.
+def opened_model(model: str, run: RunOptions, output: Path) -> Iterator[OpenedModel]:
+    """The model that a command line names, opened as its options say.
 
     What does not fit into memory is put beside `output`, into files without a name.
     """
     quiet_transformers()
-    dtype = parse_dtype(values["dtype"])
-    if values["device_map"] is not None and values["layerwise"]:
-        raise InputError("--device-map has all layers in memory, and --layerwise one at a time: choose one of them")
-    device = chosen_device(values)
+    dtype, device = parse_dtype(run.dtype), chosen_device(run)
     with ExitStack() as stack:
         with waiting(f"Opening {model}"):
             base = stack.enter_context(
-                resolve_base(model, revision=values["revision"], dtype=dtype, dequantized=values["dequantize"])
+                open_base(
+                    model,
+                    revision=run.revision,
+                    dtype=dtype,
+                    dequantize=run.dequantize,
+                    trust_remote_code=run.trust_remote_code,
+                )
             )
         if warning := license_warning(base.name, base_metadata(base)):
             logger.warning(warning)
         files = len(base.checkpoint.weight_files)
         logger.debug("%s: %d tensors in %d files", base.name, len(base.checkpoint.tensors), files)
         scratch = output.resolve().parent
-        yield OpenedModel(
-            base, dtype, device, values["device_map"], values["layerwise"], values["trust_remote_code"], scratch
-        )
+        yield OpenedModel(base, dtype, device, run.device_map, run.layerwise, scratch)
 
 
-def read_demonstrations(values: dict[str, Any]) -> tuple[Demonstration, ...]:
-    """The demonstrations that `demonstration_options` name."""
+def read_demonstrations(data: DemonstrationOptions, seed: int) -> tuple[Demonstration, ...]:
+    """The demonstrations that a command line names.
+
+    Args:
+        data: where they are, and which of them are used.
+        seed: seed of the sample that `--limit` draws.
+    """
     return load_demonstrations(
-        values["demonstrations"],
-        prompt_field=values["prompt_field"],
-        positive_field=values["positive_field"],
-        negative_field=values["negative_field"],
-        limit=values["limit"],
-        seed=values["seed"],
+        data.demonstrations,
+        prompt_field=data.prompt_field,
+        positive_field=data.positive_field,
+        negative_field=data.negative_field,
+        limit=data.limit,
+        seed=seed,
     )
 
 
@@ -191,7 +115,7 @@ def fit_with_progress(
     processes: Processes,
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
-    if note := left_out_note(skeleton(opened.config, trust_remote_code=opened.trust_remote_code), options):
+    if note := left_out_note(opened.base.skeleton, options):
         logger.info(note)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with progress_bar(*columns) as progress:
@@ -203,7 +127,7 @@ def fit_with_progress(
             progress.update(task, advance=count, rate=f"{speed:.1f}/s" if speed else "")
 
         edit = fit_edit(
-            opened.model, opened.tokenizer, demonstrations, options, advance, cache=cache, processes=processes
+            opened.model, opened.base.tokenizer, demonstrations, options, advance, cache=cache, processes=processes
         )
     named = {"name": opened.base.name, "revision": opened.base.revision}
     edit = replace(edit, provenance={**edit.provenance, "base": named})
@@ -222,7 +146,7 @@ def print_warnings(edit: SpectralEdit) -> None:
 
 def with_base_digests(edit: SpectralEdit, opened: OpenedModel) -> SpectralEdit:
     """The edit with the digests of the weights that it was fitted on."""
-    named = {**edit.provenance["base"], "weights": weight_digests(opened.base.checkpoint)}
+    named = {**edit.provenance["base"], "weights": dict(opened.base.weight_digests)}
     return replace(edit, provenance={**edit.provenance, "base": named})
 
 
@@ -235,10 +159,10 @@ def base_of(edit: SpectralEdit) -> str:
 
 
 @contextmanager
-def byte_progress(description: str, base: BaseModel) -> Iterator[Callable[[int], None]]:
+def byte_progress(description: str, base: Base) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of the base's checkpoint."""
     with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
-        task = progress.add_task(description, total=checkpoint_bytes(base))
+        task = progress.add_task(description, total=base.checkpoint.size)
         yield lambda count: progress.advance(task, count)
 
 
@@ -265,10 +189,10 @@ def print_layers(edit: SpectralEdit) -> None:
 def print_verification(verification: Verification) -> None:
     """Prints the figures of a verification, and what is wrong if anything is."""
     reference = "run-time edit" if verification.exact else "export in memory"
-    table = Table("compared with", "largest logit difference", "mean KL (nats)", "equal greedy tokens")
+    table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
     rows = {
-        "run-time edit / export in memory (mathematics)": verification.mathematics,
-        f"{reference} / as stored, base in {verification.dtype} (storage)": verification.storage,
+        "run-time edit / export in memory (fold error)": verification.fold_error,
+        f"{reference} / as stored, base in {verification.dtype} (rounding error)": verification.rounding_error,
         f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }
@@ -277,7 +201,7 @@ def print_verification(verification: Verification) -> None:
             name,
             f"{agreement.max_logit_difference:.1e}",
             f"{agreement.mean_divergence:.1e}",
-            f"{agreement.equal_greedy:.2%}",
+            f"{agreement.top1_agreement:.2%}",
         )
     console.print(table)
     console.print(verification.statement)
@@ -292,5 +216,5 @@ def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
         print_verification(result.verification)
     verified = "verified" if result.verification is not None else "not verified"
     console.print(f"Saved to {result.output} ({verified}). Load it with")
-    trust = ", trust_remote_code=True" if result.format == "custom-code" else ""
+    trust = ", trust_remote_code=True" if export_format(result.format).runs_code else ""
     console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{trust})', soft_wrap=True)

@@ -21,9 +21,9 @@ from sea_export.errors import InputError
 from sea_export.export.manifest import read_manifest
 from sea_export.export.output import check_output
 from sea_export.fitting.distributed import ALONE
-from sea_export.model.base import resolve_base
+from sea_export.model.base import open_base
 from sea_export.model.load_model import dtype_named, quiet_transformers
-from sea_export.options import SaveOptions
+from sea_export.options import ExportOptions
 from sea_export.saving import SaveResult, needed_bytes, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from sea_export.verification.reproduce import DIFFERENT, Reproduction, compare_runs
@@ -62,7 +62,7 @@ def _opened(recipe: RecordedRun, output: Path, values: dict[str, Any]) -> Iterat
     model = values["base"] or base["name"]
     revision = None if Path(model).expanduser().exists() else base["revision"]
     stored, computed = dtype_named(base["dtype"]), dtype_named(recipe.computation["dtype"])
-    with resolve_base(model, revision=revision, dtype=stored, dequantized=base["dequantized"]) as resolved:
+    with open_base(model, revision=revision, dtype=stored, dequantize=base["dequantized"]) as resolved:
         yield OpenedModel(
             resolved,
             computed,
@@ -79,7 +79,7 @@ def _run(
     demonstrations: Sequence[Sequence[Demonstration]],
     opened: OpenedModel,
     output: Path,
-    saving: SaveOptions,
+    saving: ExportOptions,
 ) -> SaveResult:
     """Fits every edit again, and bakes their product."""
     edits: list[SpectralEdit] = []

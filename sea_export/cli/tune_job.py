@@ -28,8 +28,7 @@ from sea_export.export.output import check_output
 from sea_export.files.writing import write_json
 from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.layer_choice import LayerChoice
-from sea_export.model.base import weight_digests
-from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, FitOptions, SaveOptions
+from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
 from sea_export.saving import save_checkpoint
 from sea_export.text import dtype_name
 from sea_export.tuning.search import SearchSpace, Tuner, choose, open_study, pareto_front, search
@@ -49,7 +48,7 @@ class _Part:
     texts: tuple[str, ...]
 
 
-def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, Any]) -> None:
+def run_tuning(model: str, output: Path, saving: ExportOptions, values: dict[str, Any]) -> None:
     """`sea-export tune`, with its options in `values`."""
     json_file = values["json_file"] or output.with_name(f"{output.name}.tune.json")
     _check(output, json_file, saving, values)
@@ -64,7 +63,7 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
         tuner = Tuner(
             bank,
             opened.whole_model,
-            opened.tokenizer,
+            opened.base.tokenizer,
             choosing.benchmark,
             choosing.texts,
             metric=metric,
@@ -108,7 +107,7 @@ def run_tuning(model: str, output: Path, saving: SaveOptions, values: dict[str, 
         _bake(edits["chosen"], searched, opened, output, saving, reports["reporting"]["chosen"], dtype)
 
 
-def _check(output: Path, json_file: Path, saving: SaveOptions, values: dict[str, Any]) -> None:
+def _check(output: Path, json_file: Path, saving: ExportOptions, values: dict[str, Any]) -> None:
     """Raises InputError for what would fail after the work is done."""
     check_output(output, overwrite=saving.overwrite, needed_bytes=0)
     pick = values["pick"]
@@ -139,13 +138,13 @@ def _metric(benchmark: Benchmark, values: dict[str, Any]) -> str:
     return metric
 
 
-def _centers(opened: OpenedModel, saving: SaveOptions, values: dict[str, Any]) -> tuple[str, ...]:
+def _centers(opened: OpenedModel, saving: ExportOptions, values: dict[str, Any]) -> tuple[str, ...]:
     """How edits may be centred: as was asked, or every way that the base and the format have room for."""
     if values["centers"]:
         return tuple(values["centers"])
     try:
         for target in values["targets"] or TARGETS:
-            opened.places(FitOptions(layers="all", target=target, center="affine"), saving)
+            locate_fit(opened.base, FitOptions(layers="all", target=target, center="affine"), saving)
     except InputError as error:
         logger.info("no affine edit is tried: %s", error)
         return tuple(center for center in CENTERS if center != "affine")
@@ -167,7 +166,7 @@ def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], values: 
     with counting_progress("Capturing", len(demonstrations) * len(sites)) as advance:
         return StatisticsBank(
             opened.whole_model,
-            opened.tokenizer,
+            opened.base.tokenizer,
             demonstrations,
             _start(values, 1),
             sites=tuple(sites),
@@ -190,7 +189,7 @@ def _settings(
         "base": {
             "name": opened.base.name,
             "revision": opened.base.revision,
-            "weights": weight_digests(opened.base.checkpoint),
+            "weights": opened.base.weight_digests,
         },
         "dtype": dtype_name(opened.whole_model.dtype),
         "demonstrations": demonstrations_digest(demonstrations),
@@ -214,12 +213,14 @@ def _reports(
 ) -> dict[str, list[BenchmarkReport]]:
     """What the base and each edit give on a part of the rows, with intervals and differences to the base."""
     suite = Suite((part.benchmark,), part.texts, values["batch_tokens"])
-    base, reference = suite.measure_base(opened.whole_model, opened.tokenizer, progress_for(f"{part.name} rows, base"))
+    base, reference = suite.measure_base(
+        opened.whole_model, opened.base.tokenizer, progress_for(f"{part.name} rows, base")
+    )
     reports = {}
     for name, edit in edits.items():
         with edit.apply(opened.whole_model):
             progress = progress_for(f"{part.name} rows, {name} edit")
-            measured = suite.measure(opened.whole_model, opened.tokenizer, reference, progress)
+            measured = suite.measure(opened.whole_model, opened.base.tokenizer, reference, progress)
         reports[name] = make_reports(measured, base, seed=values["seed"])
     return reports
 
@@ -229,7 +230,7 @@ def _bake(
     searched: dict[str, Any],
     opened: OpenedModel,
     output: Path,
-    saving: SaveOptions,
+    saving: ExportOptions,
     reports: Sequence[BenchmarkReport],
     dtype: str,
 ) -> None:

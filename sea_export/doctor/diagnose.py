@@ -35,13 +35,12 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.doctor.speed import Speed, free_memory, measure_speed, spectrum_seconds
 from sea_export.errors import SeaExportError
+from sea_export.export.formats import EditNeeds, ExportFormat, formats
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import context_length, decoder_layers, hidden_size
-from sea_export.model.base import BaseModel
-from sea_export.model.load_model import load_config, load_tokenizer, skeleton
+from sea_export.model.base import Base
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
-from sea_export.options import FORMATS, FitOptions, SaveOptions, check_format
-from sea_export.saving import needed_bytes, targets_of_fit
+from sea_export.options import ExportOptions, FitOptions
 from sea_export.text import dtype_name
 from sea_export.verification.compare import COMPARED_TOKENS, PROMPTS
 from sea_export.verification.compare_by_layer import verified_by_layer
@@ -134,7 +133,7 @@ def diagnose_machine(directory: Path) -> Machine:
 
 
 def diagnose_model(
-    base: BaseModel,
+    base: Base,
     demonstrations: Sequence[Demonstration],
     options: FitOptions,
     output: Path,
@@ -142,7 +141,6 @@ def diagnose_model(
     dtype: torch.dtype | None,
     device: torch.device,
     layerwise: bool | None,
-    trust_remote_code: bool,
 ) -> ModelDiagnosis:
     """What `fit-and-save` would come to in each format.
 
@@ -154,17 +152,14 @@ def diagnose_model(
         dtype: what to compute in; None for the dtype in which the base is stored.
         device: where.
         layerwise: whether a layer at a time is in memory; None lets that be chosen.
-        trust_remote_code: whether code that comes with the base may run.
 
     Raises:
         InputError: the config or the tokenizer cannot be used, or the demonstrations do not fit the model.
     """
-    config = load_config(base, trust_remote_code=trust_remote_code)
-    model = skeleton(config, trust_remote_code=trust_remote_code)
+    config, model = base.config, base.skeleton
     targets = choose_targets(model, options)
-    tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
     context = context_length(config)
-    tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
+    tokenized = tokenize(demonstrations, base.tokenizer, template=options.template, context_length=context)
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
     computed = dtype or getattr(config, "dtype", None) or torch.float32
     if layerwise is None:
@@ -173,11 +168,11 @@ def diagnose_model(
     speed = measure_speed(device, computed, plan.size, output.resolve().parent)
     seconds, memory = plan.seconds(speed), plan.memory()
     found = []
-    for format in FORMATS:
-        saving = SaveOptions(format=format, trust_remote_code=trust_remote_code)
-        disk = plan.adapter_bytes() if format == "adapter" else needed_bytes(base, output, format)
-        problem = _problem(base, targets, options, saving) or _no_room(base, output, disk, memory, device)
-        found.append(FormatDiagnosis(format, problem is None, problem, seconds + disk / speed.disk, memory, disk))
+    rank = min(2 * len(demonstrations), plan.size // 2)  # the most that they can give, but a half of the hidden size
+    for format in formats():
+        disk = format.disk_bytes(base, output, targets=len(targets), rank=rank)
+        problem = _problem(base, targets, options, format) or _no_room(output, disk, memory, device)
+        found.append(FormatDiagnosis(format.name, problem is None, problem, seconds + disk / speed.disk, memory, disk))
     return ModelDiagnosis(
         name=base.name,
         architecture=type(model).__name__,
@@ -194,17 +189,18 @@ def diagnose_model(
     )
 
 
-def _problem(base: BaseModel, targets: Sequence[Target], options: FitOptions, saving: SaveOptions) -> str | None:
+def _problem(base: Base, targets: Sequence[Target], options: FitOptions, format: ExportFormat[Any, Any]) -> str | None:
     """Why a format cannot hold the edit of a base, and what to do."""
+    export = ExportOptions(format=format.name)
     try:
-        check_format(options, saving)
-        targets_of_fit(targets, base, options, saving)
+        format.check_options(options, export)
+        format.locate(base, targets, EditNeeds.of_fit(options), export)
     except SeaExportError as error:
         return str(error)
     return None
 
 
-def _no_room(base: BaseModel, output: Path, disk: int, memory: int, device: torch.device) -> str | None:
+def _no_room(output: Path, disk: int, memory: int, device: torch.device) -> str | None:
     """What there is too little of."""
     free = shutil.disk_usage(output.resolve().parent).free
     if disk > free:
@@ -222,7 +218,7 @@ def _no_room(base: BaseModel, output: Path, disk: int, memory: int, device: torc
 class _Plan:
     """What a job would compute and hold."""
 
-    base: BaseModel
+    base: Base
     config: PretrainedConfig
     model: PreTrainedModel
     targets: Sequence[Target]
@@ -266,18 +262,11 @@ class _Plan:
             fit = int(max(parts) * self.dtype.itemsize * (1 + _OVERHEAD)) + states
         else:
             fit = int(weight_bytes(self.base.checkpoint, self.dtype) * (1 + _OVERHEAD))
-        by_layer = self.layerwise or verified_by_layer(self.base, self.config, self.device, 0)
+        by_layer = self.layerwise or verified_by_layer(self.base, self.device, 0)
         whole = 2 * weight_bytes(self.base.checkpoint, torch.float32)
         verification = int((max(parts) * 4 if by_layer else whole) * (1 + _OVERHEAD))
         program = psutil.Process(os.getpid()).memory_info().rss
         return program + max(fit + activations, program + verification)  # a second process takes part in the latter
-
-    def adapter_bytes(self) -> int:
-        """Of an adapter whose rank is the largest that the demonstrations can give, but a half of the hidden size."""
-        rank = min(2 * self.demonstrations, self.size // 2)
-        weights = {name: one for name, one in self.model.named_parameters() if one.ndim == 2}
-        widest = max(max(one.shape) for name, one in weights.items() if one.shape[0] == self.size)
-        return len(self.targets) * rank * (self.size + widest) * 4
 
 
 def _active_parameters(layer: torch.nn.Module, config: PretrainedConfig) -> float:

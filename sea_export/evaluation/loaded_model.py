@@ -13,8 +13,8 @@ import torch
 from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_check import base_of_adapter
 from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG
-from sea_export.model.base import BaseModel, resolve_base
-from sea_export.model.load_model import load_model, load_tokenizer, refused_by_library
+from sea_export.model.base import Base, open_base
+from sea_export.model.load_model import refused_by_library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,23 +59,22 @@ def open_loaded_model(
     directory = Path(model).expanduser()
     adapter = directory if (directory / ADAPTER_CONFIG).is_file() else None
     base_name = base_of_adapter(adapter) if adapter else model
-    with resolve_base(base_name, revision=revision, dtype=dtype) as base:
-        _check_code(base, trust_remote_code)
+    with open_base(base_name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code) as base:
+        _check_code(base)
         if adapter is None:
-            loaded = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            loaded = base.load_model(dtype=dtype, device=device)
         else:
             loaded = _load_adapter(adapter, base.checkpoint.directory, dtype, device, trust_remote_code)
-        tokenizer = load_tokenizer(base, trust_remote_code=trust_remote_code)
         name = base.name if adapter is None else adapter.resolve().name
-        yield LoadedModel(name, loaded, tokenizer)
+        yield LoadedModel(name, loaded, base.tokenizer)
 
 
-def _check_code(base: BaseModel, trust_remote_code: bool) -> None:
+def _check_code(base: Base) -> None:
     """Raises InputError for a model that only its own code can load, where that is not trusted."""
     from transformers import CONFIG_MAPPING
 
     config = base.checkpoint.config
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not base.trust_remote_code:
         raise InputError(f"{base.name} comes with code of its own: read it, and allow it with --trust-remote-code")
 
 

@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from sea_export.cards.base_card import base_metadata
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.export.formats import export_format, formats
 from sea_export.export.write_report import WriteReport
 from sea_export.files.reading import read_json_object
 from sea_export.files.writing import write_json
-from sea_export.model.base import BaseModel
+from sea_export.model.base import Base
 from sea_export.model.model_files import walk_files
 from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.targets import Target
-from sea_export.options import FORMATS, SaveOptions
+from sea_export.options import FORMATS, ExportOptions
 from sea_export.text import dtype_name
 from sea_export.versions import library_versions
-
-if TYPE_CHECKING:
-    from sea_export.verification.verify import Verification
 
 __all__ = ["MANIFEST", "fits_of", "make_manifest", "read_manifest", "write_manifest"]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of a save that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "verify", "force", "trust_remote_code")
+_EXPORT_OPTIONS = ("adapter_rank", "verify", "force")
 
 
 def make_manifest(
     edit: SpectralEdit,
-    base: BaseModel,
-    options: SaveOptions,
+    base: Base,
+    options: ExportOptions,
     report: WriteReport,
-    verification: Verification | None,
-    details: Mapping[str, Any],
     *,
-    model_class: str,
+    verification: Mapping[str, Any] | None,
+    details: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the manifest says, with the digests of the copied files, but not of those still to be written.
 
@@ -52,24 +48,27 @@ def make_manifest(
         base: what it was baked into.
         options: how.
         report: what was written, with digests of the base's files.
-        verification: its figures, or None if it was not verified.
-        details: what else there is to say about an output of this format.
-        model_class: the class of transformers that loads the base, such as `AutoModelForCausalLM`.
+        verification: the record of its verification, or None if it was not verified.
+        details: what else there is to say about an output of this format, by the format's own key.
+        metadata: what the base's model card says that holds for the output too.
     """
     tensors = base.checkpoint.tensors
     stored = next((tensors[name] for name in report.edited if name in tensors), next(iter(tensors.values())))
     return {
         "manifest_version": _MANIFEST_VERSION,
         "format": options.format,
-        "export": {name: getattr(options, name) for name in _EXPORT_OPTIONS},
+        "export": {
+            **{name: getattr(options, name) for name in _EXPORT_OPTIONS},
+            "trust_remote_code": base.trust_remote_code,
+        },
         "versions": library_versions(),
         "base": {
             "name": base.name,
             "revision": base.revision,
             "dtype": dtype_name(stored.dtype),
             "dequantized": base.dequantized,
-            "model_class": model_class,
-            "metadata": base_metadata(base),
+            "model_class": base.model_class,
+            "metadata": dict(metadata),
             "files": report.base_digests,
         },
         "edit": dict(edit.provenance),
@@ -78,7 +77,7 @@ def make_manifest(
         "added_tensors": list(report.added),
         "left_out_files": list(base.checkpoint.left_out()),
         **details,
-        "verification": None if verification is None else asdict(verification),
+        "verification": None if verification is None else dict(verification),
         "files": dict(report.digests),
     }
 
@@ -154,8 +153,10 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
         return "its files are no digests by name"
     if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in files):
         return "it names a file that is not in its directory"
-    if (manifest["format"] == "adapter") != isinstance(adapter, dict):
-        return "it describes an adapter and is of another format, or the other way round"
+    own_key = export_format(manifest["format"]).details_key
+    for key in filter(None, (format.details_key for format in formats())):
+        if (key == own_key) != isinstance(manifest.get(key), dict):
+            return f"it describes an {key} and is of another format, or the other way round"
     evaluation = manifest.get("evaluation")
     if evaluation is not None and not _is_evaluation(evaluation):
         return "its evaluation is no list of benchmarks"

@@ -2,68 +2,75 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from sea_export.errors import InputError, SeaExportError
-
-if TYPE_CHECKING:
-    pass
-
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sea_export.errors import reason
+from sea_export.errors import InputError, SeaExportError, reason
 from sea_export.files.writing import flush
 from sea_export.locks import Locked, is_locked, locked_directory, remove_leftovers, scratch_directory
 
-__all__ = ["EDIT_DIRECTORY", "check_output", "staged_output"]
+__all__ = ["EDIT_DIRECTORY", "check_output", "check_room", "staged_output"]
 
 _OWN_FILES = ("sea_export.json", "sea_edit.json")
 _REMOVED = ".{}.removed-"
 
 
-def check_output(output: Path, *, overwrite: bool, needed_bytes: int, base: Path | None = None) -> None:
+def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output directory that could not be written in the end.
 
     Args:
         output: the directory to be written.
         overwrite: whether an existing one may be replaced.
-        needed_bytes: how large it will be.
-        base: the directory of the base model, which must not be touched.
 
     Raises:
-        InputError: `output` exists and may not be replaced, cannot be created, is being written by another run, would
-            mix with the base, or does not fit on its disk.
+        InputError: `output` exists and may not be replaced, cannot be created, or is being written by another run.
     """
     output = output.resolve()
     parent = output.parent
-    if base is not None:
-        base = base.resolve()
-        if output.is_relative_to(base) or base.is_relative_to(output):
-            raise InputError(f"{output} and the base model {base} lie inside each other; choose another output.")
     if output.exists():
         if not output.is_dir():
-            raise InputError(f"{output} exists and is not a directory; choose another output.")
+            raise InputError(f"{output}: it exists and is not a directory. Choose another output.")
         if not overwrite:
-            raise InputError(f"{output} exists; choose another output, or replace it with --overwrite.")
+            raise InputError(f"{output}: it exists. Choose another output, or replace it with --overwrite.")
         if any(output.iterdir()) and not any((output / file).is_file() for file in _OWN_FILES):
-            raise InputError(f"{output} was not written by sea-export, so it is not overwritten; remove it yourself.")
+            raise InputError(
+                f"{output}: it was not written by sea-export, so it is not overwritten. Remove it yourself."
+            )
     if not parent.is_dir():
-        raise InputError(f"{parent}, where {output.name} is to be written, is not a directory; create it first.")
+        raise InputError(f"{parent}: it is not a directory, and {output.name} is to be written there. Create it first.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{parent}, where {output.name} is to be written, is not writable.")
+        raise InputError(
+            f"{parent}: it is not writable, and {output.name} is to be written there. Choose another directory."
+        )
     if is_locked(_beside(output, "partial")):
         raise InputError(_being_written(output))
-    free = shutil.disk_usage(parent).free
+
+
+def check_room(output: Path, base: Iterable[Path], *, needed_bytes: int) -> None:
+    """Refuse an output that would mix with its base, or that does not fit on its disk.
+
+    Args:
+        output: the directory to be written; its parent exists.
+        base: the directories and files of the base, which must not be touched.
+        needed_bytes: how large the output will be.
+
+    Raises:
+        InputError: `output` is the base's directory, lies in it, or holds the base; or there is too little room.
+    """
+    output = output.resolve()
+    for path in (one.resolve() for one in base):
+        if path.is_relative_to(output) or (path.is_dir() and output.is_relative_to(path)):
+            raise InputError(f"{output}: it and the base {path} lie inside each other. Choose another output.")
+    free = shutil.disk_usage(output.parent).free
     if free < needed_bytes:
         raise InputError(
-            f"{output} needs {_gigabytes(needed_bytes)}, and its disk has {_gigabytes(free)} free; "
-            "make room or choose another disk."
+            f"{output}: it needs {_gigabytes(needed_bytes)}, and its disk has {_gigabytes(free)} free. Make room, or "
+            "choose another disk."
         )
 
 
@@ -97,7 +104,7 @@ def staged_output(output: Path, *, overwrite: bool) -> Iterator[Path]:
     except Locked as error:
         raise InputError(_being_written(output)) from error
     except (OSError, SafetensorError) as error:
-        raise SeaExportError(f"{output} could not be written: {reason(error)}.") from error
+        raise SeaExportError(f"{output}: it could not be written: {reason(error)}.") from error
 
 
 def _beside(output: Path, what: str) -> Path:
@@ -106,8 +113,8 @@ def _beside(output: Path, what: str) -> Path:
 
 def _being_written(output: Path) -> str:
     return (
-        f"another run is writing {output}; wait for it to end or choose another output "
-        f"(or remove {_beside(output, 'partial')}, if it stays when no run is alive)."
+        f"{output}: another run is writing it. Wait for it to end, or choose another output (or remove "
+        f"{_beside(output, 'partial')}, if it stays when no run is alive)."
     )
 
 
@@ -124,7 +131,7 @@ def _settle(output: Path) -> None:
 
 def _move_into_place(partial: Path, output: Path, *, overwrite: bool) -> None:
     if output.exists() and not overwrite:
-        raise InputError(f"{output} has come into being meanwhile; choose another output.")
+        raise InputError(f"{output}: it has appeared meanwhile. Choose another output.")
     try:
         if output.exists():
             output.rename(_beside(output, "replaced"))

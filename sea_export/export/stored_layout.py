@@ -1,13 +1,13 @@
-"""Where a checkpoint stores the parameters of a model, by the rules with which transformers loads it.
+"""Where a checkpoint stores the parameters of a model, and whether an edit can be folded into what it stores.
 
-From release 5 on transformers renames stored tensors as it loads them, and converts some: experts that are stored each
-by itself become one stacked parameter. Its own rules are asked, so that every checkpoint that it loads is understood:
-saved by either release, with experts apart or stacked, with or without the prefix of the base model.
+Transformers' own rules for loading are asked (`sea_export.model.stored_names`), so that every checkpoint that it loads
+is understood: saved by either release, with experts apart or stacked, with or without the prefix of the base model.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
 from sea_export.export.fold_check import random_edit
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.stored_names import conversions_of, parameter_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,8 +74,8 @@ class StoredLayout:
         parameter, source = self.model.get_parameter(name), self.sources.get(name)
         if source is None:
             raise InputError(
-                f"the checkpoint stores no tensor named {name}, which the edit must fold: "
-                "its layout is not supported, or it belongs to another architecture"
+                f"{name}: the checkpoint stores no tensor of that name, and the edit must be folded into it. Give a "
+                "checkpoint of a supported layout."
             )
         shapes = [self.checkpoint.tensors[part].shape for part in source.parts]
         size, found = parameter.shape[output_dim], None
@@ -85,8 +86,8 @@ class StoredLayout:
             )
         if found is None:
             raise InputError(
-                f"{name} is stored as {source.parts[0]} of shape {tuple(shapes[0])}, of which transformers makes it "
-                "in a way that no edit can be folded into: not supported"
+                f"{name}: it is stored as {source.parts[0]} of shape {tuple(shapes[0])}, and transformers makes it of "
+                "that in a way that no edit can be folded into. Choose --format custom-code."
             )
         return StoredParameter(name, source.parts, found, parameter.shape, source)
 
@@ -98,7 +99,7 @@ class StoredLayout:
         """
         source = self.sources.get(f"{name.removesuffix('bias')}weight")
         if source is None or source.converter is not None or not source.parts[0].endswith(".weight"):
-            raise InputError(f"the checkpoint has no place for {name}: choose --center linear")
+            raise InputError(f"{name}: the checkpoint has no name for it. Choose --center linear.")
         return f"{source.parts[0].removesuffix('weight')}bias"
 
 
@@ -171,17 +172,18 @@ def stored_layout(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredLayou
         model: the model's skeleton.
         checkpoint: the checkpoint.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter
-    except ImportError:  # release 4 loads every tensor as it is
+    if importlib.util.find_spec("transformers.core_model_loading") is None:  # release 4 loads every tensor as it is
         return StoredLayout(model, checkpoint, _sources_of_release_4(model, checkpoint))
-    mapping = get_model_conversion_mapping(model)
+    from transformers.core_model_loading import WeightConverter
+
     converters = {
-        pattern: entry for entry in mapping if isinstance(entry, WeightConverter) for pattern in entry.source_patterns
+        pattern: entry
+        for entry in conversions_of(model)
+        if isinstance(entry, WeightConverter)
+        for pattern in entry.source_patterns
     }
     sources: dict[str, _Source] = {}
-    for stored, (name, pattern) in _renamed(model, checkpoint, mapping).items():
+    for stored, (name, pattern) in parameter_names(model, checkpoint).items():
         known = sources.get(name)
         if pattern is None:
             sources[name] = _Source((stored,))
@@ -190,22 +192,6 @@ def stored_layout(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredLayou
         else:
             sources[name] = _Source((*known.parts, stored), known.converter, pattern, model.config)
     return StoredLayout(model, checkpoint, sources)
-
-
-def _renamed(model: PreTrainedModel, checkpoint: Checkpoint, mapping: list[Any]) -> dict[str, tuple[str, str | None]]:
-    """Stored name -> name in the model, and the pattern of its converter or None, in the order of loading."""
-    from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
-
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    renamings = [entry for entry in mapping if not isinstance(entry, WeightConverter)]
-    prefix, parameters = model.base_model_prefix, model.state_dict()
-    renamed = {}
-    for stored in sorted(checkpoint.tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(stored, renamings, converters, prefix, parameters)
-        if name not in parameters and stored in parameters:
-            name, pattern = rename_source_key(stored, [], [], prefix, parameters)
-        renamed[stored] = (name, pattern)
-    return renamed
 
 
 def _sources_of_release_4(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, _Source]:

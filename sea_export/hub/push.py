@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.cards.description import update_description
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG
+from sea_export.export.formats import export_format
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json
@@ -71,7 +72,7 @@ def push(
     if create_pr and revision is not None:
         raise InputError("a pull request is opened against the main branch: leave out --revision, or --create-pr")
     manifest = read_manifest(output)
-    if manifest["format"] == "adapter":
+    if export_format(manifest["format"]).loads_beside_base:
         check_published_base(read_json(output / ADAPTER_CONFIG)["base_model_name_or_path"])
     digests = _checked_digests(output, manifest)
     destination = open_destination(repo_id, public=public, revision=revision)
@@ -180,7 +181,7 @@ def _base_remarks(api: HfApi, manifest: Mapping[str, Any], *, private: bool) -> 
         yield f"Note: the base {base} cannot be found on the Hub with this token."
         return
     kept = "private" if found.private else "gated" if found.gated else None
-    if kept is not None and manifest["format"] == "adapter":
+    if kept is not None and export_format(manifest["format"]).loads_beside_base:
         yield f"Note: the base {base} is {kept}: only those who have access to it can load the adapter."
     elif kept is not None and not private:
         yield f"Warning: the base {base} is {kept}, and this makes weights made from it public."

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,17 +22,31 @@ from sea_export.errors import InputError
 from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json_object
 from sea_export.locks import scratch_directory
+from sea_export.model import convert
+from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.checkpoint import CARD, INDEX, WEIGHTS, Checkpoint
-from sea_export.model.convert import PICKLE, PICKLE_INDEX, convert_pickles, dequantize, unpack_gguf
+from sea_export.model.convert import PICKLE, PICKLE_INDEX, convert_pickles, unpack_gguf
 from sea_export.model.download import download_snapshot
+from sea_export.model.load_model import (
+    auto_classes,
+    check_size,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    skeleton,
+)
 from sea_export.model.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
+from sea_export.model.targets import Target
 
-__all__ = ["BaseModel", "is_hub_id", "resolve_base", "weight_digests"]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Base", "is_hub_id", "open_base"]
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """A base model that is at hand.
+class Base:
+    """A base model that is at hand, and what is found out about it: each fact once, when it is first asked for.
 
     Attributes:
         name: the Hub id, or the last component of a local path: nothing that is written names a local path.
@@ -39,6 +55,8 @@ class BaseModel:
         location: what transformers loads it by: a Hub id or the absolute path of a directory, None for a model that
             had to be converted. It is written nowhere but into adapters, which cannot load without their base.
         dequantized: whether quantized weights were made plain.
+        trust_remote_code: whether code that comes with it may run.
+        source: the local directory or file that it was opened from, None for a model on the Hub.
     """
 
     name: str
@@ -46,17 +64,113 @@ class BaseModel:
     checkpoint: Checkpoint
     location: str | None
     dequantized: bool = False
+    trust_remote_code: bool = False
+    source: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its own directories and files on this machine: nothing may be written there."""
+        return (self.checkpoint.directory, *([] if self.source is None else [self.source]))
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The config. Whoever changes it changes a copy.
+
+        Raises:
+            InputError: see `sea_export.model.load_model.load_config`.
+        """
+        return load_config(self.checkpoint, self.name, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The model without its weights, found to be of the size of what is stored. Whoever changes it changes a copy.
+
+        Raises:
+            InputError: transformers cannot make a language model of the config, or the weights are another model's.
+        """
+        model = skeleton(self.config, trust_remote_code=self.trust_remote_code)
+        check_size(model, self.checkpoint)
+        return model
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            InputError: there is none, or it cannot be loaded.
+        """
+        return load_tokenizer(
+            self.checkpoint.directory, self.name, self.config, trust_remote_code=self.trust_remote_code
+        )
+
+    @property
+    def model_class(self) -> str:
+        """The class of transformers that loads it with its language head, such as `AutoModelForCausalLM`."""
+        name: str = auto_classes(self.config)[0].__name__
+        return name
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weights are stored quantized."""
+        return bool(getattr(self.config, "quantization_config", None))
+
+    def output_projections(self, targets: Iterable[Target]) -> tuple[OutputProjection, ...]:
+        """The output projections of targets, in their order. All that were found are kept.
+
+        Raises:
+            InputError: see `sea_export.model.architecture.find_output_projections`.
+        """
+        targets = tuple(targets)
+        missing = [target for target in targets if target not in self._projections]
+        if missing:
+            found = find_output_projections(self.skeleton, missing)
+            self._projections.update((projection.target, projection) for projection in found)
+        return tuple(self._projections[target] for target in targets)
+
+    @cached_property
+    def _projections(self) -> dict[Target, OutputProjection]:
+        return {}
+
+    @cached_property
+    def weight_digests(self) -> Mapping[str, str]:
+        """SHA-256 of every weight file, in hexadecimal, by file name."""
+        return {file: file_digest(self.checkpoint.directory / file) for file in self.checkpoint.weight_files}
+
+    def load_model(
+        self, *, dtype: torch.dtype | None = None, device: str = "cpu", device_map: str | None = None
+    ) -> PreTrainedModel:
+        """The model with its weights, in evaluation mode. Each call loads it anew.
+
+        Args:
+            dtype: what to compute in; None for the dtype in which it is stored.
+            device: `cpu`, `cuda`, `cuda:1`, …
+            device_map: `auto` and its like spread the model over all devices, `device` notwithstanding.
+
+        Raises:
+            InputError: transformers cannot load it as a causal language model, or the device does not exist.
+        """
+        _ = self.skeleton  # finds weights of another size before they are loaded
+        return load_weights(
+            self.checkpoint,
+            self.name,
+            self.config,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 @contextmanager
-def resolve_base(
+def open_base(
     model: str,
     *,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
-    dequantized: bool = False,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
     staging: Path | None = None,
-) -> Iterator[BaseModel]:
+) -> Iterator[Base]:
     """Make the model that `model` names available as a safetensors checkpoint.
 
     Args:
@@ -64,7 +178,8 @@ def resolve_base(
         revision: branch, tag or commit of a Hub id.
         dtype: what the weights of a GGUF file, and dequantized ones, are unpacked to (bfloat16 if None). Other models
             keep their own.
-        dequantized: whether to make quantized weights plain ones.
+        dequantize: whether to make quantized weights plain ones.
+        trust_remote_code: whether code that comes with the model may run.
         staging: the directory for a temporary conversion, the system's if None. The conversion is removed at
             the end of the context; the base itself is never written to.
 
@@ -78,17 +193,18 @@ def resolve_base(
     location: str | None
     if not path.exists():
         path = _download(model, revision)
-        name, commit, location = model, path.name, model
+        name, commit, location, source = model, path.name, model, None
     elif revision is not None:
         raise InputError(f"A revision belongs to a Hub id, and {model} is a local path; leave the revision out.")
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
+        source = path
     with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
         directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
-        if dequantized:
+        if dequantize:
             plain = temporary / "dequantized"
             plain.mkdir()
-            dequantize(directory, plain, dtype or torch.bfloat16)
+            convert.dequantize(directory, plain, dtype or torch.bfloat16)
             directory, location = plain, None
         if directory != path and (path / CARD).is_file():
             shutil.copyfile(path / CARD, directory / CARD)  # what it says of the license holds for the converted model
@@ -101,7 +217,7 @@ def resolve_base(
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
         checkpoint.side_files()  # finds a link that leads out of the directory before anything follows it
-        yield BaseModel(name, commit, checkpoint, location, dequantized)
+        yield Base(name, commit, checkpoint, location, dequantize, trust_remote_code, source)
 
 
 def is_hub_id(name: str) -> bool:
@@ -114,11 +230,6 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return "/" in name
-
-
-def weight_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """SHA-256 of every weight file, in hexadecimal, by file name."""
-    return {file: file_digest(checkpoint.directory / file) for file in checkpoint.weight_files}
 
 
 def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:

@@ -1,4 +1,4 @@
-"""Biases by config: how a model whose writers have no bias can be given one that plain transformers reads."""
+"""Biases by config: how output projections without a bias can be given one that plain transformers reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sea_export.model.load_model import skeleton
 from sea_export.model.targets import COMPONENTS
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
 __all__ = ["bias_switch"]
 
@@ -23,34 +23,36 @@ _BIAS_SWITCHES = {"mlp": ("mlp_bias", "use_mlp_bias"), "attention": ("attention_
 
 
 def bias_switch(
-    config: PretrainedConfig, writers: Sequence[OutputProjection]
+    model: PreTrainedModel, projections: Sequence[OutputProjection], *, trust_remote_code: bool = False
 ) -> tuple[dict[str, bool], dict[str, Tensor]]:
-    """How a model whose writers have no bias can be given one through its config.
+    """How a model whose output projections have no bias can be given one through its config.
 
     Args:
-        config: the model's config.
-        writers: the writers that need a bias.
+        model: the model's skeleton.
+        projections: the output projections that need a bias.
+        trust_remote_code: whether code that comes with the model may run.
 
     Returns:
         The config changes, and every parameter that appears with them (on `meta`, by name): all are biases, and
-        those of the writers are among them.
+        those of the output projections are among them.
 
     Raises:
         InputError: the architecture has no such switch.
     """
-    original = {name for name, _ in skeleton(config).named_parameters()}
-    switched = copy.deepcopy(config)
+    original = {name for name, _ in model.named_parameters()}
+    switched = copy.deepcopy(model.config)
     changes: dict[str, bool] = {}
-    for component in sorted({writer.target.component for writer in writers}, key=COMPONENTS.index):
+    for component in sorted({one.target.component for one in projections}, key=COMPONENTS.index):
         for switch in _BIAS_SWITCHES[component]:
             if getattr(switched, switch, None) is False:
                 setattr(switched, switch, True)
                 changes[switch] = True
-    added = {name: tensor for name, tensor in skeleton(switched).named_parameters() if name not in original}
-    needed = {name for writer in writers for weight in writer.weights if (name := weight.bias_name) is not None}
+    with_biases = skeleton(switched, trust_remote_code=trust_remote_code)
+    added = {name: tensor for name, tensor in with_biases.named_parameters() if name not in original}
+    needed = {name for one in projections for weight in one.weights if (name := weight.bias_name) is not None}
     if not needed <= added.keys() or not all(name.endswith(".bias") for name in added):
         raise InputError(
-            f"{config.model_type} has no config switch that gives {sorted(needed)[0]} a place: "
-            "choose --center linear, or another --format"
+            f"{sorted(needed)[0]}: {model.config.model_type} has no config switch that gives it a place. Choose "
+            "--center linear, or another --format."
         )
     return changes, dict(added)

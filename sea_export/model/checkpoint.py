@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,6 +39,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     weight_files: tuple[str, ...]
     index_file: str | None
+    _config: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> Checkpoint:
@@ -51,7 +52,8 @@ class Checkpoint:
             InputError: there is no such checkpoint, a shard or a tensor is missing, or a header is not valid.
         """
         directory = Path(directory)
-        index_file, weight_files, weight_map = _find_weights(directory)
+        config = _read_config(directory)
+        index_file, weight_files, weight_map = _find_weights(directory, config or {})
         tensors: dict[str, StoredTensor] = {}
         for file in weight_files:
             check_contained(directory / file, directory)
@@ -70,7 +72,7 @@ class Checkpoint:
                 )
         if not tensors:
             raise InputError(f"{directory}: {', '.join(weight_files)} holds no tensors.")
-        return cls(directory, MappingProxyType(tensors), weight_files, index_file)
+        return cls(directory, MappingProxyType(tensors), weight_files, index_file, config)
 
     def read(self, name: str) -> torch.Tensor:
         """A fresh tensor with the stored values, in the stored dtype and shape.
@@ -99,13 +101,21 @@ class Checkpoint:
                 raise SeaExportError(f"{self.directory / stored.file} changed while it was read.")
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The contents of config.json.
+    def config(self) -> Mapping[str, Any]:
+        """The contents of config.json, read when the checkpoint was opened.
 
         Raises:
-            InputError: there is no config.json, or it is not a JSON object.
+            InputError: there is no config.json.
         """
-        return read_json_object(self.directory / "config.json")
+        if self._config is None:
+            raise InputError(f"{self.directory / 'config.json'}: there is no such file. Give a complete checkpoint.")
+        return self._config
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        files = (*self.weight_files, *self.side_files())
+        return sum((self.directory / file).stat().st_size for file in files)
 
     def side_files(self) -> tuple[str, ...]:
         """Every file but the weights that belongs to the model: config, index, tokenizer, code, extra heads.
@@ -131,18 +141,23 @@ class Checkpoint:
         return files_to_copy(self.directory, in_use=in_use, tensor_names=self.tensors.keys())
 
 
-def _find_weights(directory: Path) -> tuple[str | None, tuple[str, ...], Mapping[str, str]]:
-    """The index file if there is one, the weight files, and the index's map from tensor to file."""
+def _read_config(directory: Path) -> Mapping[str, Any] | None:
+    """The contents of config.json, or None if there is no such file."""
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory.")
-    config = directory / "config.json"
-    check_contained(config, directory)
-    named = read_json_object(config).get("transformers_weights") if config.is_file() else None
+        raise InputError(f"{directory}: it is not a directory. Give the directory of a checkpoint.")
+    file = directory / "config.json"
+    check_contained(file, directory)
+    return read_json_object(file) if file.is_file() else None
+
+
+def _find_weights(directory: Path, config: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...], Mapping[str, str]]:
+    """The index file if there is one, the weight files, and the index's map from tensor to file."""
+    named = config.get("transformers_weights")
     if named is None:
         named = WEIGHTS if (directory / WEIGHTS).is_file() else INDEX
         if not (directory / named).is_file():
             raise InputError(f"{directory} holds no safetensors checkpoint: neither {WEIGHTS} nor {INDEX}.")
-    _check_file_name(named, where=config)
+    _check_file_name(named, where=directory / "config.json")
     if not named.endswith(".index.json"):
         return None, (named,), {}
     index = directory / named

@@ -248,7 +248,7 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
     _save(model.to(dtype), destination)
     copy_files(directory, {*checkpoint.side_files()} - {"config.json", checkpoint.index_file}, destination)
     # What a newer transformers writes into a config an older one may not read: the base's own entries stay.
-    plain = checkpoint.config
+    plain = dict(checkpoint.config)
     del plain["quantization_config"]
     for key in {"dtype", "torch_dtype"} & plain.keys():
         plain[key] = str(dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.errors import InputError, first_line
-from sea_export.model.base import BaseModel, resolve_base
+from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import WEIGHTS, Checkpoint
 from sea_export.model.convert import PICKLE, PICKLE_INDEX, copy_files, gguf_config, pickled_state
 from sea_export.model.load_model import skeleton
@@ -40,21 +40,27 @@ _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md")
 
 @contextmanager
 def header_only_base(
-    model: str, *, revision: str | None = None, dtype: torch.dtype | None = None, dequantized: bool = False
-) -> Iterator[BaseModel]:
-    """What `sea_export.model.base.resolve_base` gives, without a weight being read, converted or downloaded.
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
+) -> Iterator[Base]:
+    """What `sea_export.model.base.open_base` gives, without a weight being read, converted or downloaded.
 
     Args:
         model: a local directory, a `.gguf` file, or a Hub id.
         revision: branch, tag or commit of a Hub id.
         dtype: what the weights of a GGUF file, and dequantized ones, are to be unpacked to (bfloat16 if None).
-        dequantized: whether quantized weights are to be made plain ones.
+        dequantize: whether quantized weights are to be made plain ones.
+        trust_remote_code: whether code that comes with the model may run.
 
     Yields:
         the base model; a directory of safetensors is itself, anything else an outline.
 
     Raises:
-        InputError: see `resolve_base`.
+        InputError: see `open_base`.
     """
     path = Path(model).expanduser()
     with tempfile.TemporaryDirectory(prefix="sea-export-outline-") as temporary:
@@ -65,14 +71,16 @@ def header_only_base(
             _outline_of_gguf(path, outline, dtype or torch.bfloat16)
         elif _is_pickled(path):
             _outline_of_pickles(path, outline)
-        with resolve_base(
-            str(outline) if outline.exists() else model, revision=revision if path.exists() else None
+        with open_base(
+            str(outline) if outline.exists() else model,
+            revision=revision if path.exists() else None,
+            trust_remote_code=trust_remote_code,
         ) as base:
             if outline.exists():
                 name = path.resolve().name if path.exists() else model
                 location = None if path.is_file() else str(path.resolve()) if path.is_dir() else model
                 base = replace(base, name=name, revision=commit, location=location)
-            if dequantized:
+            if dequantize:
                 plain = Path(temporary, "plain")
                 _outline_dequantized(base, plain, dtype or torch.bfloat16)
                 base = replace(base, checkpoint=Checkpoint.open(plain), location=None, dequantized=True)
@@ -142,10 +150,10 @@ def _outline_of_pickles(directory: Path, outline: Path) -> None:
     )
 
 
-def _outline_dequantized(base: BaseModel, outline: Path, dtype: torch.dtype) -> None:
+def _outline_dequantized(base: Base, outline: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig
 
-    contents = base.checkpoint.config
+    contents = dict(base.checkpoint.config)
     if contents.pop("quantization_config", None) is None:
         raise InputError(f"{base.name} is not quantized: leave --dequantize out")
     files = {*base.checkpoint.side_files()} - {"config.json", base.checkpoint.index_file}

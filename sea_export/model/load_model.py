@@ -7,17 +7,18 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sea_export.errors import InputError, first_line
+from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from sea_export.model.base import BaseModel
     from sea_export.model.checkpoint import Checkpoint
 
 __all__ = [
@@ -30,8 +31,8 @@ __all__ = [
     "dtype_named",
     "is_finite",
     "load_config",
-    "load_model",
     "load_tokenizer",
+    "load_weights",
     "parse_dtype",
     "quiet_transformers",
     "refused_by_library",
@@ -62,8 +63,13 @@ def dtype_named(name: str) -> torch.dtype:
     return dtype
 
 
-def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The base's config.
+def load_config(checkpoint: Checkpoint, name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a checkpoint, as transformers has it.
+
+    Args:
+        checkpoint: the checkpoint.
+        name: what the model is called.
+        trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
         InputError: the architecture is unknown to the installed transformers, or needs code of its own that was
@@ -71,11 +77,9 @@ def load_config(base: BaseModel, *, trust_remote_code: bool = False) -> Pretrain
     """
     from transformers import AutoConfig
 
-    check_numbers(base.checkpoint.config, base.name, len(base.checkpoint.tensors))
-    with refused_by_library(f"the config of {base.name} cannot be used"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            base.checkpoint.directory, trust_remote_code=trust_remote_code
-        )
+    check_numbers(checkpoint.config, name, len(checkpoint.tensors))
+    with refused_by_library(f"the config of {name} cannot be used"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
         return config
 
 
@@ -211,18 +215,22 @@ def auto_classes(config: PretrainedConfig) -> tuple[Any, ...]:
     return (AutoModelForCausalLM,)
 
 
-def load_model(
-    base: BaseModel,
+def load_weights(
+    checkpoint: Checkpoint,
+    name: str,
+    config: PretrainedConfig,
     *,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-    device_map: str | None = None,
-    trust_remote_code: bool = False,
+    dtype: torch.dtype | None,
+    device: str,
+    device_map: str | None,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """The base with its weights, in evaluation mode.
+    """The model of a checkpoint with its weights, in evaluation mode.
 
     Args:
-        base: the resolved base model.
+        checkpoint: the checkpoint, found to have the size that its config says (`check_size`).
+        name: what the model is called.
+        config: its config; a copy of it is the model's.
         dtype: what to compute in; None for the dtype in which it is stored.
         device: `cpu`, `cuda`, `cuda:1`, …
         device_map: `auto` and its like spread the model over all devices, `device` notwithstanding.
@@ -231,12 +239,11 @@ def load_model(
     Raises:
         InputError: transformers cannot load it as a causal language model, or the device does not exist.
     """
-    config = load_config(base, trust_remote_code=trust_remote_code)
-    check_size(skeleton(config, trust_remote_code=trust_remote_code), base.checkpoint)
-    with refused_by_library(f"{base.name} cannot be loaded as a causal language model on {device}"):
+    with refused_by_library(f"{name} cannot be loaded as a causal language model on {device}"):
         model: Any
         model, report = auto_classes(config)[0].from_pretrained(
-            base.checkpoint.directory,
+            checkpoint.directory,
+            config=copy.deepcopy(config),
             torch_dtype=dtype or "auto",
             device_map=device_map,
             trust_remote_code=trust_remote_code,
@@ -244,12 +251,12 @@ def load_model(
         )
         if report["missing_keys"]:
             raise InputError(
-                f"{base.name} lacks weights that its config asks for, such as {min(report['missing_keys'])}: its "
+                f"{name} lacks weights that its config asks for, such as {min(report['missing_keys'])}: its "
                 "config is another model's, or a file is missing"
             )
-        check_finite(model, base.name)
+        check_finite(model, name)
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
-        logger.debug("%s is in memory, in %s", base.name, str(loaded.dtype).removeprefix("torch."))
+        logger.debug("%s is in memory, in %s", name, dtype_name(loaded.dtype))
         return loaded
 
 
@@ -275,17 +282,25 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
-def load_tokenizer(base: BaseModel, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The base's tokenizer.
+def load_tokenizer(
+    directory: Path, name: str, config: PretrainedConfig, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Args:
+        directory: the checkpoint's.
+        name: what the model is called.
+        config: the model's, which may decide the tokenizer's class.
+        trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
         InputError: there is none, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    with refused_by_library(f"the tokenizer of {base.name} cannot be loaded"):
+    with refused_by_library(f"the tokenizer of {name} cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            base.checkpoint.directory, trust_remote_code=trust_remote_code
+            directory, config=config, trust_remote_code=trust_remote_code
         )
         return tokenizer
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
-
-if TYPE_CHECKING:
-    from sea_export.model.base import BaseModel
-
 import math
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import psutil
+import torch
 from torch import Tensor
 
 from sea_export.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from sea_export.model.base import Base
 
 __all__ = ["available_memory", "fits", "fits_whole", "unpooled_tensor", "weight_bytes"]
 
@@ -84,7 +82,7 @@ def unpooled_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
 
 
-def fits_whole(base: BaseModel, dtype: torch.dtype | None, device: torch.device) -> bool:
+def fits_whole(base: Base, dtype: torch.dtype | None, device: torch.device) -> bool:
     """Whether a base as a whole fits into the memory of a device.
 
     Args:

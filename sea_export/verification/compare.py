@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import SeaExportError
+from sea_export.export.formats import EditInMemory
 from sea_export.locks import scratch_directory
-from sea_export.model.architecture import find_output_projections
+from sea_export.model.architecture import OutputProjection
 from sea_export.model.load_model import auto_classes
 from sea_export.text import dtype_name
 
@@ -33,11 +34,11 @@ __all__ = [
     "PROMPTS",
     "Agreement",
     "agreements",
+    "compare",
     "compared",
     "comparison_problems",
     "is_quantized",
     "logits_in_subprocess",
-    "measure",
 ]
 
 PROMPTS = (
@@ -60,7 +61,7 @@ COMPARED_TOKENS = 32
 # Has the GNU C library give freed memory back to the system, for the process that is to keep within bounds.
 _LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
-# The largest mean KL divergence (nats) and the smallest share of equal greedy tokens that rounding may cause.
+# The largest mean KL divergence (nats) and the smallest top-1 agreement that rounding may cause.
 _TOLERANCES = {
     torch.float32: (1e-8, 1.0),
     torch.float64: (1e-8, 1.0),
@@ -71,7 +72,7 @@ _TOLERANCES = {
 # of 8 bits: the divergence may also be as many times that which rounding causes in the model at hand.
 _QUANTIZED_TOLERANCE = (1e-3, 0.95)
 _TIMES_ROUNDING = 4
-_MATHEMATICS_TOLERANCE = 1e-4
+_FOLD_TOLERANCE = 1e-4
 # Below this mean KL divergence between base and edit (nats) the edit does nothing that anyone could see.
 _NO_OP_DIVERGENCE = 1e-6
 
@@ -86,7 +87,7 @@ class Agreement:
     """The same, relative to the largest absolute logit of the first."""
     mean_divergence: float
     """Mean Kullback-Leibler divergence of the second's distribution from the first's, in nats."""
-    equal_greedy: float
+    top1_agreement: float
     """Share of positions at which both would choose the same token."""
 
     @classmethod
@@ -105,19 +106,20 @@ class Agreement:
             max_logit_difference=float(difference),
             relative_logit_difference=float(difference / reference.abs().max()),
             mean_divergence=max(divergence / positions, 0.0),
-            equal_greedy=equal / positions,
+            top1_agreement=equal / positions,
         )
 
 
 @torch.inference_mode()
-def measure(
+def compare(
     directory: Path,
     edit: SpectralEdit,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     *,
-    export_in_memory: Callable[[SpectralEdit], AbstractContextManager[None]] | None,
+    projections: Sequence[OutputProjection],
+    export_in_memory: EditInMemory | None,
     exact: bool = True,
     own_code: bool = False,
 ) -> dict[str, Agreement]:
@@ -129,13 +131,14 @@ def measure(
         model: the base in memory; it is left in another dtype than it came in.
         tokenizer: the base's.
         dtype: the dtype in which the base stores the edited tensors.
+        projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the model in memory compute what the export of an edit would without rounding; None
             where the export rounds nothing, so that it is that itself.
         exact: whether the export claims to be the edit, and not an approximation of it.
         own_code: whether the export comes with code and a tokenizer.
 
     Returns:
-        `mathematics`, `storage`, `base_rounding` and `effect`: see `sea_export.verification.verify.Verification`.
+        `fold_error`, `rounding_error`, `base_rounding` and `effect`: see `sea_export.verification.verify.Verification`.
 
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
@@ -144,7 +147,7 @@ def measure(
     if not quantized:
         model.float()
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    with edit.apply(model):
+    with edit.apply(model, projections):
         continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
         sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
         run_time = _logits(model, sequences)
@@ -152,11 +155,11 @@ def measure(
         directory, sequences, tokenizer, config=model.config, dtype=model.dtype, own_code=own_code
     )
     if export_in_memory is not None:
-        with export_in_memory(edit):
+        with export_in_memory(model, edit, projections):
             in_memory = _logits(model, sequences)
     unedited = _logits(model, sequences)
     if quantized:
-        with _rounded_otherwise(model, edit):
+        with _rounded_otherwise(model, projections):
             rounded = _logits(model, sequences)
     else:
         nn.Module.to(model, dtype)
@@ -178,8 +181,8 @@ def agreements(
         exact: whether the export claims to be the edit, and not an approximation of it.
     """
     return {
-        "mathematics": Agreement.between(run_time, in_memory),
-        "storage": Agreement.between(run_time if exact else in_memory, stored),
+        "fold_error": Agreement.between(run_time, in_memory),
+        "rounding_error": Agreement.between(run_time if exact else in_memory, stored),
         "base_rounding": Agreement.between(unedited, rounded),
         "effect": Agreement.between(unedited, run_time),
     }
@@ -191,7 +194,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _rounded_otherwise(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+def _rounded_otherwise(model: PreTrainedModel, projections: Sequence[OutputProjection]) -> Iterator[None]:
     """Moves outputs of the edited modules by half a unit in the last place at most, at random: so much is rounding."""
     generator = torch.Generator().manual_seed(0)
 
@@ -202,8 +205,8 @@ def _rounded_otherwise(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[N
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     with ExitStack() as hooks:
-        for writer in find_output_projections(model, edit.targets):
-            module = model.get_submodule(writer.module_name)
+        for projection in projections:
+            module = model.get_submodule(projection.module_name)
             hooks.callback(module.register_forward_hook(move).remove)
         yield
 
@@ -278,7 +281,7 @@ def logits_in_subprocess(
 
 
 def comparison_problems(
-    figures: Mapping[str, Agreement],
+    metrics: Mapping[str, Agreement],
     dtype: torch.dtype,
     *,
     exact: bool = True,
@@ -287,7 +290,7 @@ def comparison_problems(
     """What is outside the tolerance.
 
     Args:
-        figures: the agreements by name.
+        metrics: the agreements by name.
         dtype: the coarsest dtype between the run-time edit and the export as stored.
         exact: whether the export claims to be the edit, and not an approximation of it.
         quantized: whether the base is, so that nothing can be computed without rounding.
@@ -295,28 +298,31 @@ def comparison_problems(
     divergence, equal = _TOLERANCES[dtype]
     if quantized:
         divergence, equal = _QUANTIZED_TOLERANCE
-        divergence = max(divergence, _TIMES_ROUNDING * figures["base_rounding"].mean_divergence)
+        divergence = max(divergence, _TIMES_ROUNDING * metrics["base_rounding"].mean_divergence)
     problems = []
-    mathematics = figures["mathematics"]
+    fold_error = metrics["fold_error"]
     if quantized:
-        same = mathematics.mean_divergence <= divergence
+        same = fold_error.mean_divergence <= divergence
     else:
-        same = mathematics.relative_logit_difference <= _MATHEMATICS_TOLERANCE
+        same = fold_error.relative_logit_difference <= _FOLD_TOLERANCE
     if exact and not same:
         problems.append(
             "what the export computes in memory is not the run-time edit: logits differ by "
-            f"{mathematics.relative_logit_difference:.1e} of the largest"
+            f"{fold_error.relative_logit_difference:.1e} of the largest"
         )
-    if not figures["storage"].mean_divergence <= divergence or not figures["storage"].equal_greedy >= equal:
+    if (
+        not metrics["rounding_error"].mean_divergence <= divergence
+        or not metrics["rounding_error"].top1_agreement >= equal
+    ):
         problems.append(
             f"the export as stored differs from {'the run-time edit' if exact else 'itself in memory'} by a mean KL of "
-            f"{figures['storage'].mean_divergence:.1e} with {figures['storage'].equal_greedy:.1%} equal greedy "
-            f"tokens, where rounding allows {divergence:.1e} and {equal:.0%}"
+            f"{metrics['rounding_error'].mean_divergence:.1e} with {metrics['rounding_error'].top1_agreement:.1%} "
+            f"top-1 agreement, where rounding allows {divergence:.1e} and {equal:.0%}"
         )
-    if not figures["effect"].mean_divergence > _NO_OP_DIVERGENCE:
+    if not metrics["effect"].mean_divergence > _NO_OP_DIVERGENCE:
         problems.append(
             "the edit does nothing: its predictions differ from the base's by a mean KL of "
-            f"{figures['effect'].mean_divergence:.1e}; raise --explained-variance or --strength, or centre the "
-            "activations"
+            f"{metrics['effect'].mean_divergence:.1e}. Raise --explained-variance or --strength, or centre "
+            "the activations"
         )
     return problems

@@ -12,8 +12,8 @@ from sea_export.demonstrations.tables import is_file_name
 from sea_export.errors import InputError
 from sea_export.export.manifest import fits_of
 from sea_export.files.digests import file_digest
-from sea_export.model.base import BaseModel
-from sea_export.options import CaptureOptions, EditOptions, FitOptions, SaveOptions
+from sea_export.model.base import Base
+from sea_export.options import CaptureOptions, EditOptions, ExportOptions, FitOptions
 from sea_export.versions import library_versions
 
 __all__ = ["RecordedFit", "RecordedRun"]
@@ -70,7 +70,9 @@ class RecordedRun:
     """The fits whose product was baked, in the order in which they are applied."""
     base: Mapping[str, Any]
     """What the manifest says of the base."""
-    saving: SaveOptions
+    saving: ExportOptions
+    trust_remote_code: bool
+    """Whether code that came with the base ran."""
     computation: Mapping[str, Any]
     """See `sea_export.fitting.fit.computation_record`; the same for all fits."""
     versions: Mapping[str, frozenset[str]]
@@ -105,16 +107,15 @@ class RecordedRun:
                 "and bake them with sea-export save"
             )
         export: Mapping[str, Any] = manifest["export"]
-        saving = SaveOptions(
+        saving = ExportOptions(
             format=manifest["format"],
             adapter_rank=export["adapter_rank"],
             verify=export["verify"],
-            trust_remote_code=export["trust_remote_code"],
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}
         fits = tuple(_fit(member) for member in members)
-        return cls(fits, manifest["base"], saving, computations[0], versions)
+        return cls(fits, manifest["base"], saving, export["trust_remote_code"], computations[0], versions)
 
     def demonstrations(self, files: Sequence[str]) -> list[LoadedDemonstrations]:
         """The demonstrations of all fits.
@@ -136,7 +137,7 @@ class RecordedRun:
         given = iter(files)
         return [fit.demonstrations(next(given) if fit.needs_file else None) for fit in self.fits]
 
-    def check_base(self, base: BaseModel) -> None:
+    def check_base(self, base: Base) -> None:
         """Raises InputError unless the base is the very one that was edited, file by file."""
         for file, digest in self.base["files"].items():
             path = base.checkpoint.directory / file

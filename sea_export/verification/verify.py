@@ -1,25 +1,24 @@
-"""Is an export the edit it claims to be? Two sources of error, kept apart, and a statement about every tensor.
+"""Is an export the edit that it claims to be? Two sources of error, kept apart, and a statement about every tensor.
 
-- Mathematics: the run-time edit against what the export computes in memory (folded weights, or the adapter on the
+- Fold error: the run-time edit against what the export computes in memory (folded weights, or the adapter on the
   base), both in float32 on the base's own weights.
-- Storage: the export as a stranger's process loads it, against the run-time edit. A merged checkpoint adds the rounding
-  of the edited weights to the stored dtype. Beside it stands what computing in that dtype does to the unedited base.
+- Rounding error: the export as another process loads it, which knows nothing of sea-export, against the run-time edit.
+  A merged checkpoint adds the rounding of the edited weights to the stored dtype. Beside it stands what computing in
+  that dtype does to the unedited base.
 - Tensors: exactly the intended tensors differ from the base, each by the fold and one rounding, and no other byte; or
   the adapter makes the edited weights of the base's, and nothing else; or the edit's stand beside the base's.
 
-An adapter of capped rank is an approximation: how far it is from the edit is reported, and what is tested is that it is
-the approximation it claims to be. A quantized base is computed with as it is, in its own dtype.
+An adapter of capped rank is an approximation. How far it is from the edit is reported, and what is tested is that it is
+the approximation that it claims to be. A quantized base is computed with as it is, in its own dtype.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,28 +26,23 @@ from torch import nn
 from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export.adapter.adapter_check import adapter_problems, base_of_adapter, with_adapter
-from sea_export.export.adapter.adapter_plan import AdapterPlan
-from sea_export.export.custom_code.code_check import code_problems, has_own_code
-from sea_export.export.custom_code.code_plan import CODE_FILE, CodePlan
 from sea_export.export.fetch import fetch_output
+from sea_export.export.formats import EditNeeds, ExportFormat, export_format
 from sea_export.export.manifest import read_manifest
-from sea_export.export.merged.merge_check import merge_problems, with_folded_weights
-from sea_export.export.merged.merge_plan import MergePlan
-from sea_export.model.base import BaseModel, is_hub_id, resolve_base
+from sea_export.model.base import Base, is_hub_id, open_base
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import compare_checkpoints
-from sea_export.model.load_model import load_config, load_model, load_tokenizer
-from sea_export.options import SaveOptions
-from sea_export.saving import find_targets, plan_export
+from sea_export.options import ExportOptions
 from sea_export.text import dtype_name
-from sea_export.verification.compare import Agreement, comparison_problems, is_quantized, measure
+from sea_export.verification.compare import Agreement, compare, comparison_problems, is_quantized
 from sea_export.verification.compare_by_layer import compare_by_layer, verified_by_layer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 __all__ = ["Verification", "model_to_verify", "verify", "verify_export"]
+
+# The names that version 1 of the manifest has for fields of a verification and of an agreement.
+_RECORD_NAMES = {"fold_error": "mathematics", "rounding_error": "storage", "top1_agreement": "equal_greedy"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +51,9 @@ class Verification:
 
     dtype: str
     """The dtype in which the base stores the edited tensors."""
-    mathematics: Agreement
+    fold_error: Agreement
     """Run-time edit against the export in memory, both in float32."""
-    storage: Agreement
+    rounding_error: Agreement
     """Run-time edit (for an adapter of capped rank: the adapter in memory) against the export as stored, loaded by
     another process and computed in float32."""
     base_rounding: Agreement
@@ -84,123 +78,85 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the checkpoint is the edit it claims to be."""
+        """Whether the checkpoint is the edit that it claims to be."""
         return not self.problems
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON data, under the names that the manifest has for it."""
+        return _renamed(asdict(self))
+
+
+def _renamed(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        _RECORD_NAMES.get(name, name): _renamed(value) if isinstance(value, dict) else value
+        for name, value in entries.items()
+    }
 
 
 @torch.inference_mode()
 def verify_export(
     directory: Path,
-    base: Checkpoint,
+    base: Base,
     edit: SpectralEdit,
-    plan: MergePlan | AdapterPlan | CodePlan,
+    format: ExportFormat[Any, Any],
+    plan: Any,
     model: PreTrainedModel | StoredModel,
-    tokenizer: PreTrainedTokenizerBase,
 ) -> Verification:
     """Verifies an export.
 
     Args:
         directory: where it was written.
-        base: the base's checkpoint.
+        base: the base.
         edit: the edit that it claims to hold.
-        plan: what it consists of.
+        format: its format.
+        plan: what it consists of: see `ExportFormat.plan`.
         model: the base in memory, which is left in another dtype than it came in, or a layer at a time in memory.
-        tokenizer: its tokenizer.
 
     Raises:
+        InputError: the export is damaged.
         SeaExportError: plain transformers cannot load the export.
     """
-    if isinstance(plan, CodePlan):
-        return _verify_custom_code(directory, base, edit, plan, model, tokenizer)
-    if isinstance(plan, AdapterPlan):
-        return _verify_adapter(directory, base, edit, plan, model, tokenizer)
-    return _verify_merged(directory, base, edit, plan, model, tokenizer)
-
-
-def _verify_merged(
-    directory: Path,
-    base: Checkpoint,
-    edit: SpectralEdit,
-    plan: MergePlan,
-    model: PreTrainedModel | StoredModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Verification:
-    dtype = next(base.tensors[name].dtype for name in plan.edits)
-    figures = _figures(directory, edit, model, tokenizer, dtype, export_in_memory=with_folded_weights)
-    difference = compare_checkpoints(base.directory, directory)
-    changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
+    by_layer = isinstance(model, StoredModel)
+    quantized = isinstance(model, nn.Module) and is_quantized(model)
+    dtype = format.stored_dtype(base, plan) or model.dtype
+    tensors = format.check(directory, base, edit, plan)  # first: it finds what no library is to be given
+    projections = base.output_projections(edit.targets)
+    export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
+    if isinstance(model, StoredModel):
+        metrics = compare_by_layer(
+            directory,
+            edit,
+            model,
+            base.tokenizer,
+            projections=projections,
+            export_in_memory=export_in_memory,
+            exact=tensors.exact,
+            own_code=format.runs_code,
+        )
+    else:
+        metrics = compare(
+            directory,
+            edit,
+            model,
+            base.tokenizer,
+            dtype,
+            projections=projections,
+            export_in_memory=export_in_memory,
+            exact=tensors.exact,
+            own_code=format.runs_code,
+        )
+    coarsest = dtype if format.rounds_weights else torch.float32
+    problems = comparison_problems(metrics, coarsest, exact=tensors.exact, quantized=quantized)
     return Verification(
         dtype=dtype_name(dtype),
-        **figures,
-        changed_tensors=changed,
-        identical_tensors=difference.tensors_identical,
-        identical_files=difference.files_identical,
-        problems=(*comparison_problems(figures, dtype), *merge_problems(directory, base, plan, difference)),
-        weight_error=None,
-        exact=True,
-        statement=f"{changed} tensors differ from the base's; {difference.tensors_identical} tensors and "
-        f"{difference.files_identical} other files are byte-identical.",
-    )
-
-
-def _verify_adapter(
-    directory: Path,
-    base: Checkpoint,
-    edit: SpectralEdit,
-    plan: AdapterPlan,
-    model: PreTrainedModel | StoredModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Verification:
-    exact = plan.adapter.exact
-    stored = base.tensors[plan.stored_weights[0]].dtype if plan.stored_weights else model.dtype
-    quantized = isinstance(model, nn.Module) and is_quantized(model)
-    # PEFT can neither take an adapter off quantized weights without harm nor put it on one layer at a time: there the
-    # stranger's figures stand for both.
-    in_memory = None if quantized or isinstance(model, StoredModel) else lambda model, _: with_adapter(model, directory)
-    weight_error, problems = adapter_problems(directory, edit, plan)  # first: it finds what PEFT is not to be given
-    figures = _figures(directory, edit, model, tokenizer, stored, export_in_memory=in_memory, exact=exact)
-    return Verification(
-        dtype=dtype_name(stored),
-        **figures,
-        changed_tensors=0,
-        identical_tensors=0,
-        identical_files=0,
-        # An adapter is stored in float32, whatever the dtype of its base, so that nothing but the computation rounds.
-        problems=(*comparison_problems(figures, torch.float32, exact=exact, quantized=quantized), *problems),
-        weight_error=weight_error,
-        exact=exact,
-        statement=f"The adapter changes {len(plan.adapter.modules)} weights of the base, each as the edit does but for "
-        f"{weight_error:.1e} of the change at most.",
-    )
-
-
-def _verify_custom_code(
-    directory: Path,
-    base: Checkpoint,
-    edit: SpectralEdit,
-    plan: CodePlan,
-    model: PreTrainedModel | StoredModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Verification:
-    quantized = isinstance(model, nn.Module) and is_quantized(model)
-    dtype = model.dtype if isinstance(model, nn.Module) and quantized else next(iter(base.tensors.values())).dtype
-    # The base's weights and the edit's, in float32, are stored as they are: nothing but the computation rounds.
-    figures = _figures(directory, edit, model, tokenizer, dtype, export_in_memory=None, own_code=True)
-    difference = compare_checkpoints(base.directory, directory)
-    return Verification(
-        dtype=dtype_name(dtype),
-        **figures,
-        changed_tensors=len(difference.tensors_changed),
-        identical_tensors=difference.tensors_identical,
-        identical_files=difference.files_identical,
-        problems=(
-            *comparison_problems(figures, torch.float32, quantized=quantized),
-            *code_problems(directory, plan, difference),
-        ),
-        weight_error=None,
-        exact=True,
-        statement=f"{difference.tensors_identical} tensors and {difference.files_identical} other files are the "
-        f"base's, byte for byte; {len(difference.tensors_only_in_b)} tensors of the edit stand beside them.",
+        **metrics,
+        changed_tensors=tensors.changed_tensors,
+        identical_tensors=tensors.identical_tensors,
+        identical_files=tensors.identical_files,
+        problems=(*problems, *tensors.problems),
+        weight_error=tensors.weight_error,
+        exact=tensors.exact,
+        statement=tensors.statement,
     )
 
 
@@ -228,92 +184,56 @@ def verify(
     """
     directory = fetch_output(output)
     manifest = read_manifest(directory)
-    options = SaveOptions(
-        format=manifest["format"],
-        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
-        trust_remote_code=trust_remote_code,
-        layerwise=layerwise,
-    )
+    format = export_format(manifest["format"])
+    options = ExportOptions(format=format.name, adapter_rank=manifest.get("adapter", {}).get("rank_cap"))
     named = manifest["base"]
-    if base is None and options.format == "adapter":
-        base = base_of_adapter(directory)
+    base = base or format.base_of(directory)
     if base is None and not is_hub_id(named["name"]):
-        raise InputError(f"{output} was made from the local model {named['name']}: say where it is with --base")
+        raise InputError(f"{output}: it was made from the local model {named['name']}. Say where it is with --base.")
     edit = SpectralEdit.load(directory)
-    if options.format != "adapter":
-        Checkpoint.open(directory)  # finds what a stranger's process is not to be given
-    with resolve_base(
+    with open_base(
         str(base or named["name"]),
         revision=revision or named["revision"],
         dtype=getattr(torch, named["dtype"]),
-        dequantized=named["dequantized"],
-    ) as resolved:
-        stored = find_targets(edit.targets, resolved, options, needs_bias=edit.needs_bias)
+        dequantize=named["dequantized"],
+        trust_remote_code=trust_remote_code,
+    ) as opened:
+        located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
         model: PreTrainedModel | None = None
 
         def load() -> PreTrainedModel:
             nonlocal model
-            model = model or load_model(resolved, trust_remote_code=trust_remote_code)
+            model = model or opened.load_model()
             return model
 
-        plan = plan_export(edit, resolved, stored, options, load)
-        if isinstance(plan, CodePlan) and not trust_remote_code and not has_own_code(directory, plan):
-            raise InputError(
-                f"{CODE_FILE} or config.json of {output} is not what this version of sea-export writes for the "
-                "edit: read the code, and run it with --trust-remote-code"
-            )
-        tokenizer = load_tokenizer(resolved, trust_remote_code=trust_remote_code)
-        verified = model_to_verify(resolved, options, model, directory.resolve().parent)
-        return verify_export(directory, resolved.checkpoint, edit, plan, verified, tokenizer)
-
-
-def _figures(
-    directory: Path,
-    edit: SpectralEdit,
-    model: PreTrainedModel | StoredModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    *,
-    export_in_memory: Callable[[PreTrainedModel, SpectralEdit], AbstractContextManager[None]] | None,
-    exact: bool = True,
-    own_code: bool = False,
-) -> dict[str, Agreement]:
-    """`measure`, or `compare_by_layer` for a model that is not in memory as a whole."""
-    if isinstance(model, StoredModel):
-        in_memory = None if export_in_memory is None else partial(export_in_memory, model.model)
-        return compare_by_layer(
-            directory, edit, model, tokenizer, export_in_memory=in_memory, exact=exact, own_code=own_code
-        )
-    in_memory = None if export_in_memory is None else partial(export_in_memory, model)
-    return measure(directory, edit, model, tokenizer, dtype, export_in_memory=in_memory, exact=exact, own_code=own_code)
+        plan = format.plan(edit, opened, located, options, load)
+        format.check_before_loading(directory, plan, trust_remote_code=trust_remote_code)
+        verified = model_to_verify(opened, layerwise, model, directory.resolve().parent)
+        return verify_export(directory, opened, edit, format, plan, verified)
 
 
 def model_to_verify(
-    base: BaseModel, options: SaveOptions, model: PreTrainedModel | StoredModel | None, scratch: Path
+    base: Base, layerwise: bool | None, model: PreTrainedModel | StoredModel | None, scratch: Path
 ) -> PreTrainedModel | StoredModel:
     """The base as it is to be verified with: in memory if it fits there twice in float32, else a layer at a time.
 
     Args:
-        base: the resolved base.
-        options: `layerwise` says which, if it is not to be chosen.
+        base: the base.
+        layerwise: which of the two; None lets that be chosen.
         model: the base as it was fitted, if it was. In a dtype that rounds its weights it is not the one exported.
         scratch: where hidden states are put that do not fit into memory.
     """
-    config = load_config(base, trust_remote_code=options.trust_remote_code)
-    layerwise = options.layerwise
     if layerwise is None:
         device = torch.device("cpu") if not isinstance(model, nn.Module) else next(model.parameters()).device
         held = sum(parameter.nbytes for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
         spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # and cannot change its dtype as a whole
-        layerwise = (spread and can_load_layers(config)) or verified_by_layer(base, config, device, held)
-    if not layerwise:
-        if isinstance(model, nn.Module) and not _is_rounded(model, base.checkpoint):
-            return model
-        return load_model(base, trust_remote_code=options.trust_remote_code)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return StoredModel(
-        base, config, dtype=None, device=device, scratch=scratch, trust_remote_code=options.trust_remote_code
-    )
+        layerwise = (spread and can_load_layers(base.config)) or verified_by_layer(base, device, held)
+    if layerwise:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return StoredModel(base, dtype=None, device=device, scratch=scratch)
+    if isinstance(model, nn.Module) and not _is_rounded(model, base.checkpoint):
+        return model
+    return base.load_model()
 
 
 def _is_rounded(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:

@@ -25,8 +25,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
-from sea_export.model.base import resolve_base
-from sea_export.model.load_model import load_model
+from sea_export.model.base import open_base
 from sea_export.model.targets import Target
 from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
 from tests.helpers.families import tiny_family_config
@@ -264,8 +263,8 @@ def test_a_device_map_is_handed_to_transformers(tiny_checkpoint_of, llama, token
         return load(*arguments, **options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
-    with resolve_base(str(tiny_checkpoint_of("llama"))) as base:
-        models = [load_model(base, device_map=device_map) for device_map in (None, "auto")]
+    with open_base(str(tiny_checkpoint_of("llama"))) as base:
+        models = [base.load_model(device_map=device_map) for device_map in (None, "auto")]
     assert asked == [None, "auto"]
     options = {"layers": "1", "positive_rank": 2, "negative_rank": 2}
     for model in models:
@@ -374,8 +373,8 @@ def test_a_checkpoint_is_verified_layer_by_layer(
         ).verification
         assert verification.passed
         figures[layerwise] = verification
-    assert figures[True].mathematics.max_logit_difference < 1e-4
-    assert figures[True].storage.max_logit_difference < 1e-4
+    assert figures[True].fold_error.max_logit_difference < 1e-4
+    assert figures[True].rounding_error.max_logit_difference < 1e-4
     assert figures[True].base_rounding.max_logit_difference == 0.0
     assert figures[True].effect.mean_divergence > 1e-3
     assert figures[True].changed_tensors == figures[False].changed_tensors == 3

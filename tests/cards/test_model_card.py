@@ -29,7 +29,7 @@ from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.manifest import read_manifest
 from sea_export.files.digests import file_digest
-from sea_export.model.base import BaseModel
+from sea_export.model.base import Base
 from sea_export.model.checkpoint import Checkpoint
 
 FORMATS = ("merged", "adapter", "custom-code")
@@ -172,7 +172,7 @@ def test_an_unreadable_base_card_says_nothing(edit: SpectralEdit, tiny_checkpoin
 
 def test_a_license_file_of_the_hub_is_told_by_its_address(tiny_checkpoint: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(tiny_checkpoint, tmp_path / "base")
-    base = BaseModel("org/base-model", "0" * 40, Checkpoint.open(directory), location="org/base-model")
+    base = Base("org/base-model", "0" * 40, Checkpoint.open(directory), location="org/base-model")
     addresses = {
         "LICENSE": f"https://huggingface.co/org/base-model/blob/{'0' * 40}/LICENSE",
         "https://example.org/license": "https://example.org/license",

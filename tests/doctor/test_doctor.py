@@ -20,7 +20,7 @@ from sea_export.cli import main
 from sea_export.doctor.diagnose import _active_parameters
 from sea_export.doctor.speed import Speed
 from sea_export.errors import InputError
-from sea_export.model.base import resolve_base
+from sea_export.model.base import open_base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.header_only import header_only_base, write_header_only_model
 from sea_export.model.load_model import skeleton
@@ -180,14 +180,14 @@ def pickled(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def test_outline_of_pickles(pickled: Path) -> None:
-    with header_only_base(str(pickled)) as outline, resolve_base(str(pickled)) as base:
+    with header_only_base(str(pickled)) as outline, open_base(str(pickled)) as base:
         assert forms(outline.checkpoint) == forms(base.checkpoint)
         assert (outline.name, outline.location) == (base.name, base.location)
     assert all(one["works"] for one in diagnosis(pickled)["formats"])
 
 
 def test_outline_of_dequantized_weights(quantized_checkpoint: Path) -> None:
-    with header_only_base(str(quantized_checkpoint), dequantized=True, dtype=torch.float32) as outline:
+    with header_only_base(str(quantized_checkpoint), dequantize=True, dtype=torch.float32) as outline:
         names = forms(outline.checkpoint)
         assert "quantization_config" not in outline.checkpoint.config
     assert set(names) == {name for name, _ in tiny_model("llama").named_parameters()}

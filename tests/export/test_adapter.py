@@ -27,17 +27,17 @@ from sea_export.edit.fold import fold_parameters
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.adapter.adapter_check import adapter_problems, with_adapter
+from sea_export.export.adapter.adapter_check import check_adapter_weights, with_adapter
 from sea_export.export.adapter.adapter_plan import AdapterPlan, plan_adapter
 from sea_export.export.adapter.build import Adapter, build_adapter
 from sea_export.export.stored_projections import find_stored_projections
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
-from sea_export.model.base import BaseModel, resolve_base
+from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.targets import Target
-from sea_export.options import EditOptions, SaveOptions
+from sea_export.options import EditOptions, ExportOptions
 from sea_export.verification.compare import Agreement
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, layer_edit
@@ -192,7 +192,7 @@ def test_the_card_promises_a_dial_only_where_there_is_one(tiny_checkpoint: Path,
     for name, expected in {"half": "equals the edit of strength 0.5 s,", "calibrated": None, "composed": None}.items():
         edit = edit_of(strength=0.5) if name == "half" else VARIANTS[name]()
         save(edit, tiny_checkpoint, tmp_path / name)
-        assert ("Its scale stays a dial" in card(tmp_path / name)) == (expected is not None)
+        assert ("Its LoRA scale can be set" in card(tmp_path / name)) == (expected is not None)
         assert expected is None or expected in card(tmp_path / name)
 
 
@@ -319,22 +319,22 @@ def test_an_edit_that_changes_nothing_is_refused(tiny_checkpoint: Path, tmp_path
 
 
 def test_a_gguf_base_is_refused(tiny_checkpoint: Path) -> None:
-    base = BaseModel("tiny.gguf", None, Checkpoint.open(tiny_checkpoint), None)
+    base = Base("tiny.gguf", None, Checkpoint.open(tiny_checkpoint), None)
     with pytest.raises(InputError, match=r"converted from a \.gguf file first.*loads by itself"):
         planned(edit_of(), base)
 
 
 def test_a_rank_cap_goes_with_adapters_only() -> None:
     with pytest.raises(InputError, match="--adapter-rank goes with --format adapter"):
-        SaveOptions(format="merged", adapter_rank=16)
+        ExportOptions(format="merged", adapter_rank=16)
     with pytest.raises(InputError, match="at least 1"):
-        SaveOptions(format="adapter", adapter_rank=0)
+        ExportOptions(format="adapter", adapter_rank=0)
 
 
 # What is written
 
 
-def planned(edit: SpectralEdit, base: BaseModel, rank: int | None = None) -> AdapterPlan:
+def planned(edit: SpectralEdit, base: Base, rank: int | None = None) -> AdapterPlan:
     config = tiny_config("llama")
     stored = find_stored_projections(
         edit.targets, base.checkpoint, config, needs_bias=edit.needs_bias, format="adapter"
@@ -369,14 +369,14 @@ def test_a_local_base_is_named_by_its_path_in_the_adapter_and_nowhere_else(
 
 
 def test_a_base_of_the_hub_is_named_by_its_id_and_revision(tiny_checkpoint: Path) -> None:
-    plan = planned(edit_of(), BaseModel("org/tiny", "0123abc", Checkpoint.open(tiny_checkpoint), "org/tiny"))
+    plan = planned(edit_of(), Base("org/tiny", "0123abc", Checkpoint.open(tiny_checkpoint), "org/tiny"))
     assert plan.adapter.config["base_model_name_or_path"] == "org/tiny"
     assert plan.adapter.config["revision"] == "0123abc"
     assert not any("path on this machine" in line for line in plan.remarks())
 
 
 def test_the_rank_report_tells_ranks_sizes_and_who_can_load_it(tiny_checkpoint: Path) -> None:
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         plain, scaled, affine, capped = (
             " ".join(planned(edit, base, rank).remarks())
             for edit, rank in (
@@ -436,13 +436,13 @@ def test_a_saved_adapter_is_verified(
     assert figures is not None
     assert figures.passed
     assert figures.exact == (rank is None)
-    assert figures.storage.relative_logit_difference < 1e-5
+    assert figures.rounding_error.relative_logit_difference < 1e-5
     assert figures.weight_error is not None
     if rank is None:
-        assert figures.mathematics.relative_logit_difference < 1e-5
+        assert figures.fold_error.relative_logit_difference < 1e-5
         assert figures.weight_error < 1e-4
     else:
-        assert figures.mathematics.relative_logit_difference > 1e-2, "it is not the edit, and the figures say so"
+        assert figures.fold_error.relative_logit_difference > 1e-2, "it is not the edit, and the figures say so"
         assert figures.weight_error > 0.1
 
 
@@ -474,31 +474,31 @@ def damage(output: Path, name: str) -> None:
 def test_every_damaged_tensor_is_seen(variant: str, name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     edit = VARIANTS[variant]()
     save(edit, tiny_checkpoint, tmp_path / "out")
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         plan = planned(edit, base)
-        error, problems = adapter_problems(tmp_path / "out", edit, plan)
+        error, problems = check_adapter_weights(tmp_path / "out", edit, plan)
         assert problems == []
         assert error < 1e-5
         damage(tmp_path / "out", name)
-        _, problems = adapter_problems(tmp_path / "out", edit, plan)
+        _, problems = check_adapter_weights(tmp_path / "out", edit, plan)
     assert problems == ["the adapter does not make the edited weights of model.layers.1.mlp.down_proj"]
 
 
 def test_another_config_and_other_tensors_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> None:
     edit = edit_of()
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         plan = planned(edit, base)
         save(edit, tiny_checkpoint, tmp_path / "config")
         file = tmp_path / "config" / "adapter_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "lora_alpha": 7}), encoding="utf-8")
         with pytest.raises(InputError, match="is not that of the edit's adapter"):
-            adapter_problems(tmp_path / "config", edit, plan)
+            check_adapter_weights(tmp_path / "config", edit, plan)
         save(edit, tiny_checkpoint, tmp_path / "tensors")
         file = tmp_path / "tensors" / "adapter_model.safetensors"
         save_file(dict(list(load_file(file).items())[1:]), file)
         with pytest.raises(InputError, match="does not hold the tensors"):
-            adapter_problems(tmp_path / "tensors", edit, plan)
+            check_adapter_weights(tmp_path / "tensors", edit, plan)
 
 
 def test_an_adapter_is_taken_off_again(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_an_adapter_is_made_from_what_quantized_weights_compute(
     config = tiny_config(family)
     config.quantization_config = {"quant_method": "some"}
     edit = edit_of(normalization="calibrated")
-    with resolve_base(str(tiny_checkpoint_of(family))) as base:
+    with open_base(str(tiny_checkpoint_of(family))) as base:
         with pytest.raises(InputError, match=r"quantized \(some\).*--format adapter"):
             find_stored_projections(edit.targets, base.checkpoint, config, needs_bias=False)
         stored = find_stored_projections(edit.targets, base.checkpoint, config, needs_bias=False, format="adapter")
@@ -592,7 +592,7 @@ def test_an_adapter_on_a_quantized_base_is_verified(
     edit = SpectralEdit({Target(1, "mlp"): (layer,), Target(2, "attention"): (layer,)})
     result = save(edit, tmp_path / "base", tmp_path / "out", verify=True)
     assert result.verification is not None
-    assert result.verification.storage.mean_divergence < result.verification.effect.mean_divergence / 20
+    assert result.verification.rounding_error.mean_divergence < result.verification.effect.mean_divergence / 20
 
 
 # A real model

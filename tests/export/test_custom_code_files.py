@@ -24,7 +24,7 @@ from sea_export.export.custom_code.code_plan import (
     find_edited_modules,
     plan_custom_code,
 )
-from sea_export.model.base import BaseModel, resolve_base
+from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import Checkpoint
 from tests.helpers.custom_code_models import LINEAR, TANH, hidden_states, load, logits, relative_error
 from tests.helpers.tiny_models import random_model, tiny_config, tiny_model, tiny_tokenizer
@@ -193,7 +193,7 @@ def test_code_is_formatted_as_this_project_s(custom_code_of, tmp_path) -> None:
 
 def test_a_name_cannot_become_code(fit_tiny, llama, tiny_checkpoint, custom_code_of) -> None:
     hostile = '"""\nimport os\nos.system("true")\n"""$model_type\\'
-    with resolve_base(str(tiny_checkpoint)) as base:
+    with open_base(str(tiny_checkpoint)) as base:
         hostile_base = replace(base, name=hostile, revision=hostile)
         source = plan(fit_tiny(llama), hostile_base).source
     plain = (custom_code_of("llama")[0] / CODE_FILE).read_text(encoding="utf-8")
@@ -206,7 +206,7 @@ def test_a_name_cannot_become_code(fit_tiny, llama, tiny_checkpoint, custom_code
     assert code(source) == code(plain)
 
 
-def plan(edit: SpectralEdit, base: BaseModel) -> CodePlan:
+def plan(edit: SpectralEdit, base: Base) -> CodePlan:
     return plan_custom_code(edit, base, find_edited_modules(edit.targets, base))
 
 
@@ -236,7 +236,7 @@ def test_quantized_bases_are_planned_like_others(custom_code_of, fit_tiny, llama
     config = json.loads((tmp_path / "base" / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with resolve_base(str(tmp_path / "base")) as base:
+    with open_base(str(tmp_path / "base")) as base:
         planned = plan(fit_tiny(llama), base)
     assert planned.config["quantization_config"]["quant_method"] == "gptq"
     assert "model.layers.3.mlp.sea_edit.0.read" in planned.tensors

@@ -26,7 +26,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.manifest import read_manifest
 from sea_export.files.reading import parse_json
-from sea_export.model.base import resolve_base
+from sea_export.model.base import open_base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.pickled_weights import load_pickled_weights
 from sea_export.model.safetensors_header import read_header
@@ -275,7 +275,7 @@ def _pickle_file(zipped: bool) -> bytes:
 def gguf_is_converted_or_refused(contents: bytes) -> None:
     with _scratch() as folder, refused_or_done():
         (folder / "m.gguf").write_bytes(contents)
-        with resolve_base(str(folder / "m.gguf"), dtype=torch.float32) as base:
+        with open_base(str(folder / "m.gguf"), dtype=torch.float32) as base:
             tensors = base.checkpoint.tensors.values()
             # 8-bit weights become four times as large, and an embedding may be stored for both ends of the model.
             assert sum(tensor.end - tensor.start for tensor in tensors) <= 8 * len(contents)

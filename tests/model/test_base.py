@@ -16,7 +16,7 @@ from huggingface_hub import errors
 from transformers import AutoModelForCausalLM
 
 from sea_export.errors import InputError
-from sea_export.model.base import resolve_base, weight_digests
+from sea_export.model.base import open_base
 from tests.helpers.checkpoint_files import (
     contents_of,
     tensors_of_many_dtypes,
@@ -30,7 +30,7 @@ FLOATS = {"a.weight": torch.randn(4, 3), "b.weight": torch.randn(3).bfloat16()}
 
 
 def refused(model: object, match: str, **options: object) -> None:
-    with pytest.raises(InputError, match=match) as caught, resolve_base(str(model), **options):
+    with pytest.raises(InputError, match=match) as caught, open_base(str(model), **options):
         pass
     assert "\n" not in str(caught.value)
 
@@ -41,7 +41,7 @@ def refused(model: object, match: str, **options: object) -> None:
 def test_safetensors_directory_is_used_as_it_is(tmp_path):
     directory = write_sharded(tmp_path / "model", tensors_of_many_dtypes())
     before = contents_of(directory)
-    with resolve_base(str(directory)) as base:
+    with open_base(str(directory)) as base:
         assert base.checkpoint.directory == directory
         assert base.name == "model"
         assert base.revision is None
@@ -51,14 +51,14 @@ def test_safetensors_directory_is_used_as_it_is(tmp_path):
 def test_name_never_holds_a_local_path(tmp_path, monkeypatch):
     write_single(tmp_path / "model", FLOATS)
     monkeypatch.chdir(tmp_path / "model")
-    with resolve_base(".") as base:
+    with open_base(".") as base:
         assert base.name == "model"
 
 
 def test_digests_are_those_of_the_files(tmp_path):
     directory = write_sharded(tmp_path, tensors_of_many_dtypes())
-    with resolve_base(str(directory)) as base:
-        digests = weight_digests(base.checkpoint)
+    with open_base(str(directory)) as base:
+        digests = base.weight_digests
         assert list(digests) == list(base.checkpoint.weight_files)
     for file, digest in digests.items():
         assert digest == hashlib.sha256((directory / file).read_bytes()).hexdigest()
@@ -108,7 +108,7 @@ def test_pickled_model_becomes_safetensors(tmp_path, sharded):
     directory = write_pickled(tmp_path / "model", FLOATS, sharded=sharded)
     before = contents_of(directory)
     (tmp_path / "staging").mkdir()
-    with resolve_base(str(directory), staging=tmp_path / "staging") as base:
+    with open_base(str(directory), staging=tmp_path / "staging") as base:
         assert base.name == "model"
         converted = base.checkpoint.directory
         assert converted.is_relative_to(tmp_path / "staging")
@@ -128,7 +128,7 @@ def test_conversion_is_removed_when_the_work_fails(tmp_path):
     (tmp_path / "staging").mkdir()
 
     def interrupted() -> None:
-        with resolve_base(str(directory), staging=tmp_path / "staging"):
+        with open_base(str(directory), staging=tmp_path / "staging"):
             assert list((tmp_path / "staging").iterdir())
             raise KeyboardInterrupt
 
@@ -144,7 +144,7 @@ def test_pickled_tensors_that_share_memory(tmp_path):
     write_pickled(directory, {}, sharded=False)
     tensors = {"lm_head.weight": embedding, "model.embed_tokens.weight": embedding, "norm.weight": torch.ones(3)}
     torch.save(tensors, directory / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    with resolve_base(str(directory)) as base:
+    with open_base(str(directory)) as base:
         assert base.checkpoint.tensors.keys() == {"model.embed_tokens.weight", "norm.weight"}
         assert base.checkpoint.read("model.embed_tokens.weight").equal(embedding)
 
@@ -153,7 +153,7 @@ def test_safetensors_come_before_pickles(tmp_path):
     directory = write_pickled(tmp_path / "model", {"a": torch.zeros(2)}, sharded=False)
     write_single(tmp_path / "other", {"a": torch.ones(2)})
     (tmp_path / "other" / "model.safetensors").rename(directory / "model.safetensors")
-    with resolve_base(str(directory)) as base:
+    with open_base(str(directory)) as base:
         assert base.checkpoint.read("a").equal(torch.ones(2))
 
 
@@ -196,7 +196,7 @@ def test_gguf_becomes_an_ordinary_model(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = write_gguf(tmp_path / "tiny-Q8.gguf")
-    with resolve_base(str(tmp_path / "tiny-Q8.gguf")) as base:
+    with open_base(str(tmp_path / "tiny-Q8.gguf")) as base:
         assert base.name == "tiny-Q8.gguf"
         assert {tensor.dtype for tensor in base.checkpoint.tensors.values()} == {torch.bfloat16}
         config = base.checkpoint.config
@@ -224,7 +224,7 @@ def test_gguf_is_unpacked_to_the_dtype_asked_for_and_always_the_same(tmp_path):
     weights = write_gguf(tmp_path / "tiny.gguf")
     contents = []
     for _ in range(2):
-        with resolve_base(str(tmp_path / "tiny.gguf"), dtype=torch.float32) as base:
+        with open_base(str(tmp_path / "tiny.gguf"), dtype=torch.float32) as base:
             down = base.checkpoint.read("model.layers.0.mlp.down_proj.weight")
             assert down.equal(weights["model.layers.0.mlp.down_proj.weight"])
             contents.append(contents_of(base.checkpoint.directory))
@@ -297,7 +297,7 @@ def test_cached_model_needs_no_connection(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for revision in (None, "main", commit):
-        with resolve_base("org/tiny", revision=revision) as base:
+        with open_base("org/tiny", revision=revision) as base:
             assert base.name == "org/tiny"
             assert base.revision == commit
             assert base.checkpoint.directory == snapshot
@@ -311,7 +311,7 @@ def test_pickles_are_downloaded_only_where_there_are_no_safetensors(tmp_path, mo
     snapshot = write_pickled(tmp_path / "abc", FLOATS, sharded=False)
     download = Mock(return_value=str(snapshot))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with resolve_base("org/tiny") as base:
+    with open_base("org/tiny") as base:
         assert base.revision == "abc"
         assert base.checkpoint.read("a.weight").equal(FLOATS["a.weight"])
     first, second = download.call_args_list
@@ -321,7 +321,7 @@ def test_pickles_are_downloaded_only_where_there_are_no_safetensors(tmp_path, mo
     write_single(tmp_path / "other", FLOATS)
     (tmp_path / "other" / "model.safetensors").rename(snapshot / "model.safetensors")
     download.reset_mock()
-    with resolve_base("org/tiny") as base:
+    with open_base("org/tiny") as base:
         assert base.checkpoint.directory == snapshot
     download.assert_called_once()
 
@@ -332,7 +332,7 @@ def test_pickles_are_downloaded_only_where_there_are_no_safetensors(tmp_path, mo
 def test_a_dequantized_base_computes_what_the_quantized_one_does(quantized_checkpoint: Path) -> None:
     tokens = torch.arange(10)[None]
     expected = AutoModelForCausalLM.from_pretrained(quantized_checkpoint)(tokens).logits
-    with resolve_base(str(quantized_checkpoint), dtype=torch.float32, dequantized=True) as base:
+    with open_base(str(quantized_checkpoint), dtype=torch.float32, dequantize=True) as base:
         assert base.dequantized
         assert base.location is None, "no adapter for it could be loaded beside the quantized one"
         assert {tensor.dtype for tensor in base.checkpoint.tensors.values()} == {torch.float32}
@@ -341,7 +341,7 @@ def test_a_dequantized_base_computes_what_the_quantized_one_does(quantized_check
         for file in ("tokenizer.json", "generation_config.json"):
             assert (base.checkpoint.directory / file).read_bytes() == (quantized_checkpoint / file).read_bytes()
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-    with resolve_base(str(quantized_checkpoint), dequantized=True) as base:
+    with open_base(str(quantized_checkpoint), dequantize=True) as base:
         assert {tensor.dtype for tensor in base.checkpoint.tensors.values()} == {torch.bfloat16}
 
 

@@ -31,8 +31,8 @@ def test_a_verified_export_says_what_was_measured(fit_tiny, llama, tiny_sharded_
     edit = fit_tiny(llama, feature_function="tanh", normalization="sequence")
     verification = saved(edit, tiny_sharded_checkpoint, tmp_path / "out")
     assert verification.passed
-    assert verification.storage == verification.mathematics
-    assert verification.storage.relative_logit_difference < 1e-5
+    assert verification.storage == verification.fold_error
+    assert verification.rounding_error.relative_logit_difference < 1e-5
     assert verification.effect.mean_divergence > 1e-3
     assert verification.changed_tensors == 0
     assert verification.identical_tensors == len(Checkpoint.open(tiny_sharded_checkpoint).tensors)
@@ -47,7 +47,7 @@ def test_a_verified_export_says_what_was_measured(fit_tiny, llama, tiny_sharded_
     assert {layer["feature_function"] for layer in manifest["layers"]} == {"tanh"}
     again = sea_export.verify(tmp_path / "out", tiny_sharded_checkpoint)
     assert again.passed
-    assert again.storage.equal_greedy == 1
+    assert again.rounding_error.top1_agreement == 1
 
 
 def test_verification_leaves_no_copy_of_the_code_behind(fit_tiny, llama, tiny_checkpoint, tmp_path) -> None:

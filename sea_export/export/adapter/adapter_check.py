@@ -17,13 +17,14 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
 from sea_export.export.adapter.build import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter.parameter_lora import parameter_change
+from sea_export.export.formats import TensorCheck
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.model.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adapter_problems", "base_of_adapter", "read_adapter", "with_adapter"]
+__all__ = ["base_of_adapter", "check_adapter_weights", "read_adapter", "with_adapter"]
 
 # What rounding may leave between W' and the adapted W, relative to W': in float32, and in a quantized base's kernels.
 _TOLERANCE = 1e-5
@@ -61,16 +62,13 @@ def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
                 model.get_parameter(f"{name}.bias").copy_(bias)
 
 
-def adapter_problems(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> tuple[float, list[str]]:
+def check_adapter_weights(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> TensorCheck:
     """Compares the weights that a written adapter makes of the base's with the edited ones.
 
     Args:
         directory: the adapter's.
         edit: the edit that it claims to hold.
         plan: the adapter as it should be.
-
-    Returns:
-        The largest ‖adapted W - W'‖ / ‖W' - W‖ of any weight, and what is not as it should be, in sentences.
 
     Raises:
         InputError: it has another config or other tensors than the edit's adapter.
@@ -80,7 +78,7 @@ def adapter_problems(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> 
     tolerance = _TOLERANCE if plan.stored_weights else _QUANTIZED_TOLERANCE
     allowed = {module.module: module.relative_error for module in adapter.modules}
     largest, wrong = 0.0, []
-    for part in edited_weights(edit, plan.writers, plan.read):
+    for part in edited_weights(edit, plan.projections, plan.read):
         if part.module not in allowed:
             continue
         weight = read_weight(part.weight, plan.read)
@@ -91,9 +89,16 @@ def adapter_problems(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> 
         limit = allowed[part.module] * change + tolerance * edited.norm()
         if not distance <= limit or not _same_bias(part, tensors):
             wrong.append(part.module)
-    if wrong:
-        return largest, [f"the adapter does not make the edited weights of {', '.join(wrong)}"]
-    return largest, []
+    return TensorCheck(
+        problems=(f"the adapter does not make the edited weights of {', '.join(wrong)}",) if wrong else (),
+        statement=f"The adapter changes {len(adapter.modules)} weights of the base, each as the edit does but for "
+        f"{largest:.1e} of the change at most.",
+        changed_tensors=0,
+        identical_tensors=0,
+        identical_files=0,
+        exact=adapter.exact,
+        weight_error=largest,
+    )
 
 
 def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -17,8 +17,8 @@ from sea_export.errors import InputError
 from sea_export.export.adapter.build import Adapter, build_adapter, check_parameters, no_place_for_constant
 from sea_export.export.stored_layout import StoredParameter
 from sea_export.export.stored_projections import StoredProjections
-from sea_export.model.architecture import OutputProjection
-from sea_export.model.base import BaseModel
+from sea_export.model.architecture import OutputProjection, hidden_size
+from sea_export.model.base import Base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +29,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _BASIS_ROWS = 1024
+_FLOAT32_BYTES = 4
 _VLLM_DEFAULT_RANK = 16
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
@@ -38,7 +39,7 @@ class AdapterPlan:
     """An adapter, and where what it was made of comes from."""
 
     adapter: Adapter
-    writers: tuple[OutputProjection, ...]
+    projections: tuple[OutputProjection, ...]
     read: Callable[[str], Tensor]
     """Gives a parameter of the base by its name in the model."""
     rank_cap: int | None
@@ -46,8 +47,8 @@ class AdapterPlan:
     """Stored names of the weights that a merge would rewrite; none for a quantized base."""
     merged_bytes: int | None
     """Bytes of those weights; None for a quantized base."""
-    dial: float | None
-    """The strength v of the edit, if at scale s the adapter is the edit of strength v s; None if it is not."""
+    lora_scale_strength: float | None
+    """The strength v of the edit, if at LoRA scale s the adapter is the edit of strength v s; None if it is not."""
     local_base: bool
     """Whether the base is named by a path of this machine."""
 
@@ -57,7 +58,7 @@ class AdapterPlan:
         return {
             "kind": self.kind,
             "exact": adapter.exact,
-            "dial": self.dial,
+            "dial": self.lora_scale_strength,  # its name in version 1 of the manifest
             "replaces_biases": adapter.config["bias"] != "none",
             "rank_cap": self.rank_cap,
             "bytes": adapter.size,
@@ -95,7 +96,7 @@ class AdapterPlan:
                 "the better choice, unless the base has to be shared."
             )
         lines.append(_who_loads(adapter.config))
-        weights = [weight for writer in self.writers for weight in writer.weights]
+        weights = [weight for projection in self.projections for weight in projection.weights]
         if adapter.config["lora_bias"] and any(weight.bias is None for weight in weights):
             lines.append("PEFT cannot merge it into the base, whose edited modules have no biases to merge into.")
         if self.local_base:
@@ -106,7 +107,7 @@ class AdapterPlan:
         return lines
 
 
-def check_adapter(base: BaseModel, stored: StoredProjections, *, needs_bias: bool, scaled: bool) -> None:
+def check_adapter(base: Base, stored: StoredProjections, *, needs_bias: bool, scaled: bool) -> None:
     """Raises InputError for what can be known before a fit: that no adapter could hold the edit on this base.
 
     Args:
@@ -116,17 +117,31 @@ def check_adapter(base: BaseModel, stored: StoredProjections, *, needs_bias: boo
         scaled: whether the edit scales rows, and the adapter must be exact.
     """
     _location(base)
-    weights = [weight for writer in stored.writers for weight in writer.weights]
+    weights = [weight for projection in stored.projections for weight in projection.weights]
     biases = any(weight.bias is not None for weight in weights)
-    check_parameters(stored.writers, scaled=scaled, constant=needs_bias or biases)
+    check_parameters(stored.projections, scaled=scaled, constant=needs_bias or biases)
     for weight in weights:
         if needs_bias and scaled and weight.bias is None:
             raise InputError(no_place_for_constant(weight))
 
 
+def estimated_bytes(base: Base, targets: int, rank: int) -> int:
+    """About how large an adapter will be.
+
+    Args:
+        base: the base.
+        targets: how many targets are edited.
+        rank: of the edit of each.
+    """
+    size = hidden_size(base.config)
+    shapes = [parameter.shape for parameter in base.skeleton.parameters() if parameter.ndim == 2]
+    widest = max(max(shape) for shape in shapes if shape[0] == size)
+    return targets * rank * (size + widest) * _FLOAT32_BYTES
+
+
 def plan_adapter(
     edit: SpectralEdit,
-    base: BaseModel,
+    base: Base,
     stored: StoredProjections,
     *,
     rank: int | None,
@@ -149,22 +164,22 @@ def plan_adapter(
     read: Callable[[str], Tensor] = _CheckpointReader(base, parameters) if parameters else _ModelReader(load())
     weights = tuple(
         part
-        for writer in stored.writers
-        for weight in writer.weights
+        for projection in stored.projections
+        for weight in projection.weights
         if weight.name in parameters
         for part in parameters[weight.name].parts
     )
     spans = [base.checkpoint.tensors[name] for name in weights]
-    adapter = build_adapter(edit, stored.writers, read, base=_location(base), revision=base.revision, rank=rank)
+    adapter = build_adapter(edit, stored.projections, read, base=_location(base), revision=base.revision, rank=rank)
     _check_names(adapter, stored.model)
     return AdapterPlan(
         adapter=adapter,
-        writers=stored.writers,
+        projections=stored.projections,
         read=read,
         rank_cap=rank,
         stored_weights=weights,
         merged_bytes=sum(span.end - span.start for span in spans) if parameters else None,
-        dial=_dial(edit, adapter),
+        lora_scale_strength=_lora_scale_strength(edit, adapter),
         local_base=base.revision is None,
     )
 
@@ -195,7 +210,7 @@ def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
         )
 
 
-def _dial(edit: SpectralEdit, adapter: Adapter) -> float | None:
+def _lora_scale_strength(edit: SpectralEdit, adapter: Adapter) -> float | None:
     layers = [layer for product in edit.layers.values() for layer in product]
     strengths = {layer.strength for layer in layers}
     scaled = any(layer.scale is not None or layer.identity != 1 for layer in layers)
@@ -204,7 +219,7 @@ def _dial(edit: SpectralEdit, adapter: Adapter) -> float | None:
     return strengths.pop()
 
 
-def _location(base: BaseModel) -> str:
+def _location(base: Base) -> str:
     if base.location is None:
         raise InputError(
             f"an adapter is loaded beside its base, and {base.name} had to be "
@@ -216,7 +231,7 @@ def _location(base: BaseModel) -> str:
 
 @dataclass(frozen=True)
 class _CheckpointReader:
-    base: BaseModel
+    base: Base
     parameters: Mapping[str, StoredParameter]
 
     def __call__(self, name: str) -> Tensor:

@@ -32,9 +32,9 @@ from sea_export.edit.factors import best_factors
 from sea_export.edit.low_rank import LowRankEdit, low_rank_edit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
+from sea_export.export.adapter.adapter_format import NO_EXACT_ADAPTER
 from sea_export.export.adapter.parameter_lora import experts_of, parameter_factors, with_rank
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
-from sea_export.options import NO_EXACT_ADAPTER
 
 __all__ = [
     "PREFIX",
@@ -130,7 +130,7 @@ class Adapter:
 
 def build_adapter(
     edit: SpectralEdit,
-    writers: Sequence[OutputProjection],
+    projections: Sequence[OutputProjection],
     read: Callable[[str], Tensor],
     *,
     base: str,
@@ -141,7 +141,7 @@ def build_adapter(
 
     Args:
         edit: a linear edit.
-        writers: the parameters that write its targets' outputs.
+        projections: the parameters that write its targets' outputs.
         read: gives a parameter of the base by its name in the model, in any floating dtype. One weight is asked for
             at a time.
         base: what `from_pretrained` loads the base by: a Hub id or an absolute path.
@@ -152,12 +152,12 @@ def build_adapter(
         InputError: the edit is not linear, has another hidden size than the base, or fits no adapter exactly.
         SeaExportError: a value of the adapter is not finite, or it would change nothing.
     """
-    adapted = edited_weights(edit, writers, read)
+    adapted = edited_weights(edit, projections, read)
     scaled = any(part.is_scaled for part in adapted) and rank is None
     constant = any(part.constant is not None for part in adapted)
     if rank is None:
         _check_exact(adapted, scaled)
-    check_parameters(writers, scaled=scaled, constant=constant)
+    check_parameters(projections, scaled=scaled, constant=constant)
     if not scaled:
         adapted = [part for part in adapted if part.changes_anything]
     if not adapted:
@@ -213,29 +213,25 @@ def build_adapter(
 
 
 def edited_weights(
-    edit: SpectralEdit, writers: Sequence[OutputProjection], read: Callable[[str], Tensor]
+    edit: SpectralEdit, projections: Sequence[OutputProjection], read: Callable[[str], Tensor]
 ) -> list[EditedWeight]:
     """The linear maps that write an edit's targets; arguments and errors are those of `build_adapter`."""
-    return [_edited(weight, writer, edit, read) for writer in writers for weight in writer.weights]
+    edit.check_sizes(projections)
+    return [_edited(weight, projection, edit, read) for projection in projections for weight in projection.weights]
 
 
 def _edited(
-    weight: ProjectionWeight, writer: OutputProjection, edit: SpectralEdit, read: Callable[[str], Tensor]
+    weight: ProjectionWeight, projection: OutputProjection, edit: SpectralEdit, read: Callable[[str], Tensor]
 ) -> EditedWeight:
-    layers = edit.layers[writer.target]
+    layers = edit.layers[projection.target]
     for layer in layers:
         if layer.why_unfoldable:
             raise InputError(layer.why_unfoldable)
     product = low_rank_edit(layers)
-    if product.scale.numel() != writer.size:
+    if len(projection.weights) > 1 and product.shift.any():
         raise InputError(
-            f"the edit has {product.scale.numel()} features but {writer.module_name} writes {writer.size}: "
-            "it was fitted on another model"
-        )
-    if len(writer.weights) > 1 and product.shift.any():
-        raise InputError(
-            f"{writer.module_name} sums {len(writer.weights)} weighted experts, which cannot hold the constant of an "
-            "affine edit: choose --center linear"
+            f"{projection.module_name}: it sums {len(projection.weights)} weighted experts, which cannot hold the "
+            "constant of an affine edit. Choose --center linear."
         )
     bias = None
     constant = product.shift
@@ -244,7 +240,7 @@ def _edited(
         bias = product.apply(stored)
         constant = bias - stored
     return EditedWeight(
-        weight, product, bias, constant if constant.any() else None, weight.experts or writer.in_mixture
+        weight, product, bias, constant if constant.any() else None, weight.experts or projection.in_mixture
     )
 
 
@@ -256,19 +252,19 @@ def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
             raise InputError(no_place_for_constant(part.weight))
 
 
-def check_parameters(writers: Sequence[OutputProjection], *, scaled: bool, constant: bool) -> None:
+def check_parameters(projections: Sequence[OutputProjection], *, scaled: bool, constant: bool) -> None:
     """Raises InputError where PEFT would have to adapt experts and cannot.
 
     Args:
-        writers: what is adapted.
+        projections: what is adapted.
         scaled: whether the adapter is to scale rows.
         constant: whether the adapter is to add constants.
     """
     if not scaled and not constant:
         return
-    for writer in writers:
-        for weight in writer.weights:
-            if weight.experts or writer.in_mixture:
+    for projection in projections:
+        for weight in projection.weights:
+            if weight.experts or projection.in_mixture:
                 what = "row scales" if scaled else "the constants of biases"
                 way_out = "--normalization none, " if scaled else ""
                 raise InputError(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sea_export.export.custom_code.code_plan import CODE_FILE, CodePlan
+from sea_export.export.formats import TensorCheck
 from sea_export.files.reading import open_file, read_json, read_json_object
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import CheckpointDifference
+from sea_export.model.diff import compare_checkpoints
 
-__all__ = ["code_problems", "has_own_code", "other_code"]
+__all__ = ["check_code_tensors", "has_own_code", "other_code"]
 
 _TOLERANCE = 1e-5
 _MAXIMUM_CODE_BYTES = 1_000_000  # a hundred times what is written
@@ -67,14 +68,15 @@ def _statements(source: str) -> str:
     return ast.dump(ast.Module(tree.body[ast.get_docstring(tree) is not None :], []))
 
 
-def code_problems(directory: Path, plan: CodePlan, difference: CheckpointDifference) -> list[str]:
-    """What contradicts: every tensor of the base is there as it was, and the edit's beside them, and nothing else.
+def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> TensorCheck:
+    """Checks that every tensor of the base is there as it was, the edit's beside them, and nothing else.
 
     Args:
         directory: the export's.
+        base: the base's checkpoint.
         plan: the export as it should be.
-        difference: of the base and the export.
     """
+    difference = compare_checkpoints(base.directory, directory)
     problems = []
     changed = {*difference.tensors_changed, *difference.tensors_only_in_a, *difference.tensors_of_other_form}
     if changed:
@@ -82,13 +84,20 @@ def code_problems(directory: Path, plan: CodePlan, difference: CheckpointDiffere
     if set(difference.tensors_only_in_b) != plan.tensors.keys():
         names = sorted(set(difference.tensors_only_in_b) ^ plan.tensors.keys())
         problems.append(f"tensors that are not the edit's are in the checkpoint, or some of the edit's not: {names}")
-        return problems
-    written = Checkpoint.open(directory)
-    stored = {name: written.read(name) for name in plan.tensors}
-    wrong = [name for name in plan.tensors if not _same(name, stored, plan.tensors)]
-    if wrong:
-        problems.append(f"stored tensors are not those of the edit: {', '.join(wrong)}")
-    return problems
+    else:
+        written = Checkpoint.open(directory)
+        stored = {name: written.read(name) for name in plan.tensors}
+        wrong = [name for name in plan.tensors if not _same(name, stored, plan.tensors)]
+        if wrong:
+            problems.append(f"stored tensors are not those of the edit: {', '.join(wrong)}")
+    return TensorCheck(
+        problems=tuple(problems),
+        statement=f"{difference.tensors_identical} tensors and {difference.files_identical} other files are the "
+        f"base's, byte for byte; {len(difference.tensors_only_in_b)} tensors of the edit stand beside them.",
+        changed_tensors=len(difference.tensors_changed),
+        identical_tensors=difference.tensors_identical,
+        identical_files=difference.files_identical,
+    )
 
 
 def _same(name: str, stored: Mapping[str, Tensor], planned: Mapping[str, Tensor]) -> bool:

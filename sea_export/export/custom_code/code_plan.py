@@ -22,8 +22,8 @@ from sea_export.export.custom_code.run_time import run_time_steps
 from sea_export.export.stored_layout import stored_layout
 from sea_export.files.reading import read_json_object
 from sea_export.model.architecture import OutputProjection, find_output_projections
-from sea_export.model.base import BaseModel
-from sea_export.model.load_model import auto_classes, check_size, load_config, load_tokenizer, skeleton
+from sea_export.model.base import Base
+from sea_export.model.load_model import auto_classes, check_size, skeleton
 from sea_export.model.targets import Target
 from sea_export.versions import library_versions
 
@@ -47,7 +47,7 @@ class EditedModules:
 
     model: PreTrainedModel
     """The base's skeleton: its classes."""
-    writers: tuple[OutputProjection, ...]
+    projections: tuple[OutputProjection, ...]
     stored_names: Mapping[str, str]
     """Name of a module in the model -> what the names of its tensors begin with in the checkpoint."""
 
@@ -64,7 +64,7 @@ class CodePlan:
     """The contents of `modeling_sea.py`."""
 
 
-def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedModules:
+def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
     """Finds the edited modules, without loading the model.
 
     Args:
@@ -80,20 +80,22 @@ def find_edited_modules(targets: Iterable[Target], base: BaseModel) -> EditedMod
             f"{base.name} needs code of its own (transformers has no {model_type}), which exported code cannot build "
             "on: choose --format merged"
         )
-    config = load_config(base)
-    model = skeleton(_unquantized(config))
-    check_size(model, base.checkpoint)
+    if base.is_quantized:  # the modules of the same model without quantization have the same names
+        model = skeleton(_unquantized(base.config))
+        check_size(model, base.checkpoint)
+        projections = tuple(find_output_projections(model, targets))
+    else:
+        model, projections = base.skeleton, base.output_projections(targets)
     _check_own_classes(model, base)
-    writers = tuple(find_output_projections(model, targets))
-    if not getattr(config, "quantization_config", None):
+    if not base.is_quantized:
         layout = stored_layout(model, base.checkpoint)
-        for weight in (weight for writer in writers for weight in writer.weights):
+        for weight in (weight for projection in projections for weight in projection.weights):
             layout.find(weight.name, weight.output_dim)
-    stored_names = {writer.module_name: _stored_module(writer.module_name, model, base) for writer in writers}
-    return EditedModules(model, writers, stored_names)
+    stored_names = {one.module_name: _stored_module(one.module_name, model, base) for one in projections}
+    return EditedModules(model, projections, stored_names)
 
 
-def plan_custom_code(edit: SpectralEdit, base: BaseModel, modules: EditedModules) -> CodePlan:
+def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules) -> CodePlan:
     """Works out everything that is written, before anything is.
 
     Args:
@@ -107,18 +109,14 @@ def plan_custom_code(edit: SpectralEdit, base: BaseModel, modules: EditedModules
     model = modules.model
     tensors: dict[str, Tensor] = {}
     edits: dict[str, list[dict[str, Any]]] = {}
-    for writer in modules.writers:
-        layers = edit.layers[writer.target]
-        if layers[0].size != writer.size:
-            raise InputError(
-                f"the edit has {layers[0].size} features but {writer.module_name} writes {writer.size}: "
-                "it was fitted on another model"
-            )
+    edit.check_sizes(modules.projections)
+    for projection in modules.projections:
+        layers = edit.layers[projection.target]
         steps = run_time_steps(layers)
-        edits[writer.module_name.removeprefix(f"{model.base_model_prefix}.")] = [step.settings for step in steps]
+        edits[projection.module_name.removeprefix(f"{model.base_model_prefix}.")] = [step.settings for step in steps]
         for position, step in enumerate(steps):
             for name, tensor in step.tensors.items():
-                tensors[f"{modules.stored_names[writer.module_name]}.sea_edit.{position}.{name}"] = tensor
+                tensors[f"{modules.stored_names[projection.module_name]}.sea_edit.{position}.{name}"] = tensor
     return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model))
 
 
@@ -133,7 +131,7 @@ def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
     return plain
 
 
-def _check_own_classes(model: PreTrainedModel, base: BaseModel) -> None:
+def _check_own_classes(model: PreTrainedModel, base: Base) -> None:
     """The exported code imports the base's classes from transformers: refuse those that it does not offer."""
     for kind in (type(model.config), type(model), type(model.base_model)):
         if getattr(transformers, kind.__name__, None) is not kind:
@@ -143,7 +141,7 @@ def _check_own_classes(model: PreTrainedModel, base: BaseModel) -> None:
             )
 
 
-def _stored_module(name: str, model: PreTrainedModel, base: BaseModel) -> str:
+def _stored_module(name: str, model: PreTrainedModel, base: Base) -> str:
     """A module's name as the checkpoint spells it, with or without the base model's prefix; the model's own name where
     transformers renames what is stored, because it takes that as well."""
     prefix = f"{model.base_model_prefix}."
@@ -156,8 +154,8 @@ def _stored_module(name: str, model: PreTrainedModel, base: BaseModel) -> str:
 # What is written
 
 
-def _config(base: BaseModel, model: PreTrainedModel, edits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    config = base.checkpoint.config
+def _config(base: Base, model: PreTrainedModel, edits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    config = dict(base.checkpoint.config)
     config.pop("transformers_weights", None)
     module = CODE_FILE.removesuffix(".py")
     causal, plain, own_config = (
@@ -184,7 +182,7 @@ def _model_type(model: PreTrainedModel) -> str:
     return f"sea_{model.config.model_type}"
 
 
-def _tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
+def _tokenizer_class(base: Base, config: Mapping[str, Any]) -> str | None:
     """The class of the base's tokenizer, by the name that its files or its config give it; None if it has none.
 
     Where they give none, the model's type decides, which is another one after the export. And pipelines of
@@ -196,12 +194,12 @@ def _tokenizer_class(base: BaseModel, config: Mapping[str, Any]) -> str | None:
         named = read_json_object(base.checkpoint.directory / "tokenizer_config.json").get("tokenizer_class")
     if named is not None or not _TOKENIZER_FILES.intersection(side_files):
         return named
-    name = type(load_tokenizer(base)).__name__
+    name = type(base.tokenizer).__name__
     # The old name of the same class is known to all releases.
     return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
 
 
-def _source(edit: SpectralEdit, base: BaseModel, model: PreTrainedModel) -> str:
+def _source(edit: SpectralEdit, base: Base, model: PreTrainedModel) -> str:
     template = (resources.files("sea_export.export.custom_code") / f"{CODE_FILE}.template").read_text(encoding="utf-8")
     name = _harmless(base.name)
     return Template(template).substitute(
@@ -217,7 +215,7 @@ def _source(edit: SpectralEdit, base: BaseModel, model: PreTrainedModel) -> str:
     )
 
 
-def _origin(edit: SpectralEdit, base: BaseModel) -> str:
+def _origin(edit: SpectralEdit, base: Base) -> str:
     revision = f", revision {_harmless(base.revision)}" if base.revision else ""
     lines = [f"Base: {_harmless(base.name)}{revision}."]
     kinds = sorted({_kind(layer) for layers in edit.layers.values() for layer in layers})

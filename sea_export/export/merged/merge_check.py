@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,42 +12,46 @@ from torch import Tensor
 
 from sea_export.edit.fold import fold_parameters, wider_dtype, with_parameters
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.export.formats import TensorCheck
 from sea_export.export.merged.merge_plan import MergePlan
-from sea_export.model.architecture import find_output_projections
+from sea_export.model.architecture import OutputProjection
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import CheckpointDifference
+from sea_export.model.diff import compare_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["merge_problems", "with_folded_weights"]
+__all__ = ["check_merge", "with_folded_weights"]
 
 
 @contextmanager
-def with_folded_weights(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+def with_folded_weights(
+    model: PreTrainedModel, edit: SpectralEdit, projections: Sequence[OutputProjection]
+) -> Iterator[None]:
     """Puts the folded weights into the model in memory, unrounded, and the base's back again.
 
     Args:
         model: the base, in float32.
         edit: a linear edit.
+        projections: the output projections of its targets in the model.
     """
     parameters = dict(model.named_parameters())
     folded: dict[str, Tensor] = {}
-    for writer in find_output_projections(model, edit.targets):
-        folded |= fold_parameters(writer, edit.layers[writer.target], parameters)
+    for projection in projections:
+        folded |= fold_parameters(projection, edit.layers[projection.target], parameters)
     with with_parameters(model, folded):
         yield
 
 
-def merge_problems(directory: Path, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
-    """What contradicts: exactly the intended tensors differ, each by the fold and one rounding.
+def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorCheck:
+    """Checks that exactly the intended tensors differ from the base's, each by the fold and one rounding.
 
     Args:
         directory: the merged checkpoint's.
         base: the base's checkpoint.
         plan: the tensors that were to be written.
-        difference: between the two.
     """
+    difference = compare_checkpoints(base.directory, directory)
     problems = []
     unexpected = difference.tensors_changed.keys() - plan.edits.keys()
     unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
@@ -65,7 +69,15 @@ def merge_problems(directory: Path, base: Checkpoint, plan: MergePlan, differenc
     ]
     if wrong:
         problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
-    return problems
+    changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
+    return TensorCheck(
+        problems=tuple(problems),
+        statement=f"{changed} tensors differ from the base's; {difference.tensors_identical} tensors and "
+        f"{difference.files_identical} other files are byte-identical.",
+        changed_tensors=changed,
+        identical_tensors=difference.tensors_identical,
+        identical_files=difference.files_identical,
+    )
 
 
 # The fold sums up to some hundred terms, whose rounding errors add up to a few last places of the largest of them.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,11 +13,12 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.stored_projections import StoredProjections
+from sea_export.model.base import Base
+from sea_export.model.bias_switch import bias_switch
+from sea_export.model.checkpoint import Checkpoint
+from sea_export.text import dtype_name
 
-if TYPE_CHECKING:
-    from sea_export.model.checkpoint import Checkpoint
-
-__all__ = ["MergePlan", "plan_merge"]
+__all__ = ["MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,42 @@ class MergePlan:
     """Config switches that make the architecture read them."""
 
 
+def check_unquantized(base: Base) -> None:
+    """Raises InputError for a quantized base, into whose weights nothing can be folded."""
+    quantization = getattr(base.config, "quantization_config", None)
+    if quantization:
+        method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
+        raise InputError(
+            f"{base.name}: it is quantized ({method}), and folding into quantized weights would round the edit away. "
+            "Choose --format adapter or custom-code, or merge into plain weights with --dequantize."
+        )
+
+
+def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
+    """The same, with the biases that a config switch gives the output projections which have none.
+
+    Raises:
+        InputError: the architecture has no such switch, or the checkpoint has no name for a new bias.
+    """
+    without_bias = [one for one in stored.projections if any(weight.bias is None for weight in one.weights)]
+    if not without_bias:
+        return stored
+    config_changes, appearing = bias_switch(stored.model, without_bias, trust_remote_code=base.trust_remote_code)
+    names = {name: stored.layout.new_bias_name(name) for name in appearing}
+    return replace(
+        stored,
+        new_biases={names[name]: bias for name, bias in appearing.items()},
+        bias_names=names,
+        config_changes=config_changes,
+    )
+
+
 def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkpoint) -> MergePlan:
     """Which stored tensors hold the edit, and how each is made.
 
     Args:
         edit: the edit to merge.
-        stored: what `find_stored_projections` found for its targets.
+        stored: what was found for its targets.
         checkpoint: the base.
 
     Raises:
@@ -47,14 +77,10 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkp
     edits: dict[str, Callable[[Tensor], Tensor]] = {}
     dtype = checkpoint.tensors[next(iter(stored.parameters.values())).parts[0]].dtype
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
-    for writer in stored.writers:
-        layers = edit.layers[writer.target]
-        if layers[0].size != writer.size:
-            raise InputError(
-                f"the edit has {layers[0].size} features but {writer.module_name} writes {writer.size}: "
-                "it was fitted on another model"
-            )
-        for weight in writer.weights:
+    edit.check_sizes(stored.projections)
+    for projection in stored.projections:
+        layers = edit.layers[projection.target]
+        for weight in projection.weights:
             parameter = stored.parameters[weight.name]
             edits |= {part: _WeightFold(part, layers, parameter.output_dim) for part in parameter.parts}
             if weight.bias is not None:
@@ -90,8 +116,8 @@ def _checked(name: str, stored: Tensor, folded: Tensor) -> Tensor:
     """Raises SeaExportError if an edit has made values that the stored dtype cannot hold; a sum shows any of them."""
     if folded.sum(dtype=torch.float64).isfinite() or not stored.sum(dtype=torch.float64).isfinite():
         return folded
-    dtype = str(folded.dtype).removeprefix("torch.")
     raise SeaExportError(
-        f"{name} with the edit folded in has values beyond {torch.finfo(folded.dtype).max:g}, which {dtype} does not "
-        "hold: lower --strength, choose another --normalization, or choose --format adapter or custom-code"
+        f"{name}: with the edit folded in it has values beyond {torch.finfo(folded.dtype).max:g}, which "
+        f"{dtype_name(folded.dtype)} does not hold. Lower --strength, choose another --normalization, or choose "
+        "--format adapter or custom-code."
     )

@@ -7,6 +7,7 @@ and of what its edit makes, whatever the size of the model, and the time is abou
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,7 +247,7 @@ def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping
 
 def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryview:
     """config.json with the changes made, its keys in their old order."""
-    config = base.config
+    config = copy.deepcopy(dict(base.config))
     for key, value in changes.items():
         *sections, entry = key.split(".")
         part: Any = config

@@ -1,0 +1,115 @@
+"""`--format custom-code`: the base's own weights, the edit's tensors, and the code that applies it; holds every edit.
+
+Heavy imports stand in the methods, so that wrong options are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sea_export.errors import InputError
+from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck
+from sea_export.options import ExportOptions, FitOptions
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.export.custom_code.code_plan import CodePlan, EditedModules
+    from sea_export.export.write_report import WriteReport
+    from sea_export.model.base import Base
+    from sea_export.model.targets import Target
+
+__all__ = ["FORMAT"]
+
+
+class _CustomCode:
+    name = "custom-code"
+    library = "transformers"
+    tags: tuple[str, ...] = ("custom_code",)
+    loads_beside_base = False
+    runs_code = True
+    # The base's weights, and the edit's in float32, are stored as they are: nothing but the computation rounds.
+    rounds_weights = False
+    details_key: str | None = None
+
+    def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
+        pass
+
+    def locate(self, base: Base, targets: Iterable[Target], needs: EditNeeds, options: ExportOptions) -> EditedModules:
+        from sea_export.export.custom_code.code_check import other_code
+        from sea_export.export.custom_code.code_plan import find_edited_modules
+
+        code = None if base.trust_remote_code else other_code(base.checkpoint.directory)
+        if code is not None:
+            raise InputError(
+                f"{base.name}: it comes with code of its own ({code}), which loading the export would run. Read it, "
+                "and allow it with --trust-remote-code, or choose --format merged."
+            )
+        return find_edited_modules(targets, base)
+
+    def plan(
+        self,
+        edit: SpectralEdit,
+        base: Base,
+        located: EditedModules,
+        options: ExportOptions,
+        load: Callable[[], PreTrainedModel],
+    ) -> CodePlan:
+        from sea_export.export.custom_code.code_plan import plan_custom_code
+
+        return plan_custom_code(edit, base, located)
+
+    def remarks(self, plan: CodePlan) -> list[str]:
+        return []
+
+    def details(self, plan: CodePlan) -> dict[str, Any]:
+        return {}
+
+    def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
+        """The base's weights are linked where they can be, and take no room there."""
+        parent, checkpoint = output.resolve().parent, base.checkpoint
+        if not parent.is_dir():
+            return checkpoint.size
+        weights = [(checkpoint.directory / file).stat() for file in checkpoint.weight_files]
+        linked = sum(weight.st_size for weight in weights if weight.st_dev == parent.stat().st_dev)
+        return checkpoint.size - linked
+
+    def write(
+        self, plan: CodePlan, base: Base, destination: Path, progress: Callable[[int], None] | None = None
+    ) -> WriteReport:
+        from sea_export.export.custom_code.code_writer import write_custom_code
+
+        return write_custom_code(base.checkpoint, destination, plan, progress=progress)
+
+    def check_before_loading(self, directory: Path, plan: CodePlan, *, trust_remote_code: bool) -> None:
+        from sea_export.export.custom_code.code_check import has_own_code
+        from sea_export.export.custom_code.code_plan import CODE_FILE
+        from sea_export.model.checkpoint import Checkpoint
+
+        Checkpoint.open(directory)
+        if not trust_remote_code and not has_own_code(directory, plan):
+            raise InputError(
+                f"{directory}: {CODE_FILE} or config.json is not what this version of sea-export writes for the edit. "
+                "Read the code, and run it with --trust-remote-code."
+            )
+
+    def stored_dtype(self, base: Base, plan: CodePlan) -> torch.dtype | None:
+        return None if base.is_quantized else next(iter(base.checkpoint.tensors.values())).dtype
+
+    def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
+        return None
+
+    def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: CodePlan) -> TensorCheck:
+        from sea_export.export.custom_code.code_check import check_code_tensors
+
+        return check_code_tensors(directory, base.checkpoint, plan)
+
+    def base_of(self, directory: Path) -> str | None:
+        return None
+
+
+FORMAT: ExportFormat[EditedModules, CodePlan] = _CustomCode()
