@@ -5,7 +5,7 @@ What an edit computes is in `sea_export.edit.layer_edit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +21,8 @@ from sea_export.model.targets import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from sea_export.model.architecture import OutputProjection
 
 __all__ = ["EditHook", "SpectralEdit", "compose"]
 
@@ -47,7 +49,7 @@ class SpectralEdit:
 
     @property
     def needs_bias(self) -> bool:
-        """Whether any writer must have a bias to hold the edit (`center="affine"`)."""
+        """Whether any output projection must have a bias to hold the edit (`center="affine"`)."""
         return any(edit.needs_bias for edits in self.layers.values() for edit in edits)
 
     @property
@@ -61,6 +63,16 @@ class SpectralEdit:
         """The largest relative change of any layer: tiny means that the edit does nothing."""
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)
 
+    def check_sizes(self, projections: Iterable[OutputProjection]) -> None:
+        """Raises InputError if an output projection has another hidden size than the edit of its target."""
+        for projection in projections:
+            size = self.layers[projection.target][0].size
+            if projection.size != size:
+                raise InputError(
+                    f"{projection.module_name}: it gives {projection.size} features, and the edit has {size}. Give the "
+                    "base that the edit was fitted on."
+                )
+
     @contextmanager
     def apply(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         """Installs the run-time edit on a live model, and takes it off again.
@@ -73,18 +85,13 @@ class SpectralEdit:
         """
         from sea_export.model.architecture import find_output_projections
 
-        writers = find_output_projections(model, self.targets)
+        projections = find_output_projections(model, self.targets)
+        self.check_sizes(projections)
         with ExitStack() as hooks:
-            for writer in writers:
-                if writer.size != self.layers[writer.target][0].size:
-                    raise InputError(
-                        f"the edit has {self.layers[writer.target][0].size} features but {writer.module_name} "
-                        f"writes {writer.size}: it was fitted on another model"
-                    )
-            for writer in writers:
-                module = model.get_submodule(writer.module_name)
+            for projection in projections:
+                module = model.get_submodule(projection.module_name)
                 device = next(chain(module.parameters(), module.buffers())).device
-                edits: Sequence[LayerEdit] = self.layers[writer.target]
+                edits: Sequence[LayerEdit] = self.layers[projection.target]
                 if device.type != "meta":  # weights that come and go: the edit goes to where the activations are
                     edits = [edit.to(device) for edit in edits]
                 handle = module.register_forward_hook(EditHook(edits))

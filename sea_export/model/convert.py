@@ -18,6 +18,7 @@ from sea_export.model.checkpoint import CARD, Checkpoint, read_index
 from sea_export.model.load_model import check_numbers, check_parameters, refused_by_library, skeleton
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pickled_weights import load_pickled_weights
+from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -251,7 +252,7 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
     plain = dict(checkpoint.config)
     del plain["quantization_config"]
     for key in {"dtype", "torch_dtype"} & plain.keys():
-        plain[key] = str(dtype).removeprefix("torch.")
+        plain[key] = dtype_name(dtype)
     (destination / "config.json").write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
