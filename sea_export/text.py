@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    pass
-
-
-import unicodedata
 
 __all__ = ["dtype_name", "interval_text", "visible"]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from sea_export.capture.activations import Activations
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.forward import run_batches
 from sea_export.capture.generate import greedy_continuations
@@ -26,7 +27,6 @@ from sea_export.options import CaptureOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from sea_export.capture.activations import Activations
 
 __all__ = ["capture", "capture_batches", "layers_up_to", "prompted_items", "read_modules"]
 

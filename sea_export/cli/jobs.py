@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
@@ -31,9 +30,6 @@ from sea_export.model.load_model import parse_dtype, quiet_transformers
 from sea_export.options import DemonstrationOptions, FitOptions, RunOptions
 from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "base_of",

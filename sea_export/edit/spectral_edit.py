@@ -17,12 +17,11 @@ import torch
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.storage import read_edit, write_edit
 from sea_export.errors import InputError
+from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.targets import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from sea_export.model.architecture import OutputProjection
 
 __all__ = ["EditHook", "SpectralEdit", "compose"]
 
@@ -49,7 +48,7 @@ class SpectralEdit:
 
     @property
     def needs_bias(self) -> bool:
-        """Whether any output projection must have a bias to hold the edit (`center="affine"`)."""
+        """Whether any writer must have a bias to hold the edit (`center="affine"`)."""
         return any(edit.needs_bias for edits in self.layers.values() for edit in edits)
 
     @property
@@ -63,29 +62,21 @@ class SpectralEdit:
         """The largest relative change of any layer: tiny means that the edit does nothing."""
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)
 
-    def check_sizes(self, projections: Iterable[OutputProjection]) -> None:
-        """Raises InputError if an output projection has another hidden size than the edit of its target."""
-        for projection in projections:
-            size = self.layers[projection.target][0].size
-            if projection.size != size:
-                raise InputError(
-                    f"{projection.module_name}: it gives {projection.size} features, and the edit has {size}. Give the "
-                    "base that the edit was fitted on."
-                )
-
     @contextmanager
-    def apply(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    def apply(
+        self, model: PreTrainedModel, projections: Sequence[OutputProjection] | None = None
+    ) -> Iterator[PreTrainedModel]:
         """Installs the run-time edit on a live model, and takes it off again.
 
         Args:
             model: a causal language model of the architecture that the edit was fitted on.
+            projections: the output projections of the edit's targets in it; they are searched for if None.
 
         Raises:
             InputError: the model has no such layer, or another hidden size.
         """
-        from sea_export.model.architecture import find_output_projections
-
-        projections = find_output_projections(model, self.targets)
+        if projections is None:
+            projections = find_output_projections(model, self.targets)
         self.check_sizes(projections)
         with ExitStack() as hooks:
             for projection in projections:
@@ -97,6 +88,16 @@ class SpectralEdit:
                 handle = module.register_forward_hook(EditHook(edits))
                 hooks.callback(handle.remove)
             yield model
+
+    def check_sizes(self, projections: Iterable[OutputProjection]) -> None:
+        """Raises InputError if an output projection gives another number of features than the edit of it has."""
+        for projection in projections:
+            size = self.layers[projection.target][0].size
+            if projection.size != size:
+                raise InputError(
+                    f"{projection.module_name}: it gives {projection.size} features, and the edit has {size}. Give the "
+                    "model that the edit was fitted on."
+                )
 
     def save(self, directory: Path | str) -> None:
         """Writes `sea_edit.safetensors` and `sea_edit.json` into `directory` (made if missing).

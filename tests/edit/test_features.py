@@ -25,7 +25,7 @@ from sea_export.options import (
     PROJECTIONS,
     EditOptions,
     FitOptions,
-    SaveOptions,
+    ExportOptions,
     check_format,
 )
 from tests.helpers.reference import left_singular, random_activations, rank_for_variance
@@ -296,12 +296,12 @@ def test_folding_is_refused_with_the_nearest_foldable_setting() -> None:
 )
 def test_formats_are_checked_before_any_work(feature_function: str, normalization: str, foldable: bool) -> None:
     options = FitOptions(feature_function=feature_function, edit=EditOptions(normalization=normalization))
-    check_format(options, SaveOptions(format="custom-code"))
+    check_format(options, ExportOptions(format="custom-code"))
     if foldable:
-        check_format(options, SaveOptions(format="merged"))
+        check_format(options, ExportOptions(format="merged"))
     else:
         with pytest.raises(InputError, match="--format custom-code"):
-            check_format(options, SaveOptions(format="merged"))
+            check_format(options, ExportOptions(format="merged"))
 
 
 @pytest.mark.parametrize("name", NONLINEAR)

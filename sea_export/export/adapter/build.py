@@ -230,8 +230,8 @@ def _edited(
     product = low_rank_edit(layers)
     if len(projection.weights) > 1 and product.shift.any():
         raise InputError(
-            f"{projection.module_name} sums {len(projection.weights)} weighted experts, which cannot hold the constant of an "
-            "affine edit: choose --center linear"
+            f"{projection.module_name}: it sums {len(projection.weights)} weighted experts, which cannot hold the "
+            "constant of an affine edit. Choose --center linear."
         )
     bias = None
     constant = product.shift
