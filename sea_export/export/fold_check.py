@@ -21,7 +21,7 @@ from sea_export.edit.fold import fold_parameters, with_parameters
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.model.architecture import OutputProjection, decoder_layers
-from sea_export.model.random_weights import _numberless, with_random_weights
+from sea_export.model.random_weights import with_random_weights, without_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,15 +124,15 @@ def _folded(model: PreTrainedModel, writer: OutputProjection, edit: LayerEdit) -
     """The folded parameters. Experts of equal values are folded once: they stay views of one another."""
     first: dict[str, str] = {}
     for weight in writer.weights:
-        first.setdefault(_numberless(weight.name), weight.name)
+        first.setdefault(without_numbers(weight.name), weight.name)
     distinct = tuple(weight for weight in writer.weights if weight.name in first.values())
     parameters = {name: _without_repetition(parameter) for name, parameter in model.named_parameters()}
     values = fold_parameters(replace(writer, weights=distinct), [edit], parameters)
-    by_name = {_numberless(name): value for name, value in values.items()}
+    by_name = {without_numbers(name): value for name, value in values.items()}
     folded = {}
     for weight in writer.weights:
-        folded[weight.name] = by_name[_numberless(weight.name)].expand(model.get_parameter(weight.name).shape)
-        if weight.bias_name is not None and (bias := by_name.get(_numberless(weight.bias_name))) is not None:
+        folded[weight.name] = by_name[without_numbers(weight.name)].expand(model.get_parameter(weight.name).shape)
+        if weight.bias_name is not None and (bias := by_name.get(without_numbers(weight.bias_name))) is not None:
             folded[weight.bias_name] = bias
     return folded
 

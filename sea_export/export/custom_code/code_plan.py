@@ -106,10 +106,10 @@ def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules) -> 
     Raises:
         InputError: the edit has another hidden size than the base.
     """
+    edit.check_sizes(modules.projections)
     model = modules.model
     tensors: dict[str, Tensor] = {}
     edits: dict[str, list[dict[str, Any]]] = {}
-    edit.check_sizes(modules.projections)
     for projection in modules.projections:
         layers = edit.layers[projection.target]
         steps = run_time_steps(layers)

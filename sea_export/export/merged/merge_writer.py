@@ -27,6 +27,7 @@ from sea_export.files.reading import read_json_object
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.load_model import is_finite
 from sea_export.model.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+from sea_export.text import dtype_name
 
 __all__ = ["TensorEdit", "write_checkpoint"]
 
@@ -198,16 +199,22 @@ def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
 
 def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     if not is_finite(stored):
-        raise InputError(f"{tensor.name} of the base has values that are infinite or no numbers: it is damaged")
+        raise InputError(
+            f"{tensor.name}: the base has values in it that are infinite or no numbers. Download the base again."
+        )
     with torch.no_grad():
         result = edit(stored)
     if result.shape != tensor.shape or result.dtype != tensor.dtype:
         raise SeaExportError(
-            f"The edit of {tensor.name} gave {result.dtype} of shape {tuple(result.shape)}; "
-            f"the checkpoint holds {tensor.dtype} of shape {tensor.shape}."
+            f"{tensor.name}: its edit gave {dtype_name(result.dtype)} of shape {tuple(result.shape)}, and the "
+            f"checkpoint holds {dtype_name(tensor.dtype)} of shape {tensor.shape}."
         )
     if not is_finite(result):
-        raise SeaExportError(f"The edited {tensor.name} has values that are not finite in {tensor.dtype}.")
+        raise SeaExportError(
+            f"{tensor.name}: with the edit folded in it has values that are not finite in {dtype_name(tensor.dtype)} "
+            f"(the largest is {torch.finfo(tensor.dtype).max:g}). Lower --strength, choose another --normalization, or "
+            "choose --format adapter or custom-code."
+        )
     return result
 
 
