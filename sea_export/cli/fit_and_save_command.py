@@ -8,9 +8,11 @@ import click
 
 from sea_export.cli.click_options import cache_option, options, visibility_option
 from sea_export.cli.reporting import reported
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.errors import SeaExportError
 from sea_export.export.formats import export_format
-from sea_export.options import DemonstrationOptions, ExportOptions, FitOptions, RunOptions
+from sea_export.model.run_options import RunOptions
+from sea_export.options import ExportOptions, FitOptions
 
 
 @click.command("fit-and-save")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
@@ -19,6 +18,7 @@ from sea_export.capture.opened_model import OpenedModel
 from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cli.terminal import console, errors, progress_bar, silenced, waiting
 from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.demonstrations.load import load_demonstrations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
@@ -28,12 +28,10 @@ from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
 from sea_export.fitting.layer_choice import passed_over_note
 from sea_export.model.base import Base, is_hub_id, open_base
 from sea_export.model.load_model import parse_dtype, quiet_transformers
-from sea_export.options import DemonstrationOptions, FitOptions, RunOptions
+from sea_export.model.run_options import RunOptions
+from sea_export.options import FitOptions
 from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "base_of",
