@@ -206,8 +206,8 @@ def _name_base(edit: SpectralEdit, base: Base, report: WriteReport, *, force: bo
     known = fitted_on.get("weights")
     if known is not None and sorted(known.values()) != sorted(digests.values()) and not force:
         raise InputError(
-            f"{base.name}: its weights are not those of {fitted_on.get('name')}, on which the edit was fitted. Give the "
-            "base that it was fitted on, or --force."
+            f"{base.name}: its weights are not those of {fitted_on.get('name')}, on which the edit was fitted. Give "
+            "the base that it was fitted on, or --force."
         )
     named = {"name": base.name, "revision": base.revision, "weights": digests}
     if known is not None and sorted(known.values()) != sorted(digests.values()):

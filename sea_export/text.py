@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
-    pass
-
-
-import unicodedata
+    import torch  # heavy, and `--help` needs none of it
 
 __all__ = ["dtype_name", "interval_text", "visible"]
 

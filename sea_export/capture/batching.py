@@ -133,7 +133,7 @@ def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
 
 
 def plan_passes(
-    model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, sharing: PrefixCacheMode
+    model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, prefix_cache: PrefixCacheMode
 ) -> PassPlan:
     """Works out all passes over some items.
 
@@ -141,11 +141,11 @@ def plan_passes(
         model: what computes prompts and completions.
         items: prompts with their completions, none of which is empty.
         batch_tokens: about how many tokens a pass computes.
-        sharing: see `sea_export.capture.prefix_cache.prefix_cache_mode`.
+        prefix_cache: see `sea_export.capture.prefix_cache.prefix_cache_mode`.
     """
-    if sharing is PrefixCacheMode.NOTHING:
+    if prefix_cache is PrefixCacheMode.NOTHING:
         return PassPlan(None, tuple(Batch((index,), _single_passes(items, index)) for index in processing_order(items)))
-    if sharing is PrefixCacheMode.PASSES:
+    if prefix_cache is PrefixCacheMode.PASSES:
         return PassPlan(None, tuple(_whole_batches(items, batch_tokens)))
     shared = shared_prefix_length([item.prompt for item in items])
     shared_pass = None

@@ -78,7 +78,7 @@ def run_batches(
     items: Sequence[PromptedCompletions],
     *,
     batch_tokens: int,
-    sharing: PrefixCacheMode,
+    prefix_cache: PrefixCacheMode,
     observer: SegmentObserver,
 ) -> Iterator[tuple[int, ...]]:
     """Runs all items, and yields the indices of those that a batch has finished.
@@ -88,11 +88,11 @@ def run_batches(
         completion_model: what computes completions (the same, or the model with its head).
         items: prompts with their completions, none of which is empty.
         batch_tokens: about how many tokens a pass computes.
-        sharing: see `plan_passes`.
+        prefix_cache: see `plan_passes`.
         observer: what looks at the passes.
     """
-    with_caches = sharing is PrefixCacheMode.CACHES
-    plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, sharing=sharing)
+    with_caches = prefix_cache is PrefixCacheMode.CACHES
+    plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
     device = input_device(prompt_model)
 
     def run(one: Pass, cache: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from sea_export.capture.activations import Activations
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.forward import run_batches
 from sea_export.capture.generate import greedy_continuations
@@ -26,7 +27,6 @@ from sea_export.options import CaptureOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from sea_export.capture.activations import Activations
 
 __all__ = ["capture", "capture_batches", "layers_up_to", "prompted_items", "read_modules"]
 
@@ -87,7 +87,7 @@ def capture_batches(
     modules = read_modules(model, targets, options.site)
     with layers_up_to(model, max(target.layer for target in targets)), ExitStack() as hooks:
         decoder = cast("PreTrainedModel", model.base_model)
-        sharing = prefix_cache_mode(decoder, items, batch_tokens=options.batch_tokens)
+        prefix_cache = prefix_cache_mode(decoder, items, batch_tokens=options.batch_tokens)
         for target, module in modules.items():
             hooks.callback(module.register_forward_hook(reader.hook(target)).remove)
         for indices in run_batches(
@@ -95,7 +95,7 @@ def capture_batches(
             decoder,
             items,
             batch_tokens=options.batch_tokens,
-            sharing=sharing,
+            prefix_cache=prefix_cache,
             observer=reader,
         ):
             yield indices, {target: reader.take(target, indices) for target in targets}

@@ -145,12 +145,12 @@ def capture_by_layer(
     reader = ActivationReader(items, options)
     modules = read_modules(model, targets, options.site)
     trial = cast("PreTrainedModel", source.trial_model().base_model)
-    sharing = prefix_cache_mode(trial, items, batch_tokens=options.batch_tokens)
+    prefix_cache = prefix_cache_mode(trial, items, batch_tokens=options.batch_tokens)
     decoder = cast("PreTrainedModel", model.base_model)
-    if sharing is PrefixCacheMode.CACHES and not _lends_caches(decoder, len(decoder_layers(model)[1])):
-        sharing = PrefixCacheMode.PASSES
-    lends = sharing is PrefixCacheMode.CACHES
-    plan = plan_passes(model, items, batch_tokens=options.batch_tokens, sharing=sharing)
+    if prefix_cache is PrefixCacheMode.CACHES and not _lends_caches(decoder, len(decoder_layers(model)[1])):
+        prefix_cache = PrefixCacheMode.PASSES
+    lends = prefix_cache is PrefixCacheMode.CACHES
+    plan = plan_passes(model, items, batch_tokens=options.batch_tokens, prefix_cache=prefix_cache)
     edits: dict[Target, LayerEdit] = {}
     stops: dict[object, tuple[nn.Module, ForwardHook]] = {
         target: (module, _LateEdit(edits, target)) for target, module in modules.items() if sequential

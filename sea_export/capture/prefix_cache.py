@@ -52,9 +52,9 @@ def prefix_cache_mode(
     expected = _final_states(decoder, tried, batch_tokens, PrefixCacheMode.NOTHING)
     tolerance = _HALF_PRECISION_TOLERANCE if torch.finfo(expected.dtype).bits < 32 else _TOLERANCE
 
-    def agrees(sharing: PrefixCacheMode) -> bool:
+    def agrees(prefix_cache: PrefixCacheMode) -> bool:
         try:
-            states = _final_states(decoder, tried, batch_tokens, sharing)
+            states = _final_states(decoder, tried, batch_tokens, prefix_cache)
         except Exception:  # code of any architecture, which may fail in any way on what it does not expect
             return False
         return bool((states.float() - expected.float()).norm() <= tolerance * expected.float().norm())
@@ -69,11 +69,13 @@ def prefix_cache_mode(
 
 
 def _final_states(
-    decoder: PreTrainedModel, items: Sequence[PromptedCompletions], batch_tokens: int, sharing: PrefixCacheMode
+    decoder: PreTrainedModel, items: Sequence[PromptedCompletions], batch_tokens: int, prefix_cache: PrefixCacheMode
 ) -> Tensor:
     """(prompts and completions, d) the final hidden state of the last token of each."""
     states = _LastStates(items)
-    for _ in run_batches(decoder, decoder, items, batch_tokens=batch_tokens, sharing=sharing, observer=states):
+    for _ in run_batches(
+        decoder, decoder, items, batch_tokens=batch_tokens, prefix_cache=prefix_cache, observer=states
+    ):
         pass
     return torch.stack([states.rows[key] for key in sorted(states.rows)])
 

@@ -27,7 +27,7 @@ from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.export.output import check_output
 from sea_export.files.writing import write_json
-from sea_export.fitting.bank import SpectrumBank
+from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.model.run_options import RunOptions
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
@@ -163,12 +163,12 @@ def _start(options: TuneOptions, layer_count: int) -> FitOptions:
     return replace(default, layers=f"last:{count}", template=options.template, capture=capture)
 
 
-def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], options: TuneOptions) -> SpectrumBank:
+def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], options: TuneOptions) -> StatisticsBank:
     """All that is searched, and what the default edit needs."""
     default = FitOptions()
     sites = dict.fromkeys((*(options.sites or SITES), default.capture.site))
     with counting_progress("Capturing", len(demonstrations) * len(sites)) as advance:
-        return SpectrumBank(
+        return StatisticsBank(
             opened.whole_model,
             opened.base.tokenizer,
             demonstrations,

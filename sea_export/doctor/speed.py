@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from sea_export.capture.activations import Activations
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.model.memory import available_memory
 
 __all__ = ["Speed", "free_memory", "measure_speed", "spectrum_seconds"]
@@ -77,7 +77,7 @@ def spectrum_seconds(count: int, size: int, center: str) -> float:
     rows, columns = min(count, 128), min(size, 512)
     generator = torch.Generator().manual_seed(0)
     kinds = [torch.randn(rows, columns, generator=generator) for _ in range(3)]
-    seconds = _timed(lambda: SpectrumFitter(center).update(Activations(*kinds)).spectrum())
+    seconds = _timed(lambda: SpectrumFitter(center).update(Activations(*kinds)).finish())
     return seconds * _spectrum_cost(count, size) / _spectrum_cost(rows, columns)
 
 

@@ -62,7 +62,7 @@ class LayerEdit:
     """‖edit of the (centred) neutral activations less themselves‖ / ‖H0‖, Frobenius norms, before a normalization
     that is done at run time."""
     signature: float
-    """The layer's signature value: see `sea_export.fitting.spectral.signature`."""
+    """The layer's signature value: see `sea_export.fitting.spectrum.signature`."""
     reader_error: float | None
     """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
     feature_function: str = "identity"

@@ -5,7 +5,7 @@ What an edit computes is in `sea_export.edit.layer_edit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,6 +17,7 @@ import torch
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.storage import read_edit, write_edit
 from sea_export.errors import InputError
+from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.targets import Target
 
 if TYPE_CHECKING:
@@ -62,34 +63,41 @@ class SpectralEdit:
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)
 
     @contextmanager
-    def apply(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    def apply(
+        self, model: PreTrainedModel, projections: Sequence[OutputProjection] | None = None
+    ) -> Iterator[PreTrainedModel]:
         """Installs the run-time edit on a live model, and takes it off again.
 
         Args:
             model: a causal language model of the architecture that the edit was fitted on.
+            projections: the output projections of the edit's targets in it; they are searched for if None.
 
         Raises:
             InputError: the model has no such layer, or another hidden size.
         """
-        from sea_export.model.architecture import find_output_projections
-
-        writers = find_output_projections(model, self.targets)
+        if projections is None:
+            projections = find_output_projections(model, self.targets)
+        self.check_sizes(projections)
         with ExitStack() as hooks:
-            for writer in writers:
-                if writer.size != self.layers[writer.target][0].size:
-                    raise InputError(
-                        f"the edit has {self.layers[writer.target][0].size} features but {writer.module_name} "
-                        f"writes {writer.size}: it was fitted on another model"
-                    )
-            for writer in writers:
-                module = model.get_submodule(writer.module_name)
+            for projection in projections:
+                module = model.get_submodule(projection.module_name)
                 device = next(chain(module.parameters(), module.buffers())).device
-                edits: Sequence[LayerEdit] = self.layers[writer.target]
+                edits: Sequence[LayerEdit] = self.layers[projection.target]
                 if device.type != "meta":  # weights that come and go: the edit goes to where the activations are
                     edits = [edit.to(device) for edit in edits]
                 handle = module.register_forward_hook(EditHook(edits))
                 hooks.callback(handle.remove)
             yield model
+
+    def check_sizes(self, projections: Iterable[OutputProjection]) -> None:
+        """Raises InputError if an output projection gives another number of features than the edit of it has."""
+        for projection in projections:
+            size = self.layers[projection.target][0].size
+            if projection.size != size:
+                raise InputError(
+                    f"{projection.module_name}: it gives {projection.size} features, and the edit has {size}. Give the "
+                    "model that the edit was fitted on."
+                )
 
     def save(self, directory: Path | str) -> None:
         """Writes `sea_edit.safetensors` and `sea_edit.json` into `directory` (made if missing).

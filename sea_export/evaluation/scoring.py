@@ -84,8 +84,10 @@ def observe_completions(
         for item in items
     ]
     decoder = cast("PreTrainedModel", model.base_model)
-    sharing = prefix_cache_mode(decoder, shifted, batch_tokens=batch_tokens)
-    for indices in run_batches(decoder, model, shifted, batch_tokens=batch_tokens, sharing=sharing, observer=observer):
+    prefix_cache = prefix_cache_mode(decoder, shifted, batch_tokens=batch_tokens)
+    for indices in run_batches(
+        decoder, model, shifted, batch_tokens=batch_tokens, prefix_cache=prefix_cache, observer=observer
+    ):
         if progress is not None:
             progress(len(indices))
 

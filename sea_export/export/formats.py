@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sea_export.edit.spectral_edit import SpectralEdit
     from sea_export.export.write_report import WriteReport
+    from sea_export.model.architecture import OutputProjection
     from sea_export.model.base import Base
     from sea_export.model.targets import Target
 
@@ -26,8 +27,9 @@ __all__ = ["EditInMemory", "EditNeeds", "ExportFormat", "TensorCheck", "check_fo
 LocatedT = TypeVar("LocatedT")
 PlanT = TypeVar("PlanT")
 
-EditInMemory = Callable[["PreTrainedModel", "SpectralEdit"], AbstractContextManager[None]]
-"""While open, a base in memory computes what the export of an edit does without rounding."""
+EditInMemory = Callable[["PreTrainedModel", "SpectralEdit", "Sequence[OutputProjection]"], AbstractContextManager[None]]
+"""While open, a base in memory computes what the export of an edit does without rounding. The output projections are
+those of the edit's targets in the base."""
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from sea_export.errors import InputError, SeaExportError
-
-if TYPE_CHECKING:
-    pass
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from safetensors import SafetensorError
 
-from sea_export.errors import reason
+from sea_export.errors import InputError, SeaExportError, reason
 from sea_export.files.writing import flush
 from sea_export.locks import Locked, is_locked, locked_directory, remove_leftovers, scratch_directory
 

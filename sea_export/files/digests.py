@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sea_export.errors import SeaExportError
-
-if TYPE_CHECKING:
-    pass
-
-import hashlib
 
 __all__ = ["file_digest", "file_digests"]
 

@@ -13,10 +13,10 @@ from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.features import FeatureFunction
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.fitting.estimation import source_of
-from sea_export.fitting.fit import computation_record, edit_from_spectra
+from sea_export.fitting.collect import source_of
+from sea_export.fitting.fit import computation_record, edit_from_statistics
 from sea_export.fitting.layer_choice import LayerChoice
-from sea_export.fitting.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 from sea_export.model.architecture import decoder_layers, find_output_projections
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.options import FitOptions
@@ -25,10 +25,10 @@ from sea_export.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["SpectrumBank"]
+__all__ = ["StatisticsBank"]
 
 
-class SpectrumBank:
+class StatisticsBank:
     """What edits with any layers, target, site, centring and truncation are fitted from, without a forward pass.
 
     A site is captured in one pass over the demonstrations, whose activations of all layers are kept in memory. A
@@ -58,7 +58,7 @@ class SpectrumBank:
             progress: told the number of demonstrations that each batch has finished; each counts once a site.
 
         Raises:
-            InputError: see `sea_export.fitting.estimation.fit_spectra`.
+            InputError: see `sea_export.fitting.collect.collect_statistics`.
         """
         if len(demonstrations) < 2:
             raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
@@ -95,13 +95,13 @@ class SpectrumBank:
                 they were.
 
         Raises:
-            InputError: see `sea_export.fitting.fit.edit_from_spectra`.
+            InputError: see `sea_export.fitting.fit.edit_from_statistics`.
         """
         choice = LayerChoice.parse(options.layers, self.layer_count)
         components = COMPONENTS if options.target == "both" else (options.target,)
         places = [Target(layer, component) for layer in choice.candidates for component in components]
         spectra = {place: self._spectrum(options.capture.site, place, options.center) for place in places}
-        return edit_from_spectra(spectra, options, {**self._provenance, "options": asdict(options)})
+        return edit_from_statistics(spectra, options, {**self._provenance, "options": asdict(options)})
 
     def _spectrum(self, site: str, place: Target, center: str) -> LayerSpectrum:
         read = place if site == "target" else Target(place.layer, self._residual_component)
@@ -115,6 +115,6 @@ class SpectrumBank:
                     fitter.update(batch)
             except InputError as error:
                 raise InputError(f"layer {read.layer}, {read.component}: {error}") from error
-            self._spectra[key] = fitter.spectrum()
+            self._spectra[key] = fitter.finish()
         spectrum = self._spectra[key]
         return replace(spectrum, center="affine", reader=None, reader_error=None) if center == "affine" else spectrum

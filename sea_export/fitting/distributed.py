@@ -17,7 +17,7 @@ import torch.distributed
 
 from sea_export.errors import InputError, SeaExportError
 from sea_export.fitting.constant_reader import READER_FOLDS
-from sea_export.fitting.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 
 __all__ = ["ALONE", "Processes", "joined_processes", "local_device"]
 
@@ -52,14 +52,14 @@ class Processes:
         """
         return sorted(index for place, index in enumerate(order) if place // READER_FOLDS % self.count == self.rank)
 
-    def spectrum(self, fitter: SpectrumFitter) -> LayerSpectrum:
+    def finish(self, fitter: SpectrumFitter) -> LayerSpectrum:
         """The spectrum of what the fitters of all processes have seen. Every process calls it, in the same order.
 
         Raises:
             SeaExportError: another process has ended.
         """
         if self.count == 1:
-            return fitter.spectrum()
+            return fitter.finish()
         fitters: list[SpectrumFitter] = [fitter] * self.count if self.is_first else []
         spectra: list[LayerSpectrum | None] = [None]
         try:
@@ -68,7 +68,7 @@ class Processes:
                 first, *others = fitters
                 for other in others:
                     first.merge(other)
-                spectra = [first.spectrum()]
+                spectra = [first.finish()]
             torch.distributed.broadcast_object_list(spectra)
         except RuntimeError as error:
             raise SeaExportError(

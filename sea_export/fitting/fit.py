@@ -13,10 +13,10 @@ import torch
 from sea_export.capture.layerwise import LayerSource, ModelInMemory
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting.collect import collect_statistics, source_of
 from sea_export.fitting.distributed import ALONE, Processes
-from sea_export.fitting.estimation import fit_spectra, source_of
 from sea_export.fitting.layer_choice import kept_by_signature
-from sea_export.fitting.spectral import LayerSpectrum
+from sea_export.fitting.spectrum import LayerSpectrum
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
@@ -25,7 +25,7 @@ from sea_export.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["computation_record", "edit_from_spectra", "fit", "fit_edit", "no_op_warning", "sequence_warning"]
+__all__ = ["computation_record", "edit_from_statistics", "fit", "fit_edit", "no_op_warning", "sequence_warning"]
 
 # An edit that changes no layer's neutral activations by more than this share does next to nothing.
 _NO_OP_CHANGE = 0.01
@@ -139,7 +139,7 @@ def fit_edit(
     processes: Processes = ALONE,
 ) -> SpectralEdit:
     """`fit`, with its options as one object, and perhaps shared by several processes: all of them get the edit."""
-    spectra = fit_spectra(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
+    spectra = collect_statistics(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
     provenance = {
         "base": {"name": _public_name(source_of(model).model.config._name_or_path)},
         "demonstrations": demonstrations_record(demonstrations),
@@ -147,10 +147,10 @@ def fit_edit(
         "computation": computation_record(source_of(model), processes),
         "versions": library_versions(),
     }
-    return edit_from_spectra(spectra, options, provenance)
+    return edit_from_statistics(spectra, options, provenance)
 
 
-def edit_from_spectra(
+def edit_from_statistics(
     spectra: Mapping[Target, LayerSpectrum], options: FitOptions, provenance: Mapping[str, Any] | None = None
 ) -> SpectralEdit:
     """Truncates spectra to an edit; for `signature:K`, of the K layers with the highest signature.

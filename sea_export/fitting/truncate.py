@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
-from sea_export.fitting.spectral import LayerSpectrum, rank_for_variance
+from sea_export.fitting.spectrum import LayerSpectrum, rank_for_variance
 from sea_export.options import RUN_TIME_NORMALIZATIONS, EditOptions
 
 __all__ = ["build_layer_edit"]

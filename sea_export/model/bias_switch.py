@@ -1,4 +1,4 @@
-"""Biases by config: how a model whose output projections have no bias can be given one that plain transformers reads."""
+"""Biases by config: how output projections without a bias can be given one that plain transformers reads."""
 
 from __future__ import annotations
 

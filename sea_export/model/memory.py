@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
-
-if TYPE_CHECKING:
-    from sea_export.model.base import Base
-
 import math
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import psutil
+import torch
 from torch import Tensor
 
 from sea_export.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from sea_export.model.base import Base
 
 __all__ = ["available_memory", "fits", "fits_whole", "unpooled_tensor", "weight_bytes"]
 

@@ -23,7 +23,7 @@ from sea_export.evaluation.benchmark import Benchmark, Measurement, measure, wit
 from sea_export.evaluation.damage import DIVERGENCE, TextPredictions, measure_damage, predict_texts
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.statistics import metric_differences
-from sea_export.fitting.bank import SpectrumBank
+from sea_export.fitting.bank import StatisticsBank
 from sea_export.options import CENTERS, SITES, TARGETS, FitOptions
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Tuner:
 
     def __init__(
         self,
-        bank: SpectrumBank,
+        bank: StatisticsBank,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         benchmark: Benchmark,

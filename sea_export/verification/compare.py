@@ -22,7 +22,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import SeaExportError
 from sea_export.export.formats import EditInMemory
 from sea_export.locks import scratch_directory
-from sea_export.model.architecture import find_output_projections
+from sea_export.model.architecture import OutputProjection
 from sea_export.model.load_model import auto_classes
 from sea_export.text import dtype_name
 
@@ -34,11 +34,11 @@ __all__ = [
     "PROMPTS",
     "Agreement",
     "agreements",
+    "compare",
     "compared",
     "comparison_problems",
     "is_quantized",
     "logits_in_subprocess",
-    "compare",
 ]
 
 PROMPTS = (
@@ -118,6 +118,7 @@ def compare(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     *,
+    projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
     exact: bool = True,
     own_code: bool = False,
@@ -130,6 +131,7 @@ def compare(
         model: the base in memory; it is left in another dtype than it came in.
         tokenizer: the base's.
         dtype: the dtype in which the base stores the edited tensors.
+        projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the model in memory compute what the export of an edit would without rounding; None
             where the export rounds nothing, so that it is that itself.
         exact: whether the export claims to be the edit, and not an approximation of it.
@@ -145,7 +147,7 @@ def compare(
     if not quantized:
         model.float()
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    with edit.apply(model):
+    with edit.apply(model, projections):
         continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
         sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
         run_time = _logits(model, sequences)
@@ -153,11 +155,11 @@ def compare(
         directory, sequences, tokenizer, config=model.config, dtype=model.dtype, own_code=own_code
     )
     if export_in_memory is not None:
-        with export_in_memory(model, edit):
+        with export_in_memory(model, edit, projections):
             in_memory = _logits(model, sequences)
     unedited = _logits(model, sequences)
     if quantized:
-        with _rounded_otherwise(model, edit):
+        with _rounded_otherwise(model, projections):
             rounded = _logits(model, sequences)
     else:
         nn.Module.to(model, dtype)
@@ -192,7 +194,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _rounded_otherwise(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+def _rounded_otherwise(model: PreTrainedModel, projections: Sequence[OutputProjection]) -> Iterator[None]:
     """Moves outputs of the edited modules by half a unit in the last place at most, at random: so much is rounding."""
     generator = torch.Generator().manual_seed(0)
 
@@ -203,8 +205,8 @@ def _rounded_otherwise(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[N
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     with ExitStack() as hooks:
-        for writer in find_output_projections(model, edit.targets):
-            module = model.get_submodule(writer.module_name)
+        for projection in projections:
+            module = model.get_submodule(projection.module_name)
             hooks.callback(module.register_forward_hook(move).remove)
         yield
 
@@ -314,8 +316,8 @@ def comparison_problems(
     ):
         problems.append(
             f"the export as stored differs from {'the run-time edit' if exact else 'itself in memory'} by a mean KL of "
-            f"{metrics['rounding_error'].mean_divergence:.1e} with {metrics['rounding_error'].top1_agreement:.1%} top-1 "
-            f"agreement, where rounding allows {divergence:.1e} and {equal:.0%}"
+            f"{metrics['rounding_error'].mean_divergence:.1e} with {metrics['rounding_error'].top1_agreement:.1%} "
+            f"top-1 agreement, where rounding allows {divergence:.1e} and {equal:.0%}"
         )
     if not metrics["effect"].mean_divergence > _NO_OP_DIVERGENCE:
         problems.append(

@@ -8,16 +8,6 @@ need all layers for every token: predictions are compared over fixed text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
-
-from sea_export.capture.offloaded import can_load_layers
-from sea_export.model.memory import fits, weight_bytes
-
-if TYPE_CHECKING:
-    from sea_export.model.base import Base
-
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sea_export.capture.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
-from sea_export.capture.offloaded import StoredModel
+from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import EditInMemory
-from sea_export.model.memory import unpooled_tensor
+from sea_export.model.architecture import OutputProjection
+from sea_export.model.memory import fits, unpooled_tensor, weight_bytes
 from sea_export.verification.compare import (
     COMPARED_TOKENS,
     PROMPTS,
@@ -43,6 +35,8 @@ from sea_export.verification.compare import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from sea_export.model.base import Base
 
 __all__ = ["compare_by_layer", "verified_by_layer"]
 
@@ -59,6 +53,7 @@ def compare_by_layer(
     source: StoredModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
     exact: bool = True,
     own_code: bool = False,
@@ -70,6 +65,7 @@ def compare_by_layer(
         edit: the edit that it claims to hold.
         source: the base, computed in the dtype in which it is stored.
         tokenizer: the base's.
+        projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the base compute what the export of some layers' edits would without rounding.
         exact: whether the export claims to be the edit, and not an approximation of it.
         own_code: whether the export comes with code and a tokenizer.
@@ -88,7 +84,7 @@ def compare_by_layer(
         # Room for the largest part of the model beside what is being loaded: the rest stays on the disk.
         memory=2 * source.largest_part_bytes(torch.float32),
     )
-    logits = _logits_by_layer(source, edit, sequences, export_in_memory)
+    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
     return agreements(
         run_time=logits[_RUN_TIME],
         in_memory=logits.get(_IN_MEMORY, stored),
@@ -111,6 +107,7 @@ def _fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def _logits_by_layer(
     source: StoredModel,
     edit: SpectralEdit,
+    projections: Sequence[OutputProjection],
     sequences: Sequence[Sequence[int]],
     export_in_memory: EditInMemory | None,
 ) -> dict[str, Tensor]:
@@ -129,15 +126,16 @@ def _logits_by_layer(
 
     def advance(module: nn.Module, one_layer: SpectralEdit | None = None) -> object:
         """Takes all variants to their next stop, through `module`, whose parameters are in memory as stored."""
+        own = [one for one in projections if one_layer is not None and one.target in one_layer.layers]
 
         def turns() -> Iterator[SuspendedPass]:
             yield passes[_ROUNDED]
             with _in_float32(module):
                 yield passes[_UNEDITED]
-                with one_layer.apply(model) if one_layer else nullcontext():
+                with one_layer.apply(model, own) if one_layer else nullcontext():
                     yield passes[_RUN_TIME]
                 if export_in_memory:
-                    with export_in_memory(model, one_layer) if one_layer else nullcontext():
+                    with export_in_memory(model, one_layer, own) if one_layer else nullcontext():
                         yield passes[_IN_MEMORY]
 
         return advance_together(turns())

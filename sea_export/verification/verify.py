@@ -120,6 +120,7 @@ def verify_export(
     quantized = isinstance(model, nn.Module) and is_quantized(model)
     dtype = format.stored_dtype(base, plan) or model.dtype
     tensors = format.check(directory, base, edit, plan)  # first: it finds what no library is to be given
+    projections = base.output_projections(edit.targets)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
     if isinstance(model, StoredModel):
         metrics = compare_by_layer(
@@ -127,6 +128,7 @@ def verify_export(
             edit,
             model,
             base.tokenizer,
+            projections=projections,
             export_in_memory=export_in_memory,
             exact=tensors.exact,
             own_code=format.runs_code,
@@ -138,6 +140,7 @@ def verify_export(
             model,
             base.tokenizer,
             dtype,
+            projections=projections,
             export_in_memory=export_in_memory,
             exact=tensors.exact,
             own_code=format.runs_code,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sea_export
-import sea_export.fitting.estimation
+import sea_export.fitting.collect
 from sea_export.capture.activations import Activations
 from sea_export.capture.cache import ActivationCache, cached_bytes
 from sea_export.errors import InputError

@@ -60,7 +60,7 @@ def run(model, items: Sequence[PromptedCompletions], budget: int = 200) -> tuple
             decoder,
             items,
             batch_tokens=budget,
-            sharing=PrefixCacheMode.CACHES if hands_on_caches(decoder) else PrefixCacheMode.PASSES,
+            prefix_cache=PrefixCacheMode.CACHES if hands_on_caches(decoder) else PrefixCacheMode.PASSES,
             observer=recorder,
         )
     )
@@ -176,7 +176,7 @@ def test_completions_are_computed_by_the_model_for_them():
 
     list(
         run_batches(
-            model.base_model, model, items, batch_tokens=100, sharing=PrefixCacheMode.CACHES, observer=Observer()
+            model.base_model, model, items, batch_tokens=100, prefix_cache=PrefixCacheMode.CACHES, observer=Observer()
         )
     )
     assert {has_logits for completion, has_logits in outputs if completion is None} == {False}

@@ -23,7 +23,7 @@ from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.base import open_base
 from sea_export.model.targets import Target
@@ -287,7 +287,7 @@ def sequential_reference(model: PreTrainedModel, tokenizer, demonstrations, targ
                 captured = capture(model, tokenized, [target])
         else:
             captured = capture(model, tokenized, [target])
-        spectrum = SpectrumFitter(center).update(captured[target]).spectrum()
+        spectrum = SpectrumFitter(center).update(captured[target]).finish()
         edits[target] = (build_layer_edit(spectrum, EditOptions(positive_rank=2, negative_rank=2)),)
     return SpectralEdit(edits)
 

@@ -264,8 +264,8 @@ def forbid_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("work started before the checks")
 
-    monkeypatch.setattr("sea_export.fitting.estimation.capture_batches", fail)
-    monkeypatch.setattr("sea_export.fitting.estimation.capture_by_layer", fail)
+    monkeypatch.setattr("sea_export.fitting.collect.capture_batches", fail)
+    monkeypatch.setattr("sea_export.fitting.collect.capture_by_layer", fail)
 
 
 def assert_refused(result: Result, message: str, directory: Path, expected: list[Path]) -> None:

@@ -17,7 +17,7 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.fitting.fit import sequence_warning
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.targets import Target
 from sea_export.options import (
@@ -25,7 +25,7 @@ from sea_export.options import (
     PROJECTIONS,
     EditOptions,
     FitOptions,
-    SaveOptions,
+    ExportOptions,
     check_format,
 )
 from tests.helpers.reference import left_singular, random_activations, rank_for_variance
@@ -170,7 +170,7 @@ def defined_edit(activations: Activations, rows: Tensor, feature: FeatureFunctio
 
 
 def nonlinear_edit(activations: Activations, feature: FeatureFunction, options: EditOptions) -> LayerEdit:
-    return build_layer_edit(SpectrumFitter(feature=feature).update(activations).spectrum(), options)
+    return build_layer_edit(SpectrumFitter(feature=feature).update(activations).finish(), options)
 
 
 @pytest.mark.parametrize("name", FEATURE_FUNCTIONS)
@@ -241,17 +241,17 @@ def test_rows_that_the_edit_makes_zero_stay_zero(normalization: str) -> None:
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_streamed_activations_give_the_same_spectrum(name: str) -> None:
     activations, feature = random_activations(300, SIZE), FeatureFunction(name)
-    whole = SpectrumFitter(feature=feature).update(activations).spectrum()
+    whole = SpectrumFitter(feature=feature).update(activations).finish()
     fitter = SpectrumFitter(feature=feature)
     for start in range(0, 300, 7):
         kinds = (activations.neutral, activations.positive, activations.negative)
         fitter.update(Activations(*(kind[start : start + 7] for kind in kinds)))
-    streamed = fitter.spectrum()
+    streamed = fitter.finish()
     torch.testing.assert_close(streamed.positive_values, whole.positive_values)
     assert streamed.neutral is not None
     assert torch.equal(streamed.neutral, activations.neutral)
     assert streamed.signature == pytest.approx(whole.signature)
-    unmapped = SpectrumFitter().update(activations).spectrum()
+    unmapped = SpectrumFitter().update(activations).finish()
     assert streamed.signature == pytest.approx(unmapped.signature), "layers are ranked by their activations"
     assert not torch.allclose(streamed.positive_values[:3], unmapped.positive_values[:3])
 
@@ -296,12 +296,12 @@ def test_folding_is_refused_with_the_nearest_foldable_setting() -> None:
 )
 def test_formats_are_checked_before_any_work(feature_function: str, normalization: str, foldable: bool) -> None:
     options = FitOptions(feature_function=feature_function, edit=EditOptions(normalization=normalization))
-    check_format(options, SaveOptions(format="custom-code"))
+    check_format(options, ExportOptions(format="custom-code"))
     if foldable:
-        check_format(options, SaveOptions(format="merged"))
+        check_format(options, ExportOptions(format="merged"))
     else:
         with pytest.raises(InputError, match="--format custom-code"):
-            check_format(options, SaveOptions(format="merged"))
+            check_format(options, ExportOptions(format="merged"))
 
 
 @pytest.mark.parametrize("name", NONLINEAR)

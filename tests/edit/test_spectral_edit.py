@@ -10,7 +10,7 @@ import torch
 
 from sea_export.capture.activations import Activations
 from sea_export.errors import InputError
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.options import CENTERS, PROJECTIONS, EditOptions
 from tests.helpers.reference import dense_edit, dense_of, random_activations
@@ -131,7 +131,7 @@ def test_centred_edits_leave_the_mean_neutral_activation_in_place(center):
 def test_factors_are_rounded_once_and_last():
     """Float32 factors are the rounded float64 ones: the truncation and the calibration saw no float32."""
     activations = random_activations(60, SIZE, dtype=torch.float32)
-    spectrum = SpectrumFitter("affine").update(activations).spectrum()
+    spectrum = SpectrumFitter("affine").update(activations).finish()
     edit = build_layer_edit(spectrum, EditOptions(normalization="calibrated"))
     assert all(tensor.dtype == torch.float32 for tensor in edit.tensors().values())
     assert torch.equal(edit.positive, spectrum.positive_vectors[:, : edit.positive.shape[1]].float())

@@ -27,17 +27,17 @@ from sea_export.edit.fold import fold_parameters
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.adapter.adapter_check import adapter_problems, with_adapter
+from sea_export.export.adapter.adapter_check import check_adapter_weights, with_adapter
 from sea_export.export.adapter.adapter_plan import AdapterPlan, plan_adapter
 from sea_export.export.adapter.build import Adapter, build_adapter
 from sea_export.export.stored_projections import find_stored_projections
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.targets import Target
-from sea_export.options import EditOptions, SaveOptions
+from sea_export.options import EditOptions, ExportOptions
 from sea_export.verification.compare import Agreement
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, layer_edit
@@ -299,7 +299,7 @@ def test_ranks_end_at_the_size_of_the_weight(tmp_path: Path) -> None:
 
 def test_edits_that_no_adapter_can_hold_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     fitter = SpectrumFitter("off", FeatureFunction("tanh"))
-    tanh = build_layer_edit(fitter.update(random_activations(60, SIZE)).spectrum(), EditOptions())
+    tanh = build_layer_edit(fitter.update(random_activations(60, SIZE)).finish(), EditOptions())
     cases: list[tuple[LayerEdit, str]] = [
         (tanh, "--feature-function identity"),
         (layer_edit(options=EditOptions(normalization="token")), "--normalization calibrated"),
@@ -326,9 +326,9 @@ def test_a_gguf_base_is_refused(tiny_checkpoint: Path) -> None:
 
 def test_a_rank_cap_goes_with_adapters_only() -> None:
     with pytest.raises(InputError, match="--adapter-rank goes with --format adapter"):
-        SaveOptions(format="merged", adapter_rank=16)
+        ExportOptions(format="merged", adapter_rank=16)
     with pytest.raises(InputError, match="at least 1"):
-        SaveOptions(format="adapter", adapter_rank=0)
+        ExportOptions(format="adapter", adapter_rank=0)
 
 
 # What is written
@@ -476,11 +476,11 @@ def test_every_damaged_tensor_is_seen(variant: str, name: str, tiny_checkpoint: 
     save(edit, tiny_checkpoint, tmp_path / "out")
     with open_base(str(tiny_checkpoint)) as base:
         plan = planned(edit, base)
-        error, problems = adapter_problems(tmp_path / "out", edit, plan)
+        error, problems = check_adapter_weights(tmp_path / "out", edit, plan)
         assert problems == []
         assert error < 1e-5
         damage(tmp_path / "out", name)
-        _, problems = adapter_problems(tmp_path / "out", edit, plan)
+        _, problems = check_adapter_weights(tmp_path / "out", edit, plan)
     assert problems == ["the adapter does not make the edited weights of model.layers.1.mlp.down_proj"]
 
 
@@ -493,12 +493,12 @@ def test_another_config_and_other_tensors_are_seen(tiny_checkpoint: Path, tmp_pa
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "lora_alpha": 7}), encoding="utf-8")
         with pytest.raises(InputError, match="is not that of the edit's adapter"):
-            adapter_problems(tmp_path / "config", edit, plan)
+            check_adapter_weights(tmp_path / "config", edit, plan)
         save(edit, tiny_checkpoint, tmp_path / "tensors")
         file = tmp_path / "tensors" / "adapter_model.safetensors"
         save_file(dict(list(load_file(file).items())[1:]), file)
         with pytest.raises(InputError, match="does not hold the tensors"):
-            adapter_problems(tmp_path / "tensors", edit, plan)
+            check_adapter_weights(tmp_path / "tensors", edit, plan)
 
 
 def test_an_adapter_is_taken_off_again(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:

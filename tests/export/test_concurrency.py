@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 import sea_export
 import sea_export.cards.record_evaluation
-import sea_export.fitting.estimation
+import sea_export.fitting.collect
 import sea_export.saving
 from sea_export.capture.cache import ActivationCache
 from sea_export.cards.record_evaluation import record_evaluation
@@ -124,7 +124,7 @@ def test_one_cache(llama, tokenizer, demonstrations, tmp_path, count_case):
         cache = tmp_path / f"cache-{round}"
 
         def fit(barrier: threading.Barrier, cache: Path = cache) -> dict[str, bytes]:
-            meet_before(sea_export.fitting.estimation, "ActivationCache", barrier)
+            meet_before(sea_export.fitting.collect, "ActivationCache", barrier)
             meet_before(ActivationCache, "add", barrier)
             fitted = tmp_path / multiprocessing.current_process().name
             sea_export.fit(llama, tokenizer, demonstrations, cache=cache, **options).save(fitted)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 import sea_export
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.export.adapter.adapter_check import adapter_problems
+from sea_export.export.adapter.adapter_check import check_adapter_weights
 from sea_export.model.architecture import layers_with
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.load_model import auto_classes
@@ -190,13 +190,13 @@ def test_a_damaged_adapter_of_experts_is_found(converted, tmp_path: Path) -> Non
             edit.targets, resolved.checkpoint, resolved.config, needs_bias=False, format="adapter"
         )
         plan = plan_adapter(edit, resolved, stored, rank=None, load=lambda: model)
-        assert adapter_problems(tmp_path / "out", edit, plan)[1] == []
+        assert check_adapter_weights(tmp_path / "out", edit, plan)[1] == []
         file = tmp_path / "out" / "adapter_model.safetensors"
         tensors = load_file(file)
         name = next(name for name in tensors if "experts.lora_B" in name)
         tensors[name][:, 1] *= 1.1  # a column of one expert
         save_file(tensors, file, {"format": "pt"})
-        (problem,) = adapter_problems(tmp_path / "out", edit, plan)[1]
+        (problem,) = check_adapter_weights(tmp_path / "out", edit, plan)[1]
     assert "model.layers.1.mlp.experts" in problem
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from sea_export.export.merged.merge_check import merge_problems
+from sea_export.export.merged.merge_check import check_merge
 from sea_export.export.merged.merge_plan import MergePlan
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import compare_checkpoints
@@ -35,7 +35,7 @@ def problems(model: PreTrainedModel, dtype: torch.dtype, directory: Path, error:
     save_file(tensors, directory / "out" / "model.safetensors", metadata={"format": "pt"})
     plan = MergePlan({WEIGHT: lambda stored: folded}, {}, {})
     difference = compare_checkpoints(directory / "base", directory / "out")
-    return merge_problems(directory / "out", base, plan, difference)
+    return check_merge(directory / "out", base, plan, difference)
 
 
 @pytest.mark.parametrize(

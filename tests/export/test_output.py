@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
+from sea_export.cli import main
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.output import check_output, staged_output
+from sea_export.export.output import check_output, check_room, staged_output
 from sea_export.files.digests import file_digests
 from sea_export.files.reading import read_json
 from sea_export.files.writing import write_json
@@ -152,21 +156,21 @@ def test_an_output_that_a_killed_run_had_moved_away_comes_back(tmp_path):
 
 def refused(output: Path, match: str, **options: object) -> None:
     with pytest.raises(InputError, match=match):
-        check_output(output, **({"overwrite": False, "needed_bytes": 0} | options))
+        check_output(output, **({"overwrite": False} | options))
 
 
 def test_existing_outputs(tmp_path):
     """Only what sea-export wrote, or nothing, may be overwritten, and only when asked."""
     output = tmp_path / "out"
-    check_output(output, overwrite=False, needed_bytes=0)
+    check_output(output, overwrite=False)
     output.mkdir()
     refused(output, "--overwrite")
-    check_output(output, overwrite=True, needed_bytes=0)
+    check_output(output, overwrite=True)
     (output / "thesis.tex").write_text("years of work")
     refused(output, "was not written by sea-export", overwrite=True)
     for own in ("sea_export.json", "sea_edit.json"):
         (output / own).write_text("{}")
-        check_output(output, overwrite=True, needed_bytes=0)
+        check_output(output, overwrite=True)
         refused(output, "--overwrite")
         (output / own).unlink()
     shutil.rmtree(output)
@@ -175,15 +179,47 @@ def test_existing_outputs(tmp_path):
     assert output.read_text() == "a file"
 
 
+def mixes_with(output: Path, *base: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(str(base[0].resolve()))):
+        check_room(output, base, needed_bytes=0)
+
+
 def test_outputs_that_mix_with_the_base(tmp_path):
     base = tmp_path / "models" / "base"
     base.mkdir(parents=True)
-    (base / "sea_export.json").write_text("{}")
-    for output in (base, base / "out", tmp_path / "models", base / ".." / "base" / "out"):
-        refused(output, "inside each other", overwrite=True, base=base)
+    for output in (base, base / "out", base / "deep" / "out", tmp_path / "models", base / ".." / "base" / "out"):
+        mixes_with(output, base)
     (tmp_path / "link").symlink_to(base)
-    refused(tmp_path / "link" / "out", "inside each other", base=base)
-    check_output(tmp_path / "models" / "base-edited", overwrite=False, needed_bytes=0, base=base)
+    mixes_with(tmp_path / "link" / "out", base)
+    mixes_with(base / "out", base, tmp_path / "elsewhere")
+    check_room(tmp_path / "models" / "base-edited", [base], needed_bytes=0)
+
+
+def test_an_output_beside_a_file_that_is_the_base_is_no_mix(tmp_path):
+    base = tmp_path / "models" / "base.gguf"
+    base.parent.mkdir()
+    base.write_bytes(b"GGUF")
+    check_room(tmp_path / "models" / "out", [base], needed_bytes=0)
+    mixes_with(tmp_path / "models", base)
+    mixes_with(base, base)
+
+
+@pytest.mark.parametrize("where", ["the base itself", "inside of the base", "around the base"])
+@pytest.mark.parametrize("command", ["fit-and-save", "fit", "save"])
+def test_commands_refuse_an_output_that_mixes_with_the_base(command, where, tiny_checkpoint, fit_tiny, tmp_path):
+    base = tmp_path / "models" / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    output = {"the base itself": base, "inside of the base": base / "out", "around the base": base.parent}[where]
+    (output if output.is_dir() else tmp_path).joinpath("sea_export.json").write_text("{}")  # as if it were ours
+    before = contents_of(tmp_path)
+    edit = tmp_path / "edit"
+    fit_tiny(AutoModelForCausalLM.from_pretrained(base)).save(edit)
+    source = [edit, output, "--base", base] if command == "save" else [base, output]
+    result = CliRunner().invoke(main, [command, *map(str, source), "--overwrite"])
+    assert result.exit_code == 2, result.output
+    assert str(base) in result.output
+    shutil.rmtree(edit)
+    assert contents_of(tmp_path) == before
 
 
 def test_parents_that_are_missing_or_not_writable(tmp_path, monkeypatch):
@@ -194,8 +230,9 @@ def test_parents_that_are_missing_or_not_writable(tmp_path, monkeypatch):
 
 def test_disk_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_500_000_000))
-    check_output(tmp_path / "out", overwrite=False, needed_bytes=2_500_000_000)
-    refused(tmp_path / "out", r"needs 3\.00 GB, and its disk has 2\.50 GB free", needed_bytes=3_000_000_000)
+    check_room(tmp_path / "out", [], needed_bytes=2_500_000_000)
+    with pytest.raises(InputError, match=r"3\.00 GB.* 2\.50 GB"):
+        check_room(tmp_path / "out", [], needed_bytes=3_000_000_000)
 
 
 def test_json_round_trip(tmp_path):

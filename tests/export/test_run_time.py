@@ -12,7 +12,7 @@ from torch import Tensor
 from sea_export.edit.features import FeatureFunction
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.export.custom_code.run_time import Step, run_time_steps
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.options import CENTERS, FEATURE_FUNCTIONS, NORMALIZATIONS, PROJECTIONS, EditOptions
 from tests.helpers.reference import random_activations
@@ -25,9 +25,7 @@ def some_edit(
 ) -> LayerEdit:
     fitter = SpectrumFitter(center, FeatureFunction(function, 0.8))
     settings = {"explained_variance": 0.9, **options}
-    return build_layer_edit(
-        fitter.update(random_activations(count, SIZE, seed=seed)).spectrum(), EditOptions(**settings)
-    )
+    return build_layer_edit(fitter.update(random_activations(count, SIZE, seed=seed)).finish(), EditOptions(**settings))
 
 
 def some_rows() -> Tensor:

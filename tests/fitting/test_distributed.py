@@ -19,7 +19,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.fitting.constant_reader import READER_FOLDS
 from sea_export.fitting.distributed import ALONE, Processes
-from sea_export.fitting.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 from sea_export.options import CENTERS
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.random_demonstrations import assert_same_edit
@@ -88,14 +88,14 @@ COUNTS = {"rows": 8, "rows to moments": 160, "rows and moments": 130, "moments":
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
 def test_merged_statistics_are_those_of_one_fitter(count, center):
     activations = random_activations(count, 12)
-    everything = fitted(activations, center, list(range(count)), 7).spectrum()
+    everything = fitted(activations, center, list(range(count)), 7).finish()
     if count == COUNTS["rows and moments"]:
         shares = [list(range(120)), list(range(120, count))]
     else:
         shares = [Processes(rank, 2).share(range(count)) for rank in range(2)]
     for order in (shares, shares[::-1]):
         one, other = (fitted(activations, center, share, 9) for share in order)
-        assert_same_spectrum(one.merge(other).spectrum(), everything)
+        assert_same_spectrum(one.merge(other).finish(), everything)
 
 
 def test_statistics_of_features_merge_too():
@@ -105,16 +105,16 @@ def test_statistics_of_features_merge_too():
     kinds = (activations.neutral, activations.positive, activations.negative)
     halves = [Activations(*(kind[rows] for kind in kinds)) for rows in (slice(0, 15), slice(15, 30))]
     one, other = (SpectrumFitter("off", FeatureFunction("tanh")).update(half) for half in halves)
-    merged = one.merge(other).spectrum()
-    together = SpectrumFitter("off", FeatureFunction("tanh")).update(activations).spectrum()
+    merged = one.merge(other).finish()
+    together = SpectrumFitter("off", FeatureFunction("tanh")).update(activations).finish()
     assert_same_spectrum(merged, together)
     torch.testing.assert_close(merged.neutral, together.neutral)
 
 
 def test_alone_a_process_does_everything_itself():
     activations = random_activations(10, 12)
-    spectrum = ALONE.spectrum(SpectrumFitter().update(activations))
-    assert_same_spectrum(spectrum, SpectrumFitter().update(activations).spectrum())
+    spectrum = ALONE.finish(SpectrumFitter().update(activations))
+    assert_same_spectrum(spectrum, SpectrumFitter().update(activations).finish())
     assert ALONE.share([3, 1, 2, 0]) == [0, 1, 2, 3]
     assert ALONE.is_first
 

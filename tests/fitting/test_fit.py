@@ -17,10 +17,10 @@ from sea_export.demonstrations.demonstration import Demonstration, demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.fitting.estimation import fit_spectra
-from sea_export.fitting.fit import edit_from_spectra, fit, fit_edit, no_op_warning
+from sea_export.fitting.collect import collect_statistics
+from sea_export.fitting.fit import edit_from_statistics, fit, fit_edit, no_op_warning
 from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, passed_over_note
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.load_model import skeleton
@@ -171,8 +171,8 @@ def test_a_fit_is_spectra_of_the_captured_activations_truncated(llama, tokenizer
     targets = [Target(layer, component) for layer in (2, 3) for component in components]
     edit = fit(llama, tokenizer, demonstrations, layers="last:2", target=target, center=center, explained_variance=0.99)
     assert edit.targets == tuple(sorted(targets))
-    spectra = fit_spectra(llama, tokenizer, demonstrations, options)
-    assert_same_tensors(edit, edit_from_spectra(spectra, options))
+    spectra = collect_statistics(llama, tokenizer, demonstrations, options)
+    assert_same_tensors(edit, edit_from_statistics(spectra, options))
 
     tokenized = tokenize(demonstrations, tokenizer, template="qa", context_length=256)
     # In the order in which a fit meets them: the reader's folds go by it.
@@ -182,20 +182,20 @@ def test_a_fit_is_spectra_of_the_captured_activations_truncated(llama, tokenizer
         reverse=True,
     )
     for place, activations in capture(llama, [tokenized[index] for index in order], targets).items():
-        expected = build_layer_edit(SpectrumFitter(center).update(activations).spectrum(), options.edit)
+        expected = build_layer_edit(SpectrumFitter(center).update(activations).finish(), options.edit)
         for name, tensor in expected.tensors().items():
             torch.testing.assert_close(edit.layers[place][0].tensors()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_truncation_is_made_again_from_the_same_spectra(llama, tokenizer, demonstrations):
     """No forward pass: other truncations of the same spectra are those of other fits."""
-    spectra = fit_spectra(llama, tokenizer, demonstrations, OPTIONS)
+    spectra = collect_statistics(llama, tokenizer, demonstrations, OPTIONS)
     other = replace(OPTIONS, edit=EditOptions(explained_variance=0.5, normalization="calibrated", strength=0.7))
-    assert_same_tensors(edit_from_spectra(spectra, other), fit_edit(llama, tokenizer, demonstrations, other))
+    assert_same_tensors(edit_from_statistics(spectra, other), fit_edit(llama, tokenizer, demonstrations, other))
 
 
 def test_signature_keeps_the_layers_that_tell_the_completions_apart_best(llama, tokenizer, demonstrations):
-    spectra = fit_spectra(llama, tokenizer, demonstrations, replace(OPTIONS, layers="signature:2"))
+    spectra = collect_statistics(llama, tokenizer, demonstrations, replace(OPTIONS, layers="signature:2"))
     assert {target.layer for target in spectra} == {0, 1, 2, 3}
     by_signature = sorted(spectra, key=lambda target: spectra[target].signature)
     assert len({spectrum.signature for spectrum in spectra.values()}) == 4
@@ -203,15 +203,15 @@ def test_signature_keeps_the_layers_that_tell_the_completions_apart_best(llama, 
     assert set(edit.targets) == set(by_signature[-2:])
     # The layers must not be the last ones anyway; swapping the spectra swaps the choice.
     swapped = dict(zip(by_signature, [spectra[target] for target in reversed(by_signature)], strict=True))
-    assert set(edit_from_spectra(swapped, replace(OPTIONS, layers="signature:2")).targets) == set(by_signature[:2])
+    assert set(edit_from_statistics(swapped, replace(OPTIONS, layers="signature:2")).targets) == set(by_signature[:2])
 
 
 def test_signature_of_a_layer_counts_both_of_its_blocks(llama, tokenizer, demonstrations):
     options = replace(OPTIONS, layers="signature:1", target="both")
-    spectra = fit_spectra(llama, tokenizer, demonstrations, options)
+    spectra = collect_statistics(llama, tokenizer, demonstrations, options)
     sums = [sum(spectra[Target(layer, name)].signature for name in ("mlp", "attention")) for layer in range(4)]
     best = max(range(4), key=lambda layer: sums[layer])
-    assert edit_from_spectra(spectra, options).targets == (Target(best, "attention"), Target(best, "mlp"))
+    assert edit_from_statistics(spectra, options).targets == (Target(best, "attention"), Target(best, "mlp"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
@@ -283,7 +283,7 @@ def activations_with_mean(mean: float) -> Activations:
 
 
 def edit_of(activations: Activations, options: EditOptions, center: str = "off") -> SpectralEdit:
-    layer = build_layer_edit(SpectrumFitter(center).update(activations).spectrum(), options)
+    layer = build_layer_edit(SpectrumFitter(center).update(activations).finish(), options)
     return SpectralEdit({Target(0, "mlp"): (layer,)})
 
 
@@ -439,9 +439,9 @@ def test_a_signature_is_taken_over_the_layers_that_have_the_block():
     """More layers may be asked for than have it, and the last of them need not be the model's last."""
     targets = (Target(0, "attention"), Target(2, "attention"))
     spectra = {
-        target: SpectrumFitter("off").update(random_activations(20, 8, seed=target.layer)).spectrum()
+        target: SpectrumFitter("off").update(random_activations(20, 8, seed=target.layer)).finish()
         for target in targets
     }
     for count, kept in ((4, 2), (2, 2), (1, 1)):
         options = FitOptions(layers=f"signature:{count}", target="attention")
-        assert len(edit_from_spectra(spectra, options).targets) == kept
+        assert len(edit_from_statistics(spectra, options).targets) == kept

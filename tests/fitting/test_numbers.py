@@ -22,7 +22,7 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.fitting.fit import no_op_warning
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.options import CENTERS, FEATURE_FUNCTIONS, NORMALIZATIONS, PROJECTIONS, EditOptions
 from tests.helpers.reference import dense_edit, dense_of
@@ -60,7 +60,7 @@ def edit_of(rows: torch.Tensor, center: str, options: EditOptions, feature: Feat
     fitter = SpectrumFitter(center, feature)
     for batch in rows.split(3, dim=1):
         fitter.update(Activations(*batch))
-    return build_layer_edit(fitter.spectrum(), options)
+    return build_layer_edit(fitter.finish(), options)
 
 
 def assert_finite(edit: LayerEdit) -> None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sea_export.capture.activations import Activations
 from sea_export.errors import InputError
-from sea_export.fitting.spectral import LayerSpectrum, SpectrumFitter, rank_for_variance, signature
+from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter, rank_for_variance, signature
 from sea_export.options import CENTERS
 from tests.helpers import reference
 from tests.helpers.reference import cross_covariance, left_singular, random_activations
@@ -36,7 +36,7 @@ def fit(activations: Activations, center: str = "off", batch: int = 7) -> LayerS
     fitter = SpectrumFitter(center)
     for part in batches_of(activations, batch):
         fitter.update(part)
-    return fitter.spectrum()
+    return fitter.finish()
 
 
 def projection(vectors: Tensor) -> Tensor:
@@ -381,7 +381,7 @@ def test_fewer_than_two_demonstrations_are_refused(count):
     if count:
         fitter.update(random_activations(count, SIZE))
     with pytest.raises(InputError, match="at least 2"):
-        fitter.spectrum()
+        fitter.finish()
 
 
 def test_an_unknown_centring_is_refused():

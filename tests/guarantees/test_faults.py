@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import sea_export.fitting.estimation
+import sea_export.fitting.collect
 import sea_export.model.base
 import sea_export.saving
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -132,7 +132,7 @@ def test_kills_of_a_fit_that_keeps_activations(tiny_checkpoint, demonstrations, 
         script(),
         base=tiny_checkpoint,
         directories=directories,
-        point=(sea_export.fitting.estimation, "ActivationCache"),
+        point=(sea_export.fitting.collect, "ActivationCache"),
     )
 
 

@@ -60,7 +60,9 @@ def test_verified_within_the_tolerance_of_bfloat16(saved: SaveResult) -> None:
     assert figures.fold_error.relative_logit_difference < 1e-4
     assert figures.rounding_error.mean_divergence <= 1e-3
     assert figures.rounding_error.top1_agreement >= 0.99
-    assert figures.effect.mean_divergence > 100 * figures.rounding_error.mean_divergence, "the edit outweighs its rounding"
+    assert figures.effect.mean_divergence > 100 * figures.rounding_error.mean_divergence, (
+        "the edit outweighs its rounding"
+    )
     assert figures.changed_tensors == 18
 
 

@@ -1,6 +1,6 @@
 """The method once more, written as its definition reads: dense float64 matrices, no thought of cost.
 
-Tests compare the package with this. Rows are activations. The module docstrings of `sea_export.fitting.spectral` and
+Tests compare the package with this. Rows are activations. The module docstrings of `sea_export.fitting.spectrum` and
 `sea_export.edit.layer_edit` give the symbols.
 """
 

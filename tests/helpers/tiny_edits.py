@@ -5,7 +5,7 @@ from __future__ import annotations
 from sea_export.capture.activations import Activations
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.fitting.spectral import SpectrumFitter
+from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.targets import Target
 from sea_export.options import EditOptions
@@ -18,7 +18,7 @@ def layer_edit(
     activations: Activations | None = None, center: str = "off", options: EditOptions | None = None
 ) -> LayerEdit:
     activations = random_activations(60, SIZE) if activations is None else activations
-    return build_layer_edit(SpectrumFitter(center).update(activations).spectrum(), options or EditOptions())
+    return build_layer_edit(SpectrumFitter(center).update(activations).finish(), options or EditOptions())
 
 
 def some_edit(seed: int = 0, *, center: str = "off", normalization: str = "calibrated") -> LayerEdit:

@@ -24,7 +24,7 @@ from sea_export.evaluation.benchmark import measure, split_rows
 from sea_export.evaluation.damage import load_texts
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
-from sea_export.fitting.bank import SpectrumBank
+from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.fit import fit_edit
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, EditOptions, FitOptions
 from sea_export.tuning.search import (
@@ -46,8 +46,8 @@ START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
 @pytest.fixture(scope="module")
 def bank(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...]
-) -> SpectrumBank:
-    return SpectrumBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS)
+) -> StatisticsBank:
+    return StatisticsBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> TruthfulQA:
 
 @pytest.fixture(scope="module")
 def tuner(
-    bank: SpectrumBank, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, benchmark: TruthfulQA
+    bank: StatisticsBank, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, benchmark: TruthfulQA
 ) -> Tuner:
     return Tuner(bank, llama, tokenizer, benchmark, load_texts(None)[:4], metric="MC2", max_divergence=0.5)
 
@@ -81,7 +81,7 @@ def test_edits_from_the_bank_are_those_of_a_fit(
     site: str,
     target: str,
     center: str,
-    bank: SpectrumBank,
+    bank: StatisticsBank,
     llama: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     demonstrations: tuple[Demonstration, ...],
@@ -100,7 +100,7 @@ def test_edits_from_the_bank_are_those_of_a_fit(
     assert found.provenance["demonstrations"] == expected.provenance["demonstrations"]
 
 
-def test_a_trial_runs_no_capture(bank: SpectrumBank, tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_runs_no_capture(bank: StatisticsBank, tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("activations were captured again")
 
@@ -110,7 +110,7 @@ def test_a_trial_runs_no_capture(bank: SpectrumBank, tuner: Tuner, monkeypatch: 
 
 
 def test_a_trial_gives_what_the_benchmark_gives(
-    bank: SpectrumBank,
+    bank: StatisticsBank,
     tuner: Tuner,
     llama: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -129,7 +129,7 @@ def test_a_trial_gives_what_the_benchmark_gives(
     assert outcome.divergence > 0
 
 
-def test_hopeless_trials_are_cut_short(bank: SpectrumBank, tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hopeless_trials_are_cut_short(bank: StatisticsBank, tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
     tight = replace_budget(tuner, 1e-6)
     cut = tight.try_edit(0, START)
     assert (cut.cut, cut.value, cut.score) == ("over budget on the first texts", None, None)

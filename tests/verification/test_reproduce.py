@@ -283,8 +283,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("work started before the checks")
 
-    monkeypatch.setattr("sea_export.fitting.estimation.capture_batches", fail)
-    monkeypatch.setattr("sea_export.fitting.estimation.capture_by_layer", fail)
+    monkeypatch.setattr("sea_export.fitting.collect.capture_batches", fail)
+    monkeypatch.setattr("sea_export.fitting.collect.capture_by_layer", fail)
 
 
 @pytest.mark.usefixtures("no_work")

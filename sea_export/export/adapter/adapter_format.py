@@ -5,7 +5,7 @@ Heavy imports stand in the methods, so that wrong options are told at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from sea_export.export.adapter.adapter_plan import AdapterPlan
     from sea_export.export.stored_projections import StoredProjections
     from sea_export.export.write_report import WriteReport
+    from sea_export.model.architecture import OutputProjection
     from sea_export.model.base import Base
     from sea_export.model.targets import Target
 
 __all__ = ["FORMAT", "NO_EXACT_ADAPTER"]
 
 NO_EXACT_ADAPTER = (
-    "--projections: positive at strength 1 keeps nothing of the identity, so that an exact adapter would be larger than "
-    "the weights. Choose --format merged, or --adapter-rank for an approximation."
+    "--projections: positive at strength 1 keeps nothing of the identity, so that an exact adapter would be larger "
+    "than the weights. Choose --format merged, or --adapter-rank for an approximation."
 )
 
 
@@ -104,7 +105,9 @@ class _Adapter:
         if quantized or by_layer:
             return None
 
-        def put_on(model: PreTrainedModel, edit: SpectralEdit) -> AbstractContextManager[None]:
+        def put_on(
+            model: PreTrainedModel, edit: SpectralEdit, projections: Sequence[OutputProjection]
+        ) -> AbstractContextManager[None]:
             return with_adapter(model, directory)
 
         return put_on

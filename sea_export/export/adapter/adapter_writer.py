@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
 from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
 from sea_export.model.base import Base
-
-if TYPE_CHECKING:
-    pass
-from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
 
 __all__ = ["write_adapter"]
 

@@ -216,6 +216,7 @@ def edited_weights(
     edit: SpectralEdit, projections: Sequence[OutputProjection], read: Callable[[str], Tensor]
 ) -> list[EditedWeight]:
     """The linear maps that write an edit's targets; arguments and errors are those of `build_adapter`."""
+    edit.check_sizes(projections)
     return [_edited(weight, projection, edit, read) for projection in projections for weight in projection.weights]
 
 
@@ -227,15 +228,10 @@ def _edited(
         if layer.why_unfoldable:
             raise InputError(layer.why_unfoldable)
     product = low_rank_edit(layers)
-    if product.scale.numel() != projection.size:
-        raise InputError(
-            f"the edit has {product.scale.numel()} features but {projection.module_name} writes {projection.size}: "
-            "it was fitted on another model"
-        )
     if len(projection.weights) > 1 and product.shift.any():
         raise InputError(
-            f"{projection.module_name} sums {len(projection.weights)} weighted experts, which cannot hold the constant of an "
-            "affine edit: choose --center linear"
+            f"{projection.module_name}: it sums {len(projection.weights)} weighted experts, which cannot hold the "
+            "constant of an affine edit. Choose --center linear."
         )
     bias = None
     constant = product.shift

@@ -46,8 +46,8 @@ class _CustomCode:
         code = None if base.trust_remote_code else other_code(base.checkpoint.directory)
         if code is not None:
             raise InputError(
-                f"{base.name}: it comes with code of its own ({code}), which loading the export would run. Read it, and "
-                "allow it with --trust-remote-code, or choose --format merged."
+                f"{base.name}: it comes with code of its own ({code}), which loading the export would run. Read it, "
+                "and allow it with --trust-remote-code, or choose --format merged."
             )
         return find_edited_modules(targets, base)
 

@@ -109,13 +109,9 @@ def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules) -> 
     model = modules.model
     tensors: dict[str, Tensor] = {}
     edits: dict[str, list[dict[str, Any]]] = {}
+    edit.check_sizes(modules.projections)
     for projection in modules.projections:
         layers = edit.layers[projection.target]
-        if layers[0].size != projection.size:
-            raise InputError(
-                f"{projection.module_name}: it gives {projection.size} features, and the edit has {layers[0].size}. "
-                "Give the base that the edit was fitted on."
-            )
         steps = run_time_steps(layers)
         edits[projection.module_name.removeprefix(f"{model.base_model_prefix}.")] = [step.settings for step in steps]
         for position, step in enumerate(steps):

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, CodePlan
 from sea_export.export.streaming import FileCopy
 from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
 from sea_export.files.writing import write_json
 from sea_export.model.checkpoint import INDEX, Checkpoint
-
-if TYPE_CHECKING:
-    pass
-from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, CodePlan
 
 __all__ = ["write_custom_code"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from sea_export.edit.fold import fold_parameters, wider_dtype, with_parameters
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import TensorCheck
 from sea_export.export.merged.merge_plan import MergePlan
-from sea_export.model.architecture import find_output_projections
+from sea_export.model.architecture import OutputProjection
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import compare_checkpoints
 
@@ -25,16 +25,19 @@ __all__ = ["check_merge", "with_folded_weights"]
 
 
 @contextmanager
-def with_folded_weights(model: PreTrainedModel, edit: SpectralEdit) -> Iterator[None]:
+def with_folded_weights(
+    model: PreTrainedModel, edit: SpectralEdit, projections: Sequence[OutputProjection]
+) -> Iterator[None]:
     """Puts the folded weights into the model in memory, unrounded, and the base's back again.
 
     Args:
         model: the base, in float32.
         edit: a linear edit.
+        projections: the output projections of its targets in the model.
     """
     parameters = dict(model.named_parameters())
     folded: dict[str, Tensor] = {}
-    for projection in find_output_projections(model, edit.targets):
+    for projection in projections:
         folded |= fold_parameters(projection, edit.layers[projection.target], parameters)
     with with_parameters(model, folded):
         yield

@@ -77,13 +77,9 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkp
     edits: dict[str, Callable[[Tensor], Tensor]] = {}
     dtype = checkpoint.tensors[next(iter(stored.parameters.values())).parts[0]].dtype
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
+    edit.check_sizes(stored.projections)
     for projection in stored.projections:
         layers = edit.layers[projection.target]
-        if layers[0].size != projection.size:
-            raise InputError(
-                f"{projection.module_name}: it gives {projection.size} features, and the edit has {layers[0].size}. "
-                "Give the base that the edit was fitted on."
-            )
         for weight in projection.weights:
             parameter = stored.parameters[weight.name]
             edits |= {part: _WeightFold(part, layers, parameter.output_dim) for part in parameter.parts}

@@ -21,7 +21,7 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.fitting.spectral import LayerSpectrum, SpectrumFitter
+from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.targets import Target
@@ -30,7 +30,7 @@ from sea_export.options import CaptureOptions, FitOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["fit_spectra", "source_of"]
+__all__ = ["collect_statistics", "source_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _CACHED_ROWS = 1024
 
 
-def fit_spectra(
+def collect_statistics(
     model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
@@ -163,7 +163,7 @@ class _Fitters:
         """Makes the spectrum of a target, and the edit that later ones are captured with in a sequential fit."""
         for activations in batches:
             self.update(target, activations)
-        self.settled[target] = self._processes.spectrum(self._fitters.pop(target))
+        self.settled[target] = self._processes.finish(self._fitters.pop(target))
         return build_layer_edit(self.settled[target], self._options.edit) if self._options.sequential else None
 
 

@@ -183,7 +183,7 @@ class SpectrumFitter:
         moved._moments = None if self._moments is None else self._moments.to(device)
         return moved
 
-    def spectrum(self) -> LayerSpectrum:
+    def finish(self) -> LayerSpectrum:
         """The spectrum of everything seen so far.
 
         Raises:
@@ -196,7 +196,7 @@ class SpectrumFitter:
         else:
             self._flush()
             assert self._moments is not None
-            spectrum = self._moments.spectrum()
+            spectrum = self._moments.finish()
         if self.feature.is_identity:
             return spectrum
         assert isinstance(self._completion_sums, Tensor)
@@ -280,7 +280,7 @@ class _Moments:
             self.fold_counts_ += other.fold_counts_
         self.count += other.count
 
-    def spectrum(self) -> LayerSpectrum:
+    def finish(self) -> LayerSpectrum:
         shifted_means = self.sums_ / self.count
         means = shifted_means + self.pilot
         covariances = self.products_ / self.count
