@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,12 +16,12 @@ from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cards.description import write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.formats import EditNeeds, export_format
+from sea_export.export.formats import EditNeeds, Located, export_format
 from sea_export.export.manifest import make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
 from sea_export.export.write_report import WriteReport
-from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.base import Base, open_base
+from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.verification.verify import Verification, model_to_verify, verify_export
 
@@ -104,11 +104,12 @@ def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
     check_room(output, base.paths, needed_bytes=needed)
 
 
-def locate_fit(base: Base, fit: FitOptions, options: ExportOptions) -> Any:
+def locate_fit(base: Base, targets: Sequence[Target], fit: FitOptions, options: ExportOptions) -> Located:
     """Finds where a base has what a fit will edit, before any weight is loaded.
 
     Args:
         base: the base.
+        targets: those that the fit chooses.
         fit: the options of the fit.
         options: how the edit is to be baked.
 
@@ -119,8 +120,8 @@ def locate_fit(base: Base, fit: FitOptions, options: ExportOptions) -> Any:
         InputError: a target is not found, or the format cannot hold such an edit of it.
         SeaExportError: the numerical check of the fold failed.
     """
-    targets = choose_targets(base.skeleton, fit)
-    return export_format(options.format).locate(base, targets, EditNeeds.of_fit(fit), options)
+    located: Located = export_format(options.format).locate(base, targets, EditNeeds.of_fit(fit), options)
+    return located
 
 
 def save_checkpoint(
@@ -130,7 +131,7 @@ def save_checkpoint(
     options: ExportOptions,
     *,
     layerwise: bool | None = None,
-    located: Any = None,
+    located: Located | None = None,
     model: PreTrainedModel | StoredModel | None = None,
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
@@ -157,7 +158,8 @@ def save_checkpoint(
     format = export_format(options.format)
     if not format.runs_code and edit.why_unfoldable:
         raise InputError(edit.why_unfoldable)
-    if located is None:
+    # A fit with `--layers signature:K` edits fewer targets than were located before it.
+    if located is None or {one.target for one in located.projections} != set(edit.targets):
         located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)
 
     def load() -> PreTrainedModel:

@@ -22,9 +22,18 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
     from sea_export.model.targets import Target
 
-__all__ = ["EditInMemory", "EditNeeds", "ExportFormat", "TensorCheck", "check_foldable", "export_format", "formats"]
+__all__ = [
+    "EditInMemory",
+    "EditNeeds",
+    "ExportFormat",
+    "Located",
+    "TensorCheck",
+    "check_foldable",
+    "export_format",
+    "formats",
+]
 
-LocatedT = TypeVar("LocatedT")
+LocatedT = TypeVar("LocatedT", bound="Located")
 PlanT = TypeVar("PlanT")
 
 EditInMemory = Callable[["PreTrainedModel", "SpectralEdit", "Sequence[OutputProjection]"], AbstractContextManager[None]]
@@ -51,6 +60,14 @@ class EditNeeds:
         """What an edit needs."""
         scales = [layer.scale for layers in edit.layers.values() for layer in layers]
         return cls(edit.needs_bias, any(scale is not None and bool((scale != 1).any()) for scale in scales))
+
+
+class Located(Protocol):
+    """Where a base has some targets, as a format needs it."""
+
+    @property
+    def projections(self) -> tuple[OutputProjection, ...]:
+        """The output projections of the targets."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,9 +101,15 @@ def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target,
     return found
 
 
-def left_out_note(model: PreTrainedModel, options: FitOptions) -> str | None:
-    """What to tell the user about targets that `choose_targets` leaves out, or None if there are none."""
-    left_out = sorted(set(_wanted_targets(model, options)) - set(choose_targets(model, options)))
+def left_out_note(model: PreTrainedModel, options: FitOptions, chosen: Collection[Target]) -> str | None:
+    """What to tell the user about targets that `choose_targets` has left out, or None if there are none.
+
+    Args:
+        model: the model, on any device (`meta` included).
+        options: those of the fit.
+        chosen: what `choose_targets` gave.
+    """
+    left_out = sorted(set(_wanted_targets(model, options)) - set(chosen))
     if not left_out:
         return None
     return f"--layers: the model has no {', '.join(map(str, left_out))}, so that these are left out."

@@ -417,7 +417,7 @@ def test_layers_without_the_block_are_left_out_of_a_range(layers, target, found)
     model = skeleton(tiny_family_config("jamba"))
     options = FitOptions(layers=layers, target=target)
     assert [str(target) for target in choose_targets(model, options)] == found
-    note = left_out_note(model, options)
+    note = left_out_note(model, options, choose_targets(model, options))
     assert (note is None) == (target == "mlp" or layers == "1,3")
     if layers == "all" and target == "attention":
         assert "0.attention, 2.attention" in note
