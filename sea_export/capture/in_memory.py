@@ -1,8 +1,8 @@
 """Capture of a model that is in memory: the activations of every target over the demonstrations.
 
-Neutral activations come out of the pass over the prompts, whose key/value cache the positive and the negative
-completions share; what all prompts begin with is computed once (see `sea_export.capture.forward`). Only the decoder
-runs, never the language-model head, and only up to the last edited layer.
+Neutral activations are read in the pass over the prompts. The positive and the negative completions continue from its
+key/value cache. Tokens that all prompts begin with are computed once (see `sea_export.capture.forward`). Only the
+decoder runs, without the language-model head, and only up to the last edited layer.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def capture(
     targets: Sequence[Target],
     options: CaptureOptions | None = None,
 ) -> dict[Target, Activations]:
-    """All activations at once, in the demonstrations' order.
+    """All activations at once, in the order of the demonstrations.
 
     Args:
         model: a causal language model.
         demonstrations: n of them, tokenized.
-        targets: what to read.
-        options: which activations to read.
+        targets: the targets to read.
+        options: which activations to read; None for the defaults.
 
     Returns:
         For each target neutral, positive and negative activations, each (n, d) float32 on the CPU.
@@ -69,7 +69,7 @@ def capture_batches(
     options: CaptureOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], dict[Target, Activations]]]:
-    """The activations batch by batch, for statistics that need not keep them.
+    """The activations batch by batch, so that statistics need not keep all of them.
 
     Args:
         model: a causal language model; it is put into evaluation mode.
@@ -107,8 +107,15 @@ def capture_batches(
 def prompted_items(
     model: PreTrainedModel, demonstrations: Sequence[TokenizedDemonstration], options: CaptureOptions
 ) -> list[PromptedCompletions]:
-    """The demonstrations' prompts with what follows them: the completions, and where the neutral activations are of
-    generated text, the model's own continuation."""
+    """The prompt of each demonstration with its two completions, positive first.
+
+    For `--neutral generated` the model's own continuation of the prompt is a third completion.
+
+    Args:
+        model: a causal language model; it runs only for `--neutral generated`.
+        demonstrations: n of them, tokenized.
+        options: `neutral`, `neutral_tokens` and `batch_tokens` are used.
+    """
     items = [PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in demonstrations]
     if options.neutral == "prompt":
         return items
@@ -134,7 +141,7 @@ def read_modules(model: PreTrainedModel, projections: Sequence[OutputProjection]
 
 @contextmanager
 def layers_up_to(model: PreTrainedModel, last: int) -> Iterator[None]:
-    """Takes the layers after `last` off the model for as long as they would compute what nobody reads."""
+    """Removes the layers after `last` from the model, and puts them back when the context ends: nobody reads them."""
     name, layers = decoder_layers(model)
     parent, _, attribute = name.rpartition(".")
     owner = model.get_submodule(parent)

@@ -63,8 +63,8 @@ class StatisticsBank:
         check_enough(demonstrations)
         self.layer_count = len(decoder_layers(model)[1])
         components = [one for one in COMPONENTS if one in targets or "both" in targets]
-        everything = [Target(layer, component) for layer in range(self.layer_count) for component in components]
-        projections = find_output_projections(model, everything)
+        read_targets = [Target(layer, one) for layer in range(self.layer_count) for one in components]
+        projections = find_output_projections(model, read_targets)
         context = context_length(model.config)
         tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
         self._activations: dict[tuple[str, Target], list[Activations]] = {}
