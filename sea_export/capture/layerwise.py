@@ -39,7 +39,7 @@ from sea_export.options import CaptureOptions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["LayerSource", "ModelInMemory", "Settle", "capture_by_layer", "config_digest"]
+__all__ = ["LayerSource", "ModelInMemory", "Settle", "capture_by_layer", "config_digest", "layer_source"]
 
 Settle = Callable[[Target, Iterator[tuple[Sequence[int], Activations]]], LayerEdit | None]
 """Told, for each target in the order of computation, its activations batch by batch with the batch's indices; returns
@@ -105,6 +105,11 @@ class ModelInMemory:
 
     def layer(self, index: int) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def layer_source(model: PreTrainedModel | LayerSource) -> LayerSource:
+    """The source of a model's layers: the object itself, unless it is a model that is in memory as a whole."""
+    return ModelInMemory(model) if isinstance(model, nn.Module) else model
 
 
 def config_digest(config: PretrainedConfig) -> str:

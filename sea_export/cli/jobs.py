@@ -24,7 +24,7 @@ from sea_export.errors import InputError
 from sea_export.export.formats import export_format
 from sea_export.fitting.distributed import Processes, joined_processes, local_device
 from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
-from sea_export.fitting.layer_choice import passed_over_note
+from sea_export.fitting.layer_choice import left_out_note
 from sea_export.model.base import Base, is_hub_id, open_base
 from sea_export.model.load_model import parse_dtype, quiet_transformers
 from sea_export.options import DemonstrationOptions, FitOptions, RunOptions
@@ -115,7 +115,7 @@ def fit_with_progress(
     processes: Processes,
 ) -> SpectralEdit:
     """Fits behind a progress bar, and warns of an edit that does nothing."""
-    if note := passed_over_note(opened.base.skeleton, options):
+    if note := left_out_note(opened.base.skeleton, options):
         logger.info(note)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with progress_bar(*columns) as progress:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OutputProjection",
     "ProjectionWeight",
+    "context_length",
     "decoder_layers",
     "find_output_projections",
     "hidden_size",
@@ -149,6 +150,12 @@ class OutputProjection:
     weights: tuple[ProjectionWeight, ...]
     in_mixture: bool = False
     """Whether it is an MLP in a model that stores the weights of its experts stacked in one tensor."""
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The longest text that the model reads, in tokens; None where its config does not say."""
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def hidden_size(config: PretrainedConfig) -> int:
