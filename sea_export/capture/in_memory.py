@@ -21,7 +21,7 @@ from sea_export.capture.generate import greedy_continuations
 from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.capture.reader import ActivationReader
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
-from sea_export.model.architecture import decoder_layers, find_output_projections
+from sea_export.model.architecture import OutputProjection, decoder_layers, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 
@@ -42,7 +42,7 @@ def capture(
     Args:
         model: a causal language model.
         demonstrations: n of them, tokenized.
-        targets: the places to read.
+        targets: what to read.
         options: which activations to read.
 
     Returns:
@@ -52,7 +52,8 @@ def capture(
         InputError: see `sea_export.model.architecture.find_output_projections`.
     """
     rows: dict[Target, Tensor] = {}
-    for indices, batch in capture_batches(model, demonstrations, targets, options or CaptureOptions()):
+    projections = find_output_projections(model, targets)
+    for indices, batch in capture_batches(model, demonstrations, projections, options or CaptureOptions()):
         for target, activations in batch.items():
             kinds = torch.stack([activations.neutral, activations.positive, activations.negative]).cpu()
             if target not in rows:
@@ -64,7 +65,7 @@ def capture(
 def capture_batches(
     model: PreTrainedModel,
     demonstrations: Sequence[TokenizedDemonstration],
-    targets: Sequence[Target],
+    projections: Sequence[OutputProjection],
     options: CaptureOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], dict[Target, Activations]]]:
@@ -73,7 +74,7 @@ def capture_batches(
     Args:
         model: a causal language model; it is put into evaluation mode.
         demonstrations: n of them, tokenized.
-        targets: the places to read.
+        projections: the output projections of the targets to read.
         options: which activations to read.
         progress: told the number of demonstrations that a batch has finished.
 
@@ -84,8 +85,8 @@ def capture_batches(
     model.eval()
     items = prompted_items(model, demonstrations, options)
     reader = ActivationReader(items, options)
-    modules = read_modules(model, targets, options.site)
-    with layers_up_to(model, max(target.layer for target in targets)), ExitStack() as hooks:
+    modules = read_modules(model, projections, options.site)
+    with layers_up_to(model, max(target.layer for target in modules)), ExitStack() as hooks:
         decoder = cast("PreTrainedModel", model.base_model)
         prefix_cache = prefix_cache_mode(decoder, items, batch_tokens=options.batch_tokens)
         for target, module in modules.items():
@@ -98,7 +99,7 @@ def capture_batches(
             prefix_cache=prefix_cache,
             observer=reader,
         ):
-            yield indices, {target: reader.take(target, indices) for target in targets}
+            yield indices, {target: reader.take(target, indices) for target in modules}
             if progress is not None:
                 progress(len(indices))
 
@@ -123,14 +124,12 @@ def prompted_items(
     ]
 
 
-def read_modules(model: PreTrainedModel, targets: Sequence[Target], site: str) -> dict[Target, nn.Module]:
-    """The module whose output is read for each target: the edited one, or (site `residual`) the decoder block."""
+def read_modules(model: PreTrainedModel, projections: Sequence[OutputProjection], site: str) -> dict[Target, nn.Module]:
+    """The module whose output is read for each target: the edited one, or the decoder block for the site `residual`."""
     if site == "residual":
         layers = decoder_layers(model)[1]
-        return {target: layers[target.layer] for target in targets}
-    return {
-        writer.target: model.get_submodule(writer.module_name) for writer in find_output_projections(model, targets)
-    }
+        return {one.target: layers[one.target.layer] for one in projections}
+    return {one.target: model.get_submodule(one.module_name) for one in projections}
 
 
 @contextmanager

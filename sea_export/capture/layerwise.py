@@ -32,7 +32,7 @@ from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import EditHook
 from sea_export.errors import SeaExportError
-from sea_export.model.architecture import decoder_layers
+from sea_export.model.architecture import OutputProjection, decoder_layers
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 
@@ -124,7 +124,7 @@ def config_digest(config: PretrainedConfig) -> str:
 def capture_by_layer(
     source: LayerSource,
     demonstrations: Sequence[TokenizedDemonstration],
-    targets: Sequence[Target],
+    projections: Sequence[OutputProjection],
     options: CaptureOptions,
     settle: Settle,
     *,
@@ -136,7 +136,7 @@ def capture_by_layer(
     Args:
         source: the model; it is put into evaluation mode.
         demonstrations: n of them, tokenized.
-        targets: the places to read.
+        projections: the output projections of the targets to read.
         options: which activations to read.
         settle: takes the activations, (batch, d) float32 on the target's device; batches are the same for all targets.
         sequential: whether the edits that `settle` returns are applied before the passes go on.
@@ -148,7 +148,7 @@ def capture_by_layer(
     model = source.model.eval()
     items = prompted_items(model, demonstrations, options)
     reader = ActivationReader(items, options)
-    modules = read_modules(model, targets, options.site)
+    modules = read_modules(model, projections, options.site)
     trial = cast("PreTrainedModel", source.trial_model().base_model)
     prefix_cache = prefix_cache_mode(trial, items, batch_tokens=options.batch_tokens)
     decoder = cast("PreTrainedModel", model.base_model)
@@ -160,7 +160,7 @@ def capture_by_layer(
     stops: dict[object, tuple[nn.Module, ForwardHook]] = {
         target: (module, _LateEdit(edits, target)) for target, module in modules.items() if sequential
     }
-    last = max(target.layer for target in targets)
+    last = max(target.layer for target in modules)
 
     def taken(target: Target) -> Iterator[tuple[Sequence[int], Activations]]:
         return ((batch.indices, reader.take(target, batch.indices)) for batch in plan.batches)
@@ -187,7 +187,7 @@ def capture_by_layer(
                         edits[stop] = edit
                     stop = passes.advance()
             if not sequential:
-                for target in targets:
+                for target in modules:
                     if target.layer == layer:
                         settle(target, taken(target))
 

@@ -63,15 +63,16 @@ class StatisticsBank:
         check_enough(demonstrations)
         self.layer_count = len(decoder_layers(model)[1])
         components = [one for one in COMPONENTS if one in targets or "both" in targets]
-        everything = [Target(layer, component) for layer in range(self.layer_count) for component in components]
-        find_output_projections(model, everything)
+        targets = [Target(layer, component) for layer in range(self.layer_count) for component in components]
+        projections = find_output_projections(model, targets)
         context = context_length(model.config)
         tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
         self._activations: dict[tuple[str, Target], list[Activations]] = {}
         self._finished: dict[tuple[Target, FitOptions], FinishedStatistics] = {}
         for site in sites:
             # At the residual site both components of a layer read the same vector.
-            read = everything if site == "target" else [one for one in everything if one.component == components[0]]
+            first = [one for one in projections if one.target.component == components[0]]
+            read = projections if site == "target" else first
             capture = replace(options.capture, site=site)
             for _, batch in capture_batches(model, tokenized, read, capture, progress):
                 for target, activations in batch.items():

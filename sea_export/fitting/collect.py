@@ -20,7 +20,7 @@ from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics, errors_of
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.fitting.methods import DEFAULT_METHOD
-from sea_export.model.architecture import context_length, find_output_projections
+from sea_export.model.architecture import OutputProjection, context_length, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, FitOptions
 
@@ -42,6 +42,7 @@ def collect_statistics(
     options: FitOptions,
     progress: Callable[[int], None] | None = None,
     *,
+    projections: Sequence[OutputProjection] | None = None,
     cache: Path | str | None = None,
     processes: Processes = ALONE,
 ) -> dict[Target, FinishedStatistics]:
@@ -53,6 +54,7 @@ def collect_statistics(
         demonstrations: at least two.
         options: `edit` is used only by a sequential fit.
         progress: told the number of demonstrations that each batch has finished.
+        projections: the output projections of the targets that `options` choose; they are searched for if None.
         cache: see `sea_export.fit`.
         processes: those that share the demonstrations.
 
@@ -74,8 +76,9 @@ def collect_statistics(
             "--cache: it keeps activations of the model without an edit, which --sequential does not read. Leave out "
             "one of the two."
         )
-    targets = choose_targets(source.model, options)
-    find_output_projections(source.model, targets)
+    if projections is None:
+        projections = find_output_projections(source.model, choose_targets(source.model, options))
+    targets = [one.target for one in projections]
     tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
     logger.debug(
         "collecting %s of %d targets over %d demonstrations, %s.",
@@ -89,7 +92,7 @@ def collect_statistics(
     collected = _Collected(targets, options, processes)
     if cache is not None:
         kept = ActivationCache(Path(cache), capture_key(source.identity(), tokenized, options.capture))
-        _fill(kept, source, tokenized, share, targets, options.capture, progress)
+        _fill(kept, source, tokenized, share, projections, options.capture, progress)
         own = set(share)
         ordered = [index for index in order if index in own]
         for target in targets:
@@ -97,7 +100,7 @@ def collect_statistics(
             collected.finish(target, (kept.read(target, batch) for batch in batches))
     elif in_memory and not options.sequential:
         own_demonstrations = [tokenized[index] for index in share]
-        for _, batch in capture_batches(source.model, own_demonstrations, targets, options.capture, progress):
+        for _, batch in capture_batches(source.model, own_demonstrations, projections, options.capture, progress):
             for target, activations in batch.items():
                 collected.update(target, activations)
         for target in targets:
@@ -106,7 +109,7 @@ def collect_statistics(
         capture_by_layer(
             source,
             [tokenized[index] for index in share],
-            targets,
+            projections,
             options.capture,
             lambda target, batches: collected.finish(target, (activations for _, activations in batches)),
             sequential=options.sequential,
@@ -127,17 +130,18 @@ def _fill(
     source: LayerSource,
     tokenized: Sequence[TokenizedDemonstration],
     share: Sequence[int],
-    targets: Sequence[Target],
+    projections: Sequence[OutputProjection],
     options: CaptureOptions,
     progress: Callable[[int], None] | None,
 ) -> None:
     """Captures into a cache what it lacks of some targets and of a share of the demonstrations."""
-    wanted, lacking = cache.missing(targets, share)
+    incomplete, lacking = cache.missing([one.target for one in projections], share)
     if progress is not None:
         progress(len(share) - len(lacking))
     if not lacking:
         return
     demonstrations = [tokenized[index] for index in lacking]
+    wanted = [one for one in projections if one.target in incomplete]
     if isinstance(source, ModelInMemory):
         for indices, batch in capture_batches(source.model, demonstrations, wanted, options, progress):
             cache.add([lacking[index] for index in indices], batch)

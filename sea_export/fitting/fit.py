@@ -18,6 +18,7 @@ from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics
 from sea_export.fitting.layer_choice import kept_by_signature
 from sea_export.fitting.methods import DEFAULT_METHOD
+from sea_export.model.architecture import OutputProjection
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
 from sea_export.text import dtype_name
@@ -136,6 +137,7 @@ def fit_edit(
     options: FitOptions,
     progress: Callable[[int], None] | None = None,
     *,
+    projections: Sequence[OutputProjection] | None = None,
     cache: Path | str | None = None,
     processes: Processes = ALONE,
 ) -> SpectralEdit:
@@ -147,6 +149,7 @@ def fit_edit(
         demonstrations: see `fit`.
         options: all options of the fit.
         progress: see `fit`.
+        projections: the output projections of the targets that `options` choose; they are searched for if None.
         cache: see `fit`.
         processes: those that share the demonstrations.
 
@@ -155,7 +158,14 @@ def fit_edit(
         SeaExportError: another process has ended.
     """
     statistics = collect_statistics(
-        model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes
+        model,
+        tokenizer,
+        demonstrations,
+        options,
+        progress,
+        projections=projections,
+        cache=cache,
+        processes=processes,
     )
     provenance = {
         "base": {"name": _public_name(layer_source(model).model.config._name_or_path)},
