@@ -59,7 +59,6 @@ def test_fit_and_save_writes_a_verified_checkpoint(
     assert again["effect"]["mean_divergence"] == pytest.approx(figures["effect"]["mean_divergence"], rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("format", ["merged", "adapter", "custom-code"])
 def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
     format: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
@@ -73,6 +72,7 @@ def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
     assert manifest["verification"]["problems"] == []
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_model_that_was_rounded_to_be_fitted_is_not_what_its_export_is_verified_against(
     dtype: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
