@@ -1,28 +1,34 @@
-"""Every option of a fit, of an export and of a run, defined once: its name, default, choices and help.
+"""Every option of a fit and of an export, defined once: its name, default, choices and help.
 
-The Python API has the same words. The command line, the manifest and `reproduce` are made from these classes. Nothing
-here is heavy to import, so that `--help` is instant. Wrong values are refused on construction.
+The Python API has the same words. The command line, the manifest and `reproduce` are made from these classes. Options
+of single commands stand beside the code that they are for, and are declared with the same functions. Nothing here is
+heavy to import, so that `--help` is instant. Wrong values are refused on construction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, cast
 
 from sea_export.errors import InputError
 
 __all__ = [
     "CaptureOptions",
-    "DemonstrationOptions",
     "EditOptions",
     "ExportOptions",
     "FitOptions",
-    "RunOptions",
     "check_choice",
     "check_length_scale",
+    "check_values",
+    "option",
+    "option_name",
+    "recorded_options",
+    "same_option",
     "why_unfoldable",
 ]
+
+OptionsT = TypeVar("OptionsT")
 
 TARGETS = ("mlp", "attention", "both")
 CENTERS = ("off", "affine", "linear")
@@ -34,7 +40,6 @@ PROJECTIONS = ("both", "positive", "negative", "reversed")
 RUN_TIME_NORMALIZATIONS = ("token", "sequence")
 NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
 FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 FORMATS = {
     "merged": "sea_export.export.merged.merged_format",
@@ -44,9 +49,42 @@ FORMATS = {
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
 
-def _option(default: Any, help: str, choices: Collection[str] | None = None, *, format: str | None = None) -> Any:
-    """A field that is an option of the command line; `format` is the export format that alone has it."""
-    return field(default=default, metadata={"help": help, "choices": choices and tuple(choices), "format": format})
+def option(
+    default: Any,
+    help: str,
+    choices: Collection[str] | None = None,
+    *,
+    name: str | None = None,
+    metavar: str | None = None,
+    minimum: int | None = None,
+    path: str | None = None,
+    format: str | None = None,
+) -> Any:
+    """A field of a dataclass that is an option of the command line.
+
+    Args:
+        default: its default; `dataclasses.MISSING` for an option that must be given.
+        help: its help text.
+        choices: the values that it may have; None for any of its type.
+        name: what it is called on the command line, without hyphens in front; the field's own name if None.
+        metavar: what the help text shows for its value.
+        minimum: the lowest number that it may be.
+        path: for a path, whether it is of a `file` or a `directory`; None for either.
+        format: the export format that alone has it.
+    """
+    details = {"help": help, "choices": choices and tuple(choices), "name": name, "metavar": metavar}
+    return field(default=default, metadata={**details, "minimum": minimum, "path": path, "format": format})
+
+
+def same_option(options: type, name: str) -> Any:
+    """The option that another class declares as its field `name`, for a class that has it too."""
+    declared = next(item for item in fields(cast(Any, options)) if item.name == name)
+    return field(default=declared.default, metadata=declared.metadata)
+
+
+def option_name(item: Field[Any]) -> str:
+    """What an option is called on the command line: `--explained-variance`."""
+    return f"--{item.metadata['name'] or item.name.replace('_', '-')}"
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:
@@ -61,56 +99,73 @@ def check_length_scale(value: float) -> None:
         raise InputError(f"--length-scale: {value} is out of range. Give a number between 1e-6 and 1e6.")
 
 
-def _check_choices(options: Any) -> None:
-    declared: tuple[Field[Any], ...] = fields(options)
-    for item in declared:
-        value = getattr(options, item.name)
-        if item.metadata.get("choices") and value is not None:
-            check_choice(item.name.replace("_", "-"), value, item.metadata["choices"])
+def check_values(options: Any) -> None:
+    """Raises InputError, naming the option, for a value that is no choice of its option, or below its minimum."""
+    for item in (one for one in fields(options) if "help" in one.metadata):
+        value, choices, minimum = getattr(options, item.name), item.metadata["choices"], item.metadata["minimum"]
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            if choices is not None:
+                check_choice(option_name(item)[2:], one, choices)
+            if minimum is not None and one < minimum:
+                raise InputError(f"{option_name(item)}: {one} is too low. Give at least {minimum}.")
+
+
+def recorded_options(kind: type[OptionsT], record: Mapping[str, object]) -> OptionsT:
+    """The options of which a manifest has a record (`dataclasses.asdict`).
+
+    Raises:
+        InputError: the record has options that this version does not know, or a value is wrong.
+    """
+    nested = {item.name: item.default_factory for item in fields(cast(Any, kind)) if is_dataclass(item.default_factory)}
+    values = {
+        name: recorded_options(cast(Any, nested[name]), cast("Mapping[str, object]", value))
+        if name in nested
+        else value
+        for name, value in record.items()
+    }
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{kind.__name__}: this version does not know all options of the record ({error}).") from error
 
 
 @dataclass(frozen=True)
 class CaptureOptions:
     """Which activations are read, and how."""
 
-    site: str = _option(
+    site: str = option(
         "target", "Read the very output that is edited, or the decoder block's output (residual).", SITES
     )
-    position: str = _option(
-        "last", "Read the last token, the mean over the span, or one random token of it.", POSITIONS
-    )
-    neutral: str = _option(
+    position: str = option("last", "Read the last token, the mean over the span, or one random token of it.", POSITIONS)
+    neutral: str = option(
         "prompt", "Neutral activations: of the prompt, or of the model's own greedy continuation of it.", NEUTRALS
     )
-    neutral_tokens: int = _option(20, "Length in tokens of the continuation that --neutral generated makes.")
-    batch_tokens: int = _option(2048, "About how many tokens a forward pass computes.")
-    seed: int = _option(0, "Seed of everything random: --position random and --limit.")
+    neutral_tokens: int = option(20, "Length in tokens of the continuation that --neutral generated makes.", minimum=1)
+    batch_tokens: int = option(2048, "About how many tokens a forward pass computes.", minimum=1)
+    seed: int = option(0, "Seed of everything random: --position random and --limit.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        for name in ("neutral_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is too low. Give at least 1.")
+        check_values(self)
 
 
 @dataclass(frozen=True)
 class EditOptions:
     """How a spectrum becomes an edit. Changing any of these never needs another forward pass."""
 
-    explained_variance: float = _option(
+    explained_variance: float = option(
         0.95, "Share of the squared spectrum that the kept and the dropped directions explain, in (0, 1]."
     )
-    positive_variance: float | None = _option(None, "The share for the kept directions alone.")
-    negative_variance: float | None = _option(None, "The share for the dropped directions alone.")
-    positive_rank: int | None = _option(None, "Number of kept directions, instead of a share.")
-    negative_rank: int | None = _option(None, "Number of dropped directions, instead of a share.")
-    projections: str = _option(
+    positive_variance: float | None = option(None, "The share for the kept directions alone.")
+    negative_variance: float | None = option(None, "The share for the dropped directions alone.")
+    positive_rank: int | None = option(None, "Number of kept directions, instead of a share.", minimum=0)
+    negative_rank: int | None = option(None, "Number of dropped directions, instead of a share.", minimum=0)
+    projections: str = option(
         "both",
         "Which projections make the edit: M = P+ + P-, P+, P-, or both with their roles swapped.",
         PROJECTIONS,
     )
-    strength: float = _option(1.0, "s in I + s (M - I): 0 edits nothing, 1 is the method.")
-    normalization: str = _option(
+    strength: float = option(1.0, "s in I + s (M - I): 0 edits nothing, 1 is the method.")
+    normalization: str = option(
         "none",
         "What follows M: nothing, division by 2 (by 2 to the power of --strength), per-feature scales measured on the "
         "demonstrations, or the norms of each token or (published run-time form, not causal) of each feature over all "
@@ -119,17 +174,13 @@ class EditOptions:
     )
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_values(self)
         for name in ("explained_variance", "positive_variance", "negative_variance"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise InputError(
                     f"--{name.replace('_', '-')}: {value} is no share. Give a number above 0 and at most 1."
                 )
-        for name in ("positive_rank", "negative_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise InputError(f"--{name.replace('_', '-')}: {value} is negative. Give 0 or more.")
         if not abs(self.strength) < float("inf"):
             raise InputError(f"--strength: {self.strength} is not finite. Give a finite number.")
 
@@ -143,33 +194,33 @@ class EditOptions:
 class FitOptions:
     """Everything that decides a fit, besides the model and the demonstrations."""
 
-    layers: str = _option(
+    layers: str = option(
         "last:60%",
         "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "
         "list: 10-20,25.",
     )
-    target: str = _option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
-    center: str = _option(
+    target: str = option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
+    center: str = option(
         "auto",
         "Edit activations as they are (off), or about their mean, with a bias (affine) or with one more rank (linear); "
         "auto: linear, but off with a --feature-function.",
         ("auto", *CENTERS),
     )
-    feature_function: str = _option(
+    feature_function: str = option(
         "identity",
         "φ of a non-linear edit: activations are mapped by it, fitted and edited, and mapped back.",
         FEATURE_FUNCTIONS,
     )
-    length_scale: float = _option(1.0, "σ of --feature-function squared-exponential.")
-    template: str = _option("qa", "How a prompt becomes text: 'Q: …\\nA:', the chat template, or as it is.", TEMPLATES)
-    sequential: bool = _option(
+    length_scale: float = option(1.0, "σ of --feature-function squared-exponential.")
+    template: str = option("qa", "How a prompt becomes text: 'Q: …\\nA:', the chat template, or as it is.", TEMPLATES)
+    sequential: bool = option(
         False, "Read each layer with the edits of the earlier layers applied, so that the edits agree with one another."
     )
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     edit: EditOptions = field(default_factory=EditOptions)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_values(self)
         check_length_scale(self.length_scale)
         if self.center == "auto":  # settled here, so that everything after, the manifest too, sees what was chosen
             object.__setattr__(self, "center", "linear" if self.feature_function == "identity" else "off")
@@ -203,76 +254,30 @@ class FitOptions:
 class ExportOptions:
     """How an edit is baked."""
 
-    format: str = _option(
+    format: str = option(
         "merged",
         "Form of the output: a plain checkpoint, a PEFT adapter beside the base, or the base with code of its own.",
         FORMATS,
     )
-    adapter_rank: int | None = _option(
+    adapter_rank: int | None = option(
         None,
         "Largest rank of an adapter: plain LoRA, the nearest of that rank instead of the exact one; for servers that "
         "cap the rank or lack DoRA.",
+        minimum=1,
         format="adapter",
     )
-    overwrite: bool = _option(False, "Replace a checkpoint that sea-export wrote before.")
-    force: bool = _option(False, "Accept a base other than the one that the edit was fitted on.")
-    verify: bool = _option(True, "Verify before the output appears: what fails is not kept.")
+    overwrite: bool = option(False, "Replace a checkpoint that sea-export wrote before.")
+    force: bool = option(False, "Accept a base other than the one that the edit was fitted on.")
+    verify: bool = option(True, "Verify before the output appears: what fails is not kept.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_values(self)
         for item in fields(self):
             format, value = item.metadata["format"], getattr(self, item.name)
             if format not in (None, self.format) and value != item.default:
-                option = item.name.replace("_", "-")
-                raise InputError(f"--{option}: it goes with --format {format}, not with {self.format}. Leave it out.")
-        if self.adapter_rank is not None and self.adapter_rank < 1:
-            raise InputError(f"--adapter-rank: {self.adapter_rank} is too low. Give at least 1.")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How the base is found, loaded and computed with."""
-
-    revision: str | None = _option(None, "Revision of the model on the Hub.")
-    layerwise: bool | None = _option(
-        None, "Have one decoder layer at a time in memory, or all of them; by default all if they fit."
-    )
-    device_map: str | None = _option(
-        None, "Spread the model over all GPUs, and over what else there is (accelerate).", ("auto",)
-    )
-    dequantize: bool = _option(False, "Make plain weights of a quantized model's.")
-    dtype: str = _option(
-        "auto",
-        "What to compute in; auto: as stored. A .gguf or dequantized model is written out in it (auto: bfloat16).",
-        DTYPES,
-    )
-    device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")
-    trust_remote_code: bool = _option(False, "Run code that comes with the model.")
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
-        if self.device_map is not None and self.layerwise:
-            raise InputError(
-                "--device-map: it has all layers in memory, and --layerwise has one at a time. Choose one of them."
-            )
-
-
-@dataclass(frozen=True)
-class DemonstrationOptions:
-    """Where demonstrations come from, and which of them are used."""
-
-    demonstrations: str = _option(
-        "builtin:truthfulness",
-        "JSONL, JSON, CSV or Parquet file, Hub dataset id, builtin:truthfulness or builtin:fairness.",
-    )
-    prompt_field: str | None = _option(None, "Column of the prompt.")
-    positive_field: str | None = _option(None, "Column of the good completion.")
-    negative_field: str | None = _option(None, "Column of the bad completion.")
-    limit: int | None = _option(None, "Use a seeded sample of that many demonstrations.")
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 2:
-            raise InputError(f"--limit: {self.limit} is too low. Give at least 2.")
+                raise InputError(
+                    f"{option_name(item)}: it goes with --format {format}, not with {self.format}. Leave it out."
+                )
 
 
 def why_unfoldable(feature_function: str, normalization: str) -> str | None:

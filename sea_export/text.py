@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch  # heavy, and `--help` needs none of it
 
 __all__ = ["dtype_name", "interval_text", "visible"]
 

@@ -6,13 +6,15 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["cache_option", "layerwise_option", "options", "visibility_option"]
+from sea_export.options import option_name
+
+__all__ = ["cache_option", "options", "single_option", "visibility_option"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Decorator = Callable[[_Command], _Command]
@@ -48,14 +50,15 @@ def options(**classes: type) -> _Decorator:
 
 def _declared(kind: type) -> Iterator[tuple[str, Field[Any], Any]]:
     """Name, field and type of every option of a class, those of its nested classes last."""
-    annotations, nested = typing.get_type_hints(kind), []
+    annotations = typing.get_type_hints(kind)
+    nested: list[Any] = []
     for item in fields(kind):
         if is_dataclass(item.default_factory):
             nested.append(item.default_factory)
         elif "help" in item.metadata:
             yield item.name, item, annotations[item.name]
     for one in nested:
-        yield from _declared(typing.cast(type, one))
+        yield from _declared(one)
 
 
 def _build(kind: Any, values: Any) -> Any:
@@ -69,36 +72,47 @@ def _build(kind: Any, values: Any) -> Any:
 
 
 def _click_option(item: Field[Any], annotation: Any) -> _Decorator:
-    name = item.name.replace("_", "-")
-    optional = isinstance(annotation, types.UnionType)
-    if optional:
-        annotation = next(member for member in typing.get_args(annotation) if member is not type(None))
+    details = item.metadata
+    name, default = option_name(item), item.default
+    optional, several = isinstance(annotation, types.UnionType), typing.get_origin(annotation) is tuple
+    if optional or several:
+        annotation = next(one for one in typing.get_args(annotation) if one is not type(None))
     if annotation is bool:
-        both = item.default or optional
+        both = default or optional
         return click.option(
-            f"--{name}/--no-{name}" if both else f"--{name}",
+            f"{name}/--no-{name[2:]}" if both else name,
             item.name,
             is_flag=True,
-            default=item.default,
-            show_default=bool(item.default),
-            help=item.metadata["help"],
+            default=default,
+            show_default=bool(default),
+            help=details["help"],
         )
-    choices = item.metadata["choices"]
     return click.option(
-        f"--{name}",
+        name,
         item.name,
-        type=click.Choice(choices) if choices else annotation,
-        default=item.default,
-        show_default=item.default is not None,
-        help=item.metadata["help"],
+        type=_click_type(item, annotation),
+        multiple=several,
+        required=default is MISSING,
+        default=None if default is MISSING else default,
+        show_default=default not in (None, (), MISSING),
+        metavar=details["metavar"],
+        help=details["help"],
     )
 
 
-layerwise_option = click.option(
-    "--layerwise/--no-layerwise",
-    default=None,
-    help="Have one decoder layer at a time in memory, or all of them; by default all if they fit.",
-)
+def _click_type(item: Field[Any], annotation: Any) -> Any:
+    choices, minimum, path = (item.metadata[name] for name in ("choices", "minimum", "path"))
+    if choices is not None:
+        return click.Choice(choices)
+    if annotation is Path:
+        return click.Path(path_type=Path, file_okay=path != "directory", dir_okay=path != "file")
+    return annotation if minimum is None else click.IntRange(min=minimum)
+
+
+def single_option(options: type, name: str) -> _Decorator:
+    """One option of a class, for a command that has no others of it."""
+    item = next(one for one in fields(typing.cast(Any, options)) if one.name == name)
+    return _click_option(item, typing.get_type_hints(options)[name])
 
 
 visibility_option = click.option(

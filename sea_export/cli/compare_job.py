@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -11,35 +10,37 @@ from rich.text import Text
 from sea_export.cli.evaluate_job import opened_loaded_model
 from sea_export.cli.terminal import console, waiting
 from sea_export.errors import InputError
+from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.side_by_side import Comparison, Piece, answer_prompts, compare_answers, load_prompts
 from sea_export.evaluation.side_by_side_page import comparison_page
 from sea_export.model.load_model import quiet_transformers
+from sea_export.model.run_options import RunOptions
 from sea_export.text import visible
 
 __all__ = ["run_comparison"]
 
 
-def run_comparison(base: str, output: str, values: dict[str, Any]) -> None:
-    """`sea-export compare`, with its options in `values`."""
+def run_comparison(base: str, output: str, options: CompareOptions, run: RunOptions) -> None:
+    """`sea-export compare`."""
     quiet_transformers()
-    page = values["html"]
+    page = options.html
     if page is not None and not page.resolve().parent.is_dir():
         raise InputError(f"{page} cannot be written: its directory does not exist")
-    prompts = list(values["own"])
-    if values["prompts"] is not None or not prompts:
-        prompts += load_prompts(values["prompts"])
+    prompts = list(options.own_prompts)
+    if options.prompts is not None or not prompts:
+        prompts += load_prompts(options.prompts)
     answers, names = [], []
     for model in (base, output):
-        with opened_loaded_model(model, values) as subject, waiting(f"{subject.name} answers"):
+        with opened_loaded_model(model, run) as loaded, waiting(f"{loaded.name} answers"):
             given = answer_prompts(
-                subject.model,
-                subject.tokenizer,
+                loaded.model,
+                loaded.tokenizer,
                 prompts,
-                template=values["template"],
-                new_tokens=values["new_tokens"],
+                template=options.template,
+                new_tokens=options.new_tokens,
             )
         answers.append(given)
-        names.append(subject.name)
+        names.append(loaded.name)
     comparisons = [compare_answers(*row) for row in zip(prompts, *answers, strict=True)]
     _print(names, comparisons)
     if page is not None:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import click
 
-from sea_export.cli.click_options import demonstration_options, fit_options, model_options
+from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
+from sea_export.doctor.doctor_options import DoctorOptions
+from sea_export.model.run_options import RunOptions
+from sea_export.options import FitOptions
 
 
 @click.command("doctor")
 @click.argument("model", required=False)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("sea-export-output"),
-    show_default=True,
-    help="What would be written: its disk is looked at.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@demonstration_options
-@fit_options
-@model_options
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@options(doctor=DoctorOptions, data=DemonstrationOptions, fit=FitOptions, run=RunOptions)
 @reported
-def command(model: str | None, output: Path, as_json: bool, **values: Any) -> None:
+def command(
+    model: str | None, doctor: DoctorOptions, data: DemonstrationOptions, fit: FitOptions, run: RunOptions
+) -> None:
     """Show versions, devices, free disk and memory; of MODEL, whether and at what cost an edit would go into it.
 
     The weights of MODEL, which is a Hub id, a local directory or a .gguf file, are neither read nor downloaded. Time
@@ -34,4 +26,4 @@ def command(model: str | None, output: Path, as_json: bool, **values: Any) -> No
     """
     from sea_export.cli.doctor_job import run_doctor
 
-    run_doctor(model, output, values, as_json=as_json)
+    run_doctor(model, doctor, data, fit, run)

@@ -4,51 +4,59 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from rich.table import Table
 
-from sea_export.cli.click_options import build_fit_options
 from sea_export.cli.jobs import chosen_device, read_demonstrations
 from sea_export.cli.terminal import console, waiting
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.doctor.diagnose import Machine, ModelDiagnosis, diagnose_machine, diagnose_model
+from sea_export.doctor.doctor_options import DoctorOptions
 from sea_export.errors import InputError
 from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import parse_dtype, quiet_transformers
+from sea_export.model.run_options import RunOptions
+from sea_export.options import FitOptions
 
 __all__ = ["run_doctor"]
 
 
-def run_doctor(model: str | None, output: Path, values: dict[str, Any], *, as_json: bool) -> None:
-    """`sea-export doctor`, with its options in `values`."""
+def run_doctor(
+    model: str | None, options: DoctorOptions, data: DemonstrationOptions, fit: FitOptions, run: RunOptions
+) -> None:
+    """`sea-export doctor`."""
+    output = options.output
     quiet_transformers()
     directory = output.resolve().parent
     if not directory.is_dir():
         raise InputError(f"{directory}, where {output.name} would be written, is not a directory: create it first")
-    options = build_fit_options(values)
     machine, diagnosis = diagnose_machine(directory), None
     if model is not None:
-        dtype, demonstrations = parse_dtype(values["dtype"]), read_demonstrations(values)
+        dtype, demonstrations = parse_dtype(run.dtype), read_demonstrations(data, fit.capture.seed)
         with (
             waiting(f"Looking at {model}"),
-            header_only_base(model, revision=values["revision"], dtype=dtype, dequantize=values["dequantize"]) as base,
+            header_only_base(
+                model,
+                revision=run.revision,
+                dtype=dtype,
+                dequantize=run.dequantize,
+                trust_remote_code=run.trust_remote_code,
+            ) as base,
         ):
             diagnosis = diagnose_model(
                 base,
                 demonstrations,
-                options,
+                fit,
                 output,
                 dtype=dtype,
-                device=torch.device(chosen_device(values)),
-                layerwise=values["layerwise"],
-                trust_remote_code=values["trust_remote_code"],
+                device=torch.device(chosen_device(run)),
+                layerwise=run.layerwise,
             )
-    if as_json:
-        data = {"machine": asdict(machine), "model": diagnosis and asdict(diagnosis)}
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    if options.as_json:
+        found = {"machine": asdict(machine), "model": diagnosis and asdict(diagnosis)}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_machine(machine)
         if diagnosis is not None:

@@ -8,7 +8,9 @@ import click
 
 from sea_export.cli.click_options import cache_option, options
 from sea_export.cli.reporting import reported
-from sea_export.options import DemonstrationOptions, FitOptions, RunOptions
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
+from sea_export.model.run_options import RunOptions
+from sea_export.options import FitOptions
 
 
 @click.command("fit")

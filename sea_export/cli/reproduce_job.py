@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -24,28 +23,29 @@ from sea_export.fitting.distributed import ALONE
 from sea_export.model.base import open_base
 from sea_export.model.load_model import dtype_named, quiet_transformers
 from sea_export.options import ExportOptions
-from sea_export.saving import SaveResult, needed_bytes, save_checkpoint
+from sea_export.saving import SaveResult, check_room_for, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from sea_export.verification.reproduce import DIFFERENT, Reproduction, compare_runs
+from sea_export.verification.reproduce_options import ReproduceOptions
 
 __all__ = ["run_reproduction"]
 
 
-def run_reproduction(path: Path, output: Path, values: dict[str, Any]) -> None:
-    """`sea-export reproduce`, with its options in `values`."""
+def run_reproduction(path: Path, output: Path, options: ReproduceOptions) -> None:
+    """`sea-export reproduce`."""
     quiet_transformers()
     manifest = read_manifest(path)
     directory = path if path.is_dir() else path.parent
     recipe = RecordedRun.of(manifest)
-    check_output(output, overwrite=values["overwrite"], needed_bytes=0)
+    check_output(output, overwrite=options.overwrite)
     if output.resolve() == directory.resolve():
         raise InputError(f"{output} is the very run that is to be repeated: choose another output")
-    if recipe.saving.trust_remote_code and not values["trust_remote_code"]:
+    if recipe.trust_remote_code and not options.trust_remote_code:
         raise InputError("the run used code that comes with its base: --trust-remote-code lets it run again")
-    demonstrations = recipe.demonstrations(values["demonstrations"])
-    saving = replace(recipe.saving, overwrite=values["overwrite"])
-    with _opened(recipe, output, values) as opened:
-        check_output(output, overwrite=saving.overwrite, needed_bytes=needed_bytes(opened.base, output, saving.format))
+    demonstrations = recipe.demonstrations(options.demonstrations)
+    saving = replace(recipe.saving, overwrite=options.overwrite)
+    with _opened(recipe, output, options) as opened:
+        check_room_for(opened.base, output, saving)
         with console.status("Comparing the base with the manifest's"):
             recipe.check_base(opened.base)
         changes = [*recipe.changed_versions(), *_changed_circumstances(recipe, opened.device)]
@@ -54,22 +54,27 @@ def run_reproduction(path: Path, output: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _opened(recipe: RecordedRun, output: Path, values: dict[str, Any]) -> Iterator[OpenedModel]:
+def _opened(recipe: RecordedRun, output: Path, options: ReproduceOptions) -> Iterator[OpenedModel]:
     """The base of the run, to be loaded as it was loaded then."""
     base = recipe.base
-    if values["base"] is None and base["revision"] is None:
+    if options.base is None and base["revision"] is None:
         raise InputError(f"the base was the local model {base['name']!r}: say where it is with --base")
-    model = values["base"] or base["name"]
+    model = options.base or base["name"]
     revision = None if Path(model).expanduser().exists() else base["revision"]
     stored, computed = dtype_named(base["dtype"]), dtype_named(recipe.computation["dtype"])
-    with open_base(model, revision=revision, dtype=stored, dequantize=base["dequantized"]) as resolved:
+    with open_base(
+        model,
+        revision=revision,
+        dtype=stored,
+        dequantize=base["dequantized"],
+        trust_remote_code=options.trust_remote_code,
+    ) as resolved:
         yield OpenedModel(
             resolved,
             computed,
-            values["device"] or recipe.computation["device"],
+            options.device or recipe.computation["device"],
             device_map=None,
             layerwise=recipe.computation["layerwise"] or None,
-            trust_remote_code=values["trust_remote_code"],
             scratch=output.resolve().parent,
         )
 

@@ -8,7 +8,8 @@ import click
 
 from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
-from sea_export.options import ExportOptions, RunOptions
+from sea_export.model.run_options import RunOptions
+from sea_export.options import ExportOptions
 
 
 @click.command("save")

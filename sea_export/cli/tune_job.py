@@ -17,6 +17,7 @@ from sea_export.cli.progress import counting_progress
 from sea_export.cli.terminal import console
 from sea_export.cli.tune_output import print_front, print_outcome, print_reports, tuning_record
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Benchmark, split, split_rows
@@ -27,12 +28,14 @@ from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.export.output import check_output
 from sea_export.files.writing import write_json
 from sea_export.fitting.bank import StatisticsBank
-from sea_export.fitting.layer_choice import LayerChoice
+from sea_export.fitting.layer_choice import LayerChoice, choose_targets
+from sea_export.model.run_options import RunOptions
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
-from sea_export.saving import save_checkpoint
+from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 from sea_export.text import dtype_name
 from sea_export.tuning.search import SearchSpace, Tuner, choose, open_study, pareto_front, search
 from sea_export.tuning.search_plot import plot_search
+from sea_export.tuning.tuning_options import TuneOptions
 
 __all__ = ["run_tuning"]
 
@@ -48,18 +51,26 @@ class _Part:
     texts: tuple[str, ...]
 
 
-def run_tuning(model: str, output: Path, saving: ExportOptions, values: dict[str, Any]) -> None:
-    """`sea-export tune`, with its options in `values`."""
-    json_file = values["json_file"] or output.with_name(f"{output.name}.tune.json")
-    _check(output, json_file, saving, values)
-    demonstrations = jobs.read_demonstrations(values)
-    choosing, reporting = _parts(values)
-    metric = _metric(choosing.benchmark, values)
-    with jobs.opened_model(model, values, output) as opened:
-        centers = _centers(opened, saving, values)
-        bank = _bank(opened, demonstrations, values)
-        space = SearchSpace(bank.layer_count, values["targets"] or TARGETS, values["sites"] or SITES, centers)
-        start = _start(values, bank.layer_count)
+def run_tuning(
+    model: str,
+    output: Path,
+    options: TuneOptions,
+    data: DemonstrationOptions,
+    run: RunOptions,
+    saving: ExportOptions,
+) -> None:
+    """`sea-export tune`."""
+    json_file = options.json_file or output.with_name(f"{output.name}.tune.json")
+    _check(output, json_file, saving, options)
+    demonstrations = jobs.read_demonstrations(data, options.seed)
+    choosing, reporting = _parts(options)
+    metric = _metric(choosing.benchmark, options)
+    with jobs.opened_model(model, run, output) as opened:
+        check_room_for(opened.base, output, saving)
+        centers = _centers(opened, saving, options)
+        bank = _bank(opened, demonstrations, options)
+        space = SearchSpace(bank.layer_count, options.targets or TARGETS, options.sites or SITES, centers)
+        start = _start(options, bank.layer_count)
         tuner = Tuner(
             bank,
             opened.whole_model,
@@ -67,33 +78,33 @@ def run_tuning(model: str, output: Path, saving: ExportOptions, values: dict[str
             choosing.benchmark,
             choosing.texts,
             metric=metric,
-            max_divergence=values["max_kl"],
-            batch_tokens=values["batch_tokens"],
+            max_divergence=options.max_kl,
+            batch_tokens=options.batch_tokens,
         )
-        settings = _settings(opened, demonstrations, choosing, tuner, space, start, values)
+        settings = _settings(opened, demonstrations, choosing, tuner, space, start, options)
         outcomes = search(
-            open_study(values["storage"], settings),
+            open_study(options.storage, settings),
             tuner,
             space,
             start,
-            trials=values["trials"],
-            timeout=values["timeout"],
-            seed=values["seed"],
+            trials=options.trials,
+            timeout=options.timeout,
+            seed=options.seed,
             progress=lambda outcome: print_outcome(outcome, tuner.metric, tuner.base),
         )
         front = pareto_front(outcomes, tuner.max_divergence)
-        chosen = choose(outcomes, values["pick"], max_divergence=tuner.max_divergence, base_score=tuner.base.score)
+        chosen = choose(outcomes, options.pick, max_divergence=tuner.max_divergence, base_score=tuner.base.score)
         print_front(front, chosen, tuner.metric, tuner.base)
         edits = {"default": bank.edit(start), "chosen": bank.edit(chosen.options)}
         dtype = dtype_name(opened.whole_model.dtype)
-        reports = {part.name: _reports(part, edits, opened, values) for part in (choosing, reporting)}
+        reports = {part.name: _reports(part, edits, opened, options) for part in (choosing, reporting)}
         for part in (choosing, reporting):
             print_reports(part.name, len(part.benchmark.rows), reports[part.name], tuner.metric)
-        if values["plot"] is not None:
+        if options.plot is not None:
             default = outcomes[0] if space.contains(start) else None
             points = (outcomes, front, chosen, default)
-            plot_search(*points, tuner.metric, tuner.base, tuner.max_divergence, values["plot"])
-            console.print(f"Saved the picture to {values['plot']}.")
+            plot_search(*points, tuner.metric, tuner.base, tuner.max_divergence, options.plot)
+            console.print(f"Saved the picture to {options.plot}.")
         write_json(json_file, tuning_record(settings, outcomes, front, chosen, tuner.base, reports))
         console.print(f"Wrote settings and figures to {json_file}.")
         searched = {
@@ -102,75 +113,69 @@ def run_tuning(model: str, output: Path, saving: ExportOptions, values: dict[str
             "metric": tuner.metric,
             "max_kl": tuner.max_divergence,
             "trials": len(outcomes),
-            "pick": values["pick"],
+            "pick": options.pick,
         }
         _bake(edits["chosen"], searched, opened, output, saving, reports["reporting"]["chosen"], dtype)
 
 
-def _check(output: Path, json_file: Path, saving: ExportOptions, values: dict[str, Any]) -> None:
+def _check(output: Path, json_file: Path, saving: ExportOptions, options: TuneOptions) -> None:
     """Raises InputError for what would fail after the work is done."""
-    check_output(output, overwrite=saving.overwrite, needed_bytes=0)
-    pick = values["pick"]
-    if pick not in ("best", "knee") and not pick.isdigit():
-        raise InputError(f"--pick is {pick!r}: choose best, knee, or the number of a trial")
-    if not values["max_kl"] > 0:
-        raise InputError(f"--max-kl is {values['max_kl']}: it must be above 0")
-    if not 0 < values["choosing"] < 1:
-        raise InputError(f"--choosing is {values['choosing']}: it must be between 0 and 1")
-    if values["plot"] is not None:
-        check_picture(values["plot"])
-    for file in (json_file, values["storage"]):
+    check_output(output, overwrite=saving.overwrite)
+    if options.plot is not None:
+        check_picture(options.plot)
+    for file in (json_file, options.storage):
         if file is not None and not file.resolve().parent.is_dir():
             raise InputError(f"{file} cannot be written: its directory does not exist")
 
 
-def _parts(values: dict[str, Any]) -> tuple[_Part, _Part]:
+def _parts(options: TuneOptions) -> tuple[_Part, _Part]:
     """The rows and texts to choose on, and those to report on."""
-    benchmarks = split(load_benchmark(values["benchmark"]), values["choosing"], values["seed"])
-    texts = split_rows(load_texts(values["text"]), 0.5, values["seed"], "the text for the damage")
+    benchmarks = split(load_benchmark(options.benchmark), options.choosing, options.seed)
+    texts = split_rows(load_texts(options.text), 0.5, options.seed, "the text for the damage")
     return _Part("choosing", benchmarks[0], texts[0]), _Part("reporting", benchmarks[1], texts[1])
 
 
-def _metric(benchmark: Benchmark, values: dict[str, Any]) -> str:
-    metric: str = values["metric"] or benchmark.metrics[0]
+def _metric(benchmark: Benchmark, options: TuneOptions) -> str:
+    metric: str = options.metric or benchmark.metrics[0]
     if metric not in benchmark.metrics:
         raise InputError(f"--metric {metric}: {benchmark.label} gives {', '.join(benchmark.metrics)}")
     return metric
 
 
-def _centers(opened: OpenedModel, saving: ExportOptions, values: dict[str, Any]) -> tuple[str, ...]:
+def _centers(opened: OpenedModel, saving: ExportOptions, options: TuneOptions) -> tuple[str, ...]:
     """How edits may be centred: as was asked, or every way that the base and the format have room for."""
-    if values["centers"]:
-        return tuple(values["centers"])
+    if options.centers:
+        return tuple(options.centers)
     try:
-        for target in values["targets"] or TARGETS:
-            locate_fit(opened.base, FitOptions(layers="all", target=target, center="affine"), saving)
+        for target in options.targets or TARGETS:
+            affine = FitOptions(layers="all", target=target, center="affine")
+            locate_fit(opened.base, choose_targets(opened.base.skeleton, affine), affine, saving)
     except InputError as error:
         logger.info("no affine edit is tried: %s", error)
         return tuple(center for center in CENTERS if center != "affine")
     return CENTERS
 
 
-def _start(values: dict[str, Any], layer_count: int) -> FitOptions:
+def _start(options: TuneOptions, layer_count: int) -> FitOptions:
     """The default edit, of as many of its layers as there are."""
     default = FitOptions()
     count = len(LayerChoice.parse(default.layers, layer_count).candidates)
-    capture = CaptureOptions(batch_tokens=values["batch_tokens"], seed=values["seed"])
-    return replace(default, layers=f"last:{count}", template=values["template"], capture=capture)
+    capture = CaptureOptions(batch_tokens=options.batch_tokens, seed=options.seed)
+    return replace(default, layers=f"last:{count}", template=options.template, capture=capture)
 
 
-def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], values: dict[str, Any]) -> StatisticsBank:
+def _bank(opened: OpenedModel, demonstrations: Sequence[Demonstration], options: TuneOptions) -> StatisticsBank:
     """All that is searched, and what the default edit needs."""
     default = FitOptions()
-    sites = dict.fromkeys((*(values["sites"] or SITES), default.capture.site))
+    sites = dict.fromkeys((*(options.sites or SITES), default.capture.site))
     with counting_progress("Capturing", len(demonstrations) * len(sites)) as advance:
         return StatisticsBank(
             opened.whole_model,
             opened.base.tokenizer,
             demonstrations,
-            _start(values, 1),
+            _start(options, 1),
             sites=tuple(sites),
-            targets={*(values["targets"] or TARGETS), default.target},
+            targets={*(options.targets or TARGETS), default.target},
             progress=advance,
         )
 
@@ -182,7 +187,7 @@ def _settings(
     tuner: Tuner,
     space: SearchSpace,
     start: FitOptions,
-    values: dict[str, Any],
+    options: TuneOptions,
 ) -> dict[str, Any]:
     """Everything that decides what a trial gives: a study is gone on with only where all of it is the same."""
     return {
@@ -200,7 +205,7 @@ def _settings(
         "max_kl": tuner.max_divergence,
         "space": asdict(space),
         "start": asdict(start),
-        "seed": values["seed"],
+        "seed": options.seed,
     }
 
 
@@ -209,10 +214,10 @@ def _digest(rows: Sequence[object]) -> str:
 
 
 def _reports(
-    part: _Part, edits: dict[str, SpectralEdit], opened: OpenedModel, values: dict[str, Any]
+    part: _Part, edits: dict[str, SpectralEdit], opened: OpenedModel, options: TuneOptions
 ) -> dict[str, list[BenchmarkReport]]:
     """What the base and each edit give on a part of the rows, with intervals and differences to the base."""
-    suite = Suite((part.benchmark,), part.texts, values["batch_tokens"])
+    suite = Suite((part.benchmark,), part.texts, options.batch_tokens)
     base, reference = suite.measure_base(
         opened.whole_model, opened.base.tokenizer, progress_for(f"{part.name} rows, base")
     )
@@ -221,7 +226,7 @@ def _reports(
         with edit.apply(opened.whole_model):
             progress = progress_for(f"{part.name} rows, {name} edit")
             measured = suite.measure(opened.whole_model, opened.base.tokenizer, reference, progress)
-        reports[name] = make_reports(measured, base, seed=values["seed"])
+        reports[name] = make_reports(measured, base, seed=options.seed)
     return reports
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from sea_export.cli.click_options import layerwise_option
+from sea_export.cli.click_options import single_option
 from sea_export.cli.reporting import reported
+from sea_export.model.run_options import RunOptions
 
 
 @click.command("verify")
 @click.argument("output")
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
 @click.option("--revision", help="Revision of the base on the Hub.")
-@layerwise_option
+@single_option(RunOptions, "layerwise")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
 @reported
 def command(
@@ -38,6 +38,6 @@ def command(
     directory = Path(output)
     if directory.is_dir():
         with taking_turns(directory):
-            write_manifest(directory, {**read_manifest(directory), "verification": asdict(verification)})
+            write_manifest(directory, {**read_manifest(directory), "verification": verification.record()})
     if not verification.passed:
         raise click.exceptions.Exit(1)

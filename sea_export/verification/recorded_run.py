@@ -13,7 +13,7 @@ from sea_export.errors import InputError
 from sea_export.export.manifest import fits_of
 from sea_export.files.digests import file_digest
 from sea_export.model.base import Base
-from sea_export.options import CaptureOptions, EditOptions, ExportOptions, FitOptions
+from sea_export.options import ExportOptions, FitOptions, recorded_options
 from sea_export.versions import library_versions
 
 __all__ = ["RecordedFit", "RecordedRun"]
@@ -160,12 +160,11 @@ class RecordedRun:
 
 
 def _fit(member: Mapping[str, Any]) -> RecordedFit:
-    stated = dict(member["options"])
-    origin = member["demonstrations"].get("origin")
-    try:
-        capture, edit = CaptureOptions(**stated.pop("capture")), EditOptions(**stated.pop("edit"))
-        options = FitOptions(**stated, capture=capture, edit=edit)
-        origin = origin and DemonstrationOrigin(**origin)
-        return RecordedFit(options, origin, member["demonstrations"]["sha256"], member.get("tuning"))
-    except TypeError as error:
-        raise InputError(f"the manifest has options that this version does not know ({error})") from error
+    options, demonstrations = recorded_options(FitOptions, member["options"]), member["demonstrations"]
+    origin = demonstrations.get("origin")
+    return RecordedFit(
+        options,
+        None if origin is None else recorded_options(DemonstrationOrigin, origin),
+        demonstrations["sha256"],
+        member.get("tuning"),
+    )

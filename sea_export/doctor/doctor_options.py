@@ -1,0 +1,18 @@
+"""The options of a diagnosis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sea_export.options import option
+
+__all__ = ["DoctorOptions"]
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What would be written, and in which form the diagnosis is printed."""
+
+    output: Path = option(Path("sea-export-output"), "What would be written: its disk is looked at.")
+    as_json: bool = option(False, "Print everything as JSON.", name="json")

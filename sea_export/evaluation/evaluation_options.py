@@ -1,0 +1,88 @@
+"""The options of the commands that measure and picture models: `evaluate`, `compare` and `inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sea_export.errors import InputError
+from sea_export.options import CaptureOptions, check_values, option, same_option
+
+__all__ = ["CompareOptions", "EvaluateOptions", "InspectOptions"]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is measured, against what, and where the results go."""
+
+    benchmarks: tuple[str, ...] = option(
+        (),
+        "truthfulqa (prompts qa-primer, plain), bbq, crows-pairs or multiple-choice (prompts qa, none) with a file or "
+        "a Hub dataset of its rows; or damage, which needs no file. May be given several times.",
+        name="benchmark",
+        metavar="NAME[:PROMPT]=FILE",
+    )
+    text: str | None = option(
+        None, "Passages for damage: a .txt file, or a table with a column text; by default a built-in set."
+    )
+    against: str | None = option(None, "Measure this model too, and tell the differences.", metavar="BASE")
+    edit: Path | None = option(None, "Apply this edit at run time, against MODEL itself.")
+    limit: int | None = option(None, "Use a seeded sample of that many rows of each benchmark.", minimum=2)
+    seed: int = option(0, "Seed of --limit, of intervals and of tests.")
+    batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
+    json_file: Path | None = option(None, "Write all figures here.", name="json", path="file")
+    plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG).", path="file")
+    record: bool = option(False, "Write the figures into the manifest and the model card of MODEL.")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if not self.benchmarks:
+            raise InputError(
+                "--benchmark: nothing is to be measured. Give --benchmark NAME=FILE, or --benchmark damage."
+            )
+        if self.record and (self.against is None or self.edit is not None):
+            raise InputError(
+                "--record: it keeps the figures of an export beside those of its base. Give --against, and no --edit."
+            )
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Which prompts two models answer, and how."""
+
+    prompts: str | None = option(None, "A .txt file with a prompt a line, or a table with a column prompt or question.")
+    own_prompts: tuple[str, ...] = option((), "A prompt; may be given several times.", name="prompt", metavar="TEXT")
+    template: str = option(
+        "auto",
+        "How a prompt is put; auto: as the tokenizer's chat template says, and as Q: and A: where there is none.",
+        ("auto", "chat", "qa", "none"),
+    )
+    new_tokens: int = option(80, "Longest answer.", minimum=1)
+    html: Path | None = option(None, "Write a web page of one file.", path="file")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Which pictures of an edit are drawn."""
+
+    plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG) of spectra, ranks and changes.", path="file")
+    plot_activations: Path | None = option(
+        None,
+        "Write a picture of the demonstrations' activations and what the edit makes of them. Needs --model.",
+        path="file",
+    )
+    model: str | None = option(None, "For --plot-activations: the model that the edit was fitted on.")
+    plot_layers: str | None = option(
+        None, "For --plot-activations: which layers, such as 18,29; by default first to last."
+    )
+    seed: int = option(0, "Seed of --limit.")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.plot_activations is not None and self.model is None:
+            raise InputError(
+                "--plot-activations: it runs the model that the edit was fitted on. Name that model with --model."
+            )

@@ -1,0 +1,40 @@
+"""The options of every command that opens a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sea_export.errors import InputError
+from sea_export.options import check_values, option
+
+__all__ = ["RunOptions"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the base is found, loaded and computed with."""
+
+    revision: str | None = option(None, "Revision of the model on the Hub.")
+    layerwise: bool | None = option(
+        None, "Have one decoder layer at a time in memory, or all of them; by default all if they fit."
+    )
+    device_map: str | None = option(
+        None, "Spread the model over all GPUs, and over what else there is (accelerate).", ("auto",)
+    )
+    dequantize: bool = option(False, "Make plain weights of a quantized model's.")
+    dtype: str = option(
+        "auto",
+        "What to compute in; auto: as stored. A .gguf or dequantized model is written out in it (auto: bfloat16).",
+        DTYPES,
+    )
+    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model. Custom-code exports come with some.")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.device_map is not None and self.layerwise:
+            raise InputError(
+                "--device-map: it has all layers in memory, and --layerwise has one at a time. Choose one of them."
+            )

@@ -1,0 +1,62 @@
+"""The options of a search for settings."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from sea_export.errors import InputError
+from sea_export.options import (
+    CENTERS,
+    SITES,
+    TARGETS,
+    TEMPLATES,
+    CaptureOptions,
+    FitOptions,
+    check_values,
+    option,
+    same_option,
+)
+
+__all__ = ["TuneOptions"]
+
+PICKS = ("best", "knee")
+"""What `--pick` may be besides the number of a trial."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What is searched, for what, and for how long."""
+
+    benchmark: str = option(MISSING, "What is to get better: see evaluate.", metavar="NAME[:PROMPT]=FILE")
+    metric: str | None = option(None, "Metric of the benchmark that is to get better; by default its main one.")
+    max_kl: float = option(0.2, "Damage budget: mean KL from the base on neutral text.")
+    text: str | None = option(
+        None, "Passages for the damage: a .txt file, or a table with a column text; default: built in."
+    )
+    trials: int = option(60, "Trials in all.", minimum=1)
+    timeout: float | None = option(None, "Begin no further trial after so many seconds.")
+    storage: Path | None = option(
+        None, "Keep trials in this file; a search with equal settings goes on from it.", path="file"
+    )
+    choosing: float = option(0.4, "Share of the rows to choose on; the others report.")
+    targets: tuple[str, ...] = option((), "Try these only; repeatable.", TARGETS, name="target")
+    sites: tuple[str, ...] = option((), "Try these only; repeatable.", SITES, name="site")
+    centers: tuple[str, ...] = option((), "Try these only; repeatable.", CENTERS, name="center")
+    pick: str = option("best", "best, knee, or the number of a trial.")
+    plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG) of score against KL.", path="file")
+    json_file: Path | None = option(
+        None, "Write settings and figures here; by default OUTPUT.tune.json.", name="json", path="file"
+    )
+    template: str = option(FitOptions.template, "How demonstrations become text.", TEMPLATES)
+    batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
+    seed: int = option(0, "Seed of the search and of all samples.")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.pick not in PICKS and not self.pick.isdigit():
+            raise InputError(f"--pick: {self.pick!r} is no choice. Choose best, knee, or the number of a trial.")
+        if not self.max_kl > 0:
+            raise InputError(f"--max-kl: {self.max_kl} is too low. Give a number above 0.")
+        if not 0 < self.choosing < 1:
+            raise InputError(f"--choosing: {self.choosing} is no share of the rows. Give a number between 0 and 1.")
