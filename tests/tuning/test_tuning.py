@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-import sea_export.capture.activations
+import sea_export.capture.in_memory
 from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -104,7 +104,7 @@ def test_a_trial_runs_no_capture(bank: StatisticsBank, tuner: Tuner, monkeypatch
     def fail(*arguments: object) -> None:
         raise AssertionError("activations were captured again")
 
-    monkeypatch.setattr(sea_export.capture.activations, "run_batches", fail)
+    monkeypatch.setattr(sea_export.capture.in_memory, "run_batches", fail)
     outcome = tuner.try_edit(0, START, whole=True)
     assert outcome.value is not None
 
