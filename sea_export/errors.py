@@ -23,8 +23,8 @@ class InputError(SeaExportError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of a library says, to be quoted in one of ours."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of a library's error, to be quoted at the end of one of our sentences: without its full stop."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
 
 
 def reason(error: BaseException) -> str:

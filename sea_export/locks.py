@@ -1,12 +1,15 @@
 """Directories that belong to one living process at a time.
 
-Who works in a directory holds a lock on it, which the system takes away when the process dies. So what a killed
-process has left is told apart from what a living one works in, and is removed by the next that comes by.
+A process that works in a directory holds a lock on it, which the system releases when the process dies. So what a
+killed process has left is told apart from what a living one works in, and the next process removes it.
+
+The lock is on the directory itself: `filelock.FileLock` needs a file of its own, which would be one more file in a
+checkpoint or beside it, and would not move with a directory that is renamed into place. Of the library only the
+system's lock on an open descriptor is used.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -15,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 __all__ = ["Locked", "is_locked", "locked_directory", "remove_leftovers", "scratch_directory", "taking_turns"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -22,22 +27,22 @@ _PATIENCE_SECONDS = 0.1
 
 
 class Locked(Exception):
-    """The directory belongs to another process that lives, or that may live for all that can be known."""
+    """The directory belongs to another process that lives, or it cannot be known whether that process lives."""
 
 
 @contextmanager
 def locked_directory(path: Path, *, mode: int = 0o777) -> Iterator[None]:
-    """Has `path` as an empty directory that no other process takes. It is removed when the context ends, however.
+    """Makes `path` an empty directory that no other process takes, and removes it when the context ends.
 
     Args:
-        path: it may hold what a killed process has left, which is removed; its parent exists. It may have been moved
-            by the end of the context, and is left alone then.
-        mode: its permissions, less the user's mask.
+        path: a directory that may hold what a killed process has left, which is removed; or nothing is there, but its
+            parent exists. If it was moved before the context ends, it is left alone.
+        mode: its permissions, before the user's mask is applied.
 
     Raises:
         Locked: another process has it.
     """
-    descriptor = _claim(path, mode)
+    descriptor = _open_locked(path, mode)
     try:
         for leftover in path.iterdir():
             _remove(leftover)
@@ -52,12 +57,12 @@ def locked_directory(path: Path, *, mode: int = 0o777) -> Iterator[None]:
 
 @contextmanager
 def scratch_directory(prefix: str, parent: Path) -> Iterator[Path]:
-    """Has a new directory in `parent`, which only the user may read.
+    """Makes a new directory in `parent`, which only the user may read, and removes it when the context ends.
 
-    Those that killed processes have left there under the same prefix are removed.
+    Directories that killed processes have left there under the same prefix are removed first.
 
     Args:
-        prefix: what its name begins with, and that of nothing else there.
+        prefix: the beginning of its name. No other kind of file in `parent` has it.
         parent: an existing directory.
 
     Yields:
@@ -71,29 +76,37 @@ def scratch_directory(prefix: str, parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def taking_turns(directory: Path) -> Iterator[None]:
-    """Waits until no other process is in this context for the same directory."""
+    """Waits until no other process is in this context for the same directory.
+
+    Args:
+        directory: an existing directory. On a file system without locks nobody waits.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_descriptor(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
 def remove_leftovers(prefix: str, parent: Path) -> None:
-    """Removes the directories that killed processes have left in `parent`, under names that begin with `prefix`."""
+    """Removes directories that killed processes have left.
+
+    Args:
+        prefix: the beginning of their names.
+        parent: where they are.
+    """
     for path in [path for path in parent.iterdir() if path.name.startswith(prefix)]:
         try:
             descriptor = os.open(path, _DIRECTORY)
         except OSError:
-            continue  # gone by now, or not ours
+            continue  # removed meanwhile, or another user's
         try:
-            if os.fstat(descriptor).st_uid == os.getuid():
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_uid == os.getuid() and lock_descriptor(descriptor, blocking=False):
                 _remove(path)
         except OSError:
-            continue  # alive, or on a file system that cannot tell
+            continue  # on a file system that cannot tell whether its process lives
         finally:
             os.close(descriptor)
 
@@ -105,17 +118,14 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+        return not _lock_patiently(descriptor)
+    except OSError:  # a file system without locks
         return False
     finally:
         os.close(descriptor)
-    return False
 
 
-def _claim(path: Path, mode: int) -> int:
+def _open_locked(path: Path, mode: int) -> int:
     """A descriptor that holds the lock of the directory at `path`, which is made if it is missing."""
     while True:
         try:
@@ -126,7 +136,7 @@ def _claim(path: Path, mode: int) -> int:
         try:
             descriptor = os.open(path, _DIRECTORY)
         except FileNotFoundError:
-            continue  # who had it has just ended
+            continue  # the process that had it has just ended
         try:
             _lock(descriptor, made=made)
             if _is_at(descriptor, path):
@@ -138,20 +148,26 @@ def _claim(path: Path, mode: int) -> int:
 
 
 def _lock(descriptor: int, *, made: bool) -> None:
-    """Raises Locked if the lock of a directory cannot be had; `made` tells whether this process made it."""
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > end:  # so it is not just somebody who asks whether it is claimed
-                raise Locked from error
-            time.sleep(_PATIENCE_SECONDS / 10)
-        except OSError as error:
-            # A file system without locks: who made it may live, and who comes later cannot know.
-            if made:
-                return None
+    """Raises Locked if a directory cannot be locked; `made` tells whether this process made it."""
+    try:
+        locked = _lock_patiently(descriptor)
+    except OSError as error:
+        # On a file system without locks the process that made it may live, and a later one cannot know.
+        if not made:
             raise Locked from error
+        return
+    if not locked:
+        raise Locked
+
+
+def _lock_patiently(descriptor: int) -> bool:
+    """Locks an open directory, unless another process has it for longer than one that only asks or removes would."""
+    end = time.monotonic() + _PATIENCE_SECONDS
+    while not lock_descriptor(descriptor, blocking=False):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_PATIENCE_SECONDS / 10)
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -163,7 +179,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, or as much of a directory as can be; an interrupt is heeded when that is done."""
+    """Removes a file, or as much of a directory as can be removed. An interrupt is raised when that is done."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

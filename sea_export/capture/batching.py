@@ -1,11 +1,11 @@
-"""The plan of the forward passes over prompts with several completions, in which what they share is computed once.
+"""The plan of the forward passes over prompts with several completions. Tokens in common are computed once.
 
-Three tiers, each on the key/value cache of the one before: the tokens that all prompts begin with, the rest of
-each prompt, and the completions. Sequences are sorted by length and batched by a token budget.
+There are three levels, and each uses the key/value cache of the one before: the tokens that all prompts begin with, the
+rest of each prompt, and the completions. Sequences are sorted by length and batched by a token budget.
 
-Where a cache cannot be handed on, because layers keep recurrent states in it, sequences are computed whole, and where a
-token depends on more than those before it in its own sequence, each by itself (`sea_export.capture.prefix_cache` finds
-out).
+Some caches cannot be used again, because layers keep recurrent states in them: then sequences are computed whole. And
+in some models a token depends on more than the tokens before it in its own sequence: then each sequence is computed by
+itself. `sea_export.capture.prefix_cache` finds out which of these a model needs.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ __all__ = [
     "takes_positions",
 ]
 
-# Below this, a pass and a cache of its own cost more than computing the shared tokens again.
+# For fewer shared tokens, a pass and a cache of their own cost more than computing them again.
 _SHORTEST_SHARED_PREFIX = 16
 
 
 @dataclass(frozen=True)
 class PromptedCompletions:
-    """A prompt and the completions that follow it, in tokens. A completion sees the prompt, not its siblings.
+    """A prompt and the completions that follow it, in tokens. A completion sees the prompt, not the other completions.
 
-    A prompt may be empty: its completions are then computed from nothing.
+    If the prompt is empty, the completions are computed without any tokens before them.
     """
 
     prompt: Sequence[int]
@@ -51,7 +51,7 @@ class PromptedCompletions:
 
 
 class PrefixCacheMode(Enum):
-    """What the computations of several sequences have in common."""
+    """What the computations of several sequences may have in common."""
 
     CACHES = "prompts are computed once, and completions on their caches"
     PASSES = "sequences are computed whole, side by side in one pass"
@@ -60,12 +60,12 @@ class PrefixCacheMode(Enum):
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of one sequence and where a pass computes them."""
+    """Consecutive tokens of one sequence, and where a pass computes them."""
 
     item: int | None
-    """Index of the item, or None for the prefix that all items share."""
+    """Index of the item; None for the prefix that all items share."""
     completion: int | None
-    """Which completion of the item, or None for its prompt."""
+    """Index of the completion; None for the prompt."""
     start: int
     """Position of the first token within the prompt or the completion."""
     length: int
@@ -77,34 +77,34 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One call of the model: sequences padded on the right, perhaps on the cache of another pass."""
+    """One call of the model: sequences padded on the right, which may continue those of another pass."""
 
     segments: tuple[Segment, ...]
     sequences: tuple[tuple[int, ...], ...]
     """The tokens of each row."""
     past_masks: tuple[tuple[int, ...], ...] = ()
-    """For each row, which cached tokens are real (1) or padding (0); empty without a cache."""
+    """For each row, whether each cached token is real (1) or padding (0); empty without a cache."""
     positions: tuple[int, ...] = ()
-    """For each row, the position of its first token; empty without a cache, where it is 0."""
+    """For each row, the position of its first token; empty without a cache, where all are 0."""
     continues: Pass | None = None
-    """The pass whose cache this one stands on."""
+    """The pass whose cache this pass continues from; None if it starts without a cache."""
     rows: tuple[int, ...] = ()
-    """For each row, the row of that cache."""
+    """For each row, the row of that cache from which it continues."""
 
     @cached_property
     def width(self) -> int:
-        """How many columns are computed."""
+        """The number of columns that are computed."""
         return max(len(sequence) for sequence in self.sequences)
 
     @property
     def past(self) -> int:
-        """How many columns are cached."""
+        """The number of columns that are cached."""
         return len(self.past_masks[0]) if self.past_masks else 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Passes that finish some items: their prompts first, if prompts are computed apart, and the completions."""
+    """Passes that finish some items: their prompts first, if they have a pass of their own, then the completions."""
 
     indices: tuple[int, ...]
     passes: tuple[Pass, ...]
@@ -112,15 +112,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class PassPlan:
-    """Everything that is to be computed for some items."""
+    """All passes over some items."""
 
     shared: Pass | None
-    """The pass over what all prompts begin with, on which the prompts of all batches stand."""
+    """The pass over the tokens that all prompts begin with, from which the prompts of all batches continue."""
     batches: tuple[Batch, ...]
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens are computed once for all prompts: every prompt keeps at least one of its own."""
+    """The number of leading tokens that are computed once for all prompts. Every prompt keeps at least one of its own."""
     limit = min(len(prompt) for prompt in prompts) - 1
     first, last = min(prompts, key=list), max(prompts, key=list)
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
@@ -128,18 +128,18 @@ def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
-    """The indices of items in the order in which they are finished: longest first, so that memory peaks at once."""
+    """The indices of items in the order of computation: the longest first, so that memory is largest at the start."""
     return sorted(range(len(items)), key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
 
 
 def plan_passes(
     model: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int, prefix_cache: PrefixCacheMode
 ) -> PassPlan:
-    """Works out all passes over some items.
+    """Plans all passes over some items.
 
     Args:
-        model: what computes prompts and completions.
-        items: prompts with their completions, none of which is empty.
+        model: the model that computes prompts and completions.
+        items: prompts with their completions. No completion is empty.
         batch_tokens: about how many tokens a pass computes.
         prefix_cache: see `sea_export.capture.prefix_cache.prefix_cache_mode`.
     """
@@ -160,9 +160,9 @@ def plan_passes(
 
 
 def _needs_equal_lengths(model: PreTrainedModel) -> bool:
-    """Whether padding between a prompt and its completion, although masked, would change what is computed.
+    """Whether padding between a prompt and its completion would change the result, although it is masked.
 
-    It moves what counts distance by cache position: sliding windows, and models that take no position ids.
+    It does where distance is counted by cache position: in sliding windows, and in models without position ids.
     """
     text_config = model.config.get_text_config()
     kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
@@ -173,7 +173,7 @@ def _needs_equal_lengths(model: PreTrainedModel) -> bool:
 def _batches(
     items: Sequence[PromptedCompletions], shared: int, budget: int, equal_lengths: bool
 ) -> Iterator[tuple[int, ...]]:
-    """Indices by length, as many a batch as the budget holds."""
+    """Indices sorted by length, in batches as large as the budget allows."""
     batch: list[int] = []
     for index in processing_order(items):
         longest_prompt = len(items[batch[0]].prompt) if batch else 0
@@ -188,7 +188,7 @@ def _batches(
 
 
 def _row_cost(tokens: int, context: int) -> int:
-    """Tokens to compute, and a share for the cached ones, which are copied and attended to."""
+    """The cost of a row in tokens: those to compute, and a part of the cached ones, which are copied and attended to."""
     return tokens + context // 8
 
 
@@ -238,7 +238,7 @@ def _planned_batch(
 def _completion_groups(
     items: Sequence[PromptedCompletions], indices: tuple[int, ...], budget: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """(row of the prompt, completion) pairs by length, as many a group as the budget holds."""
+    """Pairs of a prompt's row and a completion, sorted by length, in groups as large as the budget allows."""
     costs = {
         (row, completion): _row_cost(len(tokens), len(items[index].prompt))
         for row, index in enumerate(indices)
@@ -254,7 +254,7 @@ def _completion_groups(
 
 
 def _whole_batches(items: Sequence[PromptedCompletions], budget: int) -> Iterator[Batch]:
-    """Batches of one pass each, in which every row is a prompt with one of its completions."""
+    """Batches of one pass each. Every row is a prompt with one of its completions."""
     batch: list[int] = []
     for index in processing_order(items):
         longest = max((len(items[i].prompt) + _longest(items[i]) for i in (*batch, index)), default=0)
@@ -290,5 +290,5 @@ def _single_passes(items: Sequence[PromptedCompletions], index: int) -> tuple[Pa
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the model is told the position of each token."""
+    """Whether the forward call of the model takes the position of each token."""
     return "position_ids" in inspect.signature(model.forward).parameters

@@ -1,9 +1,9 @@
-"""Captured activations in files, so that another fit on the same ones runs no forward pass.
+"""Captured activations in files, so that another fit with the same activations runs no forward pass.
 
-A cache directory has a folder for everything that decides activations: the model, the demonstrations as tokens, and
-the capture options. In it are parts, each with some targets' activations of some demonstrations, in safetensors. A
-part appears when it is complete and is never changed: a capture that was interrupted goes on where it stopped, and
-runs that share a cache do not disturb one another. What killed ones left unfinished is removed by the next.
+A cache directory has one folder for each combination of what decides activations: the model, the demonstrations as
+tokens, and the capture options. In the folder are parts: safetensors files with the activations of some targets over
+some demonstrations. A part appears when it is complete, and it never changes. So an interrupted capture goes on where it
+stopped, and several runs can use a cache at the same time. Unfinished parts of killed runs are removed by the next run.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _KEY_DIGITS = 32
 def capture_key(
     model: Mapping[str, Any], demonstrations: Sequence[TokenizedDemonstration], options: CaptureOptions
 ) -> dict[str, Any]:
-    """Everything that decides what is captured, as plain JSON data.
+    """Everything that decides activations, as plain JSON data.
 
     Args:
-        model: what says which model computes, and in what dtype.
-        demonstrations: as tokens, which depend on the tokenizer and the template.
-        options: how many tokens a pass computes makes no difference, nor a seed or a length that nothing asks for.
+        model: what identifies the model and the dtype in which it computes.
+        demonstrations: as tokens, so that the tokenizer and the template need not be named.
+        options: the capture options. Those that have no effect on the activations are left out.
     """
     tokens = json.dumps([[one.prompt, one.positive, one.negative] for one in demonstrations])
     return {
@@ -68,10 +68,14 @@ class _Part:
 
 
 class ActivationCache:
-    """The activations that a cache directory has for one key."""
+    """The folder of a cache directory that belongs to one key."""
 
     def __init__(self, directory: Path, key: Mapping[str, Any]) -> None:
-        """Opens the folder of `key`, or makes it.
+        """Opens the folder, or makes it.
+
+        Args:
+            directory: the cache directory, made if it is missing.
+            key: see `capture_key`.
 
         Raises:
             InputError: the directory cannot be used, or a part in it is damaged.
@@ -82,11 +86,18 @@ class ActivationCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write("key.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"--cache {directory} cannot be used: {error.strerror}") from error
+            raise InputError(
+                f"--cache: {directory} cannot be used ({error.strerror}). Choose another directory."
+            ) from error
         self._parts = [_read_part(file) for file in sorted(self.folder.glob(f"*{_SUFFIX}"))]
 
     def missing(self, targets: Sequence[Target], indices: Sequence[int]) -> tuple[list[Target], list[int]]:
-        """Of some targets those that are not complete, and the demonstrations that any of them lacks."""
+        """The targets that are not complete, and the demonstrations that any of them lacks.
+
+        Args:
+            targets: the targets to look for.
+            indices: the demonstrations to look for.
+        """
         lacking = {target: set(indices) for target in targets}
         for part in self._parts:
             for target in part.targets & lacking.keys():
@@ -95,14 +106,14 @@ class ActivationCache:
         return wanted, sorted(set().union(*lacking.values()))
 
     def add(self, indices: Sequence[int], activations: Mapping[Target, Activations]) -> None:
-        """Keeps the activations of some demonstrations as one part.
+        """Writes the activations of some demonstrations as one part.
 
         Args:
             indices: the demonstrations, in the order of the rows.
             activations: of each target, (len(indices), d).
 
         Raises:
-            SeaExportError: the disk has no room for them, or fails.
+            SeaExportError: the disk is full, or fails.
         """
         tensors = {
             str(target): torch.stack([one.neutral, one.positive, one.negative]).float().cpu().contiguous()
@@ -113,24 +124,32 @@ class ActivationCache:
             file = self._write(f"{secrets.token_hex(8)}{_SUFFIX}", lambda file: save_file(tensors, file))
         except (OSError, SafetensorError) as error:
             raise SeaExportError(
-                f"activations could not be kept in {self.folder}: {reason(error)}. Those that are in it are used by "
-                "the next run."
+                f"{self.folder}: activations could not be written there ({reason(error)}). Make room and run again: "
+                "activations that are there already are used."
             ) from error
         self._parts.append(_Part(file, tuple(indices), frozenset(activations)))
 
     def read(self, target: Target, indices: Sequence[int]) -> Activations:
-        """The activations of a target that is complete, (len(indices), d) float32, in the order of `indices`."""
+        """The activations of a target.
+
+        Args:
+            target: it is complete for these demonstrations.
+            indices: the demonstrations.
+
+        Returns:
+            neutral, positive and negative rows, each (len(indices), d) float32, in the order of `indices`.
+        """
         rows: dict[int, Tensor] = {}
         for part in self._parts:
-            wanted = [place for place, index in enumerate(part.indices) if index in set(indices)]
+            wanted = [row for row, index in enumerate(part.indices) if index in set(indices)]
             if target in part.targets and wanted:
                 with safe_open(part.file, framework="pt") as stored:
                     kinds = stored.get_tensor(str(target))
-                rows |= {part.indices[place]: kinds[:, place] for place in wanted}
+                rows |= {part.indices[row]: kinds[:, row] for row in wanted}
         return Activations(*torch.stack([rows[index] for index in indices], dim=1))
 
     def _write(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Has a file appear when it is complete."""
+        """Writes a file, which appears in the folder when it is complete."""
         with scratch_directory(".unfinished-", self.folder) as scratch:
             unfinished = scratch / "file"
             write(unfinished)
@@ -139,7 +158,7 @@ class ActivationCache:
 
 
 def cached_bytes(directory: Path) -> int:
-    """Bytes of the activations that a cache directory keeps, of all models and demonstrations."""
+    """The size in bytes of all activations in a cache directory, of all models and demonstrations."""
     return sum(file.stat().st_size for file in directory.glob(f"*/*{_SUFFIX}"))
 
 
@@ -150,4 +169,4 @@ def _read_part(file: Path) -> _Part:
             names = set(stored.keys()) - {_INDICES}
         return _Part(file, indices, frozenset(map(Target.parse, names)))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file} in the cache is damaged ({error}): remove it") from error
+        raise InputError(f"{file}: this part of the cache is damaged ({error}). Remove it.") from error

@@ -1,7 +1,7 @@
 """Forward passes over prompts with several completions, as `sea_export.capture.batching` plans them.
 
-`run_batches` computes one batch after the other; `sea_export.capture.lockstep` takes all of them through one decoder
-layer after the other. Capture and scoring stand on this.
+`run_batches` computes one batch after the other. `sea_export.capture.lockstep` takes all batches through one decoder
+layer after the other. Capture and scoring use these functions.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ __all__ = [
 
 
 class SegmentObserver(Protocol):
-    """What looks at the passes: it is told of the layout before, and given the output after each."""
+    """An object that is told the layout of each pass before it runs, and is given the output after it."""
 
     def before_pass(self, segments: Sequence[Segment]) -> None:
-        """Called before a pass computes `segments`, or goes on with them after others had their turn."""
+        """Called before a pass computes `segments`, or continues with them after other passes ran."""
 
     def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
         """Called with the model's output for `segments`."""
 
 
 def hands_on_caches(model: PreTrainedModel) -> bool:
-    """Whether a completion may be computed on a copy of its prompt's cache, by what the model says of itself.
+    """Whether the model declares that a completion may be computed from a copy of its prompt's cache.
 
-    Only of keys and values it is known: recurrent states (of state-space and linear attention layers) start anew for
-    several tokens at once, and what else a cache holds may not stand padding.
+    That is known only for caches of keys and values. Recurrent states, of state-space and linear attention layers, start
+    again when several tokens are given at once, and other contents of a cache may not allow padding.
     """
     from transformers import DynamicCache
 
@@ -64,10 +64,10 @@ def hands_on_caches(model: PreTrainedModel) -> bool:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the model expects token ids. Weights that are not in memory at the moment (`meta`) are used on the CPU."""
+    """The device for token ids. If the embedding is not in memory at the moment (`meta`), that is the CPU."""
     try:
         device = cast("Tensor", model.get_input_embeddings().weight).device
-    except NotImplementedError:  # of models that do not say which they are
+    except NotImplementedError:  # of a model that does not say which module embeds tokens
         device = next(model.parameters()).device
     return torch.device("cpu") if device.type == "meta" else device
 
@@ -81,15 +81,18 @@ def run_batches(
     prefix_cache: PrefixCacheMode,
     observer: SegmentObserver,
 ) -> Iterator[tuple[int, ...]]:
-    """Runs all items, and yields the indices of those that a batch has finished.
+    """Runs all items, batch by batch.
 
     Args:
-        prompt_model: what computes prompts: the decoder without a head, or with one.
-        completion_model: what computes completions (the same, or the model with its head).
-        items: prompts with their completions, none of which is empty.
+        prompt_model: the model that computes prompts: the decoder without its head, or with it.
+        completion_model: the model that computes completions: the same, or the model with its head.
+        items: prompts with their completions. No completion is empty.
         batch_tokens: about how many tokens a pass computes.
         prefix_cache: see `plan_passes`.
-        observer: what looks at the passes.
+        observer: told of every pass.
+
+    Yields:
+        the indices of the items that a batch has finished.
     """
     with_caches = prefix_cache is PrefixCacheMode.CACHES
     plan = plan_passes(prompt_model, items, batch_tokens=batch_tokens, prefix_cache=prefix_cache)
@@ -116,7 +119,13 @@ def run_batches(
 
 
 def pass_arguments(model: PreTrainedModel, one: Pass, device: torch.device) -> dict[str, Tensor]:
-    """What the model is called with for a pass, apart from the cache."""
+    """The arguments of the forward call for a pass, without those for the cache.
+
+    Args:
+        model: the model to call.
+        one: the pass.
+        device: the device of the token ids.
+    """
     ids = torch.zeros(len(one.sequences), one.width, dtype=torch.long)
     mask = torch.zeros(len(one.sequences), one.past + one.width, dtype=torch.long)
     for row, sequence in enumerate(one.sequences):
@@ -128,13 +137,19 @@ def pass_arguments(model: PreTrainedModel, one: Pass, device: torch.device) -> d
     if takes_positions(model):
         starts = torch.tensor(one.positions or [0] * len(ids))[:, None]
         lasts = torch.tensor([len(sequence) - 1 for sequence in one.sequences])[:, None]
-        # Padding stays at the last position: one further might be more than the model has.
+        # Padding repeats the last position, because the next one might be more than the model has.
         arguments["position_ids"] = (starts + torch.arange(one.width).minimum(lasts)).to(device)
     return arguments
 
 
 def cache_arguments(model: PreTrainedModel, cache: Any, *, fills: bool) -> dict[str, Any]:
-    """What the model is called with to stand on a cache, or on none, and to fill it, or to keep none."""
+    """The arguments of the forward call for the cache.
+
+    Args:
+        model: the model to call.
+        cache: the cache to continue from, or None.
+        fills: whether the call fills a cache that other passes continue from.
+    """
     taken = inspect.signature(model.forward).parameters
     if fills:  # transformers before 5.24 has the older name
         return {"cache" if "cache" in taken else "past_key_values": cache, "use_cache": True}
@@ -146,7 +161,7 @@ def _filled_cache(output: Any) -> Any:
 
 
 def _select(cache: Any, rows: Sequence[int]) -> Any:
-    """A new cache with the given rows, which may repeat; the old one stays as it is."""
+    """A new cache of the given rows, which may repeat. The old cache does not change."""
     selected = copy.copy(cache)
     if hasattr(cache, "layers"):
         selected.layers = [copy.copy(layer) for layer in cache.layers]

@@ -23,20 +23,20 @@ def greedy_continuations(
     batch_tokens: int = 2048,
     past_the_end: bool = False,
 ) -> list[tuple[int, ...]]:
-    """What the model says next, choosing the likeliest token each time.
+    """Continuations of prompts in which every token is the likeliest one.
 
     The model's own generation settings, which may sample or penalise repetition, are not used.
 
     Args:
         model: a causal language model with its head.
-        prompts: token sequences, none empty.
+        prompts: token sequences. None of them is empty.
         new_tokens: length of a continuation, in tokens.
         batch_tokens: about how many tokens are processed at a time.
         past_the_end: never choose the end-of-sequence token, so that every continuation has `new_tokens` tokens.
             Otherwise a continuation ends before that token, but has at least one token.
 
     Returns:
-        One continuation a prompt, without the prompt.
+        One continuation for each prompt, without the prompt.
     """
     from transformers import GenerationConfig
 
@@ -70,7 +70,7 @@ def greedy_continuations(
 
 @contextmanager
 def _own_settings_replaced(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Takes the model's own generation settings away: `generate` adds them to whatever it is given."""
+    """Replaces the model's own generation settings, which `generate` would add to those that it is given."""
     own = model.generation_config
     model.generation_config = settings
     try:

@@ -1,8 +1,8 @@
 """Capture of a model that is in memory: the activations of every target over the demonstrations.
 
-Neutral activations come out of the pass over the prompts, whose key/value cache the positive and the negative
-completions share; what all prompts begin with is computed once (see `sea_export.capture.forward`). Only the decoder
-runs, never the language-model head, and only up to the last edited layer.
+Neutral activations are read in the pass over the prompts. The positive and the negative completions continue from its
+key/value cache. Tokens that all prompts begin with are computed once (see `sea_export.capture.forward`). Only the
+decoder runs, without the language-model head, and only up to the last edited layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sea_export.capture.generate import greedy_continuations
 from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.capture.reader import ActivationReader
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
-from sea_export.model.architecture import decoder_layers, find_output_projections
+from sea_export.model.architecture import OutputProjection, decoder_layers, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 
@@ -37,13 +37,13 @@ def capture(
     targets: Sequence[Target],
     options: CaptureOptions | None = None,
 ) -> dict[Target, Activations]:
-    """All activations at once, in the demonstrations' order.
+    """All activations at once, in the order of the demonstrations.
 
     Args:
         model: a causal language model.
         demonstrations: n of them, tokenized.
-        targets: the places to read.
-        options: which activations to read.
+        targets: the targets to read.
+        options: which activations to read; None for the defaults.
 
     Returns:
         For each target neutral, positive and negative activations, each (n, d) float32 on the CPU.
@@ -52,7 +52,8 @@ def capture(
         InputError: see `sea_export.model.architecture.find_output_projections`.
     """
     rows: dict[Target, Tensor] = {}
-    for indices, batch in capture_batches(model, demonstrations, targets, options or CaptureOptions()):
+    projections = find_output_projections(model, targets)
+    for indices, batch in capture_batches(model, demonstrations, projections, options or CaptureOptions()):
         for target, activations in batch.items():
             kinds = torch.stack([activations.neutral, activations.positive, activations.negative]).cpu()
             if target not in rows:
@@ -64,16 +65,16 @@ def capture(
 def capture_batches(
     model: PreTrainedModel,
     demonstrations: Sequence[TokenizedDemonstration],
-    targets: Sequence[Target],
+    projections: Sequence[OutputProjection],
     options: CaptureOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], dict[Target, Activations]]]:
-    """The activations batch by batch, for statistics that need not keep them.
+    """The activations batch by batch, so that statistics need not keep all of them.
 
     Args:
         model: a causal language model; it is put into evaluation mode.
         demonstrations: n of them, tokenized.
-        targets: the places to read.
+        projections: the output projections of the targets to read.
         options: which activations to read.
         progress: told the number of demonstrations that a batch has finished.
 
@@ -84,8 +85,8 @@ def capture_batches(
     model.eval()
     items = prompted_items(model, demonstrations, options)
     reader = ActivationReader(items, options)
-    modules = read_modules(model, targets, options.site)
-    with layers_up_to(model, max(target.layer for target in targets)), ExitStack() as hooks:
+    modules = read_modules(model, projections, options.site)
+    with layers_up_to(model, max(target.layer for target in modules)), ExitStack() as hooks:
         decoder = cast("PreTrainedModel", model.base_model)
         prefix_cache = prefix_cache_mode(decoder, items, batch_tokens=options.batch_tokens)
         for target, module in modules.items():
@@ -98,7 +99,7 @@ def capture_batches(
             prefix_cache=prefix_cache,
             observer=reader,
         ):
-            yield indices, {target: reader.take(target, indices) for target in targets}
+            yield indices, {target: reader.take(target, indices) for target in modules}
             if progress is not None:
                 progress(len(indices))
 
@@ -106,8 +107,15 @@ def capture_batches(
 def prompted_items(
     model: PreTrainedModel, demonstrations: Sequence[TokenizedDemonstration], options: CaptureOptions
 ) -> list[PromptedCompletions]:
-    """The demonstrations' prompts with what follows them: the completions, and where the neutral activations are of
-    generated text, the model's own continuation."""
+    """The prompt of each demonstration with its two completions, positive first.
+
+    For `--neutral generated` the model's own continuation of the prompt is a third completion.
+
+    Args:
+        model: a causal language model; it runs only for `--neutral generated`.
+        demonstrations: n of them, tokenized.
+        options: `neutral`, `neutral_tokens` and `batch_tokens` are used.
+    """
     items = [PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in demonstrations]
     if options.neutral == "prompt":
         return items
@@ -123,19 +131,17 @@ def prompted_items(
     ]
 
 
-def read_modules(model: PreTrainedModel, targets: Sequence[Target], site: str) -> dict[Target, nn.Module]:
-    """The module whose output is read for each target: the edited one, or (site `residual`) the decoder block."""
+def read_modules(model: PreTrainedModel, projections: Sequence[OutputProjection], site: str) -> dict[Target, nn.Module]:
+    """The module whose output is read for each target: the edited one, or the decoder block for the site `residual`."""
     if site == "residual":
         layers = decoder_layers(model)[1]
-        return {target: layers[target.layer] for target in targets}
-    return {
-        writer.target: model.get_submodule(writer.module_name) for writer in find_output_projections(model, targets)
-    }
+        return {one.target: layers[one.target.layer] for one in projections}
+    return {one.target: model.get_submodule(one.module_name) for one in projections}
 
 
 @contextmanager
 def layers_up_to(model: PreTrainedModel, last: int) -> Iterator[None]:
-    """Takes the layers after `last` off the model for as long as they would compute what nobody reads."""
+    """Removes the layers after `last` from the model, and puts them back when the context ends: nobody reads them."""
     name, layers = decoder_layers(model)
     parent, _, attribute = name.rpartition(".")
     owner = model.get_submodule(parent)

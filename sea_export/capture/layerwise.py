@@ -1,8 +1,8 @@
 """Capture layer by layer: all demonstrations pass through one decoder layer before the next one is needed.
 
-The layers' weights may come from anywhere (see `LayerSource`), one at a time. In a sequential fit the edit of a place
-is made as soon as all passes have been read there, and applied before they go on, so that everything after is
-captured with it. Completions share the keys and values of their prompts as they do in `sea_export.capture.forward`, a
+The weights of the layers may come from anywhere, one layer at a time (see `LayerSource`). In a sequential fit the edit
+of a target is made as soon as all passes have been read there. It is applied before they go on, so that everything after
+it is captured with it. Completions use the keys and values of their prompts as in `sea_export.capture.forward`, one
 layer at a time.
 """
 
@@ -32,22 +32,22 @@ from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import EditHook
 from sea_export.errors import SeaExportError
-from sea_export.model.architecture import decoder_layers
+from sea_export.model.architecture import OutputProjection, decoder_layers
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["LayerSource", "ModelInMemory", "Settle", "capture_by_layer", "config_digest"]
+__all__ = ["LayerSource", "ModelInMemory", "TargetReader", "capture_by_layer", "config_digest", "layer_source"]
 
-Settle = Callable[[Target, Iterator[tuple[Sequence[int], Activations]]], LayerEdit | None]
-"""Told, for each target in the order of computation, its activations batch by batch with the batch's indices; returns
-the edit of the target that everything after shall be captured with, or None."""
+TargetReader = Callable[[Target, Iterator[tuple[Sequence[int], Activations]]], LayerEdit | None]
+"""Called for each target in the order of computation, with its activations and their indices batch by batch. It returns
+the edit of the target with which everything after it is captured, or None."""
 
 
 class LayerSource(Protocol):
-    """A model whose parts are in memory while they are needed."""
+    """A model whose parts are in memory only while they are needed."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -58,19 +58,24 @@ class LayerSource(Protocol):
         """Where layers compute."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What tells the model from all others that compute anything else, as plain JSON data."""
+        """What tells the model apart from every model that computes anything else, as plain JSON data."""
 
     def trial_model(self) -> PreTrainedModel:
-        """A model of the same kind that runs as it is: itself, or its first layers with random weights."""
+        """A model of the same kind with all of its weights: itself, or its first layers with random weights."""
 
     def states(self, tokens: int, copies: int) -> HiddenStates:
-        """Where `copies` hidden states of each of `tokens` tokens are to be kept between layers."""
+        """Where hidden states are kept between layers.
+
+        Args:
+            tokens: the number of tokens of all passes.
+            copies: how many hidden states each token has at a time.
+        """
 
     def embedding(self) -> AbstractContextManager[None]:
-        """While open, everything that runs before the first layer is in memory."""
+        """A context in which everything that runs before the first layer is in memory."""
 
     def layer(self, index: int) -> AbstractContextManager[None]:
-        """While open, one decoder layer is in memory."""
+        """A context in which one decoder layer is in memory."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,13 @@ class ModelInMemory:
         return nullcontext()
 
 
+def layer_source(model: PreTrainedModel | LayerSource) -> LayerSource:
+    """The source of a model's layers: the object itself, unless it is a model that is in memory as a whole."""
+    return ModelInMemory(model) if isinstance(model, nn.Module) else model
+
+
 def config_digest(config: PretrainedConfig) -> str:
-    """The SHA-256 of what a config says about what is computed, in hexadecimal."""
+    """The SHA-256, in hexadecimal, of everything in a config that decides what the model computes."""
     values = config.to_dict()
     for circumstance in ("_name_or_path", "transformers_version"):
         values.pop(circumstance, None)
@@ -119,43 +129,43 @@ def config_digest(config: PretrainedConfig) -> str:
 def capture_by_layer(
     source: LayerSource,
     demonstrations: Sequence[TokenizedDemonstration],
-    targets: Sequence[Target],
+    projections: Sequence[OutputProjection],
     options: CaptureOptions,
-    settle: Settle,
+    read: TargetReader,
     *,
     sequential: bool,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Captures all targets, and hands each over as soon as every pass has been read there.
+    """Captures all targets, and hands over each one as soon as every pass has been read there.
 
     Args:
         source: the model; it is put into evaluation mode.
         demonstrations: n of them, tokenized.
-        targets: the places to read.
+        projections: the output projections of the targets to read.
         options: which activations to read.
-        settle: takes the activations, (batch, d) float32 on the target's device; batches are the same for all targets.
-        sequential: whether the edits that `settle` returns are applied before the passes go on.
-        progress: told, bit by bit, the number of demonstrations that are done.
+        read: given the activations, (batch, d) float32 on the target's device. Batches are the same for all targets.
+        sequential: whether the edits that `read` returns are applied before the passes go on.
+        progress: told the numbers of demonstrations that are done, which add up to n.
 
     Raises:
-        SeaExportError: the model's layers do not run one after the other.
+        SeaExportError: the layers of the model do not run one after the other.
     """
     model = source.model.eval()
     items = prompted_items(model, demonstrations, options)
     reader = ActivationReader(items, options)
-    modules = read_modules(model, targets, options.site)
+    modules = read_modules(model, projections, options.site)
     trial = cast("PreTrainedModel", source.trial_model().base_model)
     prefix_cache = prefix_cache_mode(trial, items, batch_tokens=options.batch_tokens)
     decoder = cast("PreTrainedModel", model.base_model)
-    if prefix_cache is PrefixCacheMode.CACHES and not _lends_caches(decoder, len(decoder_layers(model)[1])):
+    if prefix_cache is PrefixCacheMode.CACHES and not _can_start_early(decoder, len(decoder_layers(model)[1])):
         prefix_cache = PrefixCacheMode.PASSES
-    lends = prefix_cache is PrefixCacheMode.CACHES
+    continues_caches = prefix_cache is PrefixCacheMode.CACHES
     plan = plan_passes(model, items, batch_tokens=options.batch_tokens, prefix_cache=prefix_cache)
     edits: dict[Target, LayerEdit] = {}
     stops: dict[object, tuple[nn.Module, ForwardHook]] = {
         target: (module, _LateEdit(edits, target)) for target, module in modules.items() if sequential
     }
-    last = max(target.layer for target in targets)
+    last = max(target.layer for target in modules)
 
     def taken(target: Target) -> Iterator[tuple[Sequence[int], Activations]]:
         return ((batch.indices, reader.take(target, batch.indices)) for batch in plan.batches)
@@ -163,11 +173,11 @@ def capture_by_layer(
     with ExitStack() as stack:
         for target, module in modules.items():
             stack.callback(module.register_forward_hook(reader.hook(target)).remove)
-        # A suspended pass holds its embeddings and its hidden state; within a layer, the residual and an output too.
+        # A suspended pass holds its embeddings and its hidden state. Inside a layer it also holds a residual and an output.
         states = source.states(_token_count(plan), copies=4 if sequential else 2)
         stack.enter_context(stops_installed(model, states, stops))
         stack.enter_context(layers_up_to(model, last))
-        passes = stack.enter_context(_Passes(model, plan, reader, lends=lends))
+        passes = stack.enter_context(_Passes(model, plan, reader, continues_caches=continues_caches))
         steps = _Steps(progress, len(demonstrations), (last + 1) * len(plan.batches))
         with source.embedding():
             stop = passes.advance()
@@ -177,18 +187,18 @@ def capture_by_layer(
             with source.layer(layer):
                 stop = passes.advance(steps.done)
                 while isinstance(stop, Target):
-                    edit = settle(stop, taken(stop))
+                    edit = read(stop, taken(stop))
                     if edit is not None:
                         edits[stop] = edit
                     stop = passes.advance()
             if not sequential:
-                for target in targets:
+                for target in modules:
                     if target.layer == layer:
-                        settle(target, taken(target))
+                        read(target, taken(target))
 
 
 class _LateEdit:
-    """The forward hook of one target's module whose edit becomes known while passes wait after it."""
+    """The forward hook of one target's module. Its edit becomes known while passes wait after the module."""
 
     def __init__(self, edits: Mapping[Target, LayerEdit], target: Target) -> None:
         self._edits, self._target = edits, target
@@ -205,7 +215,7 @@ def _token_count(plan: PassPlan) -> int:
 
 
 class _Steps:
-    """Tells a progress callback whole demonstrations, although each of them takes many steps."""
+    """Reports whole demonstrations to a progress callback, although each of them takes many steps."""
 
     def __init__(self, progress: Callable[[int], None] | None, total: int, steps: int) -> None:
         self._progress, self._total, self._steps = progress, total, steps
@@ -219,13 +229,13 @@ class _Steps:
             self._progress(count)
 
 
-# Passes and the caches that they lend one another
+# Passes, and caches that other passes continue from
 
 
-def _lends_caches(decoder: PreTrainedModel, layers: int) -> bool:
-    """Whether a pass can start before the one whose cache it stands on has filled it.
+def _can_start_early(decoder: PreTrainedModel, layers: int) -> bool:
+    """Whether a pass can start before the pass that fills its cache is over.
 
-    It must be known what an empty cache has to look like for masks to come out right.
+    Masks are made first, so that the right form of an empty cache must be known.
     """
     from transformers import DynamicCache
 
@@ -236,16 +246,20 @@ def _lends_caches(decoder: PreTrainedModel, layers: int) -> bool:
 
 
 class _Passes(AbstractContextManager["_Passes"]):
-    """All passes of a plan, suspended at the same stop, and their caches. They are given up at the end."""
+    """All passes of a plan, suspended at the same stop, and their caches. The end of the context ends them."""
 
-    def __init__(self, model: PreTrainedModel, plan: PassPlan, reader: ActivationReader, *, lends: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, plan: PassPlan, reader: ActivationReader, *, continues_caches: bool
+    ) -> None:
         self._reader = reader
         self._decoder = cast("PreTrainedModel", model.base_model)
         self._device = input_device(model)
         self._shared = () if plan.shared is None else (plan.shared,)
         self._batches = [batch.passes for batch in plan.batches]
         every = [*self._shared, *(one for passes in self._batches for one in passes)]
-        self._caches: dict[Pass, Any] = {one: _cache_of_length(self._decoder, one) if lends else None for one in every}
+        self._caches: dict[Pass, Any] = {
+            one: _cache_of_length(self._decoder, one) if continues_caches else None for one in every
+        }
         self._suspended = {one: SuspendedPass(partial(self._call, one)) for one in every}
         self._layer: int | None = None
 
@@ -260,13 +274,16 @@ class _Passes(AbstractContextManager["_Passes"]):
         self._reader.after_pass(one.segments, output)
 
     def advance(self, batch_done: Callable[[], None] | None = None) -> object:
-        """Runs all passes up to their next stop, which it returns: a layer, a target, or `END`.
+        """Runs all passes up to their next stop.
 
         Args:
             batch_done: called after every batch.
 
+        Returns:
+            the stop: the number of a layer, a target, or `END`.
+
         Raises:
-            SeaExportError: they come to different stops, or a layer needs keys and values of another one.
+            SeaExportError: passes come to different stops, or a layer needs keys and values of another one.
         """
         try:
             stop = advance_together(self._turns(batch_done))
@@ -274,35 +291,35 @@ class _Passes(AbstractContextManager["_Passes"]):
             if self._layer is None or "meta" not in str(error):
                 raise
             raise SeaExportError(
-                f"layer {self._layer} of {type(self._decoder).__name__} needs keys and values of another layer, which "
-                "are gone by then: fit it with --no-layerwise and without --sequential"
+                f"layer {self._layer} of {type(self._decoder).__name__}: it needs keys and values of another layer, "
+                "which are not in memory any more. Fit it with --no-layerwise and without --sequential."
             ) from error
         self._layer = stop if isinstance(stop, int) else self._layer
         return stop
 
     def _turns(self, batch_done: Callable[[], None] | None) -> Iterator[SuspendedPass]:
-        """Every pass when it is its turn: those whose cache it stands on have had theirs."""
+        """All passes, each after the pass whose cache it continues from."""
         for passes in (self._shared, *self._batches):
             for one in passes:
-                self._lend(one)
+                self._continue_cache(one)
                 self._reader.before_pass(one.segments)
                 yield self._suspended[one]
             if passes is not self._shared:
-                self._forget(passes)
+                self._free(passes)
                 if batch_done is not None:
                     batch_done()
-        self._forget(self._shared)
+        self._free(self._shared)
 
-    def _lend(self, one: Pass) -> None:
-        """Puts the keys and values on which a pass stands into its cache, when it is about to enter a layer."""
+    def _continue_cache(self, one: Pass) -> None:
+        """When a pass is about to enter a layer, puts the keys and values that it continues from into its cache."""
         enters_layer = self._layer is not None and self._suspended[one].stop == self._layer
         if enters_layer and one.continues and self._caches[one] is not None:
-            lent = copy.copy(self._caches[one.continues].layers[self._layer])
-            lent.batch_select_indices(torch.tensor(one.rows))
-            self._caches[one].layers[self._layer] = lent
+            continued = copy.copy(self._caches[one.continues].layers[self._layer])
+            continued.batch_select_indices(torch.tensor(one.rows))
+            self._caches[one].layers[self._layer] = continued
 
-    def _forget(self, passes: Sequence[Pass]) -> None:
-        """Lets go of keys and values, but not of their number, once passes have left the layer that they are of."""
+    def _free(self, passes: Sequence[Pass]) -> None:
+        """Frees keys and values when passes have left their layer, and keeps their number."""
         for one in passes:
             in_layer = self._layer is None or isinstance(self._suspended[one].stop, Target)
             if not in_layer and self._caches[one] is not None:
@@ -310,7 +327,7 @@ class _Passes(AbstractContextManager["_Passes"]):
 
 
 def _cache_of_length(decoder: PreTrainedModel, one: Pass) -> Any:
-    """An empty cache with as many tokens as the pass stands on: masks are made before the keys and values are there."""
+    """An empty cache of as many tokens as the pass continues from: masks are made before its keys and values exist."""
     from transformers import DynamicCache
 
     cache: Any = DynamicCache(config=decoder.config)
@@ -322,6 +339,6 @@ def _cache_of_length(decoder: PreTrainedModel, one: Pass) -> Any:
 
 
 def _empty(layer: Any) -> None:
-    """Leaves a cache layer's keys and values their shapes, but neither memory nor values that could be used."""
+    """Frees the keys and values of a cache layer. Only their shapes remain."""
     if layer.keys is not None:
         layer.keys, layer.values = layer.keys.to("meta"), layer.values.to("meta")

@@ -1,9 +1,9 @@
 """Forward passes that go through a model together: all through one decoder layer, then all through the next.
 
-So only one layer need be in memory at a time, and what is learnt from all passes at one place can change what comes
-out of it before any pass goes on. A pass is the model's own forward call, suspended before every decoder layer (and
-after other modules, if asked): masks, positions and whatever a family computes around and between its layers are the
-model's own, in the model's own order.
+So only one layer must be in memory at a time, and an edit that is computed from all passes at one module can be applied
+to its output before any pass goes on. A pass is the model's own forward call, suspended before every decoder layer, and
+after other modules if asked. So masks, positions and everything that a family computes around and between its layers
+are the model's own, in the model's own order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["END", "ForwardHook", "HiddenStates", "SuspendedPass", "advance_toget
 ForwardHook = Callable[[nn.Module, object, Any], Any]
 
 END = "end"
-"""Where a pass is that has returned."""
+"""The stop of a pass that has returned."""
 
 
 class SuspendedPass:
@@ -42,11 +42,11 @@ class SuspendedPass:
         """Nothing runs yet.
 
         Args:
-            call: the whole forward call, of a model on which `stops_installed` holds. Gradients must be off for as
-                long as it is not over.
+            call: the whole forward call, of a model inside the context of `stops_installed`. Gradients must be off
+                until it is over.
         """
         self.stop: object = None
-        """Where the pass waits: what the stop was installed as, `END`, or None before it was started."""
+        """The stop where the pass waits: the key with which it was installed, `END`, or None before the start."""
         self._greenlet = greenlet(call)
 
     def advance(self) -> None:
@@ -55,13 +55,16 @@ class SuspendedPass:
         self.stop = END if self._greenlet.dead else stop
 
     def close(self) -> None:
-        """Gives up a pass that has not ended."""
+        """Ends a pass that has not returned."""
         if self._greenlet:
             self._greenlet.throw(GreenletExit)
 
 
 def advance_together(passes: Iterable[SuspendedPass]) -> object:
-    """Runs passes one after the other, each up to its next stop, and returns that stop.
+    """Runs passes one after the other, each up to its next stop.
+
+    Returns:
+        the stop of all of them.
 
     Raises:
         SeaExportError: they come to different stops.
@@ -72,27 +75,27 @@ def advance_together(passes: Iterable[SuspendedPass]) -> object:
         stops.add(one.stop)
     if len(stops) != 1:
         raise SeaExportError(
-            f"passes of one model came to different places ({', '.join(map(str, stops))}): its layers do not run one "
-            "after the other, so that it cannot be fitted layer by layer"
+            f"the model: its passes came to different stops ({', '.join(map(str, stops))}), because its layers do not "
+            "run one after the other. Choose --no-layerwise and no --sequential."
         )
     return stops.pop()
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Where what passes from layer to layer is kept while a pass waits."""
+    """Where the output of a layer is kept while its pass waits."""
 
     device: torch.device | None
-    """Where layers compute, if states are kept elsewhere: on the CPU."""
+    """Where layers compute; then states are kept on the CPU. None if layers compute on the CPU."""
     directory: Path | None
-    """Where files are made that hold the states, mapped into memory; None keeps them in memory."""
+    """Where files with the states are made, which are mapped into memory; None keeps states in memory."""
 
     def fetched(self, arguments: Any) -> Any:
-        """A layer's arguments, where the layer computes."""
+        """The arguments of a layer, on the device where it computes."""
         return arguments if self.device is None else send_to_device(arguments, self.device)
 
     def kept(self, output: Any) -> Any:
-        """A layer's output as the pass shall have it while it waits."""
+        """The output of a layer, as it is kept while the pass waits."""
         return recursively_apply(self._keep, output) if self.device or self.directory else output
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class HiddenStates:
             mapping = mmap.mmap(file.fileno(), size)
         kept = torch.frombuffer(mapping, dtype=tensor.dtype).view(tensor.shape)
         kept.copy_(tensor)
-        mapping.madvise(mmap.MADV_DONTNEED)  # the file has them: they need no room in memory until they are read
+        mapping.madvise(mmap.MADV_DONTNEED)  # the file has them, so that they need no memory until they are read
         return kept
 
 
@@ -114,13 +117,15 @@ def stops_installed(
     states: HiddenStates,
     outputs: Mapping[object, tuple[nn.Module, ForwardHook]] | None = None,
 ) -> Iterator[None]:
-    """Makes passes stop before every decoder layer, whose stop is its number, and after some modules.
+    """Makes passes stop before every decoder layer and after some modules, until the context ends.
+
+    The stop before a layer is its number.
 
     Args:
-        model: the model, whose weights may come and go while passes wait.
-        states: keeps the layers' outputs.
-        outputs: stop -> the module after which it is, and a forward hook of the module that is called once the pass
-            goes on.
+        model: the model. Its weights may be loaded and removed while passes wait.
+        states: keeps the outputs of layers.
+        outputs: for each further stop, the module after which it is, and a forward hook of the module that is called
+            when the pass goes on.
     """
     with ExitStack() as hooks:
         for stop, (module, hook) in (outputs or {}).items():
@@ -149,7 +154,7 @@ def _stop_after(stop: object, hook: ForwardHook) -> ForwardHook:
 
 
 def _wait(stop: object) -> None:
-    """Suspends the pass that runs, until it is advanced."""
+    """Suspends the running pass until it is advanced."""
     scheduler = getcurrent().parent
     assert scheduler is not None, "a module with a stop ran outside a SuspendedPass"
     scheduler.switch(stop)

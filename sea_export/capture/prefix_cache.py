@@ -1,8 +1,8 @@
-"""What computations of several sequences may have in common: found out by trying it with the model.
+"""The prefix-cache mode of a model, found by trying it: what computations of several sequences may have in common.
 
-Attention that chooses tokens by an index of its own, windows that nothing in the config tells of, or attention to
-later tokens can make a token come out otherwise beside padding, or on a copied cache, than in a pass of its own
-sequence. No list of such architectures would be complete.
+In some architectures a token gets another result beside padding, or with a copied cache, than in a pass of its own
+sequence: where attention chooses tokens by an index of its own, where it has windows that the config does not mention,
+or where it sees later tokens. No list of such architectures would be complete.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["prefix_cache_mode"]
 
-# Relative differences of final hidden states: what rounding may leave, and far less than what wrong context gives.
+# Relative differences of final hidden states: more than rounding gives, and far less than a wrong context gives.
 _TOLERANCE = 1e-3
 _HALF_PRECISION_TOLERANCE = 0.1
 _COMPLETIONS = 2
-# Model types for which the tests compare captures on caches with passes of single sequences: the trial is spared.
+# Model types for which tests compare captures with caches to passes of single sequences, so that no trial is needed.
 _KNOWN = frozenset({"gemma2", "gpt2", "gpt_neox", "llama", "mistral", "phi3", "qwen3"})
 
 
 def prefix_cache_mode(
     decoder: PreTrainedModel, items: Sequence[PromptedCompletions], *, batch_tokens: int
 ) -> PrefixCacheMode:
-    """The most that sequences may share so that each comes out as in a pass of its own.
+    """The fastest mode in which every sequence gets the same result as in a pass of its own.
 
-    Known of some model types, of others tried on the items with the longest and the shortest prompt, between which
-    padding is greatest.
+    It is known of some model types. Others are tried on the items with the longest and the shortest prompt, between
+    which there is the most padding.
 
     Args:
         decoder: the model without its head.
-        items: what is to be computed.
+        items: the prompts and completions to compute.
         batch_tokens: see `sea_export.capture.batching.plan_passes`.
     """
     if decoder.config.model_type in _KNOWN and hands_on_caches(decoder):
@@ -55,7 +55,7 @@ def prefix_cache_mode(
     def agrees(prefix_cache: PrefixCacheMode) -> bool:
         try:
             states = _final_states(decoder, tried, batch_tokens, prefix_cache)
-        except Exception:  # code of any architecture, which may fail in any way on what it does not expect
+        except Exception:  # any architecture may fail in its own way on input that it does not expect
             return False
         return bool((states.float() - expected.float()).norm() <= tolerance * expected.float().norm())
 
@@ -71,7 +71,7 @@ def prefix_cache_mode(
 def _final_states(
     decoder: PreTrainedModel, items: Sequence[PromptedCompletions], batch_tokens: int, prefix_cache: PrefixCacheMode
 ) -> Tensor:
-    """(prompts and completions, d) the final hidden state of the last token of each."""
+    """(prompts and completions, d): the final hidden state of the last token of each."""
     states = _LastStates(items)
     for _ in run_batches(
         decoder, decoder, items, batch_tokens=batch_tokens, prefix_cache=prefix_cache, observer=states
@@ -81,7 +81,7 @@ def _final_states(
 
 
 class _LastStates:
-    """Observes passes: keeps what comes out at the end of each prompt and completion."""
+    """Observes passes, and keeps the output for the last token of each prompt and completion."""
 
     def __init__(self, items: Sequence[PromptedCompletions]) -> None:
         self.rows: dict[tuple[int, int], Tensor] = {}

@@ -1,4 +1,4 @@
-"""Reads activations off forward passes: hooks that sum the wanted tokens of modules' outputs, and keep nothing else."""
+"""Reads activations in forward passes: hooks add up the wanted tokens of a module's output, and keep nothing else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sea_export.options import CaptureOptions
 
 __all__ = ["ActivationReader"]
 
-# A row of activations is neutral, positive or negative; the completions of an item are in this order.
+# The kinds of activations. The completions of an item are in this order.
 _KINDS = ("positive", "negative", "neutral")
 
 
 @dataclass(frozen=True)
 class _Weighting:
-    """Which tokens of a span make an activation: Σ weight · token."""
+    """The tokens of a span whose weighted sum is an activation: Σ weight · token."""
 
     tokens: Sequence[int]
     weight: float
@@ -34,14 +34,14 @@ _Wanted = dict[tuple[int, int | None], tuple[int, _Weighting]]
 
 
 class ActivationReader:
-    """Observes passes: sums the wanted tokens' activations of each hooked module, for each item and kind."""
+    """Observes passes, and adds up the activations of wanted tokens for each hooked module, item and kind."""
 
     def __init__(self, items: Sequence[PromptedCompletions], options: CaptureOptions) -> None:
         """Decides what is read.
 
         Args:
-            items: prompts, each with its positive and negative completion, and with the continuation that neutral
-                activations are read from where they are not the prompt's.
+            items: prompts, each with its positive and its negative completion. If neutral activations are not read in
+                the prompt, a third completion is the text in which they are.
             options: which activations to read.
         """
         self._wanted = _wanted_positions(items, options)
@@ -73,7 +73,8 @@ class ActivationReader:
             if hidden.shape[1] != self._pass.width:
                 raise InputError(
                     f"layer {target.layer}, {target.component}: it computes {hidden.shape[1]} columns for "
-                    f"{self._pass.width} tokens, so that it is not known which are whose: not supported"
+                    f"{self._pass.width} tokens, so that it is not known which column belongs to which token. Choose "
+                    "other --layers or another --target."
                 )
             if self._pass.shared:
                 self._shared[target] = hidden[0].float()
@@ -83,11 +84,22 @@ class ActivationReader:
         return read
 
     def take(self, target: Target, indices: Sequence[int]) -> Activations:
-        """One target's finished activations of the given items, (len(indices), d) float32, which are then forgotten."""
+        """Hands over the finished activations of one target, and forgets them.
+
+        Args:
+            target: a target whose module was read.
+            indices: the items, whose passes have all run.
+
+        Returns:
+            neutral, positive and negative rows, each (len(indices), d) float32 on the target's device.
+
+        Raises:
+            InputError: the module of the target did not run.
+        """
         if target not in self._sums:
             raise InputError(
-                f"layer {target.layer}, {target.component}: it does not run on text alone, so nothing is to be read "
-                "there: choose other --layers"
+                f"layer {target.layer}, {target.component}: it does not run on text alone, so that there are no "
+                "activations of it. Choose other --layers."
             )
         sums = self._sums[target]
         kinds = [
@@ -98,7 +110,7 @@ class ActivationReader:
         return Activations(**dict(zip(_KINDS, kinds, strict=True)))
 
     def _shared_part(self, target: Target, indices: Sequence[int]) -> Tensor:
-        """(batch, d) what the tokens that all prompts begin with contribute to the neutral activations."""
+        """(batch, d): the part of the neutral activations that is of the tokens with which all prompts begin."""
         shared = self._shared[target]
         weights = torch.zeros(len(indices), self._shared_length)
         for row, index in enumerate(indices):
@@ -110,10 +122,10 @@ class ActivationReader:
 
 
 def _wanted_positions(items: Sequence[PromptedCompletions], options: CaptureOptions) -> _Wanted:
-    """(item, completion or None for the prompt) -> the kind of activation it gives, and from which tokens."""
+    """For (item, completion, or None for the prompt): the kind of activation that it gives, and from which tokens."""
     wanted = {}
     for index, item in enumerate(items):
-        # Drawn by the seed and the item alone, whatever other items are captured with it.
+        # The draw depends on the seed and the item only, not on the other items that are captured.
         generator = random.Random(f"{options.seed} {item}") if options.position == "random" else None
         spans: list[tuple[int | None, Sequence[int]]] = list(enumerate(item.completions))
         if options.neutral == "prompt":
@@ -132,7 +144,7 @@ def _wanted_positions(items: Sequence[PromptedCompletions], options: CaptureOpti
 
 
 class _PassReading:
-    """Which entries of one pass's output are read, and into which sums."""
+    """Which entries of the output of one pass are read, and into which sums they are added."""
 
     def __init__(self, segments: Sequence[Segment], wanted: _Wanted) -> None:
         self.shared = segments[0].item is None
@@ -155,7 +167,7 @@ class _PassReading:
         self._sums, self._weights = torch.tensor(sums), torch.tensor(weights)
 
     def read(self, hidden: Tensor) -> dict[int, Tensor]:
-        """Sums of the wanted tokens by slot, from a module's output (batch, tokens, d)."""
+        """The sums of the wanted tokens by slot, (d,) float32 each, of a module's output (batch, tokens, d)."""
         if not self.slots:
             return {}
         device = hidden.device

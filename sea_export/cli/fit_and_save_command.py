@@ -44,6 +44,7 @@ def command(
     from sea_export.cli import jobs
     from sea_export.cli.terminal import console
     from sea_export.export.output import check_output
+    from sea_export.fitting.layer_choice import choose_targets
     from sea_export.hub.destination import open_destination
     from sea_export.hub.push import check_published_base
     from sea_export.saving import check_room_for, locate_fit, save_checkpoint
@@ -52,12 +53,13 @@ def command(
     demonstrations = jobs.read_demonstrations(data, fit.capture.seed)
     with jobs.joined_job() as processes, jobs.opened_model(model, run, output) as opened:
         check_room_for(opened.base, output, export)
-        located = locate_fit(opened.base, fit, export)
+        targets = choose_targets(opened.base.skeleton, fit)
+        located = locate_fit(opened.base, targets, fit, export)
         if repo_id is not None and processes.is_first:
             if format.loads_beside_base:
                 check_published_base(opened.base.location)
             open_destination(repo_id, public=public)
-        edit = jobs.fit_with_progress(opened, demonstrations, fit, cache, processes)
+        edit = jobs.fit_with_progress(opened, demonstrations, fit, cache, processes, targets)
         if not processes.is_first:
             return
         with jobs.byte_progress("Writing", opened.base) as progress:

@@ -15,6 +15,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.evaluation_options import InspectOptions
 from sea_export.evaluation.plots import plot_activations
 from sea_export.fitting.layer_choice import LayerChoice
+from sea_export.model.architecture import context_length
 from sea_export.model.run_options import RunOptions
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, FitOptions
@@ -37,7 +38,7 @@ def draw_activations(
     names = ("position", "neutral", "neutral_tokens", "seed")
     how = CaptureOptions(**{name: fitted[name] for name in names if name in fitted})
     with jobs.opened_model(inspect.model, run, file) as opened:
-        context = getattr(opened.base.config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(opened.base.config)
         template = options.get("template", FitOptions.template)
         tokenized = tokenize(demonstrations, opened.base.tokenizer, template=template, context_length=context)
         with edit.apply(opened.whole_model):  # only to see that the edit is one of this model

@@ -25,10 +25,11 @@ from sea_export.errors import InputError
 from sea_export.export.formats import export_format
 from sea_export.fitting.distributed import Processes, joined_processes, local_device
 from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
-from sea_export.fitting.layer_choice import passed_over_note
+from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.model.base import Base, is_hub_id, open_base
 from sea_export.model.load_model import parse_dtype, quiet_transformers
 from sea_export.model.run_options import RunOptions
+from sea_export.model.targets import Target
 from sea_export.options import FitOptions
 from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
@@ -115,9 +116,21 @@ def fit_with_progress(
     options: FitOptions,
     cache: Path | None,
     processes: Processes,
+    targets: Sequence[Target] | None = None,
 ) -> SpectralEdit:
-    """Fits behind a progress bar, and warns of an edit that does nothing."""
-    if note := passed_over_note(opened.base.skeleton, options):
+    """Fits behind a progress bar, and warns of an edit that does nothing.
+
+    Args:
+        opened: the base.
+        demonstrations: at least two.
+        options: those of the fit.
+        cache: a directory that keeps captured activations.
+        processes: those that share the demonstrations.
+        targets: what `choose_targets` gave, if that was asked before.
+    """
+    if targets is None:
+        targets = choose_targets(opened.base.skeleton, options)
+    if note := left_out_note(opened.base.skeleton, options, targets):
         logger.info(note)
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     with progress_bar(*columns) as progress:
@@ -129,7 +142,14 @@ def fit_with_progress(
             progress.update(task, advance=count, rate=f"{speed:.1f}/s" if speed else "")
 
         edit = fit_edit(
-            opened.model, opened.base.tokenizer, demonstrations, options, advance, cache=cache, processes=processes
+            opened.model,
+            opened.base.tokenizer,
+            demonstrations,
+            options,
+            advance,
+            cache=cache,
+            processes=processes,
+            projections=opened.base.output_projections(targets),
         )
     named = {"name": opened.base.name, "revision": opened.base.revision}
     edit = replace(edit, provenance={**edit.provenance, "base": named})

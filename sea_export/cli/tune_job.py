@@ -28,7 +28,7 @@ from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.export.output import check_output
 from sea_export.files.writing import write_json
 from sea_export.fitting.bank import StatisticsBank
-from sea_export.fitting.layer_choice import LayerChoice
+from sea_export.fitting.layer_choice import LayerChoice, choose_targets
 from sea_export.model.run_options import RunOptions
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
 from sea_export.saving import check_room_for, locate_fit, save_checkpoint
@@ -148,7 +148,8 @@ def _centers(opened: OpenedModel, saving: ExportOptions, options: TuneOptions) -
         return tuple(options.centers)
     try:
         for target in options.targets or TARGETS:
-            locate_fit(opened.base, FitOptions(layers="all", target=target, center="affine"), saving)
+            affine = FitOptions(layers="all", target=target, center="affine")
+            locate_fit(opened.base, choose_targets(opened.base.skeleton, affine), affine, saving)
     except InputError as error:
         logger.info("no affine edit is tried: %s", error)
         return tuple(center for center in CENTERS if center != "affine")

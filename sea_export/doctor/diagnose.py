@@ -37,7 +37,7 @@ from sea_export.doctor.speed import Speed, free_memory, measure_speed, spectrum_
 from sea_export.errors import SeaExportError
 from sea_export.export.formats import EditNeeds, ExportFormat, formats
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.model.architecture import decoder_layers, hidden_size
+from sea_export.model.architecture import context_length, decoder_layers, hidden_size
 from sea_export.model.base import Base
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
 from sea_export.options import ExportOptions, FitOptions
@@ -158,7 +158,7 @@ def diagnose_model(
     """
     config, model = base.config, base.skeleton
     targets = choose_targets(model, options)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config)
     tokenized = tokenize(demonstrations, base.tokenizer, template=options.template, context_length=context)
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
     computed = dtype or getattr(config, "dtype", None) or torch.float32

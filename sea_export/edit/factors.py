@@ -9,22 +9,22 @@ from torch import Tensor
 
 __all__ = ["Factors", "best_factors"]
 
-# Singular values below this share of the largest are what float32 factors leave of directions that cancel.
+# Where directions cancel in float32 factors, singular values below this share of the largest one remain.
 _PRECISION = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class Factors:
-    """B A: the best approximation of its rank to a matrix, and exact if the rank is the matrix's own."""
+    """B A: the best approximation of rank r to a matrix. It is exact if r is the rank of the matrix."""
 
     b: Tensor
-    """(d, r) orthonormal columns, the most important first, each with its largest element positive."""
+    """(d, r) orthonormal columns, the most important first, each with its element of largest magnitude positive."""
     a: Tensor
-    """(r, m) orthogonal rows, whose norms are the singular values. The rank is 1 at least: of zeros if need be."""
+    """(r, m) orthogonal rows, whose norms are the singular values. r is at least 1, with B = 0 for a zero matrix."""
     exact_rank: int
-    """The matrix's own rank."""
+    """The rank of the matrix."""
     relative_error: float
-    """Frobenius norm of what was cut off, relative to the matrix; 0 if nothing was."""
+    """Frobenius norm of what was cut off, relative to that of the matrix; 0 if nothing was cut off."""
 
 
 def best_factors(left: Tensor, right: Tensor, rank: int | None) -> Factors:
@@ -42,7 +42,7 @@ def best_factors(left: Tensor, right: Tensor, rank: int | None) -> Factors:
     vectors, values, rows = torch.linalg.svd(triangle @ right, full_matrices=False)
     exact_rank = int((values > _PRECISION * values.max()).sum()) if values.numel() else 0
     if exact_rank == 0:
-        # A row that is not zero, so that no norm of what it is added to need ever be.
+        # The row is not zero, so that nobody who divides by its norm divides by zero.
         row = torch.zeros(1, right.shape[1], dtype=right.dtype)
         row[0, 0] = 1
         return Factors(torch.zeros(left.shape[0], 1, dtype=left.dtype), row, 0, 0.0)

@@ -1,7 +1,7 @@
 """Feature functions φ of non-linear edits (Φ-SEA), element by element, with their inverses.
 
 Qiu et al., "Spectral Editing of Activations for Large Language Model Alignment", NeurIPS 2024 (arXiv 2405.09719),
-section 3.3: activations are mapped by φ before Ω is formed, and the edit of h is φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)).
+section 3.3: activations are mapped by φ before Ω is computed, and the edit of h is φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)).
 
 | φ | forward | inverse |
 |---|---|---|
@@ -10,8 +10,9 @@ section 3.3: activations are mapped by φ before Ω is formed, and the edit of h
 | tanh | tanh x | atanh(clamp(y, -1 + ε, 1 - ε)) |
 | elu | x, or e^x - 1 below 0 | y, or ln(1 + max(y, -1 + ε)) below 0 |
 
-with ε = 1e-4. The code published with the paper differs at run time: it drops the result of φ, so that unmapped
-activations are projected, and inverts the squared exponential without the root. That was not copied.
+with ε = 1e-4. The code published with the paper differs at run time: it does not use the result of φ, so that it
+projects activations that are not mapped, and it inverts the squared exponential without the root. These are errors
+there, and they are not repeated here.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from sea_export.options import FEATURE_FUNCTIONS, check_choice, check_length_sca
 __all__ = ["EPSILON", "FeatureFunction"]
 
 EPSILON = 1e-4
-"""How close to a pole an inverse is evaluated."""
+"""The smallest distance from a pole at which an inverse is evaluated."""
 
 
 @dataclass(frozen=True)
 class FeatureFunction:
-    """φ and its inverse. Finite arguments of any floating dtype never give NaN or infinity."""
+    """φ and its inverse. Finite arguments of any floating dtype never give NaN or infinity.
+
+    Raises:
+        InputError: the name is unknown, or float32 arithmetic cannot use the length scale.
+    """
 
     name: str = "identity"
     """One of `FEATURE_FUNCTIONS`."""
@@ -54,7 +59,7 @@ class FeatureFunction:
             x: any shape and floating dtype.
 
         Returns:
-            The same shape; float32 for half precision, whose steps near a pole are too large.
+            The same shape; float32 for half precision, which is too coarse near a pole.
         """
         x = _wide(x)
         if self.name == "squared-exponential":
@@ -66,12 +71,12 @@ class FeatureFunction:
         return x
 
     def inverse(self, y: Tensor, x: Tensor) -> Tensor:
-        """φ⁻¹(y), with y moved into φ's range.
+        """φ⁻¹(y). If y is outside the range of φ, the nearest value inside is taken.
 
         Args:
             y: features, any shape and floating dtype.
-            x: what the features before the edit were made of, same shape: its sign is the result's sign where φ
-                is even.
+            x: the activations from which the features were computed before the edit, same shape. Where φ is even, the
+                result has their sign.
 
         Returns:
             The same shape; float32 for half precision.

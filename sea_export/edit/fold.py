@@ -1,4 +1,4 @@
-"""The fold: parameters that write an edited output, with the edit folded in."""
+"""The fold: the parameters of an output projection, with edits folded in."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ __all__ = ["fold_bias", "fold_parameters", "fold_tensor", "wider_dtype", "with_p
 
 
 def fold_parameters(
-    writer: OutputProjection, edits: Sequence[LayerEdit], parameters: Mapping[str, Tensor]
+    projection: OutputProjection, edits: Sequence[LayerEdit], parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The writer's parameters with the edits folded in: W' = M' W and b' = M' b + (I - M') μ.
+    """The parameters of an output projection with the edits folded in: W' = M' W and b' = M' b + (I - M') μ.
 
     Args:
-        writer: which parameters to fold and how they are laid out.
+        projection: which parameters to fold and how they are laid out.
         edits: the layer edits in the order of their application.
-        parameters: by name, in any floating dtype: the arithmetic is one step wider (float32 for half
-            precision, float64 for float32), rounded once.
+        parameters: by name, of any floating dtype. The arithmetic is one step wider (float32 for half precision,
+            float64 for float32), and is rounded once.
 
     Returns:
-        The folded parameters by name. A bias appears that was not there where an edit needs one.
+        The folded parameters by name, with a new bias where an edit needs one.
+
+    Raises:
+        InputError: an edit is not linear.
     """
     folded: dict[str, Tensor] = {}
-    for weight in writer.weights:
+    for weight in projection.weights:
         stored = parameters[weight.name]
         folded[weight.name] = fold_tensor(stored, edits, weight.output_dim)
         bias = fold_bias(parameters[weight.bias] if weight.bias else None, edits, stored.dtype)
         if bias is not None:
-            assert weight.bias_name is not None, f"{weight.name} has no room for a constant"
+            assert weight.bias_name is not None, f"{weight.name} has no bias that could hold a constant"
             folded[weight.bias_name] = bias
     return folded
 
 
 @contextmanager
 def with_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Puts tensors in the place of parameters of a model in memory, and the parameters back again.
+    """Replaces parameters of a model in memory by tensors, and puts the parameters back when the context ends.
 
     Args:
         model: the model.
-        tensors: by the parameters' names. A parameter that is not there, such as a bias, appears for the time.
+        tensors: by the names of the parameters. One that the model does not have, such as a bias, is added for the
+            time.
     """
     parameters = dict(model.named_parameters())
     with ExitStack() as restore:
@@ -60,12 +64,13 @@ def with_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator
 
 
 def fold_tensor(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> Tensor:
-    """A stored weight with the edits folded in, in their low-rank form: D (c W + L (R W)), a few rows at a time.
+    """A stored weight with the edits folded in: D (c W + L (R W)), computed a few rows at a time.
 
     Args:
-        stored: (..., d, m) or (..., m, d), of any floating dtype: what stands before is a stack of weights (experts).
+        stored: (..., d, m) or (..., m, d), of any floating dtype. The leading dimensions are a stack of weights, such
+            as those of experts.
         edits: the layer edits in the order of their application.
-        output_dim: the dimension that runs over the hidden size d: one of the last two.
+        output_dim: the dimension of the hidden size d, one of the last two.
 
     Returns:
         The folded weight, in the dtype and shape of the stored one.
@@ -104,7 +109,7 @@ class _Factors:
 
 
 def _fold_columns(matrix: Tensor, destination: Tensor, factors: _Factors) -> None:
-    """Edits the columns of (d, m). What all rows give to the k directions is summed first."""
+    """Edits the columns of (d, m). The sum over all rows of their parts in the k directions is computed first."""
     directions = factors.left.new_zeros(factors.right.shape[0], matrix.shape[1])
     for rows, block in _widened(matrix, factors.left.dtype):
         directions.addmm_(factors.right[:, rows], block)
@@ -122,7 +127,7 @@ def _fold_rows(matrix: Tensor, destination: Tensor, factors: _Factors) -> None:
 
 
 def _widened(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows after the other in a wider dtype, all in the same memory, because fresh memory costs time."""
+    """Blocks of rows in a wider dtype, one after the other. All use the same memory, because new memory costs time."""
     height = max(1, _FOLD_BLOCK // matrix.shape[1])
     buffer = torch.empty(min(height, matrix.shape[0]), matrix.shape[1], dtype=dtype)
     for start in range(0, matrix.shape[0], height):
@@ -132,7 +137,19 @@ def _widened(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor
 
 
 def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dtype) -> Tensor | None:
-    """A stored bias (d,), or none, with the edits folded in; None where there is still no constant."""
+    """A bias with the edits folded in.
+
+    Args:
+        stored: (d,) the stored bias, or None.
+        edits: the layer edits in the order of their application.
+        dtype: of the weight and the result.
+
+    Returns:
+        (d,) the folded bias, or None where there is still no constant.
+
+    Raises:
+        InputError: an edit is not linear.
+    """
     bias = None if stored is None else stored.to(wider_dtype(dtype))
     for edit in edits:
         bias = edit.fold_bias(bias)
@@ -140,10 +157,10 @@ def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dt
     return None if bias is None else bias.to(dtype)
 
 
-# Elements of a weight that are widened at a time: 4 MB of float32, which stay in the processor's cache.
+# Elements of a weight that are widened at a time: 4 MB of float32, which stay in the cache of the processor.
 _FOLD_BLOCK = 2**20
 
 
 def wider_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What weights of a dtype are folded in, before they are rounded to it once."""
+    """The dtype in which weights of a stored dtype are folded, before they are rounded to it once."""
     return torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32

@@ -1,23 +1,23 @@
-"""One layer's edit: frozen tensors in factor form, applied to activations and folded into weights.
+"""The edit of one layer: frozen tensors in factor form, applied to activations and folded into weights.
 
 Implements the editing half of Qiu et al., "Spectral Editing of Activations for Large Language Model Alignment",
 NeurIPS 2024 (arXiv 2405.09719). With U+ (d, k+) and U- (d, k-) the leading left singular vectors of Ω+ and Ω-,
 
     P+ = U+ U+ᵀ,   P- = I - U- U-ᵀ,   M = P+ + P- = I + U+ U+ᵀ - U- U-ᵀ,   M' = D (I + s (M - I)),
 
-s the strength and D the diagonal of the normalization: 2⁻ˢ for `average`, a half at strength 1, so that strength 0
-edits nothing whatever the normalization. The edit of an activation h is M' h; a centred edit has
-μ + M' (h - μ) = M' h + (I - M') μ (`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
+where s is the strength and D is the diagonal of the normalization. For `average` D is 2⁻ˢ, which is a half at strength
+1 and nothing at strength 0. The edit of an activation h is M' h. A centred edit is μ + M' (h - μ) = M' h + (I - M') μ
+(`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
 
-A non-linear edit (Φ-SEA) is D (h + s (e - h)) with e = φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)), which is the above for φ(h) = h.
-The normalizations `token` and `sequence` take the place of D, with norms of the activations at hand: edited
-activations are scaled to the norm that they had, each token by itself, or each feature over all tokens of the call.
+A non-linear edit (Φ-SEA) is D (h + s (e - h)) with e = φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)). For φ(h) = h it is the one above.
+The normalizations `token` and `sequence` replace D by norms that are taken at run time: edited activations are scaled
+to the norm that they had before, each token by itself, or each feature over all tokens of the forward call.
 
-**Where numbers end.** Every tensor of an edit is finite, or the fit is refused. Directions that demonstrations do not
-span are not edited: of constant activations, centred, and of activations that are zero throughout nothing is left to
-edit, and the edit is the identity (halved, for `average`). Activations of magnitude up to 1e15 have finite edits; in
-half precision the arithmetic is float32's, and what comes out beyond the dtype's range is infinite, as everywhere in a
-model. A row or a feature that becomes zero stays zero.
+**Range of numbers.** Every tensor of an edit is finite, or the fit is refused. Directions that the demonstrations do
+not span are not edited. So if all activations are zero, or equal and centred, the edit is the identity (halved, for
+`average`). Activations of magnitude up to 1e15 have finite edits. In half precision the arithmetic is done in float32,
+and a result beyond the range of the dtype is infinite, as everywhere in a model. A row or a feature that becomes zero
+stays zero.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ class LayerEdit:
     identity: float
     """Coefficient of I in I + s (M - I): 1, but 1 - s for `projections="positive"`."""
     strength: float
-    """s: the coefficient of U+ U+ᵀ, and less that of U- U-ᵀ."""
+    """s: the coefficient of U+ U+ᵀ, and with the opposite sign that of U- U-ᵀ."""
     scale: Tensor | None
     """(d,) diagonal of D, or None for the identity."""
     shift: Tensor | None
     """(d,) (I - M') μ for centred edits, else None."""
     reader: Tensor | None
-    """(d,) u with uᵀh ≈ 1, for `center="linear"`: the shift is then multiplied by uᵀh."""
+    """(d,) u with uᵀh ≈ 1, for `center="linear"`, where the shift is multiplied by uᵀh; else None."""
     positive_values: Tensor
     """(r+,) all singular values of Ω+ (of Ω- for `projections="reversed"`), for reports."""
     negative_values: Tensor
     """(r-,) all singular values of Ω- (of Ω+ for `projections="reversed"`), for reports."""
     relative_change: float
-    """‖edit of the (centred) neutral activations less themselves‖ / ‖H0‖, Frobenius norms, before a normalization
-    that is done at run time."""
+    """‖edited H0 - H0‖ / ‖H0‖, Frobenius norms, without a normalization that is done at run time. The numerator is of
+    centred activations if the edit is centred."""
     signature: float
-    """The layer's signature value: see `sea_export.fitting.spectrum.signature`."""
+    """The signature of the target: see `sea_export.fitting.spectrum.signature`."""
     reader_error: float | None
     """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
     feature_function: str = "identity"
@@ -72,7 +72,7 @@ class LayerEdit:
     projections: str = "both"
     """Which of P+ and P- make the edit: `both`, `positive` or `negative`."""
     normalization: str = "none"
-    """`token` or `sequence`, else `none`: what can be done at fit time is in `scale`."""
+    """`token` or `sequence`; `none` for the other normalizations, which `scale` holds."""
 
     def __post_init__(self) -> None:
         check_choice("projections", self.projections, ("both", "positive", "negative"))
@@ -85,12 +85,12 @@ class LayerEdit:
 
     @property
     def needs_bias(self) -> bool:
-        """Whether folding the edit adds a constant, so that the writer must have a bias."""
+        """Whether folding the edit adds a constant, so that the output projection must have a bias."""
         return self.shift is not None and self.reader is None
 
     @property
     def first_share(self) -> float:
-        """Share of the squared spectrum of `positive_values` that its first direction explains; 0 for an empty one."""
+        """Share of the squares of `positive_values` that the first one has, in [0, 1]; 0 if there are none."""
         values = self.positive_values.double()
         energy = float(values.square().sum())
         return float(values[0].square()) / energy if energy > 0 else 0.0
@@ -102,14 +102,14 @@ class LayerEdit:
 
     @property
     def why_unfoldable(self) -> str | None:
-        """Why no weight can hold the edit, and what could be fitted instead; None for one that folds."""
+        """Why no weight can hold the edit, and what could be fitted instead; None for an edit that folds."""
         return why_unfoldable(self.feature_function, self.normalization)
 
     def linear(self, activations: Tensor) -> Tensor:
-        """The linear part of a linear edit, without the constant of an `affine` edit and run-time normalization.
+        """A linear edit, without the constant of an `affine` edit and without a normalization at run time.
 
         Args:
-            activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
+            activations: (..., d) rows h, float32 or float64. The arithmetic is done in their dtype.
 
         Returns:
             (..., d) rows M' h, plus (I - M') μ (uᵀh) for `center="linear"`.
@@ -125,12 +125,12 @@ class LayerEdit:
         return edited
 
     def nonlinear(self, activations: Tensor) -> Tensor:
-        """The non-linear edit D (h + s (φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)) - h)), without run-time normalization.
+        """The non-linear edit D (h + s (φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)) - h)), without a normalization at run time.
 
-        `projections` leaves out one of the two terms.
+        With `projections="positive"` or `"negative"` one of the two terms is left out.
 
         Args:
-            activations: (..., d) rows h, float32 or float64: the arithmetic is done in their dtype.
+            activations: (..., d) rows h, float32 or float64. The arithmetic is done in their dtype.
 
         Returns:
             (..., d) rows.
@@ -148,15 +148,15 @@ class LayerEdit:
         return edited if factors.scale is None else edited * factors.scale
 
     def transform(self, activations: Tensor) -> Tensor:
-        """`linear` or `nonlinear`, whichever the edit is."""
+        """`linear` or `nonlinear`, depending on φ: the same arguments and result."""
         return self.linear(activations) if self.feature.is_identity else self.nonlinear(activations)
 
     def apply(self, activations: Tensor) -> Tensor:
-        """The edit of rows h: see `transform`, with the constant of an `affine` edit and run-time normalization.
+        """The edit of rows h: `transform`, the constant of an `affine` edit, and the normalization at run time.
 
         Args:
-            activations: (..., d) of any floating dtype; half precision is computed in float32. `sequence` takes its
-                norms over all of these rows.
+            activations: (..., d) of any floating dtype. Half precision is computed in float32. The normalization
+                `sequence` takes its norms over all of these rows.
 
         Returns:
             (..., d) in the dtype of `activations`.
@@ -169,10 +169,13 @@ class LayerEdit:
         return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
 
     def fold_bias(self, bias: Tensor | None) -> Tensor | None:
-        """b' = M' b + (I - M') μ, or None where neither the writer nor the edit has a constant.
+        """b' = M' b + (I - M') μ, or None where neither the output projection nor the edit has a constant.
 
         Args:
-            bias: (d,) float32 or float64, or None for a writer without one.
+            bias: (d,) float32 or float64; None if the output projection has no bias.
+
+        Returns:
+            (d,) the folded bias, or None.
 
         Raises:
             InputError: the edit is not linear.
@@ -192,7 +195,7 @@ class LayerEdit:
         return self.map_tensors(lambda tensor: tensor.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The edit's tensors by field name, those that are None left out."""
+        """The tensors of the edit by field name, without fields that are None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -202,7 +205,7 @@ class LayerEdit:
         return replace(self, **mapped)
 
     def numbers(self) -> dict[str, float | str | None]:
-        """The edit's other fields, numbers and names, by name: together with `tensors`, all of it."""
+        """All other fields of the edit by name: numbers and text."""
         optional = {"scale", "shift", "reader"}
         names = [item.name for item in fields(self) if item.name not in self.tensors().keys() | optional]
         return {name: getattr(self, name) for name in names}
@@ -214,7 +217,7 @@ class LayerEdit:
 
 
 def _with_norms_of(before: Tensor, after: Tensor, normalization: str) -> Tensor:
-    """`after`, rescaled for `token` or `sequence` to the norms of `before`; both (..., d). Zeros stay zeros."""
+    """`after`, rescaled to the norms of `before` for `token` or `sequence`. Both are (..., d). Zeros stay zeros."""
     if normalization == "token":
         old, new = before.norm(dim=-1, keepdim=True), after.norm(dim=-1, keepdim=True)
     elif normalization == "sequence":

@@ -1,7 +1,7 @@
-"""Layer edits as the identity plus a change of low rank: one form for the product of several.
+"""Layer edits as the identity plus a change of low rank: one form for the product of several edits.
 
-Every linear edit of `sea_export.edit.layer_edit` is h ↦ D (c h + L R h) + t: with U+ and U- in L and in R, one more
-column and row for `center="linear"`, and t for `center="affine"`. The product of two such edits is one again,
+Every linear edit of `sea_export.edit.layer_edit` is h ↦ D (c h + L R h) + t. L and R hold U+ and U-, and one more
+column and row for `center="linear"`; t is for `center="affine"`. The product of two such edits has the same form:
 
     D₂ (c₂ + L₂ R₂) D₁ (c₁ + L₁ R₁) = D₂ D₁ (c₂ c₁ + [c₂ L₁, D₁⁻¹ L₂] [R₁; R₂ D₁ (c₁ + L₁ R₁)]).
 """
@@ -25,9 +25,9 @@ class LowRankEdit:
     """The edit h ↦ scale ∘ (identity h + left (right h)) + shift. Tensors are float64, on the CPU."""
 
     scale: Tensor
-    """(d,) diagonal of D, without a zero."""
+    """(d,) diagonal of D. None of its elements is zero."""
     identity: float
-    """c. It is 1 wherever it could be moved into the scale, which is everywhere unless it is 0."""
+    """c: 0 or 1 in what `low_rank_edit` returns, which moves every other value into the scale."""
     left: Tensor
     """(d, k) L."""
     right: Tensor
@@ -36,12 +36,12 @@ class LowRankEdit:
     """(d,) t."""
 
     def apply(self, activations: Tensor) -> Tensor:
-        """The edit of rows (..., d), float64."""
+        """The edit of rows: (..., d) float64 to (..., d) float64."""
         changed = self.identity * activations + (activations @ self.right.T) @ self.left.T
         return self.scale * changed + self.shift
 
     def then(self, following: LowRankEdit) -> LowRankEdit:
-        """The product with the edit that is applied after this one."""
+        """The product of this edit and one that is applied after it."""
         scaled = following.right * self.scale
         return LowRankEdit(
             scale=following.scale * self.scale,
@@ -54,13 +54,13 @@ class LowRankEdit:
 
 
 def low_rank_edit(edits: Sequence[LayerEdit]) -> LowRankEdit:
-    """The product of layer edits in one form.
+    """The product of layer edits.
 
     Args:
         edits: at least one, in the order in which they are applied.
 
     Raises:
-        InputError: an edit has a scale of zero, which no fit gives.
+        InputError: an edit scales a feature by zero, which no fit gives.
     """
     product, *following = (_one(edit) for edit in edits)
     for edit in following:
@@ -82,7 +82,7 @@ def _one(edit: LayerEdit) -> LowRankEdit:
     zeros = torch.zeros(edit.size, dtype=torch.float64)
     scale = tensors.get("scale", zeros + 1)
     if not scale.all():
-        raise InputError("a feature of the edit is scaled by zero, which no fit gives: fit it again")
+        raise InputError("the edit: one of its features is scaled by zero, which no fit gives. Fit it again.")
     left = [edit.strength * positive, -edit.strength * negative]
     right = [positive.T, negative.T]
     shift = tensors.get("shift", zeros)

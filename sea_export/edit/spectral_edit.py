@@ -1,4 +1,4 @@
-"""The fitted edit of a model: what is done at each edited place, installed on live models, saved and loaded.
+"""The fitted edit of a model: the edits of all targets, installed on live models, saved and loaded.
 
 What an edit computes is in `sea_export.edit.layer_edit`.
 """
@@ -28,10 +28,10 @@ __all__ = ["EditHook", "SpectralEdit", "compose"]
 
 @dataclass(frozen=True)
 class SpectralEdit:
-    """A fitted edit of a model: for each target the layer edits that are applied to its output in turn.
+    """A fitted edit of a model: for each target the layer edits that are applied to its output, one after the other.
 
-    A fit gives one layer edit a target; composition gives more. `provenance` is plain JSON data: the base model,
-    the demonstrations' digest and every option.
+    A fit gives each target one layer edit, and composition gives more. `provenance` is plain JSON data: the base model,
+    the digest of the demonstrations and every option.
     """
 
     layers: Mapping[Target, tuple[LayerEdit, ...]]
@@ -39,34 +39,34 @@ class SpectralEdit:
 
     def __post_init__(self) -> None:
         if not self.layers or not all(self.layers.values()):
-            raise InputError("the edit names no layer, or one without an edit of it")
+            raise InputError("the edit: it has no layer, or a layer without an edit. Fit it again.")
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The edited places, by layer."""
+        """The edited targets, sorted by layer."""
         return tuple(sorted(self.layers))
 
     @property
     def needs_bias(self) -> bool:
-        """Whether any writer must have a bias to hold the edit (`center="affine"`)."""
+        """Whether any output projection must have a bias to hold the edit (`center="affine"`)."""
         return any(edit.needs_bias for edits in self.layers.values() for edit in edits)
 
     @property
     def why_unfoldable(self) -> str | None:
-        """Why no weight can hold the edit, and what could be fitted instead; None for one that folds."""
+        """Why no weight can hold the edit, and what could be fitted instead; None for an edit that folds."""
         reasons = (edit.why_unfoldable for edits in self.layers.values() for edit in edits)
         return next(filter(None, reasons), None)
 
     @property
     def relative_change(self) -> float:
-        """The largest relative change of any layer: tiny means that the edit does nothing."""
+        """The largest relative change of any layer. If it is tiny, the edit does nothing."""
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)
 
     @contextmanager
     def apply(
         self, model: PreTrainedModel, projections: Sequence[OutputProjection] | None = None
     ) -> Iterator[PreTrainedModel]:
-        """Installs the run-time edit on a live model, and takes it off again.
+        """Installs the run-time edit on a live model, and removes it when the context ends.
 
         Args:
             model: a causal language model of the architecture that the edit was fitted on.
@@ -83,7 +83,7 @@ class SpectralEdit:
                 module = model.get_submodule(projection.module_name)
                 device = next(chain(module.parameters(), module.buffers())).device
                 edits: Sequence[LayerEdit] = self.layers[projection.target]
-                if device.type != "meta":  # weights that come and go: the edit goes to where the activations are
+                if device.type != "meta":  # else weights are loaded later, and the edit follows the activations
                     edits = [edit.to(device) for edit in edits]
                 handle = module.register_forward_hook(EditHook(edits))
                 hooks.callback(handle.remove)
@@ -100,16 +100,20 @@ class SpectralEdit:
                 )
 
     def save(self, directory: Path | str) -> None:
-        """Writes `sea_edit.safetensors` and `sea_edit.json` into `directory` (made if missing).
+        """Writes `sea_edit.safetensors` and `sea_edit.json`. The same edit gives the same bytes.
 
-        The same edit gives the same bytes.
+        Args:
+            directory: where, made if it is missing.
         """
         layers = {str(target): self.layers[target] for target in self.targets}
         write_edit(Path(directory), layers, self.provenance)
 
     @classmethod
     def load(cls, directory: Path | str) -> SpectralEdit:
-        """Reads what `save` wrote; a checkpoint that sea-export wrote is accepted as well (its `sea_edit/`).
+        """Reads an edit.
+
+        Args:
+            directory: what `save` wrote, or a checkpoint that sea-export wrote, whose `sea_edit/` is read.
 
         Raises:
             InputError: there is no edit, or it is damaged or of a later format.
@@ -118,11 +122,11 @@ class SpectralEdit:
         try:
             return cls(layers={Target.parse(text): edits for text, edits in layers.items()}, provenance=provenance)
         except ValueError as error:
-            raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
+            raise InputError(f"{directory}: the edit in it is damaged ({error}). Fit it again.") from error
 
 
 class EditHook:
-    """Forward hook that replaces a module's output (or the first of its outputs) by the edited one."""
+    """Forward hook that replaces the output of a module, or the first of several outputs, by the edited one."""
 
     def __init__(self, edits: Sequence[LayerEdit]) -> None:
         self.edits = edits
@@ -136,7 +140,7 @@ class EditHook:
 
 
 def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
-    """The product of several edits, layer by layer: the first is applied first.
+    """The product of several edits, layer by layer. The first one is applied first.
 
     Args:
         edits: at least one edit; they may edit different layers.
@@ -148,12 +152,13 @@ def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
         return edits[0]
     sizes = {edit.size for member in edits for layer in member.layers.values() for edit in layer}
     if len(sizes) > 1:
-        raise InputError(f"the edits have different hidden sizes ({sorted(sizes)}): they cannot be composed")
+        raise InputError(f"edits: they have different hidden sizes {sorted(sizes)}. Give edits of the same model.")
     bases = [member.provenance.get("base") or {} for member in edits]
     known = {tuple(sorted(base["weights"].values())): base.get("name") for base in bases if base.get("weights")}
     if len(known) > 1:
         raise InputError(
-            f"the edits were fitted on different weights ({', '.join(map(str, known.values()))}): fit all on one base"
+            f"edits: they were fitted on different weights ({', '.join(map(str, known.values()))}). Fit all of them on "
+            "the same base."
         )
     layers: dict[Target, tuple[LayerEdit, ...]] = {}
     for member in edits:

@@ -1,6 +1,6 @@
 """An edit on disk: `sea_edit.safetensors` with its tensors and `sea_edit.json` with everything else.
 
-What is read is checked against what an edit is before any tensor is loaded: somebody else may have written it.
+Everything is checked before any tensor is loaded, because somebody else may have written the files.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _SPECTRA = ("positive_values", "negative_values")
 _NUMBERS = ("identity", "strength", "relative_change", "signature")
 _NUMBERS_OR_NONE = ("reader_error",)
 _DEFAULTS = {"feature_function": str, "length_scale": float, "projections": str, "normalization": str}
-"""What older edits lack, with the kind of its value."""
+"""What edits of earlier versions do not have, with the type of its value."""
 
 
 def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], provenance: Mapping[str, Any]) -> None:
-    """Writes an edit into `directory` (made if missing). The same edit gives the same bytes.
+    """Writes an edit. The same edit gives the same bytes.
 
     Args:
-        directory: where.
-        layers: the edits of each place, by its name.
+        directory: where, made if it is missing.
+        layers: the edits of each target, by its name.
         provenance: plain JSON data.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], prove
     for target, edits in layers.items():
         for position, edit in enumerate(edits):
             for name, tensor in edit.tensors().items():
-                # A copy, since an edit composed with itself has tensors twice.
+                # A copy, because an edit composed with itself has the same tensors twice.
                 tensors[f"{target}.{position}.{name}"] = tensor.clone(memory_format=torch.contiguous_format)
     description = {
         "format_version": _FORMAT_VERSION,
@@ -63,10 +63,13 @@ def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], prove
 
 
 def read_edit(directory: Path) -> tuple[dict[str, tuple[LayerEdit, ...]], dict[str, Any]]:
-    """Reads what `write_edit` wrote; a checkpoint that sea-export wrote is accepted as well (its `sea_edit/`).
+    """Reads an edit.
+
+    Args:
+        directory: what `write_edit` wrote, or a checkpoint that sea-export wrote, whose `sea_edit/` is read.
 
     Returns:
-        The edits of each place, by its name, and the provenance.
+        The edits of each target, by its name, and the provenance.
 
     Raises:
         InputError: there is no edit, or it is damaged or of a later format.
@@ -76,13 +79,16 @@ def read_edit(directory: Path) -> tuple[dict[str, tuple[LayerEdit, ...]], dict[s
         directory = directory / "sea_edit"
     for file in (directory / _DESCRIPTION_FILE, directory / _TENSORS_FILE):
         if not file.exists():
-            raise InputError(f"{directory} holds no edit: {_DESCRIPTION_FILE} and {_TENSORS_FILE} are expected there")
+            raise InputError(
+                f"{directory}: it holds no edit. Give a directory with {_DESCRIPTION_FILE} and {_TENSORS_FILE}."
+            )
         check_contained(file, output)
     description = read_json_object(directory / _DESCRIPTION_FILE, unique_keys=True)
     version = description.get("format_version")
     if version != _FORMAT_VERSION:
         raise InputError(
-            f"{directory} has edit format {version!r}, and this version reads {_FORMAT_VERSION}: upgrade sea-export"
+            f"{directory}: its edit has format {version!r}, and this version reads {_FORMAT_VERSION}. Upgrade "
+            "sea-export."
         )
     try:
         _check_description(description)
@@ -93,18 +99,18 @@ def read_edit(directory: Path) -> tuple[dict[str, tuple[LayerEdit, ...]], dict[s
             for target, edits in description["layers"].items()
         }
     except (InputError, ValueError, SafetensorError, OSError) as error:
-        raise InputError(f"the edit in {directory} is damaged ({error}): fit it again") from error
+        raise InputError(f"{directory}: the edit in it is damaged ({error}). Fit it again.") from error
     return layers, description["provenance"]
 
 
 def _check_description(description: Mapping[str, Any]) -> None:
-    """Raises ValueError with the reason for a description that is not one of an edit."""
+    """Raises ValueError, with the reason, if a description is not that of an edit."""
     layers, provenance = description.get("layers"), description.get("provenance")
     if not isinstance(layers, dict) or not isinstance(provenance, dict):
         raise ValueError("it has no layers or no provenance")
     for target, edits in layers.items():
         if not isinstance(edits, list):
-            raise ValueError(f"{target} is no list of edits")
+            raise ValueError(f"{target} is not a list of edits")
         for numbers in edits:
             _check_numbers(numbers, target)
     base, demonstrations = provenance.get("base"), provenance.get("demonstrations")
@@ -117,26 +123,26 @@ def _check_description(description: Mapping[str, Any]) -> None:
     ):
         raise ValueError("its demonstrations have no count and digest")
     if not isinstance(provenance.get("options", {}), dict):
-        raise ValueError("its options are no object")
+        raise ValueError("its options are not an object")
     tuning = provenance.get("tuning")
     if tuning is not None and not _is_tuning(tuning):
-        raise ValueError("how it was tuned is not as tune writes it")
+        raise ValueError("its tuning is not what sea-export tune writes")
 
 
 def _check_numbers(numbers: object, target: str) -> None:
     if not isinstance(numbers, dict):
-        raise ValueError(f"an edit of {target} is no object")
+        raise ValueError(f"an edit of {target} is not an object")
     for name in (*_NUMBERS, *_NUMBERS_OR_NONE):
         if name not in numbers or not (
             _is_number(numbers[name]) or (name in _NUMBERS_OR_NONE and numbers[name] is None)
         ):
-            raise ValueError(f"{name} of {target} is no finite number")
+            raise ValueError(f"{name} of {target} is not a finite number")
     for name, value in numbers.items():
         if name in _DEFAULTS:
             if not (_is_number(value) if _DEFAULTS[name] is float else isinstance(value, str)):
                 raise ValueError(f"{name} of {target} is {value!r}")
         elif name not in (*_NUMBERS, *_NUMBERS_OR_NONE):
-            raise ValueError(f"{target} has {name!r}, which is nothing of an edit")
+            raise ValueError(f"{target} has {name!r}, which does not belong to an edit")
 
 
 def _check_base(base: object) -> None:
@@ -146,9 +152,9 @@ def _check_base(base: object) -> None:
     if weights is not None and not (
         isinstance(weights, dict) and all(isinstance(digest, str) for digest in weights.values())
     ):
-        raise ValueError("its base's weights are no digests by file")
+        raise ValueError("the weights of its base are not digests by file")
     if not isinstance(base.get("revision"), (str, type(None))):
-        raise ValueError("its base's revision is no text")
+        raise ValueError("the revision of its base is not text")
 
 
 def _is_tuning(tuning: object) -> bool:
@@ -164,7 +170,7 @@ def _is_number(value: object) -> bool:
 
 
 def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Raises ValueError for a file of other tensors than those of the edits, or of shapes that do not fit."""
+    """Raises ValueError if a file holds other tensors than those of the edits, or shapes that do not fit."""
     stored = {tensor.name: tensor for tensor in read_header(path).tensors}
     for target, edits in layers.items():
         for position in range(len(edits)):
@@ -179,7 +185,7 @@ def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]])
             if not _fit(shapes):
                 raise ValueError(f"the tensors of {prefix[:-1]} do not fit one another")
     if stored:
-        raise ValueError(f"there is a tensor {min(stored)}, which is nothing of the edit")
+        raise ValueError(f"there is a tensor {min(stored)}, which does not belong to the edit")
 
 
 def _fit(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -198,5 +204,5 @@ def _layer_edit(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], prefi
         raise ValueError(f"a tensor of {prefix[:-1]} is not finite")
     fields: dict[str, Any] = {**own, **numbers}
     edit = LayerEdit(**fields)
-    _ = edit.feature  # checks the name and its parameter
+    _ = edit.feature  # checks the name and the length scale
     return edit

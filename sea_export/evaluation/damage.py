@@ -20,6 +20,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.metrics import Metric, Sums, mean_metric, mean_of_sums
 from sea_export.evaluation.scoring import observe_completions, whole_text
+from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -163,7 +164,7 @@ def measure_damage(
 def _items(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> list[PromptedCompletions]:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model.config)
     whole = [whole_text(tokenizer, text) for text in texts]
     if context is None:
         return whole

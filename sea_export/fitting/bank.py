@@ -1,4 +1,4 @@
-"""Spectra of all layers for every way to read and to centre activations, captured once, for fitting many edits."""
+"""Statistics of all layers for every way to read and to centre activations, captured once, for fitting many edits."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from sea_export.capture.activations import Activations
 from sea_export.capture.in_memory import capture_batches
+from sea_export.capture.layerwise import layer_source
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
 from sea_export.demonstrations.tokenize import tokenize
-from sea_export.edit.features import FeatureFunction
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
-from sea_export.fitting.collect import source_of
+from sea_export.fitting.collect import check_enough
+from sea_export.fitting.edit_method import FinishedStatistics, errors_of
 from sea_export.fitting.fit import computation_record, edit_from_statistics
 from sea_export.fitting.layer_choice import LayerChoice
-from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
-from sea_export.model.architecture import decoder_layers, find_output_projections
+from sea_export.fitting.methods import DEFAULT_METHOD
+from sea_export.model.architecture import context_length, decoder_layers, find_output_projections
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.options import FitOptions
 from sea_export.versions import library_versions
@@ -29,10 +29,10 @@ __all__ = ["StatisticsBank"]
 
 
 class StatisticsBank:
-    """What edits with any layers, target, site, centring and truncation are fitted from, without a forward pass.
+    """What edits with any layers, target, site, centring and edit options are made from, without a forward pass.
 
-    A site is captured in one pass over the demonstrations, whose activations of all layers are kept in memory. A
-    spectrum is taken when an edit first needs it, and kept.
+    Each site is captured in one pass over the demonstrations, and its activations of all layers are kept in memory.
+    Statistics are finished when an edit first needs them, and kept.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StatisticsBank:
             model: a causal language model.
             tokenizer: its tokenizer.
             demonstrations: at least two.
-            options: template, feature function and capture options, but for the site; nothing else is looked at.
+            options: `template` and `capture` are used, the latter without its site.
             sites: where activations are read.
             targets: what edits may be of: `mlp`, `attention` or `both`.
             progress: told the number of demonstrations that each batch has finished; each counts once a site.
@@ -60,30 +60,29 @@ class StatisticsBank:
         Raises:
             InputError: see `sea_export.fitting.collect.collect_statistics`.
         """
-        if len(demonstrations) < 2:
-            raise InputError(f"{len(demonstrations)} demonstrations: a fit needs at least 2")
+        check_enough(demonstrations)
         self.layer_count = len(decoder_layers(model)[1])
         components = [one for one in COMPONENTS if one in targets or "both" in targets]
-        places = [Target(layer, component) for layer in range(self.layer_count) for component in components]
-        find_output_projections(model, places)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        read_targets = [Target(layer, one) for layer in range(self.layer_count) for one in components]
+        projections = find_output_projections(model, read_targets)
+        context = context_length(model.config)
         tokenized = tokenize(demonstrations, tokenizer, template=options.template, context_length=context)
-        self._feature = FeatureFunction(options.feature_function, options.length_scale)
         self._activations: dict[tuple[str, Target], list[Activations]] = {}
-        self._spectra: dict[tuple[str, Target, str], LayerSpectrum] = {}
+        self._finished: dict[tuple[Target, FitOptions], FinishedStatistics] = {}
         for site in sites:
             # At the residual site both components of a layer read the same vector.
-            read = places if site == "target" else [place for place in places if place.component == components[0]]
+            first = [one for one in projections if one.target.component == components[0]]
+            read = projections if site == "target" else first
             capture = replace(options.capture, site=site)
             for _, batch in capture_batches(model, tokenized, read, capture, progress):
-                for place, activations in batch.items():
+                for target, activations in batch.items():
                     kinds = (activations.neutral, activations.positive, activations.negative)
                     on_cpu = Activations(*(rows.cpu() for rows in kinds))
-                    self._activations.setdefault((site, place), []).append(on_cpu)
+                    self._activations.setdefault((site, target), []).append(on_cpu)
         self._residual_component = components[0]
         self._provenance = {
             "demonstrations": demonstrations_record(demonstrations),
-            "computation": computation_record(source_of(model)),
+            "computation": computation_record(layer_source(model)),
             "versions": library_versions(),
         }
 
@@ -91,30 +90,26 @@ class StatisticsBank:
         """The edit that `sea_export.fitting.fit.fit_edit` gives for these options.
 
         Args:
-            options: of a site and a target that were asked for; template, feature function and capture as
-                they were.
+            options: the site and the target must be among those of the bank; `template` and the rest of `capture` must
+                be the bank's own.
 
         Raises:
             InputError: see `sea_export.fitting.fit.edit_from_statistics`.
         """
         choice = LayerChoice.parse(options.layers, self.layer_count)
         components = COMPONENTS if options.target == "both" else (options.target,)
-        places = [Target(layer, component) for layer in choice.candidates for component in components]
-        spectra = {place: self._spectrum(options.capture.site, place, options.center) for place in places}
-        return edit_from_statistics(spectra, options, {**self._provenance, "options": asdict(options)})
+        targets = [Target(layer, component) for layer in choice.candidates for component in components]
+        statistics = {target: self._statistics(target, options) for target in targets}
+        return edit_from_statistics(statistics, options, {**self._provenance, "options": asdict(options)})
 
-    def _spectrum(self, site: str, place: Target, center: str) -> LayerSpectrum:
-        read = place if site == "target" else Target(place.layer, self._residual_component)
-        # Centred spectra are the same for an `affine` and for a `linear` edit, but for the reader of the latter.
-        kind = "off" if center == "off" else "linear"
-        key = (site, read, kind)
-        if key not in self._spectra:
-            fitter = SpectrumFitter(kind, self._feature)
-            try:
-                for batch in self._activations[site, read]:
-                    fitter.update(batch)
-            except InputError as error:
-                raise InputError(f"layer {read.layer}, {read.component}: {error}") from error
-            self._spectra[key] = fitter.finish()
-        spectrum = self._spectra[key]
-        return replace(spectrum, center="affine", reader=None, reader_error=None) if center == "affine" else spectrum
+    def _statistics(self, target: Target, options: FitOptions) -> FinishedStatistics:
+        site = options.capture.site
+        read = target if site == "target" else Target(target.layer, self._residual_component)
+        collected = DEFAULT_METHOD.statistics_options(options)
+        if (read, collected) not in self._finished:
+            accumulator = DEFAULT_METHOD.accumulator(collected)
+            for batch in self._activations[site, read]:
+                with errors_of(read):
+                    accumulator.update(batch)
+            self._finished[read, collected] = accumulator.finish()
+        return self._finished[read, collected]

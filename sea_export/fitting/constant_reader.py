@@ -8,27 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["READER_FOLDS", "constant_reader", "constant_reader_of_rows", "fold_moments"]
+from sea_export.fitting.activation_statistics import fold_moments
 
-READER_FOLDS = 5
-"""Demonstrations are dealt out to so many folds, one after the other, to choose the penalty of the constant reader."""
+__all__ = ["constant_reader", "constant_reader_of_rows"]
+
 # Penalties of the constant reader, relative to the mean eigenvalue of the activations' second moment.
 _READER_PENALTIES = tuple(10.0**exponent for exponent in range(-8, 2))
-
-
-def fold_moments(rows: Tensor, folds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per fold: Σ h hᵀ (folds, d, d), Σ h (folds, d) and the number of h, over all kinds of rows (3, n, d)."""
-    products, sums, counts = [], [], []
-    for fold in range(READER_FOLDS):
-        members = rows[:, folds == fold].flatten(0, 1)
-        products.append(members.T @ members)
-        sums.append(members.sum(dim=0))
-        counts.append(members.shape[0])
-    return (
-        torch.stack(products),
-        torch.stack(sums),
-        torch.tensor(counts, dtype=rows.dtype, device=rows.device),
-    )
 
 
 def constant_reader_of_rows(rows: Tensor, folds: Tensor) -> tuple[Tensor, float]:

@@ -1,7 +1,7 @@
 """Several processes that share the demonstrations of a fit: `torchrun` and `accelerate launch` start them.
 
-Every process captures its share; statistics are gathered in the first one, and spectra go back to all. A process that
-fails or is killed closes its connections, upon which the others fail too.
+Every process captures its share. Accumulated statistics are gathered in the first process, and finished ones go back to
+all. A process that fails or is killed closes its connections, and then the others fail too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from sea_export.errors import InputError, SeaExportError
-from sea_export.fitting.constant_reader import READER_FOLDS
-from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
+from sea_export.errors import InputError, SeaExportError, first_line
+from sea_export.fitting.activation_statistics import FOLDS
+from sea_export.fitting.edit_method import Accumulator, Finished
 
 __all__ = ["ALONE", "Processes", "joined_processes", "local_device"]
 
@@ -38,45 +38,59 @@ class Processes:
         return self.rank == 0
 
     def check_enough(self, demonstrations: int) -> None:
-        """Raises InputError if there are so few demonstrations that a process would get none."""
-        useful = -(-demonstrations // READER_FOLDS)
+        """Raises InputError if there are so few demonstrations that a process would get none.
+
+        Args:
+            demonstrations: their number.
+        """
+        useful = -(-demonstrations // FOLDS)
         if self.count > max(1, useful):
             raise InputError(
-                f"{demonstrations} demonstrations are too few for {self.count} processes: start at most {useful}"
+                f"--demonstrations: {demonstrations} are too few for {self.count} processes. Start at most {useful}."
             )
 
     def share(self, order: Sequence[int]) -> list[int]:
-        """Of demonstrations, in the order in which they are processed, the indices that this process captures, sorted.
+        """The demonstrations that this process captures.
 
-        Rounds of `READER_FOLDS` are dealt out, so that every demonstration keeps its fold.
+        Rounds of `FOLDS` demonstrations are dealt out, so that every demonstration keeps its fold.
+
+        Args:
+            order: indices of all demonstrations, in the order in which they are processed.
+
+        Returns:
+            indices, sorted.
         """
-        return sorted(index for place, index in enumerate(order) if place // READER_FOLDS % self.count == self.rank)
+        return sorted(index for rank, index in enumerate(order) if rank // FOLDS % self.count == self.rank)
 
-    def finish(self, fitter: SpectrumFitter) -> LayerSpectrum:
-        """The spectrum of what the fitters of all processes have seen. Every process calls it, in the same order.
+    def finish(self, accumulator: Accumulator[Finished]) -> Finished:
+        """The finished statistics of what the accumulators of all processes have seen.
+
+        Args:
+            accumulator: that of this process. Every process calls this for the same targets in the same order.
 
         Raises:
             SeaExportError: another process has ended.
         """
         if self.count == 1:
-            return fitter.finish()
-        fitters: list[SpectrumFitter] = [fitter] * self.count if self.is_first else []
-        spectra: list[LayerSpectrum | None] = [None]
+            return accumulator.finish()
+        gathered: list[Accumulator[Finished]] = [accumulator] * self.count if self.is_first else []
+        finished: list[Finished | None] = [None]
         try:
-            torch.distributed.gather_object(fitter.to(torch.device("cpu")), fitters if self.is_first else None)
+            torch.distributed.gather_object(accumulator.to(torch.device("cpu")), gathered if self.is_first else None)
             if self.is_first:
-                first, *others = fitters
+                first, *others = gathered
                 for other in others:
                     first.merge(other)
-                spectra = [first.finish()]
-            torch.distributed.broadcast_object_list(spectra)
+                finished = [first.finish()]
+            torch.distributed.broadcast_object_list(finished)
         except RuntimeError as error:
             raise SeaExportError(
-                f"process {self.rank} of {self.count} has lost another one, which failed or was killed"
+                f"process {self.rank} of {self.count}: it has lost another one, which failed or was killed. Read what "
+                "that one printed."
             ) from error
-        (spectrum,) = spectra
-        assert spectrum is not None
-        return spectrum
+        (statistics,) = finished
+        assert statistics is not None
+        return statistics
 
 
 ALONE = Processes(rank=0, count=1)
@@ -97,8 +111,10 @@ def joined_processes() -> Iterator[Processes]:
         # Statistics travel as objects, on the CPU, wherever they were made.
         torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SeaExportError(f"another of the {count} processes of this job cannot be reached: {reason}") from error
+        raise SeaExportError(
+            f"job of {count} processes: another process cannot be reached ({first_line(error)}). Start all of them, "
+            "with the same MASTER_ADDR and MASTER_PORT."
+        ) from error
     try:
         yield Processes(torch.distributed.get_rank(), count)
     finally:
@@ -106,5 +122,9 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def local_device(device: str) -> str:
-    """The GPU of this process, of those on its machine, where several share it."""
+    """The GPU of this process, of those on its machine, where several share it.
+
+    Args:
+        device: what `--device` says. Only `cuda`, without a number, depends on the process.
+    """
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device

@@ -1,4 +1,4 @@
-"""From demonstrations to an edit: capture, spectra, truncation."""
+"""From demonstrations to an edit: statistics are collected, and the method makes layer edits from them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.capture.layerwise import LayerSource, ModelInMemory
+from sea_export.capture.layerwise import LayerSource, ModelInMemory, layer_source
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.fitting.collect import collect_statistics, source_of
+from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
+from sea_export.fitting.edit_method import FinishedStatistics
 from sea_export.fitting.layer_choice import kept_by_signature
-from sea_export.fitting.spectrum import LayerSpectrum
-from sea_export.fitting.truncate import build_layer_edit
+from sea_export.fitting.methods import DEFAULT_METHOD
+from sea_export.model.architecture import OutputProjection
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
+from sea_export.text import dtype_name
 from sea_export.versions import library_versions
 
 if TYPE_CHECKING:
@@ -63,8 +65,8 @@ def fit(
     """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
 
     Args:
-        model: a causal language model, as `AutoModelForCausalLM` loads it, or one of which a layer at a time is in
-            memory (`sea_export.open_layerwise`).
+        model: a causal language model, as `AutoModelForCausalLM` loads it, or one that has a single layer in memory
+            at a time (`sea_export.open_layerwise`).
         tokenizer: its tokenizer.
         demonstrations: at least two.
         layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
@@ -88,8 +90,8 @@ def fit(
         neutral_tokens: length of generated continuations, in tokens.
         batch_tokens: about how many tokens a forward pass computes.
         seed: seed of `position="random"`.
-        cache: a directory that keeps captured activations: another fit of layers that are in it already, with other
-            truncation, strength, normalization or centring, runs no forward pass.
+        cache: a directory that keeps captured activations. A fit of layers that are in it already runs no forward
+            pass, whatever its truncation, strength, normalization and centring.
         progress: told the number of demonstrations that each batch has finished.
 
     Returns:
@@ -135,48 +137,71 @@ def fit_edit(
     options: FitOptions,
     progress: Callable[[int], None] | None = None,
     *,
+    projections: Sequence[OutputProjection] | None = None,
     cache: Path | str | None = None,
     processes: Processes = ALONE,
 ) -> SpectralEdit:
-    """`fit`, with its options as one object, and perhaps shared by several processes: all of them get the edit."""
-    spectra = collect_statistics(model, tokenizer, demonstrations, options, progress, cache=cache, processes=processes)
+    """`fit` with its options as one object. Several processes may share it, and all of them get the edit.
+
+    Args:
+        model: see `fit`.
+        tokenizer: see `fit`.
+        demonstrations: see `fit`.
+        options: all options of the fit.
+        progress: see `fit`.
+        projections: the output projections of the targets that `options` choose; they are searched for if None.
+        cache: see `fit`.
+        processes: those that share the demonstrations.
+
+    Raises:
+        InputError: see `fit`.
+        SeaExportError: another process has ended.
+    """
+    statistics = collect_statistics(
+        model,
+        tokenizer,
+        demonstrations,
+        options,
+        progress,
+        projections=projections,
+        cache=cache,
+        processes=processes,
+    )
     provenance = {
-        "base": {"name": _public_name(source_of(model).model.config._name_or_path)},
+        "base": {"name": _public_name(layer_source(model).model.config._name_or_path)},
         "demonstrations": demonstrations_record(demonstrations),
         "options": asdict(options),
-        "computation": computation_record(source_of(model), processes),
+        "computation": computation_record(layer_source(model), processes),
         "versions": library_versions(),
     }
-    return edit_from_statistics(spectra, options, provenance)
+    return edit_from_statistics(statistics, options, provenance)
 
 
 def edit_from_statistics(
-    spectra: Mapping[Target, LayerSpectrum], options: FitOptions, provenance: Mapping[str, Any] | None = None
+    statistics: Mapping[Target, FinishedStatistics],
+    options: FitOptions,
+    provenance: Mapping[str, Any] | None = None,
 ) -> SpectralEdit:
-    """Truncates spectra to an edit; for `signature:K`, of the K layers with the highest signature.
+    """Makes the edit of a model; for `signature:K`, of the K layers with the highest signature.
 
     Args:
-        spectra: of all candidate layers.
-        options: `layers` and `edit` are looked at.
+        statistics: finished statistics of all candidate layers.
+        options: those of the fit, of which `layers`, `center` and `edit` decide what is made of the statistics.
         provenance: where the edit comes from, as plain JSON data.
 
     Raises:
-        InputError: see `sea_export.edit.spectral_edit.build_layer_edit`.
+        InputError: see `sea_export.fitting.edit_method.EditMethod.layer_edits`.
     """
-    layers = sorted({target.layer for target in spectra})
+    layers = sorted({target.layer for target in statistics})
     keep = kept_by_signature(options.layers, len(layers))
     if keep is not None:
         signatures = {
-            layer: sum(spectrum.signature for target, spectrum in spectra.items() if target.layer == layer)
-            for layer in layers
+            layer: sum(one.signature for target, one in statistics.items() if target.layer == layer) for layer in layers
         }
         layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
-    edits = {
-        target: (build_layer_edit(spectrum, options.edit),)
-        for target, spectrum in sorted(spectra.items())
-        if target.layer in layers
-    }
-    return SpectralEdit(layers=edits, provenance=dict(provenance or {}))
+    kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
+    edits = DEFAULT_METHOD.layer_edits(kept, options)
+    return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
 
 
 def no_op_warning(edit: SpectralEdit) -> str | None:
@@ -185,11 +210,14 @@ def no_op_warning(edit: SpectralEdit) -> str | None:
         return None
     shares = [layer.first_share for layers in edit.layers.values() for layer in layers if layer.positive_values.numel()]
     if not shares:
-        return "this edit changes nothing: the demonstrations' activations are all alike, or zero"
+        return (
+            "the edit: it changes nothing, because the demonstrations' activations are all alike, or zero. Give other "
+            "demonstrations."
+        )
     return (
-        f"this edit changes next to nothing: at most {edit.relative_change:.2%} of any layer's activations. "
-        f"The first direction alone explains up to {max(shares):.3%} of the spectrum: raise --explained-variance above "
-        "that, or centre the activations (--center linear)"
+        f"the edit: it changes next to nothing, at most {edit.relative_change:.2%} of any layer's activations, and its "
+        f"first direction alone explains up to {max(shares):.3%} of the spectrum. Raise --explained-variance above "
+        "that, or centre the activations (--center linear)."
     )
 
 
@@ -198,21 +226,21 @@ def sequence_warning(edit: SpectralEdit) -> str | None:
     if all(layer.normalization != "sequence" for layers in edit.layers.values() for layer in layers):
         return None
     return (
-        "--normalization sequence takes norms over all tokens of a forward call: a token's edit depends on later "
-        "tokens and on the batch, and generation with a cache differs from generation without. It reproduces "
-        "published numbers; choose token or calibrated for everything else"
+        "--normalization: sequence takes norms over all tokens of a forward call, so that a token's edit depends on "
+        "later tokens and on the batch, and generation with a cache differs from generation without. It is for "
+        "reproducing published numbers. Choose token or calibrated for everything else."
     )
 
 
 def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:
-    """How a fit computes: what may change its results in their last digits, as plain JSON data.
+    """How a fit computes, as plain JSON data: what may change the last digits of its results.
 
     Args:
         source: the model, or where its layers come from.
         processes: those that share the demonstrations.
     """
     return {
-        "dtype": str(source.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(source.model.dtype),
         "device": source.device.type,
         "layerwise": not isinstance(source, ModelInMemory),
         "threads": torch.get_num_threads(),

@@ -1,8 +1,9 @@
-"""Which places of a model are edited: what `--layers` and `--target` say, read against the model."""
+"""Which targets of a model are edited: what `--layers` and `--target` mean for the model."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,12 @@ from sea_export.options import FitOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["LayerChoice", "choose_targets", "kept_by_signature", "passed_over_note"]
+__all__ = ["LayerChoice", "choose_targets", "kept_by_signature", "left_out_note"]
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Which decoder layers are edited: what `--layers` says, read against the number of layers."""
+    """Which decoder layers are edited: what `--layers` means for a number of layers."""
 
     candidates: tuple[int, ...]
     """Layers to capture."""
@@ -43,7 +44,9 @@ class LayerChoice:
         if match := re.fullmatch(r"(last|first|signature):(\d+)(%?)", text):
             number = _number(match[2], match[3], count)
             if not 1 <= number <= count:
-                raise InputError(f"--layers {text}: the model has {count} layers, so choose 1 to {count}")
+                raise InputError(
+                    f"--layers: {text} asks for {number} layers, and the model has {count}. Choose 1 to {count}."
+                )
             if match[1] == "signature":
                 return cls(everything)
             return cls(everything[-number:] if match[1] == "last" else everything[:number])
@@ -52,58 +55,67 @@ class LayerChoice:
             match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
             if not match or int(match[2] or match[1]) < int(match[1]):
                 raise InputError(
-                    f"--layers {text!r} is not understood at {part!r}: "
-                    "write all, last:K, first:K, signature:K, or a list such as 10-20,25"
+                    f"--layers: {text!r} is not understood at {part!r}. Write all, last:K, first:K, signature:K, or a "
+                    "list such as 10-20,25."
                 )
             last = int(match[2] or match[1])
             if last >= count:
-                raise InputError(f"--layers {text}: layer {last} does not exist, the model has layers 0 to {count - 1}")
+                raise InputError(f"--layers: {text} names layer {last}, which does not exist. Choose 0 to {count - 1}.")
             chosen.update(range(int(match[1]), last + 1))
         return cls(tuple(sorted(chosen)), listed=True)
 
 
 def kept_by_signature(text: str, count: int) -> int | None:
-    """How many of `count` layers with a spectrum `signature:K` keeps; None for the other forms, which keep all."""
+    """How many of `count` candidate layers `signature:K` keeps; None for the other forms, which keep all."""
     match = re.fullmatch(r"signature:(\d+)(%?)", text)
     return None if match is None else _number(match[1], match[2], count)
 
 
 def _number(digits: str, unit: str, count: int) -> int:
-    """K, which may be a share of `count` layers: then one layer at least."""
+    """K layers. A share of `count` layers is at least one layer."""
     return max(1, round(count * int(digits) / 100)) if unit else int(digits)
 
 
 def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
-    """The places whose activations `options.layers` and `options.target` ask for.
+    """The targets that `options.layers` and `options.target` ask for.
 
-    In a hybrid model some layers have no attention block, or no MLP. Where layers were asked for as a range of the
-    model (`all`, `last:K`, `first:K`, `signature:K`), those are passed over; a layer that was listed is not.
+    In a hybrid model some layers have no attention block, or no MLP. If layers were asked for as a range of the model
+    (`all`, `last:K`, `first:K`, `signature:K`), those layers are left out. A layer that was listed is never left out.
+
+    Args:
+        model: the model, with or without its weights.
+        options: `layers` and `target` are used.
 
     Raises:
         InputError: no layer of the range has such a block, or the layers are not understood.
     """
-    wanted = _wanted_places(model, options)
+    wanted = _wanted_targets(model, options)
     if LayerChoice.parse(options.layers, len(decoder_layers(model)[1])).listed:
         return wanted
     found = tuple(target for target in wanted if target.layer in layers_with(model, target.component))
     if not found:
         raise InputError(
-            f"none of the layers {options.layers} of {type(model).__name__} has what --target {options.target} edits: "
-            "choose others"
+            f"--layers: none of the layers {options.layers} of {type(model).__name__} has what --target "
+            f"{options.target} edits. Choose others."
         )
     return found
 
 
-def passed_over_note(model: PreTrainedModel, options: FitOptions) -> str | None:
-    """What to tell the user about layers that `choose_targets` passes over, or None if there are none."""
-    passed = sorted(set(_wanted_places(model, options)) - set(choose_targets(model, options)))
-    if not passed:
+def left_out_note(model: PreTrainedModel, options: FitOptions, chosen: Collection[Target]) -> str | None:
+    """What to tell the user about targets that `choose_targets` has left out, or None if there are none.
+
+    Args:
+        model: the model, on any device (`meta` included).
+        options: those of the fit.
+        chosen: what `choose_targets` gave.
+    """
+    left_out = sorted(set(_wanted_targets(model, options)) - set(chosen))
+    if not left_out:
         return None
-    places = ", ".join(map(str, passed))
-    return f"layers without the block that is to be edited are passed over: {places}"
+    return f"--layers: the model has no {', '.join(map(str, left_out))}, so that these are left out."
 
 
-def _wanted_places(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
+def _wanted_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:
     choice = LayerChoice.parse(options.layers, len(decoder_layers(model)[1]))
     components = COMPONENTS if options.target == "both" else (options.target,)
     return tuple(Target(layer, component) for layer in choice.candidates for component in components)

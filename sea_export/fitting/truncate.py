@@ -1,4 +1,4 @@
-"""From a spectrum to a layer's edit: truncation, strength and normalization."""
+"""From a spectrum to the edit of a layer: truncation, strength and normalization."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ _ROUNDING = 1e-7
 def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit:
     """Truncates a spectrum to an edit, in float64, rounded once to float32.
 
-    `average` divides the edited activations by 2ˢ; `calibrated` scales feature j by ‖H0 e_j‖ / ‖edited H0 e_j‖ over the
-    demonstrations (1 where either norm is zero but for rounding), on centred activations where the spectrum is centred.
+    `average` divides the edited activations by 2ˢ. `calibrated` scales feature j by ‖H0 e_j‖ / ‖edited H0 e_j‖ over the
+    demonstrations, or by 1 where either norm is zero to rounding. H0 is centred where the spectrum is.
 
     Args:
         spectrum: the layer's spectrum.
         options: truncation, projections, strength and normalization.
 
     Raises:
-        InputError: a rank is asked for that the spectrum does not have; or float32 has no room for the edit.
+        InputError: the spectrum does not have the rank that is asked for, or float32 cannot hold the edit. The caller
+            knows the target, and puts its name in front of the message.
     """
     positive = _truncate(spectrum.positive_vectors, spectrum.positive_values, "positive", options)
     negative = _truncate(spectrum.negative_vectors, spectrum.negative_values, "negative", options)
@@ -83,8 +84,8 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
     largest = max(abs(options.strength), relative_change)
     if not (largest < torch.finfo(torch.float32).max and all(one.isfinite().all() for one in edit.tensors().values())):
         raise InputError(
-            f"the edit is beyond what float32 holds: lower the strength ({options.strength:g}), or leave this layer "
-            f"out, whose largest activation ({float(neutral.abs().max()):.1e}) is not as it should be"
+            f"with --strength {options.strength:g} and activations of up to {float(neutral.abs().max()):.1e}, its edit "
+            "has values that float32 cannot hold. Lower the strength, or leave this layer out."
         )
     return edit
 
@@ -95,7 +96,7 @@ def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) 
         rank = rank_for_variance(values, options.variance(kind))
     elif rank > values.numel():
         raise InputError(
-            f"--{kind}-rank {rank} is more than the {values.numel()} directions that the demonstrations span: "
-            "lower it or give more demonstrations"
+            f"--{kind}-rank {rank} is more than the {values.numel()} directions that the demonstrations span. "
+            "Lower it or give more demonstrations."
         )
     return vectors[:, :rank]

@@ -1,13 +1,13 @@
-"""Where a model writes into its residual stream: the edited modules and the parameters of their outputs.
+"""Which modules of a model are edited, and which parameters give their outputs: the output projections.
 
-Layers, MLPs and attention blocks are found by structure, with short tables of the names in use. What is found is a
-guess until `sea_export.export.fold_check.check_fold` has proved it.
+Layers, MLPs and attention blocks are found by structure, with short tables of names (`sea_export.model.block_names`).
+What is found is a guess until `sea_export.export.fold_check.check_fold` has checked it numerically.
 
-**What is edited** is what a block computes, before anything else is done to it on its way into the residual stream:
-a norm after it (Gemma 2 and later, OLMo 2), a factor (Granite), or a gate between streams comes after the edit. Blocks
-that run side by side (Phi-2, GPT-J, Falcon, Cohere) are edited each by itself. Where a block adds the residual itself
-(BLOOM), or where there is no block (OPT), the edited vector is the output of the linear map that ends it. Capture,
-run-time edit, fold and exported code all read the place from the same `OutputProjection`.
+**What is edited** is what a block computes, before anything else is done to it on its way into the residual stream.
+A norm after the block (Gemma 2 and later, OLMo 2), a factor (Granite) or a gate between streams comes after the edit.
+Blocks that run side by side (Phi-2, GPT-J, Falcon, Cohere) are edited one by one. Where a block adds the residual
+itself (BLOOM), or where there is no block (OPT), the output of the linear map that ends it is edited. Capture, run-time
+edit, fold and exported code all take the edited module from the same `OutputProjection`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sea_export.errors import InputError
+from sea_export.model.block_names import BLOCKS, KINDS, OF_MANY_KINDS, OUTPUT_MAPS
 from sea_export.model.targets import COMPONENTS, Target
 
 if TYPE_CHECKING:
@@ -28,97 +29,28 @@ if TYPE_CHECKING:
 __all__ = [
     "OutputProjection",
     "ProjectionWeight",
+    "context_length",
     "decoder_layers",
     "find_output_projections",
     "hidden_size",
     "layers_with",
 ]
 
-# Names of the blocks in a decoder layer; one inside another (or a linear map that stands for a block) before the other.
-_BLOCKS = {
-    "mlp": (
-        "mlp",
-        "feed_forward",
-        "ffn.ffn",
-        "ffn",
-        "ff",
-        "block_sparse_moe",
-        "moe",
-        "shared_mlp",
-        "mlp_block",
-        "shared_transf.feed_forward",
-        "shared_transformer.feed_forward",
-        "output.dense",
-        "fc2",
-        "mixer",
-    ),
-    "attention": (
-        "self_attn",
-        "self_attention",
-        "attention.output.dense",
-        "attention",
-        "attn",
-        "norm_attn_norm.attn",
-        "multi_head_attention",
-        "self_att.self_attention",
-        "shared_transf.self_attn",
-        "shared_transformer.self_attn",
-        "temporal_block",
-        "mixer",
-    ),
-}
-# Names that stand for blocks of several kinds, which their classes tell apart.
-_OF_MANY_KINDS = {"mixer", "temporal_block"}
-_KINDS = {"mlp": ("mlp", "moe", "feedforward"), "attention": ("attention",)}
-# Names of the linear maps, or of the stacked weights of experts, that end an MLP or an attention block.
-_OUTPUT_MAPS = {
-    "mlp": (
-        "down_proj",
-        "c_proj",
-        "dense_4h_to_h",
-        "fc2",
-        "fc_out",
-        "w2",
-        "w_out",
-        "wo",
-        "Wo",
-        "output_linear",
-        "proj_2",
-        "proj_down",
-        "down",
-        "output.dense",
-        "2",
-    ),
-    "attention": (
-        "o_proj",
-        "o_proj.linear",
-        "o_b_proj",
-        "out_proj",
-        "c_proj",
-        "dense",
-        "attention_out",
-        "output_linear",
-        "wo",
-        "Wo",
-        "out",
-    ),
-}
-
 
 @dataclass(frozen=True)
 class ProjectionWeight:
-    """One weight whose product is (a term of) the edited output."""
+    """One weight that gives the edited output, or a term of it (one expert of a mixture)."""
 
     name: str
     """The parameter's name in the model."""
     output_dim: int
-    """The dimension of the tensor that runs over the hidden size: -2 as in PyTorch's linear maps, or -1."""
+    """The dimension of the tensor that has the hidden size: -2 as in PyTorch's linear maps, or -1."""
     bias: str | None
     """The name of its bias, or None."""
     experts: bool = False
-    """Whether it is the weights of all experts of a mixture in one tensor, and no linear map of its own."""
+    """Whether it holds the weights of all experts of a mixture in one tensor, and is not a linear map by itself."""
     says_transposed: bool = False
-    """Whether the module that holds the experts says of itself that inputs come before outputs (`is_transposed`)."""
+    """Whether the module that holds the experts has `is_transposed = True`: inputs come before outputs."""
 
     @property
     def module(self) -> str:
@@ -132,37 +64,52 @@ class ProjectionWeight:
 
     @property
     def bias_name(self) -> str | None:
-        """What its bias is called, or would be called; None where there is no room for one."""
+        """The name that its bias has or would have; None where it cannot have one."""
         return self.bias or (None if self.experts else f"{self.module}.bias")
 
 
 @dataclass(frozen=True)
 class OutputProjection:
-    """A module whose output is edited, with every parameter that writes it."""
+    """A module whose output is edited, with every weight that gives this output."""
 
     target: Target
     module_name: str
-    """The block, or the linear map that ends it: its output, or the first of its outputs, is edited."""
+    """The block, or the linear map that ends it. Its output, or the first of its outputs, is edited."""
     size: int
     """The hidden size d."""
     weights: tuple[ProjectionWeight, ...]
     in_mixture: bool = False
-    """Whether it belongs to an MLP of a model in which MLPs are mixtures of experts that are stacked."""
+    """Whether it is an MLP in a model that stores the weights of its experts stacked in one tensor."""
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The longest text that the model reads, in tokens; None where its config does not say."""
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def hidden_size(config: PretrainedConfig) -> int:
-    """The width d of the residual stream."""
+    """The hidden size d: the width of the residual stream.
+
+    Args:
+        config: the model's config, or that of a multimodal model.
+
+    Raises:
+        InputError: the config does not give it.
+    """
     return int(_of_text(config, "hidden_size"))
 
 
 def _of_text(config: PretrainedConfig, name: str) -> int:
-    """A number of the language model's config, which is a part of a multimodal model's."""
+    """A number from the config of the language model, which is one part of a multimodal model's config."""
     try:
         return getattr(config.get_text_config(decoder=True), name)
     except (AttributeError, ValueError) as error:
-        raise InputError(
-            f"the config of {config.model_type} says no {name} of one language model: not supported"
-        ) from error
+        raise _unsupported(config.model_type, f"its config gives no {name} of one language model") from error
+
+
+def _unsupported(subject: str, problem: str) -> InputError:
+    return InputError(f"{subject}: {problem}. This architecture is not supported.")
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -179,18 +126,15 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if any(_block(layer, component) for layer in module for component in COMPONENTS)
     ]
     if lists and not found:
-        raise InputError(f"no layer of {type(model).__name__} has an MLP or an attention block: nothing can be edited")
+        raise _unsupported(type(model).__name__, "no layer has an MLP or an attention block that could be edited")
     if len(found) != 1:
         names = ", ".join(name for name, _ in found) or "none"
-        raise InputError(
-            f"{type(model).__name__} has no single list of {count} decoder layers (found: {names}): "
-            "this architecture is not supported"
-        )
+        raise _unsupported(type(model).__name__, f"it has no single list of {count} decoder layers (found: {names})")
     return found[0]
 
 
 def _lists_of_language_model(model: PreTrainedModel) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Lists of modules by name, but those of vision and audio towers, which are models with configs of another type."""
+    """All lists of modules by name, without those of vision and audio towers (models with a config of another type)."""
     text_type = model.config.get_text_config(decoder=True).model_type
     towers: list[str] = []
     for name, module in model.named_modules():
@@ -205,71 +149,86 @@ def _lists_of_language_model(model: PreTrainedModel) -> Iterator[tuple[str, nn.M
 
 
 def layers_with(model: PreTrainedModel, component: str) -> tuple[int, ...]:
-    """The layers that have a block of a kind: in hybrid models, some."""
+    """The numbers of the layers that have a block of a kind: in hybrid models, not all.
+
+    Args:
+        model: the model, on any device (`meta` included).
+        component: one of `COMPONENTS`.
+
+    Raises:
+        InputError: see `decoder_layers`.
+    """
     return tuple(index for index, layer in enumerate(decoder_layers(model)[1]) if _block(layer, component))
 
 
 def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -> list[OutputProjection]:
-    """The modules that are edited and the parameters that write their outputs.
+    """The output projections of targets, in their order.
 
     Args:
         model: the model, on any device (`meta` included).
-        targets: the places to edit.
+        targets: what is to be edited.
 
     Raises:
-        InputError: a layer does not exist, or its block or the linear map that ends it is not recognised.
+        InputError: a layer does not exist, its block or the linear map that ends it is not recognised, or an edit of
+            its weights would edit other layers too.
     """
     list_name, layers = decoder_layers(model)
     size = hidden_size(model.config)
     shared = _shared_parameters(model)
     stacked = any(parameter.ndim > 2 and "experts" in name for name, parameter in layers.named_parameters())
-    writers = []
+    projections = []
     for target in targets:
         if not 0 <= target.layer < len(layers):
-            raise InputError(f"layer {target.layer} does not exist: the model has layers 0 to {len(layers) - 1}")
+            raise InputError(
+                f"layer {target.layer}: it does not exist, because the model has layers 0 to {len(layers) - 1}. Choose "
+                "one of these, or the model that the edit was fitted on."
+            )
         layer, layer_name = layers[target.layer], f"{list_name}.{target.layer}"
         block = _block(layer, target.component)
         if block is None:
             children = ", ".join(name for name, _ in layer.named_children())
             raise InputError(
-                f"no {target.component} block is recognised in {layer_name} of {type(model).__name__} "
-                f"(its children: {children}): it cannot be edited"
+                f"{layer_name}: no {target.component} block is recognised in this layer of {type(model).__name__} (its "
+                f"children: {children}). Choose other layers, or another --target."
             )
         weights = _output_weights(layer, block, f"{layer_name}.", target.component, size)
         _check_alone(layer, block, layer_name, target.component, size)
         for weight in weights:
             if weight.name in shared:
-                raise InputError(f"{weight.name} is shared with {shared[weight.name]}: editing it would edit both")
+                raise InputError(
+                    f"{weight.name}: it is shared with {shared[weight.name]}, and an edit of one would edit both. "
+                    "Choose layers without shared weights, or another --target."
+                )
         module_name = f"{layer_name}.{block}"
         if len(weights) == 1 and not _can_be_edited(layer.get_submodule(block)):
             module_name = weights[0].module
-        writers.append(OutputProjection(target, module_name, size, weights, stacked and target.component == "mlp"))
-    return writers
+        projections.append(OutputProjection(target, module_name, size, weights, stacked and target.component == "mlp"))
+    return projections
 
 
 def _block(layer: nn.Module, component: str) -> str | None:
-    """The name of a layer's block, within the layer."""
+    """The name of the layer's block of a kind, relative to the layer; None if there is none."""
     modules = dict(layer.named_modules())
-    for name in _BLOCKS[component]:
-        if name in modules and (name not in _OF_MANY_KINDS or _is_of_kind(modules[name], component)):
+    for name in BLOCKS[component]:
+        if name in modules and (name not in OF_MANY_KINDS or _is_of_kind(modules[name], component)):
             return name
     return None
 
 
 def _can_be_edited(block: nn.Module) -> bool:
-    """Whether a block's output is what it computes, without the residual, and the block can hold an edit that is not a
-    step of its own."""
+    """Whether the block's output is only what it computes, without the residual, and the block is not a sequence of
+    modules, to which exported code would have to add the edit as one more step."""
     return "residual" not in inspect.signature(block.forward).parameters and not isinstance(block, nn.Sequential)
 
 
 def _is_of_kind(module: nn.Module, component: str) -> bool:
-    return any(kind in type(module).__name__.lower() for kind in _KINDS[component])
+    return any(kind in type(module).__name__.lower() for kind in KINDS[component])
 
 
 def _output_weights(
     layer: nn.Module, block: str, prefix: str, component: str, size: int
 ) -> tuple[ProjectionWeight, ...]:
-    """The maps of a block that end in the hidden size and bear the name of an output map."""
+    """The linear maps of a block that have the hidden size as their output, and the name of an output map."""
     module = layer.get_submodule(block)
     weights = list(_named_weights(module, f"{prefix}{block}", component, size))
     writing = tuple(weight for weight, outputs in weights if outputs == size)
@@ -277,16 +236,14 @@ def _output_weights(
         return writing
     if weights:
         weight, outputs = weights[0]
-        raise InputError(f"{weight.module} writes {outputs} features where the hidden size is {size}: not supported")
+        raise _unsupported(weight.module, f"it gives {outputs} features, and the hidden size is {size}")
     kinds = ", ".join(sorted({type(child).__name__ for child in module.modules()} - {type(module).__name__}))
-    raise InputError(
-        f"no linear map that writes the output of {prefix}{block} ({type(module).__name__} with {kinds}) is "
-        "recognised: this architecture is not supported"
-    )
+    problem = f"no linear map that ends it is recognised ({type(module).__name__} with {kinds})"
+    raise _unsupported(f"{prefix}{block}", problem)
 
 
 def _check_alone(layer: nn.Module, block: str, layer_name: str, component: str, size: int) -> None:
-    """Raises InputError if another child of the layer writes a part of what would be edited."""
+    """Raises InputError if another child of the layer gives a part of the output that would be edited."""
     if component != "mlp":
         return
     for name, child in layer.named_children():
@@ -295,21 +252,18 @@ def _check_alone(layer: nn.Module, block: str, layer_name: str, component: str, 
             continue
         for weight, outputs in _named_weights(child, f"{layer_name}.{name}", component, size):
             if outputs == size:
-                raise InputError(
-                    f"{layer_name} adds what {block} and {weight.module} write, so that no one module gives the whole "
-                    "output of its MLP: not supported"
-                )
+                raise _unsupported(layer_name, f"its MLP is the sum of two modules, {block} and {weight.module}")
 
 
 def _named_weights(
     module: nn.Module, module_name: str, component: str, size: int
 ) -> Iterator[tuple[ProjectionWeight, int]]:
-    """Every weight in a block that is named like one which writes its output, with the number of its outputs.
+    """Every weight in a block that has the name of an output map, with the number of its outputs.
 
     Raises:
-        InputError: something of such a name is no linear map.
+        InputError: a module of such a name is not a linear map.
     """
-    wanted = _OUTPUT_MAPS[component]
+    wanted = OUTPUT_MAPS[component]
     for name, child in module.named_modules():
         full_name = f"{module_name}.{name}" if name else module_name
         weight = getattr(child, "weight", None)
@@ -326,7 +280,7 @@ def _named_weights(
 def _experts_weight(
     block: nn.Module, block_name: str, holder_name: str, leaf: str, size: int
 ) -> tuple[ProjectionWeight, int]:
-    """Weights of experts in one tensor, (experts, d, m), (experts, m, d) or (experts m, d), and where their bias is."""
+    """The weights of all experts in one tensor, (experts, d, m), (experts, m, d) or (experts m, d), with their bias."""
     holder = block.get_submodule(holder_name)
     parameter = holder.get_parameter(leaf)
     rows, columns = parameter.shape[-2:]
@@ -346,32 +300,32 @@ def _experts_weight(
 
 
 def _is_transposed(holder: nn.Module, size: int) -> bool:
-    """Whether experts whose output weights are square multiply them from the right, as their other weights show."""
+    """Whether inputs come before outputs in square output weights of experts, whose shape does not tell it."""
     if isinstance(said := getattr(holder, "is_transposed", None), bool):
         return said
     return any(parameter.ndim > 1 and parameter.shape[-2] == size for _, parameter in holder.named_parameters())
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear map of PyTorch's layout: quantized ones are of other classes and storage."""
+    """Whether the module is a linear map of PyTorch's layout. Its class is not asked, which differs if quantized."""
     return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
 def _linear_weight(name: str, module: nn.Module) -> tuple[ProjectionWeight, int]:
     if _is_linear(module):
         output_dim, outputs = -2, int(module.out_features)  # type: ignore[arg-type]
-    elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, of transformers.pytorch_utils
+    elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, from transformers.pytorch_utils
         weight = module.weight
         assert isinstance(weight, Tensor)
         output_dim, outputs = -1, weight.shape[1]
     else:
-        raise InputError(f"{name} is a {type(module).__name__}, which is no linear map that is known: not supported")
+        raise _unsupported(name, f"it is of class {type(module).__name__}, which is not a known linear map")
     bias = f"{name}.bias" if getattr(module, "bias", None) is not None else None
     return ProjectionWeight(f"{name}.weight", output_dim, bias), outputs
 
 
 def _shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are one and the same tensor as another, each with that other's name."""
+    """The names of parameters that share their tensor with another one, each with the name of that other one."""
     first: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,8 +1,8 @@
 """The base model, wherever it comes from, as a local safetensors checkpoint.
 
-A directory of safetensors is used as it is. Whatever else MODEL may name (a Hub id, a directory of PyTorch
-pickles, a GGUF file, quantized weights that are to be dequantized) is downloaded or converted first, so that
-everything after this module has one form to deal with.
+A directory of safetensors is used as it is. Everything else that MODEL may name (a Hub id, a directory of PyTorch
+pickles, a GGUF file, quantized weights that are to be dequantized) is downloaded or converted first. So all other
+modules have to deal with one form only.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ __all__ = ["Base", "is_hub_id", "open_base"]
 
 @dataclass(frozen=True)
 class Base:
-    """A base model that is at hand, and what is found out about it: each fact once, when it is first asked for.
+    """A base model on this machine, and the facts about it. Each fact is found once, when it is first asked for.
 
     Attributes:
-        name: the Hub id, or the last component of a local path: nothing that is written names a local path.
+        name: the Hub id, or the last component of a local path, because no output may name a local path.
         revision: the commit hash that a Hub id resolved to, None for local models.
         checkpoint: its weights and files.
-        location: what transformers loads it by: a Hub id or the absolute path of a directory, None for a model that
-            had to be converted. It is written nowhere but into adapters, which cannot load without their base.
-        dequantized: whether quantized weights were made plain.
+        location: what transformers loads it by: a Hub id or the absolute path of a directory; None for a model that
+            had to be converted. It is written into adapters only, which cannot load without their base.
+        dequantized: whether its weights were quantized, and have been converted to plain ones.
         trust_remote_code: whether code that comes with it may run.
         source: the local directory or file that it was opened from, None for a model on the Hub.
     """
@@ -69,12 +69,12 @@ class Base:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Its own directories and files on this machine: nothing may be written there."""
+        """Its own directories and files on this machine, into which nothing may be written."""
         return (self.checkpoint.directory, *([] if self.source is None else [self.source]))
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The config. Whoever changes it changes a copy.
+        """The config. To change it, make a copy.
 
         Raises:
             InputError: see `sea_export.model.load_model.load_config`.
@@ -83,7 +83,9 @@ class Base:
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
-        """The model without its weights, found to be of the size of what is stored. Whoever changes it changes a copy.
+        """The model without its weights (on `meta`), after a check that its size fits the stored weights.
+
+        To change it, make a copy.
 
         Raises:
             InputError: transformers cannot make a language model of the config, or the weights are another model's.
@@ -115,7 +117,10 @@ class Base:
         return bool(getattr(self.config, "quantization_config", None))
 
     def output_projections(self, targets: Iterable[Target]) -> tuple[OutputProjection, ...]:
-        """The output projections of targets, in their order. All that were found are kept.
+        """The output projections of targets, in their order. Each is searched for once.
+
+        Args:
+            targets: what is to be edited.
 
         Raises:
             InputError: see `sea_export.model.architecture.find_output_projections`.
@@ -139,17 +144,18 @@ class Base:
     def load_model(
         self, *, dtype: torch.dtype | None = None, device: str = "cpu", device_map: str | None = None
     ) -> PreTrainedModel:
-        """The model with its weights, in evaluation mode. Each call loads it anew.
+        """The model with its weights, in evaluation mode. Each call loads it again.
 
         Args:
             dtype: what to compute in; None for the dtype in which it is stored.
             device: `cpu`, `cuda`, `cuda:1`, …
-            device_map: `auto` and its like spread the model over all devices, `device` notwithstanding.
+            device_map: a device map of accelerate, such as `auto`, which spreads the model over all devices. `device`
+                is then ignored.
 
         Raises:
             InputError: transformers cannot load it as a causal language model, or the device does not exist.
         """
-        _ = self.skeleton  # finds weights of another size before they are loaded
+        _ = self.skeleton  # raises for weights of a wrong size, before they are loaded
         return load_weights(
             self.checkpoint,
             self.name,
@@ -176,18 +182,18 @@ def open_base(
     Args:
         model: a local directory, a `.gguf` file, or a Hub id.
         revision: branch, tag or commit of a Hub id.
-        dtype: what the weights of a GGUF file, and dequantized ones, are unpacked to (bfloat16 if None). Other models
-            keep their own.
-        dequantize: whether to make quantized weights plain ones.
+        dtype: what the weights of a GGUF file, and dequantized ones, are converted to (bfloat16 if None). Other models
+            keep their own dtype.
+        dequantize: whether to convert quantized weights to plain ones.
         trust_remote_code: whether code that comes with the model may run.
-        staging: the directory for a temporary conversion, the system's if None. The conversion is removed at
-            the end of the context; the base itself is never written to.
+        staging: the directory for a temporary conversion; the system's if None. The conversion is removed at the end
+            of the context. The base itself is never written to.
 
     Yields:
         the base model.
 
     Raises:
-        InputError: `model` names nothing that can be used; the message says what to do about it.
+        InputError: `model` does not name a model that can be used. The message says what to do.
     """
     path = Path(model).expanduser()
     location: str | None
@@ -195,7 +201,7 @@ def open_base(
         path = _download(model, revision)
         name, commit, location, source = model, path.name, model, None
     elif revision is not None:
-        raise InputError(f"A revision belongs to a Hub id, and {model} is a local path; leave the revision out.")
+        raise InputError(f"--revision: it goes with a Hub id, and {model} is a local path. Leave it out.")
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
         source = path
@@ -207,21 +213,30 @@ def open_base(
             convert.dequantize(directory, plain, dtype or torch.bfloat16)
             directory, location = plain, None
         if directory != path and (path / CARD).is_file():
-            shutil.copyfile(path / CARD, directory / CARD)  # what it says of the license holds for the converted model
+            shutil.copyfile(path / CARD, directory / CARD)  # the license is the same
         checkpoint = Checkpoint.open(directory)
         if (checkpoint.directory / "adapter_config.json").exists():
             raise InputError(
-                f"{model} holds weights and an adapter, which programs load in place of one another: remove "
+                f"{model}: it holds weights and an adapter, and programs differ in which of them they load. Remove "
                 "adapter_config.json, or merge the adapter."
             )
         if not (checkpoint.directory / "config.json").is_file():
-            raise InputError(f"{model} has no config.json: it holds weights, but does not say of which model.")
-        checkpoint.side_files()  # finds a link that leads out of the directory before anything follows it
+            raise InputError(
+                f"{model}: it has no config.json, which says of which model its weights are. Give a complete "
+                "checkpoint."
+            )
+        checkpoint.side_files()  # raises for a link that leads out of the directory, before anything follows it
         yield Base(name, commit, checkpoint, location, dequantize, trust_remote_code, source)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a file may name a base so: `org/name`, and no path, which only the user may give."""
+    """Whether a name is a Hub id `org/name`.
+
+    Files may name a base by such an id. They may not name a path, which only the user may give.
+
+    Args:
+        name: what a file calls a base.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -233,10 +248,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:
-    """`path` itself if it is a safetensors checkpoint, else `temporary`, made, with the converted model in it."""
+    """`path` itself if it is a safetensors checkpoint, else `temporary`, with the converted model in it."""
     if path.is_file():
         if path.suffix != ".gguf":
-            raise InputError(f"{path} is a file, but not a .gguf file; name the directory of the model instead.")
+            raise InputError(f"{path}: it is a file, but not a .gguf file. Give the directory of the model.")
         temporary.mkdir()
         unpack_gguf(path, temporary, dtype)
         return temporary
@@ -247,11 +262,14 @@ def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:
         convert_pickles(path, temporary)
         return temporary
     if (path / "adapter_config.json").is_file():
-        raise InputError(f"{path} holds an adapter, not a model; name a model that the adapter was merged into.")
+        raise InputError(f"{path}: it holds an adapter and no model. Give a model with the adapter merged into it.")
     gguf = next(path.glob("*.gguf"), None)
     if gguf is not None:
-        raise InputError(f"{path} is a directory of GGUF files; name the file itself, for example {gguf.name}.")
-    raise InputError(f"{path} holds no model weights: neither {WEIGHTS} nor {PICKLE}, nor an index of shards.")
+        raise InputError(f"{path}: it is a directory of GGUF files. Give one of the files, for example {gguf.name}.")
+    raise InputError(
+        f"{path}: it holds no weights of a model: neither {WEIGHTS} nor {PICKLE}, nor an index of shards. Give the "
+        "directory of a model."
+    )
 
 
 def _has_safetensors(directory: Path) -> bool:
@@ -264,7 +282,7 @@ def _has_safetensors(directory: Path) -> bool:
 
 
 def _download(model: str, revision: str | None) -> Path:
-    """The snapshot directory of a Hub model's weights in the form that transformers takes first."""
+    """The snapshot directory of a Hub model, with its weights in the form that transformers prefers."""
     not_wanted = [*OTHER_FORMAT_FILES, *(f"{folder}/*" for folder in OTHER_FORMAT_FOLDERS)]
     snapshot = download_snapshot(model, revision=revision, not_wanted=not_wanted)
     if not _has_safetensors(snapshot):

@@ -1,4 +1,4 @@
-"""Biases by config: how output projections without a bias can be given one that plain transformers reads."""
+"""Config entries that add biases to a model's output projections, which plain transformers then loads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["bias_switch"]
 
-# Config switches that give a family's linear maps their biases.
+# Config entries that add biases to linear maps, for the families that have them.
 _BIAS_SWITCHES = {"mlp": ("mlp_bias", "use_mlp_bias"), "attention": ("attention_bias",)}
 
 
 def bias_switch(
     model: PreTrainedModel, projections: Sequence[OutputProjection], *, trust_remote_code: bool = False
 ) -> tuple[dict[str, bool], dict[str, Tensor]]:
-    """How a model whose output projections have no bias can be given one through its config.
+    """The changes of a model's config that add biases to its output projections.
 
     Args:
         model: the model's skeleton.
@@ -33,11 +33,11 @@ def bias_switch(
         trust_remote_code: whether code that comes with the model may run.
 
     Returns:
-        The config changes, and every parameter that appears with them (on `meta`, by name): all are biases, and
-        those of the output projections are among them.
+        The changed config entries, and all parameters that they add (on `meta`, by name). All of them are biases, and
+        the biases of the output projections are among them.
 
     Raises:
-        InputError: the architecture has no such switch.
+        InputError: the architecture has no such config entry.
     """
     original = {name for name, _ in model.named_parameters()}
     switched = copy.deepcopy(model.config)
@@ -52,7 +52,7 @@ def bias_switch(
     needed = {name for one in projections for weight in one.weights if (name := weight.bias_name) is not None}
     if not needed <= added.keys() or not all(name.endswith(".bias") for name in added):
         raise InputError(
-            f"{sorted(needed)[0]}: {model.config.model_type} has no config switch that gives it a place. Choose "
-            "--center linear, or another --format."
+            f"{sorted(needed)[0]}: {model.config.model_type} has no config switch that adds this bias. Choose --center "
+            "linear, or another --format."
         )
     return changes, dict(added)

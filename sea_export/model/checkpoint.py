@@ -1,4 +1,4 @@
-"""A safetensors checkpoint directory, read only: its tensors, where their bytes are, and the files beside."""
+"""A safetensors checkpoint directory, for reading: its tensors, the positions of their bytes, and its other files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory as transformers would read it. Nothing here ever writes to it.
+    """A checkpoint directory as transformers would read it. It is never written to.
 
     Attributes:
         directory: the directory.
-        tensors: every tensor that a load reaches, by name.
+        tensors: every tensor that transformers would load, by name.
         weight_files: the safetensors files that hold them, in the order in which they are read.
-        index_file: the index that names those files, None for a single-file checkpoint.
+        index_file: the index that names those files; None for a checkpoint in one file.
     """
 
     directory: Path
@@ -43,13 +43,16 @@ class Checkpoint:
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> Checkpoint:
-        """Read the headers of the checkpoint in `directory` and check that they tell the truth.
+        """The checkpoint in a directory, with the headers of its weight files read and checked.
 
-        The weights are looked for in transformers' own order: what config.json names as `transformers_weights`,
+        The weights are searched for in the order of transformers: what config.json names as `transformers_weights`,
         else model.safetensors, else the shards of model.safetensors.index.json.
 
+        Args:
+            directory: the directory.
+
         Raises:
-            InputError: there is no such checkpoint, a shard or a tensor is missing, or a header is not valid.
+            InputError: there is no checkpoint, a shard or a tensor is missing, or a header is not valid.
         """
         directory = Path(directory)
         config = _read_config(directory)
@@ -60,36 +63,43 @@ class Checkpoint:
             for tensor in read_header(directory / file).tensors:
                 if tensor.name in tensors:
                     raise InputError(
-                        f"{directory}: both {tensors[tensor.name].file} and {file} hold the tensor "
-                        f"{tensor.name}, and readers differ in which they take; remove one."
+                        f"{directory}: both {tensors[tensor.name].file} and {file} hold the tensor {tensor.name}, and "
+                        "programs differ in which they take. Remove one of the files."
                     )
                 tensors[tensor.name] = tensor
         for name, file in weight_map.items():
             if name not in tensors or tensors[name].file != file:
                 raise InputError(
-                    f"{directory}: {file} does not hold the tensor {name}, although {index_file} says so; "
-                    "download the checkpoint again."
+                    f"{directory}: {file} does not hold the tensor {name}, although {index_file} says so. Download "
+                    "the checkpoint again."
                 )
         if not tensors:
-            raise InputError(f"{directory}: {', '.join(weight_files)} holds no tensors.")
+            raise InputError(f"{directory}: {', '.join(weight_files)} holds no tensors. Download the checkpoint again.")
         return cls(directory, MappingProxyType(tensors), weight_files, index_file, config)
 
     def read(self, name: str) -> torch.Tensor:
-        """A fresh tensor with the stored values, in the stored dtype and shape.
+        """A new tensor with the stored values, in the stored dtype and shape.
+
+        Args:
+            name: the name of the tensor.
 
         Raises:
             InputError: the checkpoint holds no tensor of that name.
             SeaExportError: the file has become shorter since the checkpoint was opened.
         """
         if name not in self.tensors:
-            raise InputError(f"{self.directory} holds no tensor {name}.")
+            raise InputError(f"{self.directory}: it holds no tensor {name}. Give a complete checkpoint.")
         stored = self.tensors[name]
         data = torch.empty(stored.end - stored.start, dtype=torch.uint8)
         self.read_into(name, data.numpy().data)
         return data.view(stored.dtype).reshape(stored.shape)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """Fills a buffer with the bytes of a tensor that is in `tensors`.
+        """Fills a buffer with the bytes of a tensor.
+
+        Args:
+            name: the name of a tensor that is in `tensors`.
+            buffer: of the size of the tensor in bytes.
 
         Raises:
             SeaExportError: the file has become shorter since the checkpoint was opened.
@@ -98,7 +108,10 @@ class Checkpoint:
         with open(self.directory / stored.file, "rb") as stream:
             stream.seek(stored.start)
             if stream.readinto(buffer) != stored.end - stored.start:
-                raise SeaExportError(f"{self.directory / stored.file} changed while it was read.")
+                raise SeaExportError(
+                    f"{self.directory / stored.file}: it changed while it was read. Make sure that nothing writes to "
+                    "it."
+                )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -118,7 +131,7 @@ class Checkpoint:
         return sum((self.directory / file).stat().st_size for file in files)
 
     def side_files(self) -> tuple[str, ...]:
-        """Every file but the weights that belongs to the model: config, index, tokenizer, code, extra heads.
+        """All files that belong to the model, without the weights: config, index, tokenizer, code, extra heads.
 
         Returns:
             POSIX paths relative to the directory, sorted.
@@ -127,11 +140,13 @@ class Checkpoint:
         return tuple(file for file in copied if file not in self.weight_files)
 
     def left_out(self) -> tuple[str, ...]:
-        """What an export must not copy: the unedited weights in another form (other frameworks' formats, shards
-        that the index does not name), what it writes anew (README.md), and what is no part of a model (.git).
+        """The files that an export must not copy.
+
+        These are the unedited weights in another form (formats of other frameworks, shards that the index does not
+        name), what the export writes itself (README.md), and what does not belong to a model (.git).
 
         Returns:
-            POSIX paths relative to the directory, sorted; a folder left out as a whole ends in a slash.
+            POSIX paths relative to the directory, sorted. A folder that is left out as a whole ends in a slash.
         """
         _, left_out = self._split_files()
         return left_out
@@ -156,7 +171,10 @@ def _find_weights(directory: Path, config: Mapping[str, Any]) -> tuple[str | Non
     if named is None:
         named = WEIGHTS if (directory / WEIGHTS).is_file() else INDEX
         if not (directory / named).is_file():
-            raise InputError(f"{directory} holds no safetensors checkpoint: neither {WEIGHTS} nor {INDEX}.")
+            raise InputError(
+                f"{directory}: it holds no safetensors checkpoint, neither {WEIGHTS} nor {INDEX}. Give the directory "
+                "of one."
+            )
     _check_file_name(named, where=directory / "config.json")
     if not named.endswith(".index.json"):
         return None, (named,), {}
@@ -166,21 +184,27 @@ def _find_weights(directory: Path, config: Mapping[str, Any]) -> tuple[str | Non
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """The map from tensors to weight files that the index of a sharded checkpoint is.
+    """The map from the names of tensors to weight files that the index of a sharded checkpoint holds.
+
+    Args:
+        index: the index file.
 
     Raises:
-        InputError: there is none in the file, or it names a file that does not lie beside it.
+        InputError: the file holds no such map, or it names a file in another directory.
     """
     check_contained(index, index.parent)
     weight_map = read_json_object(index, unique_keys=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map from tensors to shards.")
+        raise InputError(f"{index}: it has no weight_map from tensors to shards. Download it again.")
     for file in weight_map.values():
         _check_file_name(file, where=index)
     return weight_map
 
 
 def _check_file_name(file: object, *, where: Path) -> None:
-    """A weight file lies in the directory itself: a name that leads elsewhere is refused."""
+    """Raises InputError unless `file` is the name of a file in the same directory."""
     if not isinstance(file, str) or not file or {"/", "\\", "\0"} & set(file) or file in (".", ".."):
-        raise InputError(f"{where} names {file!r} as a weight file, which is not the name of a file beside it.")
+        raise InputError(
+            f"{where}: it names {file!r} as a weight file, which is not the name of a file beside it. Download it "
+            "again."
+        )

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
 from sea_export.files.reading import check_contained, open_file
 from sea_export.model.checkpoint import CARD, Checkpoint, read_index
 from sea_export.model.load_model import check_numbers, check_parameters, refused_by_library, skeleton
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pickled_weights import load_pickled_weights
+from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -36,13 +37,19 @@ __all__ = [
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 _PARTS_OF_A_MODEL = 100
-"""So many files at most is a GGUF model split over."""
+"""The largest number of files that one GGUF model is split into."""
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-"""The names to drop where an output head and the embedding are one tensor: readers look for the embedding's."""
+"""The names to drop where an output head and the embedding are one tensor: programs expect the embedding's name."""
 
 
 def copy_files(directory: Path, files: Iterable[str], destination: Path) -> None:
-    """Copies files of a directory, named by their paths within it, to the same paths within another."""
+    """Copies some files of a directory to the same relative paths in another directory.
+
+    Args:
+        directory: the directory to copy from.
+        files: paths relative to it.
+        destination: the directory to copy to, made if it is missing.
+    """
     destination.mkdir(exist_ok=True)
     for file in files:
         (destination / file).parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +60,15 @@ def copy_files(directory: Path, files: Iterable[str], destination: Path) -> None
 
 
 def convert_pickles(directory: Path, destination: Path) -> None:
-    """Write the model of `directory`, whose weights are pickled, to `destination` as safetensors."""
+    """Writes a model with pickled weights as safetensors, with its other files.
+
+    Args:
+        directory: the model.
+        destination: an existing directory.
+
+    Raises:
+        InputError: the pickles are damaged, hold more than weights, or cannot be stored as safetensors.
+    """
     from huggingface_hub import save_torch_state_dict
 
     state = pickled_state(directory)
@@ -62,11 +77,18 @@ def convert_pickles(directory: Path, destination: Path) -> None:
         heads = [name for name in state if name.endswith(_OUTPUT_HEADS)]
         save_torch_state_dict(state, destination, shared_tensors_to_discard=heads)
     except RuntimeError as error:
-        raise InputError(f"The weights of {directory} cannot be stored as safetensors: {error}") from error
+        raise InputError(f"{directory}: its weights cannot be stored as safetensors: {first_line(error)}.") from error
 
 
 def pickled_state(directory: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all pickles of a model by name, mapped into memory where their format allows."""
+    """The tensors in all pickles of a model by name, mapped into memory where their format allows.
+
+    Args:
+        directory: the model.
+
+    Raises:
+        InputError: a file is missing or damaged, or holds more than weights.
+    """
     named = None if (directory / PICKLE).is_file() else read_index(directory / PICKLE_INDEX)
     state: dict[str, torch.Tensor] = {}
     for file in [PICKLE] if named is None else sorted(set(named.values())):
@@ -74,7 +96,7 @@ def pickled_state(directory: Path) -> dict[str, torch.Tensor]:
         state |= load_pickled_weights(directory / file)
     if named is not None and named.keys() != state.keys():
         name = min(named.keys() ^ state.keys())
-        raise InputError(f"{directory}: {PICKLE_INDEX} and the shards differ in {name}; download the model again.")
+        raise InputError(f"{directory}: {PICKLE_INDEX} and the shards differ in {name}. Download the model again.")
     return state
 
 
@@ -84,39 +106,52 @@ def pickled_state(directory: Path) -> dict[str, torch.Tensor]:
 def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     """The config and the tokenizer of the model in a GGUF file, read without its weights.
 
+    Args:
+        gguf: the file.
+
     Raises:
-        InputError: it is no GGUF file, or of a model that transformers cannot load from one.
+        InputError: it is not a GGUF file, or transformers cannot load such a model from one.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"Reading {gguf.name} needs the gguf package: pip install sea-export[gguf].")
+        raise InputError(f"{gguf.name}: the gguf package is needed to read it. Run: pip install sea-export[gguf].")
     with open_file(gguf) as stream:
         if stream.read(4) != b"GGUF":
-            raise InputError(f"{gguf} is not a GGUF file, whatever its name says; download it again.")
+            raise InputError(f"{gguf}: it has the name of a GGUF file, and is not one. Download it again.")
     from transformers import AutoConfig, AutoTokenizer
 
     directory, file = str(gguf.parent), gguf.name
-    with refused_by_library(f"transformers cannot load {gguf.name}"):
+    with refused_by_library(f"{gguf.name}: transformers cannot load it"):
         config = AutoConfig.from_pretrained(directory, gguf_file=file)
         return config, AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
 
 
 def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
-    """Write the model in the file `gguf` to `destination`, its weights unpacked to `dtype`, with its tokenizer."""
+    """Writes the model in a GGUF file as a safetensors checkpoint, with its tokenizer.
+
+    Args:
+        gguf: the file.
+        destination: an existing directory.
+        dtype: what the weights are unpacked to.
+
+    Raises:
+        InputError: it is not a GGUF file, is damaged or incomplete, or transformers cannot load such a model from one.
+    """
     import transformers
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM
 
     config, tokenizer = gguf_config(gguf)
-    with refused_by_library(f"the gguf package cannot read {gguf.name}"):
+    with refused_by_library(f"{gguf.name}: the gguf package cannot read it"):
         sizes = [int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors]
     check_numbers(config.to_dict(), gguf.name, len(sizes))
-    # Tied weights are stored once or twice, and a part of a model is to be told so.
+    # The limit is high, because tied weights are stored once or twice, and because one part of a split model must get
+    # the message below, which says what to do.
     check_parameters(skeleton(config), gguf.name, _PARTS_OF_A_MODEL * sum(sizes), f"{sum(sizes)} values")
     directory, file = str(gguf.parent), gguf.name
-    # Releases that can keep weights packed have to be told not to; the others always unpack.
+    # Releases that can keep weights packed have to be told to unpack. The others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
-    # `torch_dtype` is the one name of this option that all supported releases understand.
-    with refused_by_library(f"transformers cannot load {gguf.name}"), _switched_progress_bar():
+    # All supported releases understand this option under the name `torch_dtype`.
+    with refused_by_library(f"{gguf.name}: transformers cannot load it"), _switched_progress_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             gguf_file=file,
@@ -128,12 +163,12 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     packed, report = loaded
     if report["missing_keys"]:
         raise InputError(
-            f"{gguf.name} lacks weights that its model needs, such as {min(report['missing_keys'])}; "
-            "if the model is split over several files, join them with llama.cpp's llama-gguf-split --merge."
+            f"{gguf.name}: it lacks weights that its model needs, such as {min(report['missing_keys'])}. If the model "
+            "is split over several files, join them with llama.cpp's llama-gguf-split --merge."
         )
-    # The loaded model calls itself quantized and refuses to be saved; one built from the plain config does not.
+    # The loaded model counts as quantized, which cannot be saved. A model of the plain config can.
     if hasattr(config, "_model_name_or_path"):
-        del config._model_name_or_path  # the title of the GGUF file, which would pass for an attribute of the model
+        del config._model_name_or_path  # the title of the GGUF file, which would be saved as an entry of the config
     with torch.device("meta"):
         plain = type(packed)(config)
     plain.load_state_dict(packed.state_dict(), assign=True)
@@ -146,13 +181,13 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
 
 
 def _save(model: Any, destination: Path) -> None:
-    """Writes a model in every process of a job: each converts for itself, on a disk that may be its own."""
-    model.should_save_on_this_rank = lambda is_main_process: is_main_process  # transformers has only the first write
+    """Saves a model in every process of a job, because each process converts the model on its own disk."""
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process  # by default only the first process saves
     model.save_pretrained(destination)
 
 
 def _write_card(gguf: Path, directory: Path) -> None:
-    """A model card that tells no more than the license and the languages that the file names."""
+    """Writes a model card with the license and the languages that the GGUF file names, and nothing else."""
     from gguf import GGUFReader
     from huggingface_hub import ModelCardData
 
@@ -174,7 +209,7 @@ def _write_card(gguf: Path, directory: Path) -> None:
 
 @contextmanager
 def _switched_progress_bar() -> Iterator[None]:
-    """Has the progress bar of unpacking obey the switch that all others of transformers obey."""
+    """A context in which the progress bar of unpacking obeys the switch of all progress bars of transformers."""
     from transformers import modeling_gguf_pytorch_utils as unpacking
     from transformers.utils import logging
 
@@ -190,11 +225,11 @@ def _switched_progress_bar() -> Iterator[None]:
 
 
 def _make_portable(directory: Path) -> None:
-    """Let releases of transformers before 5 read a config and a tokenizer that a later one saved.
+    """Makes a config and a tokenizer that transformers 5 saved readable for releases before 5.
 
-    They do not know `rope_parameters` and would silently take their default base frequency instead of the model's,
-    and they know the class of a tokenizer that is all in tokenizer.json only by its old name, which later releases
-    understand too. What the tokenizer says about how this very load was done is dropped.
+    Those do not know `rope_parameters`, and would use their default base frequency instead of the model's without a
+    warning. And they know the class of a tokenizer in tokenizer.json by its old name only, which later releases
+    understand too. Entries about how the tokenizer was loaded here are removed.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
@@ -205,7 +240,7 @@ def _make_portable(directory: Path) -> None:
     tokenizer = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-        # Written out because the old class would add token types, which causal models refuse.
+        # The old class would add token types by default, which causal models refuse.
         tokenizer.setdefault("model_input_names", ["input_ids", "attention_mask"])
     for circumstance in ("is_local", "local_files_only"):
         tokenizer.pop(circumstance, None)
@@ -218,45 +253,45 @@ def _make_portable(directory: Path) -> None:
 
 
 def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
-    """Write the model of `directory`, whose weights are quantized, to `destination` with plain ones.
+    """Writes a quantized model with plain weights. Its other files are copied as they are.
 
-    The whole model is in memory meanwhile. Its other files are copied as they are.
+    The whole model is in memory during the conversion.
 
     Args:
-        directory: a safetensors checkpoint.
+        directory: a safetensors checkpoint with quantized weights.
         destination: an existing directory.
-        dtype: of the plain weights.
+        dtype: the dtype of the plain weights.
 
     Raises:
-        InputError: the model is not quantized, or transformers cannot turn its weights into plain ones here.
+        InputError: the model is not quantized, or transformers cannot dequantize it on this machine.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     checkpoint = Checkpoint.open(directory)
-    problem = (
-        f"transformers cannot dequantize {directory.name} here: choose --format adapter or custom-code, or start from "
-        "the unquantized model"
-    )
-    with refused_by_library(problem):
+    remedy = "Choose --format adapter or custom-code, or start from the unquantized model."
+    with refused_by_library(f"{directory.name}: transformers cannot dequantize it here", remedy):
         config = AutoConfig.from_pretrained(directory)
         method = _to_be_dequantized(config)
         if method is None:
-            raise InputError(f"{directory.name} is not quantized: leave --dequantize out")
+            raise InputError(f"--dequantize: {directory.name} is not quantized. Leave the option out.")
         model: Any = AutoModelForCausalLM.from_pretrained(directory, config=config, torch_dtype=dtype)
-        if getattr(model, "is_quantized", False):  # those that cannot do it while they load
+        if getattr(model, "is_quantized", False):  # some methods can dequantize only after loading
             model.dequantize(dtype)
     _save(model.to(dtype), destination)
     copy_files(directory, {*checkpoint.side_files()} - {"config.json", checkpoint.index_file}, destination)
-    # What a newer transformers writes into a config an older one may not read: the base's own entries stay.
+    # The entries of the base's config stay, because older releases may not read what a newer one saves.
     plain = dict(checkpoint.config)
     del plain["quantization_config"]
     for key in {"dtype", "torch_dtype"} & plain.keys():
-        plain[key] = str(dtype).removeprefix("torch.")
+        plain[key] = dtype_name(dtype)
     (destination / "config.json").write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _to_be_dequantized(config: PretrainedConfig) -> str | None:
-    """The method by which a model is quantized, or None; asks for plain weights, of methods that can give them."""
+    """The method by which a model is quantized, or None.
+
+    For methods that can dequantize while they load, the config is changed so that they do.
+    """
     from transformers.quantizers.auto import AutoQuantizationConfig
 
     stored = getattr(config, "quantization_config", None)

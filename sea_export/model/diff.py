@@ -43,14 +43,14 @@ class CheckpointDifference:
     Attributes:
         tensors_only_in_a: names.
         tensors_only_in_b: names.
-        tensors_of_other_form: name -> how a and b store it, where shape or dtype differ.
+        tensors_of_other_form: name -> how a and b store it, where the shape or the dtype differs.
         tensors_changed: name -> how far b's is from a's, where any byte differs.
-        tensors_identical: how many are the same, byte for byte.
-        metadata_changed: the weight files in both whose header metadata differ.
+        tensors_identical: the number of tensors that are the same, byte for byte.
+        metadata_changed: the weight files in both whose header metadata differs.
         files_only_in_a: files that are not weights, as relative POSIX paths.
-        files_only_in_b: likewise.
+        files_only_in_b: the same for b.
         files_changed: files in both whose bytes differ.
-        files_identical: how many are the same, byte for byte.
+        files_identical: the number of files that are the same, byte for byte.
     """
 
     tensors_only_in_a: tuple[str, ...]
@@ -79,7 +79,7 @@ class FileDifference:
     Attributes:
         only_in_a: names.
         only_in_b: names.
-        of_other_form: names of those whose shapes or dtypes differ.
+        of_other_form: names of tensors in both whose shapes or dtypes differ.
         changed: name -> how far b's is from a's, where any byte differs.
     """
 
@@ -115,7 +115,7 @@ def compare_files(a: Path, b: Path) -> FileDifference:
 def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
     """Compare two checkpoint directories tensor by tensor and file by file, in little memory.
 
-    The weights are compared by tensor, wherever the shards put them; numbers are computed only where bytes differ.
+    The weights are compared by tensor, whatever shard holds them. Differences are computed only where bytes differ.
 
     Args:
         a: the first directory.
@@ -161,7 +161,7 @@ def _compare_tensors(
     """The tensors whose bytes differ, by name."""
     changed = {}
     with ExitStack() as stack:
-        # A stream of its own for either side, even where both are one directory.
+        # Each side has its own stream, even where both are the same directory.
         streams_a, streams_b = (
             {
                 file: stack.enter_context(open(directory / file, "rb"))
@@ -187,7 +187,10 @@ def _pieces(
         stream_b.seek(stored_b.start + offset)
         a, b = stream_a.read(count), stream_b.read(count)
         if len(a) != count or len(b) != count:
-            raise SeaExportError(f"A file that holds {stored_a.name} became shorter while it was compared.")
+            raise SeaExportError(
+                f"{stored_a.name}: a file that holds it became shorter while it was compared. Make sure that nothing "
+                "writes to it."
+            )
         yield a, b
 
 
@@ -196,12 +199,12 @@ def _difference(pieces: Iterator[tuple[bytes, bytes]], dtype: torch.dtype) -> Te
     square, square_of_a = maximum.clone(), maximum.clone()
     for piece_a, piece_b in pieces:
         a, b = _values(piece_a, dtype), _values(piece_b, dtype)
-        # Equal infinities do not differ, although their difference is not a number.
+        # The difference of two equal infinities is NaN, and must count as zero.
         distance = torch.where(a == b, 0, b - a).abs()
         maximum = torch.maximum(maximum, distance.max())
         square += distance.square().sum()
         square_of_a += a.abs().square().sum()
-    # The bytes of zeros can differ, by their sign, although their values do not.
+    # Zeros of different sign have different bytes and equal values.
     relative = torch.sqrt(square / square_of_a) if square != 0 else square
     return TensorDifference(float(maximum), float(relative))
 

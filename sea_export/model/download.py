@@ -1,4 +1,4 @@
-"""Snapshots of Hub models in the local cache, of all their files or of those that are needed, and what can go wrong."""
+"""Snapshots of Hub models in the local cache, with all files or with those that are needed, and what can fail."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def download_snapshot(
     wanted: Sequence[str] | None = None,
     not_wanted: Sequence[str] | None = None,
 ) -> Path:
-    """The snapshot directory, named after its commit, of a Hub model.
+    """The snapshot directory of a Hub model. Its name is the commit.
 
     Args:
         model: a Hub id.
         revision: branch, tag or commit; the main branch if None.
-        wanted: shell patterns of the files to fetch, all if None.
+        wanted: shell patterns of the files to download; all files if None.
         not_wanted: shell patterns of files to leave out.
 
     Raises:
-        InputError: there is no such model or revision, it is not for this user, or the Hub cannot be reached.
+        InputError: there is no such model or revision, the user has no access to it, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import validate_repo_id
@@ -52,24 +52,27 @@ def _explained(model: str, revision: str | None) -> Iterator[None]:
         yield
     except errors.HFValidationError as error:
         raise InputError(
-            f"{model} is neither a directory, nor a .gguf file, nor a Hub id (name or org/name)."
+            f"{model}: it is neither a directory, nor a .gguf file, nor a Hub id. Give one of them; a Hub id is NAME "
+            "or ORG/NAME."
         ) from error
     except errors.GatedRepoError as error:
         raise InputError(
-            f"Access to {model} has to be asked for: accept its terms on its page of the Hub, then log in with "
+            f"{model}: you have no access to it yet. Accept its terms on its page of the Hub, then log in with "
             "`hf auth login`."
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"There is no directory {model} here and no such model on the Hub; check the name, and log in with "
+            f"{model}: there is no such directory here and no such model on the Hub. Check the name, and log in with "
             "`hf auth login` if it is private."
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise InputError(f"{model} has no revision {revision} on the Hub; check the branch, tag or commit.") from error
+        raise InputError(
+            f"{model}: it has no revision {revision} on the Hub. Check the branch, tag or commit."
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
-            f"There is no directory {model} here, and the Hub cannot be asked (no connection, or HF_HUB_OFFLINE is "
-            "set) while the model is not complete in the local cache; download it first, or name a local copy."
+            f"{model}: there is no such directory here, the local cache does not hold all of the model, and the Hub "
+            "cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local copy."
         ) from error
     except (OSError, errors.HTTPError) as error:
-        raise InputError(f"Downloading {model} failed ({first_line(error)}); try again later.") from error
+        raise InputError(f"{model}: the download failed ({first_line(error)}). Try again later.") from error

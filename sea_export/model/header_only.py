@@ -1,8 +1,8 @@
-"""A base model without its weights: its files and the headers of its weights, with holes in place of the values.
+"""Header-only checkpoints: a base model with the headers of its weight files, but without the values of its weights.
 
-A hole takes no room on the disk. So everything that looks at a checkpoint's names, shapes and dtypes works on an
-outline, whatever the size of the model and wherever it is; of a model on the Hub only headers and small files are
-downloaded. An outline must not be read for values: they are zeros.
+The files are sparse: they have their full size, but the values take no space on the disk. So everything that needs only
+the names, shapes and dtypes of a checkpoint works on a header-only one, whatever the size of the model. For a model on
+the Hub only headers and small files are downloaded. Values must not be read from it: they are zeros.
 """
 
 from __future__ import annotations
@@ -47,53 +47,53 @@ def header_only_base(
     dequantize: bool = False,
     trust_remote_code: bool = False,
 ) -> Iterator[Base]:
-    """What `sea_export.model.base.open_base` gives, without a weight being read, converted or downloaded.
+    """Like `sea_export.model.base.open_base`, but no weights are read, converted or downloaded.
 
     Args:
         model: a local directory, a `.gguf` file, or a Hub id.
         revision: branch, tag or commit of a Hub id.
-        dtype: what the weights of a GGUF file, and dequantized ones, are to be unpacked to (bfloat16 if None).
-        dequantize: whether quantized weights are to be made plain ones.
+        dtype: what the weights of a GGUF file, and dequantized ones, would be converted to (bfloat16 if None).
+        dequantize: whether quantized weights would be converted to plain ones.
         trust_remote_code: whether code that comes with the model may run.
 
     Yields:
-        the base model; a directory of safetensors is itself, anything else an outline.
+        the base model. A directory of safetensors is used as it is, everything else as a header-only checkpoint.
 
     Raises:
         InputError: see `open_base`.
     """
     path = Path(model).expanduser()
-    with tempfile.TemporaryDirectory(prefix="sea-export-outline-") as temporary:
-        outline, commit = Path(temporary, "outline"), None
+    with tempfile.TemporaryDirectory(prefix="sea-export-header-only-") as temporary:
+        directory, commit = Path(temporary, "header-only"), None
         if not path.exists():
-            commit = _outline_of_hub(model, revision, outline)
+            commit = _header_only_from_hub(model, revision, directory)
         elif path.suffix == ".gguf" and path.is_file():
-            _outline_of_gguf(path, outline, dtype or torch.bfloat16)
+            _header_only_from_gguf(path, directory, dtype or torch.bfloat16)
         elif _is_pickled(path):
-            _outline_of_pickles(path, outline)
+            _header_only_from_pickles(path, directory)
         with open_base(
-            str(outline) if outline.exists() else model,
+            str(directory) if directory.exists() else model,
             revision=revision if path.exists() else None,
             trust_remote_code=trust_remote_code,
         ) as base:
-            if outline.exists():
+            if directory.exists():
                 name = path.resolve().name if path.exists() else model
                 location = None if path.is_file() else str(path.resolve()) if path.is_dir() else model
                 base = replace(base, name=name, revision=commit, location=location)
             if dequantize:
                 plain = Path(temporary, "plain")
-                _outline_dequantized(base, plain, dtype or torch.bfloat16)
+                _header_only_dequantized(base, plain, dtype or torch.bfloat16)
                 base = replace(base, checkpoint=Checkpoint.open(plain), location=None, dequantized=True)
             yield base
 
 
 def write_header_only(file: Path, tensors: Shapes, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file of the right size whose header tells of `tensors`, and whose values are a hole.
+    """Writes a sparse safetensors file with a complete header and zeros for all values.
 
     Args:
         file: the file to write.
-        tensors: what it is to hold, in this order.
-        metadata: its `__metadata__`.
+        tensors: the tensors in its header, in this order.
+        metadata: the `__metadata__` of its header.
     """
     position, stored = 0, []
     for name, (shape, dtype) in tensors.items():
@@ -107,12 +107,15 @@ def write_header_only(file: Path, tensors: Shapes, metadata: Mapping[str, str] |
 
 
 def write_header_only_model(directory: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
-    """Writes what a model of a config has when it is saved: its config, and the outline of its weights.
+    """Writes the config and the header-only weights of a model.
 
     Args:
-        directory: an existing one.
-        config: the model's config; it is told the class of the model, and the dtype.
-        dtype: of the weights.
+        directory: an existing directory.
+        config: the config of the model. The class of the model and the dtype are set in it.
+        dtype: the dtype of the weights.
+
+    Raises:
+        InputError: transformers cannot make a language model of the config.
     """
     model = skeleton(config)
     config.architectures, config.dtype = [type(model).__name__], dtype
@@ -122,7 +125,7 @@ def write_header_only_model(directory: Path, config: PretrainedConfig, dtype: to
 
 
 def _tied(model: PreTrainedModel) -> Collection[str]:
-    """The names of tensors that are stored under another name."""
+    """The names of tied weights, which are stored under another name."""
     if hasattr(model, "all_tied_weights_keys"):
         return model.all_tied_weights_keys
     return (model._tied_weights_keys or ()) if model.config.tie_word_embeddings else ()
@@ -133,59 +136,59 @@ def _is_pickled(directory: Path) -> bool:
     return pickled and not any(directory.glob("*.safetensors"))
 
 
-def _outline_of_gguf(gguf: Path, outline: Path, dtype: torch.dtype) -> None:
+def _header_only_from_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     config, tokenizer = gguf_config(gguf)
-    tokenizer.save_pretrained(outline)
-    write_header_only_model(outline, config, dtype)
+    tokenizer.save_pretrained(destination)
+    write_header_only_model(destination, config, dtype)
 
 
-def _outline_of_pickles(directory: Path, outline: Path) -> None:
-    copy_files(directory, files_to_copy(directory)[0], outline)
+def _header_only_from_pickles(directory: Path, destination: Path) -> None:
+    copy_files(directory, files_to_copy(directory)[0], destination)
     names: dict[int, str] = {}
-    state = pickled_state(directory)  # mapped: no value is read
+    state = pickled_state(directory)  # mapped into memory, so that no values are read
     for name, tensor in state.items():
-        names.setdefault(tensor.data_ptr(), name)  # tied ones are stored once
+        names.setdefault(tensor.data_ptr(), name)  # tied weights are stored once
     write_header_only(
-        outline / WEIGHTS, {name: (tuple(state[name].shape), state[name].dtype) for name in names.values()}
+        destination / WEIGHTS, {name: (tuple(state[name].shape), state[name].dtype) for name in names.values()}
     )
 
 
-def _outline_dequantized(base: Base, outline: Path, dtype: torch.dtype) -> None:
+def _header_only_dequantized(base: Base, destination: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig
 
     contents = dict(base.checkpoint.config)
     if contents.pop("quantization_config", None) is None:
-        raise InputError(f"{base.name} is not quantized: leave --dequantize out")
+        raise InputError(f"--dequantize: {base.name} is not quantized. Leave the option out.")
     files = {*base.checkpoint.side_files()} - {"config.json", base.checkpoint.index_file}
-    copy_files(base.checkpoint.directory, files, outline)
-    (outline / "config.json").write_text(json.dumps(contents), encoding="utf-8")
-    write_header_only_model(outline, AutoConfig.from_pretrained(outline), dtype)
+    copy_files(base.checkpoint.directory, files, destination)
+    (destination / "config.json").write_text(json.dumps(contents), encoding="utf-8")
+    write_header_only_model(destination, AutoConfig.from_pretrained(destination), dtype)
 
 
-def _outline_of_hub(model: str, revision: str | None, outline: Path) -> str:
-    """Downloads the small files of a Hub model and the headers of its weights; gives its commit."""
+def _header_only_from_hub(model: str, revision: str | None, destination: Path) -> str:
+    """Downloads the small files of a Hub model and the headers of its weights. Returns its commit."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         information: Any = HfApi().model_info(model, revision=revision)
         commit = str(information.sha)
-        snapshot_download(model, revision=commit, allow_patterns=[*_SMALL_FILES], local_dir=outline)
+        snapshot_download(model, revision=commit, allow_patterns=[*_SMALL_FILES], local_dir=destination)
         names = sorted(one.rfilename for one in information.siblings)
         files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
         for file in files:
             header = HfApi().parse_safetensors_file_metadata(model, file, revision=commit)
             entries = sorted(header.tensors.items(), key=lambda entry: entry[1].data_offsets)
             shapes = {name: (tuple(entry.shape), _DTYPES[entry.dtype]) for name, entry in entries}
-            write_header_only(outline / file, shapes, header.metadata)
+            write_header_only(destination / file, shapes, header.metadata)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"there is no directory {model} here, and the Hub does not tell of such a model ({first_line(error)}): "
-            "check the name and the connection, or log in with `hf auth login`"
+            f"{model}: there is no such directory here, and the Hub does not give such a model ({first_line(error)}). "
+            "Check the name and the connection, or log in with `hf auth login`."
         ) from error
     if not files:
         raise InputError(
-            f"{model} has no safetensors on the Hub, so that its weights have no headers to look at: download it and "
-            "give its directory"
+            f"{model}: it has no safetensors on the Hub, whose headers could be read. Download it and give its "
+            "directory."
         )
     return commit

@@ -43,71 +43,94 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# What no model comes near, and what can still be counted through without gigabytes or minutes.
+# Far above what any model has, and low enough to be counted without gigabytes of memory or minutes.
 _MAXIMUM_MODULES = 200_000
 _MORE_THAN_TENSORS, _LEAST_MAXIMUM = 10, 1000
 
 
 def parse_dtype(name: str) -> torch.dtype | None:
-    """A dtype by name; None for `auto`, the dtype in which the checkpoint is stored."""
+    """The dtype of a name; None for `auto`, the dtype in which the checkpoint is stored.
+
+    Args:
+        name: one of `DTYPES`.
+
+    Raises:
+        InputError: it is not one of them.
+    """
     if name not in DTYPES:
-        raise InputError(f"--dtype is {name!r}: choose one of {', '.join(DTYPES)}")
+        raise InputError(f"--dtype: {name!r} is not a known dtype. Choose one of {', '.join(DTYPES)}.")
     return None if name == "auto" else getattr(torch, name)
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The dtype that a manifest names. Raises InputError if there is none of that name."""
+    """The dtype that a manifest names.
+
+    Args:
+        name: such as `bfloat16`.
+
+    Raises:
+        InputError: torch has no dtype of that name.
+    """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise InputError(f"torch has no dtype {name!r}: the manifest is damaged, or torch is too old")
+        raise InputError(
+            f"sea_export.json: torch has no dtype {name!r}, so the manifest is damaged or torch is too old. Upgrade "
+            "torch, or export the edit again."
+        )
     return dtype
 
 
 def load_config(checkpoint: Checkpoint, name: str, *, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a checkpoint, as transformers has it.
+    """The config of a checkpoint, as transformers loads it.
 
     Args:
         checkpoint: the checkpoint.
-        name: what the model is called.
+        name: the name of the model, for messages.
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
-        InputError: the architecture is unknown to the installed transformers, or needs code of its own that was
-            not trusted.
+        InputError: the installed transformers does not know the architecture, or it needs code of its own that is not
+            trusted.
     """
     from transformers import AutoConfig
 
     check_numbers(checkpoint.config, name, len(checkpoint.tensors))
-    with refused_by_library(f"the config of {name} cannot be used"):
+    with refused_by_library(f"{name}: transformers cannot use its config"):
         config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
         return config
 
 
 @contextmanager
-def refused_by_library(problem: str) -> Iterator[None]:
-    """While a library reads files that somebody else wrote, its error, of whatever kind, says that they are wrong.
+def refused_by_library(problem: str, remedy: str = "") -> Iterator[None]:
+    """A context in which a library reads files of unknown origin: every error of the library becomes an InputError.
+
+    Args:
+        problem: which file is wrong, and how, as the first part of the message: `FILE: what is wrong`.
+        remedy: what to do, as a sentence; empty if the library says that.
 
     Raises:
-        InputError: the problem, and the first line of what the library says.
+        InputError: the problem, the first line of the library's error, and the remedy.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{problem}: {first_line(error)}") from error
+        raise InputError(f"{problem}: {first_line(error)}. {remedy}".rstrip()) from error
 
 
 def check_numbers(config: Mapping[str, Any], name: str, stored: int) -> None:
-    """Refuses numbers of layers or experts far beyond the tensors stored, which would take all memory to make.
+    """Refuses a number of layers or experts that is far above the number of stored tensors.
+
+    A model with that many modules would fill all memory.
 
     Args:
         config: the entries of the model's config.
-        name: what the model is called.
-        stored: the number of its tensors.
+        name: the name of the model, for messages.
+        stored: the number of stored tensors.
 
     Raises:
-        InputError: there is one; the message names it.
+        InputError: there is such a number. The message names its entry.
     """
     largest = _MORE_THAN_TENSORS * stored + _LEAST_MAXIMUM
     for key, value in config.items():
@@ -115,24 +138,28 @@ def check_numbers(config: Mapping[str, Any], name: str, stored: int) -> None:
             check_numbers(value, name, stored)
         elif isinstance(value, int) and value > largest and re.search("layer|expert", key) and "size" not in key:
             raise InputError(
-                f"the config of {name} says that {key} is {value}, and there are {stored} tensors: it is another "
-                "model's, or weights are missing"
+                f"{name}: its config says that {key} is {value}, and it has {stored} tensors, so the config is another "
+                "model's or weights are missing. Download it again."
             )
 
 
 def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config without its weights (on the `meta` device): names and structure only.
 
+    Args:
+        config: the config, which stays as it is.
+        trust_remote_code: whether code that comes with the model may run.
+
     Raises:
         InputError: transformers cannot make a language model of the config.
     """
     config = copy.deepcopy(config)
     with (
-        refused_by_library("transformers cannot make a language model of this config"),
+        refused_by_library(f"{config.model_type}: transformers cannot make a language model of this config"),
         _few_modules(),
         torch.device("meta"),
     ):
-        # Plain attention, because the others look at mask values, which do not exist on this device.
+        # Plain attention, because the other kinds read values of the mask, which do not exist on `meta`.
         model: PreTrainedModel = auto_classes(config)[0].from_config(
             config, trust_remote_code=trust_remote_code, attn_implementation="eager"
         )
@@ -141,14 +168,17 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
 
 @contextmanager
 def _few_modules() -> Iterator[None]:
-    """Refuses to build a model of more modules than any has, before their number fills the memory."""
+    """A context in which a model of more modules than any real one is refused, before it fills the memory."""
     count = 0
 
     def register(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
         nonlocal count
         count += 1
         if count > _MAXIMUM_MODULES:
-            raise InputError(f"the config describes a model of more than {_MAXIMUM_MODULES} modules, which none has")
+            raise InputError(
+                f"config.json: it describes a model of more than {_MAXIMUM_MODULES} modules, which no model has. "
+                "Download it again."
+            )
 
     handle = nn.modules.module.register_module_module_registration_hook(register)
     try:
@@ -158,11 +188,14 @@ def _few_modules() -> Iterator[None]:
 
 
 def check_size(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """`check_parameters` for a checkpoint: there is at least a byte for each parameter, or, quantized, a bit.
+    """`check_parameters` for a checkpoint, which has at least one byte for each parameter, or one bit if quantized.
 
     Args:
         model: the skeleton of its config.
         checkpoint: the checkpoint.
+
+    Raises:
+        InputError: see `check_parameters`.
     """
     stored = sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values())
     most = stored * (8 if checkpoint.config.get("quantization_config") else 1)
@@ -170,33 +203,33 @@ def check_size(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
 
 
 def check_parameters(model: PreTrainedModel, name: str, most: int, stored: str) -> None:
-    """Refuses a config of no size, or of far more than is stored, before anything of that size is made.
+    """Refuses a config that describes an empty model or far more than is stored, before that much memory is taken.
 
     Args:
         model: the skeleton of the config.
-        name: what the model is called.
-        most: how many parameters there may be.
-        stored: how much is stored, in words.
+        name: the name of the model, for messages.
+        most: the largest possible number of parameters.
+        stored: how much is stored, in words, for messages.
 
     Raises:
-        InputError: a parameter has no values, or there are more than there may be.
+        InputError: a parameter has no values, or there are more than possible.
     """
     empty = next((key for key, parameter in model.named_parameters() if parameter.numel() == 0), None)
     if empty is not None:
-        raise InputError(f"the config of {name} describes a model whose {empty} has no values")
+        raise InputError(f"{name}: its config describes a model whose {empty} has no values. Download it again.")
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > most:
         raise InputError(
-            f"the config of {name} describes {described} parameters, which its {stored} of weights cannot be: it is "
-            "another model's, or weights are missing"
+            f"{name}: its config describes {described} parameters, which do not fit into its {stored} of weights, so "
+            "the config is another model's or weights are missing. Download it again."
         )
 
 
 def auto_classes(config: PretrainedConfig) -> tuple[Any, ...]:
-    """The classes of transformers that load a model with its language head, of which any does.
+    """The classes of transformers that load a model with its language head. Each of them can be used.
 
     Args:
-        config: the model's config. A multimodal checkpoint is loaded as what it was saved as: with all its towers.
+        config: the model's config. A multimodal checkpoint that was saved with all its towers is loaded with them.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
@@ -228,18 +261,19 @@ def load_weights(
     """The model of a checkpoint with its weights, in evaluation mode.
 
     Args:
-        checkpoint: the checkpoint, found to have the size that its config says (`check_size`).
-        name: what the model is called.
-        config: its config; a copy of it is the model's.
+        checkpoint: the checkpoint, after `check_size`.
+        name: the name of the model, for messages.
+        config: its config. The model gets a copy.
         dtype: what to compute in; None for the dtype in which it is stored.
         device: `cpu`, `cuda`, `cuda:1`, …
-        device_map: `auto` and its like spread the model over all devices, `device` notwithstanding.
+        device_map: a device map of accelerate, such as `auto`, which spreads the model over all devices. `device` is
+            then ignored.
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
         InputError: transformers cannot load it as a causal language model, or the device does not exist.
     """
-    with refused_by_library(f"{name} cannot be loaded as a causal language model on {device}"):
+    with refused_by_library(f"{name}: it cannot be loaded as a causal language model on {device}"):
         model: Any
         model, report = auto_classes(config)[0].from_pretrained(
             checkpoint.directory,
@@ -251,8 +285,8 @@ def load_weights(
         )
         if report["missing_keys"]:
             raise InputError(
-                f"{name} lacks weights that its config asks for, such as {min(report['missing_keys'])}: its "
-                "config is another model's, or a file is missing"
+                f"{name}: it lacks weights that its config asks for, such as {min(report['missing_keys'])}, so the "
+                "config is another model's or a file is missing. Download it again."
             )
         check_finite(model, name)
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
@@ -261,24 +295,31 @@ def load_weights(
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Refuses weights that are infinite or no numbers, with which nothing can be computed.
+    """Refuses weights with values that are infinite or NaN.
 
     Args:
-        module: a model or a part of one; what is on the `meta` device is passed over.
-        name: what the model is called.
+        module: a model or a part of one. Parameters on the `meta` device are not checked.
+        name: the name of the model, for messages.
 
     Raises:
-        InputError: there is one; the message names it.
+        InputError: there is such a weight. The message names it.
     """
     for parameter_name, parameter in module.named_parameters():
         if parameter.is_floating_point() and not parameter.is_meta and not is_finite(parameter.detach()):
-            raise InputError(f"{parameter_name} of {name} has values that are infinite or no numbers: it is damaged")
+            raise InputError(
+                f"{parameter_name}: in {name} it has values that are infinite or not numbers. Download the model again."
+            )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite: so are then the least and the greatest, which NaN takes over."""
-    if tensor.itemsize == 1:  # floats of 8 bits, for which torch finds no least
+    """Whether all values of a tensor are finite.
+
+    Args:
+        tensor: of any floating dtype and shape.
+    """
+    if tensor.itemsize == 1:  # torch has no aminmax for floats of 8 bits
         tensor = tensor.half()
+    # The smallest and the largest value show it, and both are NaN if any value is.
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
@@ -288,9 +329,9 @@ def load_tokenizer(
     """The tokenizer of a checkpoint.
 
     Args:
-        directory: the checkpoint's.
-        name: what the model is called.
-        config: the model's, which may decide the tokenizer's class.
+        directory: the directory of the checkpoint.
+        name: the name of the model, for messages.
+        config: the config of the model, which may decide the class of the tokenizer.
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
@@ -298,7 +339,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    with refused_by_library(f"the tokenizer of {name} cannot be loaded"):
+    with refused_by_library(f"{name}: its tokenizer cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, config=config, trust_remote_code=trust_remote_code
         )
@@ -306,7 +347,7 @@ def load_tokenizer(
 
 
 def quiet_transformers() -> None:
-    """Keeps transformers' own warnings and progress bars off the terminal: what matters is said by ours."""
+    """Turns off the warnings and progress bars of transformers, because this program has its own."""
     import transformers
 
     transformers.logging.set_verbosity_error()

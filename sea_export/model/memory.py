@@ -1,4 +1,4 @@
-"""How much memory there is for a model, and how much it takes."""
+"""How much memory a model needs, and how much there is for it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = ["available_memory", "fits", "fits_whole", "unpooled_tensor", "weight_bytes"]
 
-# What a model in memory takes beside its weights, as a share of them: activations, copies that are made while loading.
+# What a model in memory needs beside its weights, as a share of them: activations, and copies made while it is loaded.
 _OVERHEAD = 0.15
 
 
 def fits(weights: int, device: torch.device) -> bool:
-    """Whether a model whose weights have so many bytes fits into the memory that is still available on a device."""
+    """Whether a model fits into the memory that is available on a device.
+
+    Args:
+        weights: the size of its weights in bytes.
+        device: where it computes.
+    """
     return weights * (1 + _OVERHEAD) <= available_memory(device)
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device without swapping, within the limits of its container."""
+    """Bytes that a device can still give without swapping, within the limits of the container of this process."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
@@ -38,7 +43,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def _room_in_groups() -> Iterator[int]:
-    """What the process's control groups (of version 2 or 1), each within its parent, leave of their limits."""
+    """For each control group (of version 2 or 1) of this process, and for its parents, the bytes below its limit."""
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else []:
         _, controllers, path = line.split(":", 2)
@@ -58,11 +63,11 @@ def _room_in_groups() -> Iterator[int]:
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
-    """Bytes of a checkpoint's weights in memory.
+    """Bytes that the weights of a checkpoint need in memory.
 
     Args:
         checkpoint: the checkpoint.
-        dtype: what floating-point weights are computed in; None for the dtype in which they are stored.
+        dtype: the dtype of floating-point weights in memory; None for the dtype in which they are stored.
     """
     total = 0
     for tensor in checkpoint.tensors.values():
@@ -74,7 +79,12 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
 
 
 def unpooled_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of zeros whose memory the system has back when it is dropped: a heap may keep what is freed in it."""
+    """A tensor of zeros whose memory goes back to the system when it is freed. A heap may keep freed memory.
+
+    Args:
+        shape: its shape.
+        dtype: its dtype.
+    """
     count = math.prod(shape)
     if count == 0:
         return torch.zeros(tuple(shape), dtype=dtype)
@@ -83,10 +93,10 @@ def unpooled_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def fits_whole(base: Base, dtype: torch.dtype | None, device: torch.device) -> bool:
-    """Whether a base as a whole fits into the memory of a device.
+    """Whether all layers of a base fit together into the memory of a device.
 
     Args:
-        base: the resolved base.
+        base: the base.
         dtype: what to compute in; None for the dtype in which it is stored.
         device: where it computes.
     """

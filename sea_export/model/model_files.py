@@ -1,4 +1,4 @@
-"""The files of a model directory: which belong to a copy of the model, and that none of them lies elsewhere."""
+"""The files of a model directory: which of them belong to a copy of the model, and that all lie inside it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHER_FORMAT_FILES = (
 """Shell patterns of files that hold the weights in another form than safetensors for transformers."""
 
 OTHER_FORMAT_FOLDERS = ("onnx", "openvino", "coreml", "original", "metal")
-"""Folders in which publishers keep the weights in such a form."""
+"""Folders in which publishers store the weights in another form."""
 
 _FOLDERS_LEFT_OUT = (*OTHER_FORMAT_FOLDERS, ".git", ".cache", ".huggingface", "__pycache__", "sea_edit")
 _FILES_WRITTEN_ANEW = ("README.md", "sea_export.json")
@@ -41,17 +41,17 @@ _WEIGHT_FILE_NAME = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensor
 def files_to_copy(
     directory: Path, *, in_use: Collection[str] = (), tensor_names: Collection[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tell the files of a model directory that belong to a copy of the model from those that do not.
+    """The files of a model directory that belong to a copy of the model, and those that do not.
 
     Args:
-        directory: the model directory; links to files and folders in it are followed.
-        in_use: the weight files and the index that are read, which always belong.
-        tensor_names: the tensors that are read. Another safetensors file that holds nothing but tensors of
-            these names is a second copy of weights; one with other tensors is an extra head, and belongs.
+        directory: the model directory. Links to files and folders inside it are followed.
+        in_use: the weight files and the index that are read. They always belong to a copy.
+        tensor_names: the tensors that are read. Another safetensors file that holds only tensors of these names is a
+            second copy of the weights. One with other tensors is an extra head, and belongs to a copy.
 
     Returns:
-        the files to copy, and what is left out; POSIX paths relative to `directory`, sorted, folders that are
-        left out as a whole with a slash at the end.
+        The files to copy, and what is left out: POSIX paths relative to `directory`, sorted. A folder that is left out
+        as a whole ends in a slash.
 
     Raises:
         InputError: see `walk_files`.
@@ -74,7 +74,11 @@ def files_to_copy(
 
 
 def walk_files(directory: Path, unentered: Collection[str]) -> Iterator[Path]:
-    """Every file below a directory, and every folder of a name in `unentered` instead of what is in it.
+    """Every file below a directory.
+
+    Args:
+        directory: the directory. Links to files and folders inside it are followed.
+        unentered: the names of folders that are given themselves, instead of the files in them.
 
     Raises:
         InputError: a link leads out of the directory, nowhere, or to a folder that contains it, or there is something
@@ -86,9 +90,9 @@ def walk_files(directory: Path, unentered: Collection[str]) -> Iterator[Path]:
 def _walk(folder: Path, directory: Path, unentered: Collection[str], *, ancestors: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in ancestors:
-        raise InputError(f"{folder} is a link to a folder that contains it; remove it.")
+        raise InputError(f"{folder}: it is a link to a folder that contains it. Remove it.")
     if len(ancestors) > _MAXIMUM_DEPTH:
-        raise InputError(f"{directory} has folders in folders more than {_MAXIMUM_DEPTH} deep; remove them.")
+        raise InputError(f"{directory}: its folders are nested more than {_MAXIMUM_DEPTH} deep. Remove them.")
     for path in folder.iterdir():
         if path.is_symlink():
             check_contained(path, directory)
@@ -97,15 +101,15 @@ def _walk(folder: Path, directory: Path, unentered: Collection[str], *, ancestor
         elif path.is_dir():
             yield from _walk(path, directory, unentered, ancestors=ancestors | {real})
         else:
-            raise InputError(f"{path} is neither a file nor a folder (perhaps a broken link); remove it.")
+            raise InputError(f"{path}: it is neither a file nor a folder (perhaps a broken link). Remove it.")
 
 
 def _holds_only(path: Path, tensor_names: Collection[str]) -> bool:
-    """Whether `path` is a safetensors file that holds nothing but (some of) the tensors named."""
+    """Whether `path` is a safetensors file that holds only tensors of these names."""
     if path.suffix != ".safetensors":
         return False
     try:
         tensors = read_header(path).tensors
     except InputError:
-        return False  # nothing reads it as weights, so it is a file like any other
+        return False  # no program can read it as weights, so it is a file like any other
     return bool(tensors) and all(tensor.name in tensor_names for tensor in tensors)

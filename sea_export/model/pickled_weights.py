@@ -1,8 +1,8 @@
-"""Weights in PyTorch's pickled files, read without doing what a pickle may ask for.
+"""Weights in PyTorch's pickled files, read without running what a pickle may ask for.
 
-A pickle is a program. torch runs only a part of the language (`weights_only`), in which a small file can still ask for
-any amount of memory or time. The program is read first: it may be no longer than those of weights are, and name nothing
-but what weights are made of.
+A pickle is a program. With `weights_only`, torch runs only a part of the language, but in this part a small file can
+still ask for any amount of memory or time. So the program is read before it is run: it may not be longer than that of a
+file of weights, and it may name only what weights consist of.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sea_export.model.load_model import refused_by_library
 
 __all__ = ["load_pickled_weights"]
 
-# Room for the names, shapes and places of some 20 000 tensors in one file.
+# Enough for the names, shapes and positions of some 20 000 tensors in one file.
 _MAXIMUM_PICKLE_BYTES = 4_000_000
 _MAXIMUM_DIRECTORY_BYTES = 8_000_000
 _PICKLES_OF_OLD_FORMAT = 5
@@ -40,29 +40,35 @@ _ALLOWED = {
 
 
 def load_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one pickled file, mapped into memory where its format allows.
+    """The tensors of one pickled file by name, mapped into memory where its format allows.
+
+    Args:
+        path: the file.
 
     Raises:
-        InputError: the file is missing or damaged, holds something other than weights, or would have to be run.
+        InputError: the file is missing or damaged, holds something other than weights, or needs code to be run.
     """
     with open_file(path) as stream:
         zipped = zipfile.is_zipfile(stream)
-    with refused_by_library(f"{path} is damaged, and has to be downloaded again"):
+    with refused_by_library(f"{path}: it is damaged", remedy="Download it again."):
         for program in _zipped_pickles(path) if zipped else _old_pickles(path):
             _check(program, path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
-        raise InputError(f"{path} does not hold a model's weights: it is not a map from names to tensors.")
+        raise InputError(
+            f"{path}: it does not hold the weights of a model, which are a map from names to tensors. Download it "
+            "again."
+        )
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise InputError(f"{path} stores fewer values of {name} than its shape has; download it again.")
+            raise InputError(f"{path}: it stores fewer values of {name} than its shape has. Download it again.")
     return state
 
 
 def _zipped_pickles(path: Path) -> Iterator[bytes]:
-    """The programs in a file of the format since PyTorch 1.6, an archive that is never compressed."""
+    """The programs in a file in the format of PyTorch 1.6 and later, which is an uncompressed zip archive."""
     if _directory_bytes(path) > _MAXIMUM_DIRECTORY_BYTES:
         raise ValueError("it is an archive of too many files")
     with zipfile.ZipFile(path) as archive:
@@ -71,24 +77,27 @@ def _zipped_pickles(path: Path) -> Iterator[bytes]:
                 raise ValueError("it is a compressed archive")
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > _MAXIMUM_PICKLE_BYTES:
-                    raise ValueError(f"its {entry.filename} is too large for one of weights")
+                    raise ValueError(f"its {entry.filename} is larger than that of any weights")
                 yield archive.read(entry)
 
 
 def _directory_bytes(path: Path) -> int:
-    """How large a zip archive's list of files is, which is read as a whole, says its end."""
+    """The size in bytes of a zip archive's list of files, as the end of the archive gives it.
+
+    It is checked first, because zipfile reads the whole list into memory.
+    """
     with open_file(path) as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - 70_000))
         tail = stream.read()
     end = tail.rfind(b"PK\5\6")
     listed = int.from_bytes(tail[end + 12 : end + 16], "little")
-    large = tail.rfind(b"PK\6\6", 0, end)  # of large archives, sizes stand in a record before
+    large = tail.rfind(b"PK\6\6", 0, end)  # for a large archive, the record before it has the sizes
     return max(listed, int.from_bytes(tail[large + 40 : large + 48], "little")) if large >= 0 else listed
 
 
 def _old_pickles(path: Path) -> Iterator[bytes]:
-    """The programs that a file of the format before PyTorch 1.6 begins with, one after another."""
+    """The programs at the beginning of a file in the format before PyTorch 1.6, one after another."""
     with open_file(path) as stream:
         text = BytesIO(stream.read(_MAXIMUM_PICKLE_BYTES))
     for _ in range(_PICKLES_OF_OLD_FORMAT):
@@ -99,7 +108,7 @@ def _old_pickles(path: Path) -> Iterator[bytes]:
 
 
 def _check(program: bytes, path: Path) -> None:
-    """Raises InputError for a pickle that does not just list tensors, ValueError for one that is damaged."""
+    """Raises InputError for a pickle that does more than list tensors, ValueError for a damaged one."""
     tuples: set[object] = set()
     previous = ""
     for operation, argument, _ in pickletools.genops(program):
@@ -108,14 +117,14 @@ def _check(program: bytes, path: Path) -> None:
             raise ValueError(f"it is in protocol {argument}, which torch does not write")
         if name == "GLOBAL" and not _is_allowed(str(argument)):
             raise InputError(
-                f"{path} needs code to be run to be read ({argument}), which could do anything; use a copy of the "
+                f"{path}: to read it, code would have to run ({argument}), which could do anything. Use a copy of the "
                 "model in safetensors."
             )
-        # Tuples of tuples that are all one tuple: small to write down, and endless to compare.
+        # Nested tuples that all refer to one tuple are small to store, and take endless time to compare.
         if name.endswith("PUT") and previous.startswith("TUPLE"):
             tuples.add(argument)
         if (name.endswith("GET") and argument in tuples) or name in ("DUP", "MEMOIZE", "STACK_GLOBAL", "INST", "OBJ"):
-            raise ValueError(f"it uses {name} as no list of tensors does")
+            raise ValueError(f"it uses {name} in a way that no list of tensors does")
         previous = name
 
 

@@ -1,9 +1,9 @@
 """The header of a safetensors file: which tensors it holds and where their bytes are.
 
-The safetensors library hands out tensors but not their places in the file. A fold that rewrites some bytes
-and copies the others needs the places, so the header is read here, as strictly as the library reads it
-(https://github.com/huggingface/safetensors#format): eight bytes of little-endian header length, a JSON
-object, then the bytes of the tensors one after another without gaps.
+The safetensors library gives tensors, but not their positions in the file. A fold that rewrites some bytes and copies
+the others needs the positions. So the header is read here, as strictly as the library reads it
+(https://github.com/huggingface/safetensors#format): eight bytes with the length of the header (little-endian), a JSON
+object, and then the bytes of the tensors one after another without gaps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sea_export.files.reading import MAXIMUM_JSON_BYTES, open_file, parse_json
 
 __all__ = ["DTYPE_NAMES", "Header", "StoredTensor", "encode_header", "read_header"]
 
-# More than any tensor has, and little enough that sizes are multiplied and added without overflow or delay.
+# Above what any tensor has, and low enough to multiply and add sizes without overflow or delay.
 _MAXIMUM_DIMENSIONS = 64
 _MAXIMUM_SIZE = 2**62
 _MAXIMUM_NAME_LENGTH = 1000
@@ -82,9 +82,9 @@ class Header:
     """The header of one safetensors file.
 
     Attributes:
-        data_start: offset of the first tensor byte: the size of length field and header together.
+        data_start: offset in bytes of the first tensor: the size of the length field and the header together.
         metadata: the header's `__metadata__`, empty if it has none.
-        tensors: the tensors in the order of their bytes; each begins where the one before it ends.
+        tensors: the tensors in the order of their bytes. Each begins where the one before it ends.
     """
 
     data_start: int
@@ -93,7 +93,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of the safetensors file at `path`.
+    """The header of the safetensors file at `path`, checked.
+
+    Args:
+        path: the file.
 
     Raises:
         InputError: the file is missing, or its header is not one that safetensors would accept.
@@ -102,19 +105,20 @@ def read_header(path: Path) -> Header:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, MAXIMUM_JSON_BYTES):
-            raise InputError(f"{path} is not a safetensors file, or only a part of one; download it again.")
+            raise InputError(f"{path}: it is not a safetensors file, or only a part of one. Download it again.")
         text = stream.read(length)
     try:
         entries = parse_json(text, unique_keys=True)
         return _parse_entries(entries, path.name, data_start=_LENGTH_BYTES + length, size=size)
     except ValueError as error:
-        raise InputError(f"{path} has a broken safetensors header ({error}); download it again.") from error
+        raise InputError(f"{path}: its safetensors header is broken ({error}). Download it again.") from error
 
 
 def encode_header(header: Header) -> bytes:
-    """The bytes that `header.tensors` begin with in a file: length field, JSON, and padding to a multiple of 8.
+    """The bytes of a header as a file has them: length field, JSON, and padding to a multiple of 8 bytes.
 
-    The tensors' offsets are written relative to `header.data_start`, as they are stored.
+    Args:
+        header: the header. The offsets of its tensors are written relative to its `data_start`, as the format asks.
     """
     entries: dict[str, object] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
     for tensor in header.tensors:
@@ -129,7 +133,7 @@ def encode_header(header: Header) -> bytes:
 
 
 def _parse_entries(entries: object, file: str, *, data_start: int, size: int) -> Header:
-    """The checked header behind parsed JSON. Raises ValueError with the reason if it does not hold."""
+    """The header that parsed JSON describes. Raises ValueError with the reason if it is not valid."""
     if not isinstance(entries, dict):
         raise ValueError("it is not a JSON object")
     metadata = entries.pop("__metadata__", {})
@@ -140,15 +144,15 @@ def _parse_entries(entries: object, file: str, *, data_start: int, size: int) ->
     position = data_start
     for tensor in tensors:
         if tensor.start != position:
-            raise ValueError(f"the bytes of {tensor.name} do not follow those of the tensor before it")
+            raise ValueError(f"the bytes of {tensor.name} do not follow the bytes of the tensor before it")
         position = tensor.end
     if position != size:
-        raise ValueError(f"its tensors end at byte {position}, the file at byte {size}")
+        raise ValueError(f"its tensors end at byte {position}, and the file at byte {size}")
     return Header(data_start, MappingProxyType(metadata), tuple(tensors))
 
 
 def _parse_tensor(name: str, entry: object, file: str, data_start: int) -> StoredTensor:
-    """One entry of a header. Raises ValueError with the reason if it contradicts itself."""
+    """One entry of a header. Raises ValueError with the reason if it is not valid."""
     if len(name) > _MAXIMUM_NAME_LENGTH or not name.isprintable():
         raise ValueError(f"a tensor has the name {name[:100]!r}, which cannot be printed")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:

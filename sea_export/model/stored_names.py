@@ -1,7 +1,7 @@
 """Which parameter of a model each stored tensor becomes, by transformers' own rules for loading.
 
-From release 5 on transformers renames stored tensors as it loads them, and converts some: experts that are stored one
-by one become one stacked parameter. Its own rules are asked, so that every checkpoint that it loads is understood.
+Transformers 5 and later renames stored tensors while it loads them, and converts some: experts that are stored one by
+one become one stacked parameter. Its own rules are used here, so that every checkpoint that it loads is understood.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ __all__ = ["conversions_of", "parameter_names"]
 
 
 def conversions_of(model: PreTrainedModel) -> list[Any]:
-    """How transformers makes the model's parameters from stored tensors: renamings and converters, in order."""
+    """The renamings and converters by which transformers makes parameters from stored tensors, in their order.
+
+    Args:
+        model: the model, on any device (`meta` included).
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     conversions: list[Any] = get_model_conversion_mapping(model)
@@ -25,15 +29,15 @@ def conversions_of(model: PreTrainedModel) -> list[Any]:
 
 
 def parameter_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, tuple[str, str | None]]:
-    """For each stored tensor, in the order of loading, the name that it gets in the model.
+    """The name in the model of each stored tensor, in the order of loading.
 
     Args:
         model: the model, on any device (`meta` included).
         checkpoint: the checkpoint.
 
     Returns:
-        Stored name -> name in the model, and the pattern of the converter that takes the tensor, or None. A name that
-        the model does not have is the name of a tensor that is not loaded.
+        Stored name -> the name in the model, and the pattern of the converter that takes the tensor, or None. If the
+        model does not have that name, the tensor is not loaded.
     """
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 

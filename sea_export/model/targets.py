@@ -12,7 +12,7 @@ COMPONENTS = ("mlp", "attention")
 
 
 class Target(NamedTuple):
-    """A place whose output is edited: the MLP or the attention block of one decoder layer, counted from 0."""
+    """The MLP or the attention block of one decoder layer, whose output is edited. Layers are counted from 0."""
 
     layer: int
     component: str
@@ -22,8 +22,12 @@ class Target(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """The inverse of `str(target)`. Raises ValueError for anything else."""
+        """The inverse of `str(target)`, such as `3.mlp`.
+
+        Raises:
+            ValueError: the text is not the name of a target.
+        """
         if not re.fullmatch(r"(0|[1-9][0-9]{0,5})\.\w+", text) or text.partition(".")[2] not in COMPONENTS:
-            raise ValueError(f"{text!r} is no layer and component")
+            raise ValueError(f"{text!r} is not a layer and a component")
         layer, component = text.split(".")
         return cls(int(layer), component)

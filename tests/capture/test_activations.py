@@ -16,7 +16,7 @@ from sea_export.capture.batching import PrefixCacheMode
 from sea_export.capture.in_memory import capture, capture_batches
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.errors import InputError
-from sea_export.model.architecture import decoder_layers
+from sea_export.model.architecture import OutputProjection, decoder_layers, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import NEUTRALS, POSITIONS, SITES, CaptureOptions
 from tests.helpers.random_demonstrations import TARGETS, random_demonstrations, relative_error
@@ -323,6 +323,10 @@ def test_the_model_is_whole_again_afterwards(family):
     assert torch.equal(model(tokens).logits, before)
 
 
+def first_mlp(model: PreTrainedModel) -> list[OutputProjection]:
+    return find_output_projections(model, [Target(0, "mlp")])
+
+
 def test_the_model_is_whole_again_after_an_exception(llama):
     layers, hooks = layers_of(llama), hook_count(llama)
 
@@ -330,7 +334,7 @@ def test_the_model_is_whole_again_after_an_exception(llama):
         assert len(layers_of(llama)) == 1  # so that there is something to restore
         raise RuntimeError("stop")
 
-    batches = capture_batches(llama, random_demonstrations(3), [Target(0, "mlp")], CaptureOptions(), fail)
+    batches = capture_batches(llama, random_demonstrations(3), first_mlp(llama), CaptureOptions(), fail)
     with pytest.raises(RuntimeError, match="stop"):
         list(batches)
     assert_untouched(llama, layers, hooks)
@@ -346,7 +350,7 @@ def test_the_model_is_whole_again_after_a_pass_that_fails(llama):
 
 def test_the_model_is_whole_again_when_nobody_wants_more_batches(llama):
     layers, hooks = layers_of(llama), hook_count(llama)
-    for _ in capture_batches(llama, random_demonstrations(6), [Target(0, "mlp")], CaptureOptions(batch_tokens=1)):
+    for _ in capture_batches(llama, random_demonstrations(6), first_mlp(llama), CaptureOptions(batch_tokens=1)):
         break
     assert_untouched(llama, layers, hooks)
 
@@ -365,7 +369,8 @@ def test_a_model_in_training_mode_is_read_without_dropout():
 def test_batches_are_told_as_they_finish(llama):
     told: list[int] = []
     demonstrations = random_demonstrations(6)
-    batches = capture_batches(llama, demonstrations, TARGETS, CaptureOptions(batch_tokens=40), told.append)
+    projections = find_output_projections(llama, TARGETS)
+    batches = capture_batches(llama, demonstrations, projections, CaptureOptions(batch_tokens=40), told.append)
     seen = []
     for indices, activations in batches:
         seen.extend(indices)

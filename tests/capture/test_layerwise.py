@@ -25,6 +25,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
+from sea_export.model.architecture import find_output_projections
 from sea_export.model.base import open_base
 from sea_export.model.targets import Target
 from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
@@ -46,7 +47,9 @@ def captured_by_layer(
         kept[target] = Activations(*torch.cat(rows, dim=1)[:, order])
         return None
 
-    capture_by_layer(source, demonstrations, targets, options, settle, sequential=sequential)
+    capture_by_layer(
+        source, demonstrations, find_output_projections(source.model, targets), options, settle, sequential=sequential
+    )
     return kept
 
 

@@ -16,6 +16,7 @@ from sea_export.edit.fold import fold_tensor
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.export.formats import export_format
 from sea_export.fitting.fit import sequence_warning
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
@@ -24,9 +25,8 @@ from sea_export.options import (
     FEATURE_FUNCTIONS,
     PROJECTIONS,
     EditOptions,
-    FitOptions,
     ExportOptions,
-    check_format,
+    FitOptions,
 )
 from tests.helpers.reference import left_singular, random_activations, rank_for_variance
 from tests.helpers.tiny_models import tiny_model
@@ -296,12 +296,12 @@ def test_folding_is_refused_with_the_nearest_foldable_setting() -> None:
 )
 def test_formats_are_checked_before_any_work(feature_function: str, normalization: str, foldable: bool) -> None:
     options = FitOptions(feature_function=feature_function, edit=EditOptions(normalization=normalization))
-    check_format(options, ExportOptions(format="custom-code"))
+    export_format("custom-code").check_options(options, ExportOptions(format="custom-code"))
     if foldable:
-        check_format(options, ExportOptions(format="merged"))
+        export_format("merged").check_options(options, ExportOptions(format="merged"))
     else:
         with pytest.raises(InputError, match="--format custom-code"):
-            check_format(options, ExportOptions(format="merged"))
+            export_format("merged").check_options(options, ExportOptions(format="merged"))
 
 
 @pytest.mark.parametrize("name", NONLINEAR)

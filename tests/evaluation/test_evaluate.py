@@ -140,7 +140,7 @@ BAD_OPTIONS = {
     "picture of an unknown kind": (["--benchmark", "damage", "--plot", "x.docx"], ".png, .pdf, .svg"),
     "json into nowhere": (["--benchmark", "damage", "--json", "no/where.json"], "directory does not exist"),
     "revision of a local path": (["--benchmark", "damage", "--revision", "main"], "leave --revision out"),
-    "missing edit": (["--benchmark", "damage", "--edit", "nowhere"], "nowhere holds no edit"),
+    "missing edit": (["--benchmark", "damage", "--edit", "nowhere"], "nowhere: it holds no edit"),
 }
 
 

@@ -30,6 +30,7 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter.adapter_check import check_adapter_weights, with_adapter
 from sea_export.export.adapter.adapter_plan import AdapterPlan, plan_adapter
 from sea_export.export.adapter.build import Adapter, build_adapter
+from sea_export.export.merged.merge_plan import check_unquantized
 from sea_export.export.stored_projections import find_stored_projections
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
@@ -335,10 +336,7 @@ def test_a_rank_cap_goes_with_adapters_only() -> None:
 
 
 def planned(edit: SpectralEdit, base: Base, rank: int | None = None) -> AdapterPlan:
-    config = tiny_config("llama")
-    stored = find_stored_projections(
-        edit.targets, base.checkpoint, config, needs_bias=edit.needs_bias, format="adapter"
-    )
+    stored = find_stored_projections(edit.targets, base, needs_bias=edit.needs_bias)
     return plan_adapter(edit, base, stored, rank=rank, load=lambda: pytest.fail("the base need not be loaded"))
 
 
@@ -476,12 +474,12 @@ def test_every_damaged_tensor_is_seen(variant: str, name: str, tiny_checkpoint: 
     save(edit, tiny_checkpoint, tmp_path / "out")
     with open_base(str(tiny_checkpoint)) as base:
         plan = planned(edit, base)
-        error, problems = check_adapter_weights(tmp_path / "out", edit, plan)
-        assert problems == []
-        assert error < 1e-5
+        check = check_adapter_weights(tmp_path / "out", edit, plan)
+        assert not check.problems
+        assert check.weight_error < 1e-5
         damage(tmp_path / "out", name)
-        _, problems = check_adapter_weights(tmp_path / "out", edit, plan)
-    assert problems == ["the adapter does not make the edited weights of model.layers.1.mlp.down_proj"]
+        (problem,) = check_adapter_weights(tmp_path / "out", edit, plan).problems
+    assert "model.layers.1.mlp.down_proj" in problem
 
 
 def test_another_config_and_other_tensors_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -534,18 +532,20 @@ class QuantizedLinear(torch.nn.Module):
 
 @pytest.mark.parametrize("family", ["llama", "llama-bias"])
 def test_an_adapter_is_made_from_what_quantized_weights_compute(
-    family: str, tiny_checkpoint_of: Callable[[str], Path]
+    family: str, tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = random_model(tiny_config(family))
     for layer in model.model.layers:
         layer.mlp.down_proj = QuantizedLinear(layer.mlp.down_proj)
-    config = tiny_config(family)
-    config.quantization_config = {"quant_method": "some"}
+    shutil.copytree(tiny_checkpoint_of(family), tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "some"}}), encoding="utf-8")
     edit = edit_of(normalization="calibrated")
-    with open_base(str(tiny_checkpoint_of(family))) as base:
-        with pytest.raises(InputError, match=r"quantized \(some\).*--format adapter"):
-            find_stored_projections(edit.targets, base.checkpoint, config, needs_bias=False)
-        stored = find_stored_projections(edit.targets, base.checkpoint, config, needs_bias=False, format="adapter")
+    with open_base(str(tmp_path / "base")) as base:
+        with pytest.raises(InputError, match=r"some.*--format adapter"):
+            check_unquantized(base)
+        stored = find_stored_projections(edit.targets, base, needs_bias=False)
         plan = plan_adapter(edit, base, stored, rank=None, load=lambda: model)
     expected = run_time_logits(model, edit)
     assert relative_error(logits(model), expected) > 1e-2

@@ -186,17 +186,15 @@ def test_a_damaged_adapter_of_experts_is_found(converted, tmp_path: Path) -> Non
     edit = edit_of(model)
     sea_export.save(edit, base, tmp_path / "out", format="adapter", verify=False)
     with open_base(str(base)) as resolved:
-        stored = find_stored_projections(
-            edit.targets, resolved.checkpoint, resolved.config, needs_bias=False, format="adapter"
-        )
+        stored = find_stored_projections(edit.targets, resolved, needs_bias=False)
         plan = plan_adapter(edit, resolved, stored, rank=None, load=lambda: model)
-        assert check_adapter_weights(tmp_path / "out", edit, plan)[1] == []
+        assert not check_adapter_weights(tmp_path / "out", edit, plan).problems
         file = tmp_path / "out" / "adapter_model.safetensors"
         tensors = load_file(file)
         name = next(name for name in tensors if "experts.lora_B" in name)
         tensors[name][:, 1] *= 1.1  # a column of one expert
         save_file(tensors, file, {"format": "pt"})
-        (problem,) = check_adapter_weights(tmp_path / "out", edit, plan)[1]
+        (problem,) = check_adapter_weights(tmp_path / "out", edit, plan).problems
     assert "model.layers.1.mlp.experts" in problem
 
 

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from sea_export.export.merged.merge_check import check_merge
 from sea_export.export.merged.merge_plan import MergePlan
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import compare_checkpoints
 
 WEIGHT = "model.layers.2.mlp.down_proj.weight"
 
@@ -34,8 +33,7 @@ def problems(model: PreTrainedModel, dtype: torch.dtype, directory: Path, error:
     tensors[WEIGHT][3, 5] += error * folded.abs().max()
     save_file(tensors, directory / "out" / "model.safetensors", metadata={"format": "pt"})
     plan = MergePlan({WEIGHT: lambda stored: folded}, {}, {})
-    difference = compare_checkpoints(directory / "base", directory / "out")
-    return check_merge(directory / "out", base, plan, difference)
+    return list(check_merge(directory / "out", base, plan).problems)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +52,4 @@ def test_any_larger_error_is_a_problem(
     dtype: torch.dtype, error: float, llama: PreTrainedModel, tmp_path: Path
 ) -> None:
     (problem,) = problems(llama, dtype, tmp_path, error)
-    assert problem == f"stored tensors are not the base's with the edit folded in: {WEIGHT}"
+    assert WEIGHT in problem

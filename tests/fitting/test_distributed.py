@@ -17,7 +17,7 @@ from sea_export.capture.activations import Activations
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.fitting.constant_reader import READER_FOLDS
+from sea_export.fitting.activation_statistics import FOLDS
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 from sea_export.options import CENTERS
@@ -41,13 +41,13 @@ def test_shares_are_disjoint_and_keep_folds(processes, count):
     for share in shares:
         own = [index for index in order if index in share]
         for place, index in enumerate(own):
-            assert place % READER_FOLDS == order.index(index) % READER_FOLDS
+            assert place % FOLDS == order.index(index) % FOLDS
 
 
 @pytest.mark.parametrize(("demonstrations", "processes"), [(5, 2), (10, 3), (1, 2)])
 def test_a_process_without_demonstrations_is_refused(demonstrations, processes):
     assert not all(Processes(rank, processes).share(range(demonstrations)) for rank in range(processes))
-    with pytest.raises(InputError, match=f"too few for {processes} processes: start at most {processes - 1}"):
+    with pytest.raises(InputError, match=f"{demonstrations} .* {processes} processes.* {processes - 1}"):
         Processes(0, processes).check_enough(demonstrations)
     Processes(0, processes).check_enough(5 * (processes - 1) + 1)
     ALONE.check_enough(0)
@@ -224,6 +224,6 @@ def test_when_one_process_is_killed_the_other_ends_with_an_error(
     _, error = other.communicate(timeout=300)
     assert other.returncode == 1, error
     # The second if the victim's own joining was over before the other's.
-    assert "has lost another one" in error or "another of the 2 processes of this job cannot be reached" in error
+    assert "lost another one" in error or "another process cannot be reached" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.fit import edit_from_statistics, fit, fit_edit, no_op_warning
-from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, passed_over_note
+from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, left_out_note
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
@@ -83,11 +83,11 @@ def test_layers_are_read(text, candidates, keep):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("last:0", "--layers last:0: the model has 30 layers, so choose 1 to 30"),
-        ("first:31", "choose 1 to 30"),
-        ("signature:31", "choose 1 to 30"),
-        ("30", "layer 30 does not exist, the model has layers 0 to 29"),
-        ("28-31", "layer 31 does not exist"),
+        ("last:0", "last:0 .*30. Choose 1 to 30"),
+        ("first:31", "Choose 1 to 30"),
+        ("signature:31", "Choose 1 to 30"),
+        ("30", "layer 30, .* Choose 0 to 29"),
+        ("28-31", "layer 31"),
         ("5-3", "'5-3' is not understood at '5-3'"),
         ("1,,2", "not understood at ''"),
         ("", "not understood"),
@@ -99,8 +99,8 @@ def test_layers_are_read(text, candidates, keep):
         ("last:2.5", "not understood"),
         ("middle:4", "not understood"),
         ("all,3", "not understood at 'all'"),
-        ("last:150%", "the model has 30 layers, so choose 1 to 30"),
-        ("LAST:2", "write all, last:K, first:K, signature:K, or a list such as 10-20,25"),
+        ("last:150%", "last:150% .*30. Choose 1 to 30"),
+        ("LAST:2", "all, last:K, first:K, signature:K, .* 10-20,25"),
     ],
 )
 def test_layers_that_cannot_be_read_are_refused(text, message):
@@ -335,15 +335,15 @@ def test_edits_without_any_direction_are_warned_of(options):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_demonstrations_are_refused(llama, tokenizer, demonstrations, count):
-    with pytest.raises(InputError, match=f"{count} demonstrations: a fit needs at least 2"):
+    with pytest.raises(InputError, match=f"--demonstrations: {count} .* at least 2"):
         fit(llama, tokenizer, demonstrations[:count], layers="all")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "9"}, "layer 9 does not exist, the model has layers 0 to 3"),
-        ({"layers": "last:5"}, "the model has 4 layers"),
+        ({"layers": "9"}, "layer 9, .* 0 to 3"),
+        ({"layers": "last:5"}, "last:5 .* 4"),
         ({"layers": "all", "explained_variance": 1.5}, "--explained-variance is 1.5"),
         ({"layers": "all", "explained_variance": 0.0}, "--explained-variance is 0.0"),
         ({"layers": "all", "positive_variance": -1.0}, "--positive-variance"),
@@ -352,7 +352,7 @@ def test_fewer_than_two_demonstrations_are_refused(llama, tokenizer, demonstrati
         ({"layers": "all", "template": "alpaca"}, "--template is 'alpaca'"),
         ({"layers": "all", "site": "input"}, "--site"),
         ({"layers": "all", "batch_tokens": 0}, "--batch-tokens"),
-        ({"layers": "all", "positive_rank": 9}, "--positive-rank 9 is more than the 7 directions"),
+        ({"layers": "all", "positive_rank": 9}, "layer 0, mlp: --positive-rank 9 .* 7 directions"),
     ],
     ids=lambda value: "" if isinstance(value, str) else ", ".join(f"{name}={one}" for name, one in value.items()),
 )
@@ -413,17 +413,17 @@ def test_a_prompt_without_room_for_a_generated_continuation_is_refused(llama, to
         ("1,3", "attention", ["1.attention", "3.attention"]),
     ],
 )
-def test_layers_without_the_block_are_passed_over_in_a_range(layers, target, found):
+def test_layers_without_the_block_are_left_out_of_a_range(layers, target, found):
     model = skeleton(tiny_family_config("jamba"))
     options = FitOptions(layers=layers, target=target)
     assert [str(target) for target in choose_targets(model, options)] == found
-    note = passed_over_note(model, options)
+    note = left_out_note(model, options, choose_targets(model, options))
     assert (note is None) == (target == "mlp" or layers == "1,3")
     if layers == "all" and target == "attention":
-        assert note.endswith("passed over: 0.attention, 2.attention")
+        assert "0.attention, 2.attention" in note
 
 
-def test_a_listed_layer_without_the_block_is_not_passed_over():
+def test_a_listed_layer_without_the_block_is_not_left_out():
     model = skeleton(tiny_family_config("jamba"))
     with pytest.raises(InputError, match=r"no attention block is recognised in model.layers.2"):
         find_output_projections(model, choose_targets(model, FitOptions(layers="1-2", target="attention")))
@@ -431,7 +431,7 @@ def test_a_listed_layer_without_the_block_is_not_passed_over():
 
 def test_a_range_without_any_such_block_is_refused():
     model = skeleton(tiny_family_config("jamba"))
-    with pytest.raises(InputError, match=r"none of the layers first:1 of Jamba.* has what --target attention edits"):
+    with pytest.raises(InputError, match=r"first:1 of Jamba.*--target attention"):
         choose_targets(model, FitOptions(layers="first:1", target="attention"))
 
 

@@ -1,4 +1,4 @@
-"""Prints what becomes of an edit of every family that transformers knows, as the Markdown table that README.md has."""
+"""Prints what becomes of an edit of every family that transformers knows, as the table that tests/README.md has."""
 
 from __future__ import annotations
 

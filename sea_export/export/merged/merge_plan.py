@@ -1,4 +1,4 @@
-"""From an edit to the stored tensors that hold it: what merging changes, worked out before any write."""
+"""The plan of a merge: which stored tensors hold the edit, determined before anything is written."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from torch import Tensor
 from sea_export.edit.fold import fold_bias, fold_tensor
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError, SeaExportError
+from sea_export.errors import InputError
 from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.text import dtype_name
 
 __all__ = ["MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What merging an edit changes in a checkpoint, and nothing besides."""
+    """Everything that merging an edit changes in a checkpoint."""
 
     edits: Mapping[str, Callable[[Tensor], Tensor]]
-    """Stored tensor -> the same with the edit folded in, by stored name."""
+    """Stored name of a tensor -> the function that folds the edit into the stored tensor."""
     additions: Mapping[str, Tensor]
-    """New tensors: biases that an `affine` edit needs."""
+    """New tensors by name: biases that an `affine` edit needs."""
     config_changes: Mapping[str, bool]
-    """Config switches that make the architecture read them."""
+    """The config entries that make the architecture read them."""
 
 
 def check_unquantized(base: Base) -> None:
-    """Raises InputError for a quantized base, into whose weights nothing can be folded."""
+    """Raises InputError for a quantized base, because nothing can be folded into its weights.
+
+    Args:
+        base: the base.
+    """
     quantization = getattr(base.config, "quantization_config", None)
     if quantization:
         method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
@@ -45,7 +48,11 @@ def check_unquantized(base: Base) -> None:
 
 
 def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
-    """The same, with the biases that a config switch gives the output projections which have none.
+    """The same, with new biases for those output projections that have none, and the config entries that add them.
+
+    Args:
+        stored: what was found for the targets of an affine edit.
+        base: the base.
 
     Raises:
         InputError: the architecture has no such switch, or the checkpoint has no name for a new bias.
@@ -64,27 +71,27 @@ def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
 
 
 def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkpoint) -> MergePlan:
-    """Which stored tensors hold the edit, and how each is made.
+    """The stored tensors that hold the edit, and how each of them is made.
 
     Args:
         edit: the edit to merge.
         stored: what was found for its targets.
-        checkpoint: the base.
+        checkpoint: the checkpoint of the base.
 
     Raises:
         InputError: the edit has another hidden size than the base.
     """
+    edit.check_sizes(stored.projections)
     edits: dict[str, Callable[[Tensor], Tensor]] = {}
     dtype = checkpoint.tensors[next(iter(stored.parameters.values())).parts[0]].dtype
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
-    edit.check_sizes(stored.projections)
     for projection in stored.projections:
         layers = edit.layers[projection.target]
         for weight in projection.weights:
             parameter = stored.parameters[weight.name]
-            edits |= {part: _WeightFold(part, layers, parameter.output_dim) for part in parameter.parts}
+            edits |= dict.fromkeys(parameter.parts, _WeightFold(layers, parameter.output_dim))
             if weight.bias is not None:
-                edits |= {part: _BiasFold(part, layers) for part in stored.parameters[weight.bias].parts}
+                edits |= dict.fromkeys(stored.parameters[weight.bias].parts, _BiasFold(layers))
             elif (bias := fold_bias(None, layers, dtype)) is not None:
                 assert weight.bias_name is not None
                 additions[stored.bias_names[weight.bias_name]] = bias
@@ -93,31 +100,18 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkp
 
 @dataclass(frozen=True)
 class _WeightFold:
-    name: str
     edits: Sequence[LayerEdit]
     output_dim: int
 
     def __call__(self, stored: Tensor) -> Tensor:
-        return _checked(self.name, stored, fold_tensor(stored, self.edits, self.output_dim))
+        return fold_tensor(stored, self.edits, self.output_dim)
 
 
 @dataclass(frozen=True)
 class _BiasFold:
-    name: str
     edits: Sequence[LayerEdit]
 
     def __call__(self, stored: Tensor) -> Tensor:
         folded = fold_bias(stored, self.edits, stored.dtype)
         assert folded is not None
-        return _checked(self.name, stored, folded)
-
-
-def _checked(name: str, stored: Tensor, folded: Tensor) -> Tensor:
-    """Raises SeaExportError if an edit has made values that the stored dtype cannot hold; a sum shows any of them."""
-    if folded.sum(dtype=torch.float64).isfinite() or not stored.sum(dtype=torch.float64).isfinite():
         return folded
-    raise SeaExportError(
-        f"{name}: with the edit folded in it has values beyond {torch.finfo(folded.dtype).max:g}, which "
-        f"{dtype_name(folded.dtype)} does not hold. Lower --strength, choose another --normalization, or choose "
-        "--format adapter or custom-code."
-    )
