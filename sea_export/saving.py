@@ -1,4 +1,4 @@
-"""Saving: plan, write, verify and describe an export. The one place that knows all of them."""
+"""Saving: plans, writes, verifies and describes an export. This module alone knows all of these steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SaveResult:
-    """What was written."""
+    """The result of a save: what was written, and its verification if there was one."""
 
     output: Path
     format: str
@@ -62,24 +62,27 @@ def save(
     """Bakes an edit into a checkpoint that plain transformers loads.
 
     Args:
-        edit: the edit; `sea_export.compose` makes one of several.
+        edit: the edit. `sea_export.compose` combines several edits into one.
         base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
         output: the directory to write.
-        format: `merged`, `adapter` or `custom-code`. An adapter names a local base by its absolute path, without which
-            it could not be loaded: give a Hub id to publish it.
+        format: `merged`, `adapter` or `custom-code`. An adapter names a local base by its absolute path, because it
+            could not be loaded otherwise. Give a Hub id to publish an adapter.
         adapter_rank: the largest rank of an adapter; None for an exact one.
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
-        verify: verify before the output appears.
+        verify: verify the output before it gets its final name.
         trust_remote_code: whether code that comes with the base may run.
-        layerwise: whether one layer of the base at a time is in memory; None chooses by how much memory there is.
-        revision: the base's revision on the Hub.
-        dtype: the dtype in which a `.gguf` or dequantized base is written out (default bfloat16).
-        dequantize: make plain weights of a quantized base's.
+        layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
+        revision: the revision of the base on the Hub.
+        dtype: the dtype in which a `.gguf` or dequantized base is written (bfloat16 if None).
+        dequantize: convert the quantized weights of the base to plain ones.
+
+    Returns:
+        What was written.
 
     Raises:
-        InputError: the edit, the base or the output does not allow it; nothing was written.
-        SeaExportError: the write or the verification failed; nothing was left behind.
+        InputError: the edit, the base or the output is not usable. Nothing was written.
+        SeaExportError: writing or the verification failed. Nothing was kept.
     """
     options = ExportOptions(format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify)
     check_output(Path(output), overwrite=overwrite)
@@ -87,13 +90,13 @@ def save(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
     ) as opened:
         if warning := license_warning(opened.name, base_metadata(opened)):
-            logger.warning("%s", warning)
+            logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
         return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise)
 
 
 def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
-    """Raises InputError if an export would mix with its base, or does not fit on its disk.
+    """Raises InputError if an output would lie inside its base or around it, or does not fit on its disk.
 
     Args:
         base: the base.
@@ -136,7 +139,7 @@ def save_checkpoint(
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
-    """`save` with an opened base, and the base in memory if it is there already.
+    """Like `save`, with a base that is already open, and perhaps in memory.
 
     The caller has checked the output (`check_output`, `check_room_for`).
 
@@ -144,12 +147,15 @@ def save_checkpoint(
         edit: the edit.
         base: the base.
         output: the directory to write.
-        options: how.
-        layerwise: whether one layer of the base at a time is in memory; None chooses by how much memory there is.
-        located: what `locate_fit` found for the edit's targets, if that was asked before.
-        model: the base as it was fitted, for verification; it is left in another dtype than it came in.
-        progress: told the number of bytes written since the last call.
-        announce: told what is to be known before anything is written, a line at a time.
+        options: how the edit is to be baked.
+        layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
+        located: what `locate_fit` found for the edit's targets; None if it was not called.
+        model: the base as the fit used it, or None. The verification uses it, and may change its dtype.
+        progress: called with the number of bytes written since the last call.
+        announce: called with each line that the user should read before anything is written.
+
+    Returns:
+        What was written.
 
     Raises:
         InputError: see `save`.
@@ -202,7 +208,10 @@ def save_checkpoint(
 
 
 def _name_base(edit: SpectralEdit, base: Base, report: WriteReport, *, force: bool) -> SpectralEdit:
-    """The edit with its base named by digests: those it was fitted on must be those that were just copied."""
+    """The edit with the digests of its base in its provenance.
+
+    The weights that it was fitted on must be those that were copied.
+    """
     digests = {file: report.base_digests[file] for file in base.checkpoint.weight_files}
     fitted_on = edit.provenance.get("base") or {}
     known = fitted_on.get("weights")

@@ -1,1 +1,1 @@
-"""What an output says about itself: the model card and the manifest's evaluation."""
+"""The model card of an output, and the results of an evaluation in it and in the manifest."""

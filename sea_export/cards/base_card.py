@@ -1,4 +1,4 @@
-"""What the model card of a base says that holds for every model made from it: its license and its languages."""
+"""The metadata of a base's model card that is valid for models made from it, such as the license and the languages."""
 
 from __future__ import annotations
 
@@ -22,22 +22,17 @@ _NO_DERIVATIVES = re.compile(r"(^|[^a-z])(nd|no-?derivatives?)([^a-z]|$)")
 
 
 def base_metadata(base: Base) -> dict[str, Any]:
-    """What the base's model card says of license, language and task; nothing if it has none, or an unreadable one.
+    """License, languages and task from the base's model card; empty if there is no card, or none that can be read.
 
     Args:
-        base: the base. A license file that its card names is told by its full address, if the base is on the Hub.
+        base: the base. If it is on the Hub, a license file that its card names gets its full address.
     """
     card = base.checkpoint.directory / CARD
     if not card.is_file() or card.stat().st_size > _MAXIMUM_CARD_BYTES:
         return {}
     try:
         stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-        YAMLError,
-    ):  # a card without valid metadata says nothing that could be inherited
+    except (ValueError, TypeError, RecursionError, YAMLError):  # a card without valid metadata has nothing to take over
         return {}
     metadata = {key: stated[key] for key in _INHERITED if _is_text(stated.get(key))}
     link = metadata.get("license_link")
@@ -51,10 +46,10 @@ def _is_text(value: object) -> bool:
 
 
 def license_warning(name: str, metadata: Mapping[str, Any]) -> str | None:
-    """What to tell the user about a license that forbids what is being made, or None.
+    """A warning, without a full stop, if the license of a base forbids to share an edited model; else None.
 
     Args:
-        name: what the base is called.
+        name: the name of the base.
         metadata: what `base_metadata` gave.
     """
     for key in ("license", "license_name"):

@@ -1,4 +1,4 @@
-"""What an output says of itself: its manifest and its model card, which are written together."""
+"""Writes the manifest and the model card of an output, always together."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["update_description", "write_description"]
 
 
 def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes README.md and `sea_export.json` into `directory`, with the SHA-256 digests that the manifest lacks.
+    """Writes README.md and `sea_export.json` into an output, and adds the missing SHA-256 digests to the manifest.
 
     Args:
-        directory: a complete checkpoint but for these files, and nothing else.
-        manifest: see `sea_export.export.manifest.make_manifest`.
+        directory: the output, complete apart from these two files.
+        manifest: what `sea_export.export.manifest.make_manifest` gave.
 
     Raises:
-        InputError: the edit's account of where it comes from is not as a fit writes it.
+        InputError: the provenance of the edit is not as a fit writes it.
     """
-    write_text(directory / CARD, _card(manifest, "what the edit says of itself", "fit it"))
+    write_text(directory / CARD, _card(manifest, "sea_edit.json", "Fit the edit again."))
     files = dict(manifest["files"])
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
@@ -36,20 +36,20 @@ def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def update_description(output: Path, changes: Mapping[str, Any]) -> None:
-    """Writes manifest and model card of a finished output anew, with some entries of the manifest changed.
+    """Writes the manifest and the model card of a finished output again, with some entries of the manifest changed.
 
-    Files that have come into the output since are none of the run's, and stay out of the manifest.
+    Files that were added to the output later do not belong to the run, and are not added to the manifest.
 
     Args:
         output: a checkpoint that sea-export wrote.
-        changes: entries of the manifest, such as `evaluation`, or the `repository` of the Hub that the card's snippets
-            are to load from.
+        changes: entries of the manifest, such as `evaluation`, or the `repository` on the Hub from which the snippets
+            of the card load the model.
 
     Raises:
-        InputError: `output` is not a checkpoint of ours, or its manifest is not as it was written.
+        InputError: sea-export did not write the checkpoint, or its manifest is damaged.
     """
     manifest = {**read_manifest(output), **changes}
-    write_text(output / CARD, _card(manifest, str(output / MANIFEST), "export the edit"))
+    write_text(output / CARD, _card(manifest, str(output / MANIFEST), "Export the edit again."))
     write_manifest(output, {**manifest, "files": {**manifest["files"], CARD: file_digest(output / CARD)}})
 
 
@@ -59,5 +59,5 @@ def _card(manifest: Mapping[str, Any], source: str, remedy: str) -> str:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"{source} is damaged, and no model card can be made of it ({problem}): {remedy} anew"
+            f"{source}: it is damaged, and no model card can be made from it ({problem}). {remedy}"
         ) from error

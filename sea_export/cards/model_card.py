@@ -1,7 +1,7 @@
 """The model card of an edited checkpoint: what it is, how to load it, what was measured, how it was made.
 
-A card says what the manifest says, and nothing else: the same manifest gives the same card. Its prose is in
-`data/model_card.md` (`model_cards/template.md` is another name of that file); this module gives what is filled in.
+A card is made from the manifest only: the same manifest gives the same card. Its text is in `data/model_card.md`
+(`model_cards/template.md` is a link to that file). This module gives the values for the template.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     """The model card, README.md, of a checkpoint.
 
     Args:
-        manifest: the contents of its `sea_export.json`. Where it names a `repository`, the card's snippets load from
-            there, and else from the directory of the card.
+        manifest: the contents of its `sea_export.json`. The snippets of the card load the model from the `repository`
+            that it names, else from the directory of the card.
     """
     template = (resources.files("sea_export") / "data" / "model_card.md").read_text(encoding="utf-8")
     return str(ModelCard.from_template(_metadata(manifest), template_str=template, **_contents(manifest))) + "\n"
@@ -76,25 +76,25 @@ def _datasets(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalResult]:
-    """The figures over all rows: those of groups stand in the table only."""
+    """The metrics over all rows. Those of groups are in the table only."""
     for report in (evaluation or {}).get("benchmarks", ()):
-        for figure in report["figures"]:
-            if figure["group"]:
+        for metric in report["figures"]:
+            if metric["group"]:
                 continue
-            share = figure["unit"] == "%"
+            share = metric["unit"] == "%"
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
                 dataset_type=report["benchmark"],
                 dataset_name=_BENCHMARK_NAMES.get(report["benchmark"], report["benchmark"]),
                 dataset_args={"rows": report["rows"]},
-                metric_type=re.sub(r"\W+", "_", figure["name"].lower()),
-                metric_name=f"{figure['name']} ({figure['unit']})" if figure["unit"] else figure["name"],
-                metric_value=round(figure["value"][0] * (100 if share else 1), 4),
+                metric_type=re.sub(r"\W+", "_", metric["name"].lower()),
+                metric_name=f"{metric['name']} ({metric['unit']})" if metric["unit"] else metric["name"],
+                metric_value=round(metric["value"][0] * (100 if share else 1), 4),
             )
 
 
-# What the template is filled with
+# The values for the template
 
 
 def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "trust": ", trust_remote_code=True" if format.runs_code else "",
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
-        "places": _places(manifest["layers"]),
+        "places": _edited_targets(manifest["layers"]),
         "fits": [_fit_description(fit) for fit in fits_of(manifest["edit"])],
         "layers": _layer_table(manifest["layers"]),
         "verification": None if verification is None else _verification_text(verification),
@@ -138,11 +138,11 @@ def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _places(layers: Sequence[Mapping[str, Any]]) -> str:
-    places = dict.fromkeys(tuple(row["target"].split(".")) for row in layers)
+def _edited_targets(layers: Sequence[Mapping[str, Any]]) -> str:
+    targets = dict.fromkeys(tuple(row["target"].split(".")) for row in layers)
     parts = []
     for component, name in _COMPONENT_NAMES.items():
-        numbers = [int(layer) for layer, edited in places if edited == component]
+        numbers = [int(layer) for layer, edited in targets if edited == component]
         if numbers:
             parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}")
     return f"What is edited is the output of {' and '.join(parts)}, counted from 0."
@@ -185,7 +185,7 @@ def _fit_description(fit: Mapping[str, Any]) -> str:
 
 
 def _choice_of_settings(fit: Mapping[str, Any]) -> str:
-    """How `tune` came to the settings, if it did: a reader of figures must know on which rows they were chosen."""
+    """How `tune` chose the settings, if it did. A reader of the metrics must know on which rows they were chosen."""
     tuning = fit.get("tuning")
     if not tuning:
         return ""
@@ -250,9 +250,9 @@ def _verification_text(verification: Mapping[str, Any]) -> str:
 
 def _evaluation_text(evaluation: Mapping[str, Any]) -> str:
     rows = [
-        (_plain(report["benchmark"]), *_figure_cells(figure))
+        (_plain(report["benchmark"]), *_metric_cells(metric))
         for report in evaluation["benchmarks"]
-        for figure in report["figures"]
+        for metric in report["figures"]
     ]
     counts = ", ".join(f"{report['rows']} rows of {_plain(report['benchmark'])}" for report in evaluation["benchmarks"])
     header = ("benchmark", "figure", _plain(evaluation["against"]), "this model", "difference", "p")
@@ -262,15 +262,15 @@ def _evaluation_text(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _figure_cells(figure: Mapping[str, Any]) -> tuple[str, ...]:
-    unit = figure["unit"]
-    group = f"{_plain(figure['group'])}: " if figure["group"] else ""
+def _metric_cells(metric: Mapping[str, Any]) -> tuple[str, ...]:
+    unit = metric["unit"]
+    group = f"{_plain(metric['group'])}: " if metric["group"] else ""
     return (
-        f"{group}{_plain(figure['name'])}" + (f" ({unit})" if unit else ""),
-        interval_text(figure["base"], unit),
-        interval_text(figure["value"], unit),
-        interval_text(figure["difference"], unit, signed=True),
-        "" if figure["p_value"] is None else f"{figure['p_value']:.2g}",
+        f"{group}{_plain(metric['name'])}" + (f" ({unit})" if unit else ""),
+        interval_text(metric["base"], unit),
+        interval_text(metric["value"], unit),
+        interval_text(metric["difference"], unit, signed=True),
+        "" if metric["p_value"] is None else f"{metric['p_value']:.2g}",
     )
 
 
@@ -284,7 +284,7 @@ def _license_text(base: Mapping[str, Any]) -> str:
 
 
 def _reproduction_command(manifest: Mapping[str, Any]) -> str | None:
-    """The command that repeats the run, or None if nothing tells how."""
+    """The command that repeats the run; None if the manifest does not say how it was fitted."""
     fits = list(fits_of(manifest["edit"]))
     if not all("options" in fit and "demonstrations" in fit for fit in fits):
         return None
@@ -301,7 +301,7 @@ def _reproduction_command(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """A name that comes from a file or a benchmark, as Markdown that shows it in one line and does nothing else."""
+    """A name of unknown origin as Markdown that shows it in one line, without any markup."""
     line = visible(" ".join(text.split()))
     return "".join(f"\\{character}" if character in _MARKUP else character for character in line)
 

@@ -1,4 +1,4 @@
-"""Figures of an evaluation, kept with the checkpoint that they are of: in its manifest and its model card."""
+"""Records the results of an evaluation in the manifest and the model card of the evaluated checkpoint."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["record_evaluation"]
 
 
 def record_evaluation(output: Path, reports: Sequence[BenchmarkReport], *, against: str, dtype: str) -> None:
-    """Writes the figures into the manifest of `output`, and its model card anew.
+    """Writes the results into the manifest of an output, and its model card again.
 
     Args:
         output: a checkpoint that sea-export wrote.
-        reports: the figures; those of benchmarks that were recorded before are replaced.
-        against: what the base is called.
-        dtype: what both were computed in.
+        reports: the results. They replace earlier results of the same benchmarks.
+        against: the name of the base.
+        dtype: the dtype in which both were computed.
 
     Raises:
-        InputError: `output` is not a checkpoint of ours.
+        InputError: sea-export did not write the checkpoint.
     """
     with taking_turns(output):
         recorded = (read_manifest(output).get("evaluation") or {}).get("benchmarks", ())

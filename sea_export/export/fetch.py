@@ -1,4 +1,4 @@
-"""Outputs on the Hub: what a command needs of one, fetched into the local cache."""
+"""Outputs on the Hub: the files that a command needs, downloaded into the local cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["fetch_edit", "fetch_output"]
 
 
 def fetch_output(output: str | Path) -> Path:
-    """The directory of an output: its own if it is a local one, else a snapshot of it without the model card.
+    """The directory of an output: a local one as it is, one on the Hub as a snapshot without the model card.
 
     Args:
         output: a directory, or `REPO_ID` or `REPO_ID@REVISION`.
@@ -26,14 +26,14 @@ def fetch_output(output: str | Path) -> Path:
     if Path(output).exists():
         return Path(output)
     snapshot = _snapshot(output, MANIFEST)
-    # Not all that there is: others may have put further forms of the weights beside ours.
+    # Only the files of the manifest, because other people may have added the weights in other forms.
     files = [file for file in read_manifest(snapshot)["files"] if file != CARD]
     repo_id, _, _ = str(output).partition("@")
     return download_snapshot(repo_id, revision=snapshot.name, wanted=[glob.escape(file) for file in files])
 
 
 def fetch_edit(output: str | Path) -> Path:
-    """The directory of an edit, or of an output: a local one, or a snapshot of no more than the edit.
+    """The directory of an edit or of an output: a local one as it is, one on the Hub as a snapshot of the edit only.
 
     Args:
         output: see `fetch_output`.
@@ -45,9 +45,12 @@ def fetch_edit(output: str | Path) -> Path:
 
 
 def _snapshot(output: str | Path, part: str) -> Path:
-    """A snapshot of a file or directory that every output has."""
+    """A snapshot of one file or folder that every output has."""
     repo_id, _, revision = str(output).partition("@")
     snapshot = download_snapshot(repo_id, revision=revision or None, wanted=[part, f"{part}/*"])
     if not (snapshot / part).exists():
-        raise InputError(f"{output} on the Hub holds no {part}: it is not a checkpoint that sea-export wrote")
+        raise InputError(
+            f"{output}: it holds no {part} on the Hub, so it is not a checkpoint that sea-export wrote. Give one that "
+            "it wrote."
+        )
     return snapshot

@@ -1,10 +1,11 @@
-"""The proof of a fold: a module with folded weights gives the edit of its own output, on random weights and inputs.
+"""The numerical check of a fold: does a module with folded weights give the edit of its own output?
 
-So a wrong guess about an architecture never becomes a wrong checkpoint.
+It is made on random weights and inputs before anything is written, so that a wrong guess about an architecture never
+becomes a wrong checkpoint.
 
-The model itself runs, at its real size and with its real classes, up to the module that is proved; but its random
-weights take next to no memory, because they are overlapping views of a few random numbers. What is held in full is one
-folded weight at a time, of one expert where there are many.
+The model runs at its real size and with its real classes, up to the module that is checked. Its random weights need
+almost no memory, because they are overlapping views of a few random numbers. Only one folded weight at a time is in
+memory in full, and only one expert of it where there are many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from sea_export.edit.fold import fold_parameters, with_parameters
 from sea_export.edit.layer_edit import LayerEdit
-from sea_export.errors import InputError, SeaExportError
+from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.model.architecture import OutputProjection, decoder_layers
 from sea_export.model.random_weights import with_random_weights, without_numbers
 
@@ -32,49 +33,49 @@ _CHECKED_TOKENS = 5
 _TOLERANCE = 1e-4
 
 
-def check_fold(model: PreTrainedModel, writers: Sequence[OutputProjection], *, needs_bias: bool = False) -> None:
-    """Proves on random weights and inputs that folding a writer's parameters edits its module's output.
+def check_fold(model: PreTrainedModel, projections: Sequence[OutputProjection], *, needs_bias: bool = False) -> None:
+    """Checks numerically that folding the weights of output projections edits the outputs of their modules.
 
-    Modules of equal structure are proved once, in the first layer that has such a one.
+    Modules of equal structure are checked once, in the first layer that has one of them.
 
     Args:
-        model: the model's `skeleton`; it stays as it is.
-        writers: what `find_output_projections` found in it.
-        needs_bias: whether the edit adds a constant (`center="affine"`), which then is proved as well.
+        model: the model's `skeleton`, which stays as it is.
+        projections: what `find_output_projections` found in it.
+        needs_bias: whether the edit adds a constant (`center="affine"`). Then the constant is checked too.
 
     Raises:
-        InputError: the constant does not reach the output as it is, because it is scaled or counted several times on
-            the way, or the writers have no room for it.
-        SeaExportError: the module with folded weights does not give the edit of its own output: the layer and
-            module are named.
+        InputError: the constant changes on its way to the output, because it is scaled or counted several times, or the
+            weights cannot have a bias that holds it.
+        SeaExportError: a module with folded weights does not give the edit of its own output. The message names the
+            module.
     """
     runnable: PreTrainedModel | None = None
-    proved = set()
-    for writer in writers:
-        structure = _structure(model, writer.module_name, writer)
-        if structure not in proved:
+    checked = set()
+    for projection in projections:
+        structure = _structure(model, projection.module_name, projection)
+        if structure not in checked:
             runnable = runnable or with_random_weights(model)
-            _check_projection(runnable, _first_like(model, writer), needs_bias=needs_bias)
-            proved.add(structure)
+            _check_projection(runnable, _first_like(model, projection), needs_bias=needs_bias)
+            checked.add(structure)
 
 
-def _structure(model: nn.Module, module_name: str, writer: OutputProjection) -> tuple[object, ...]:
-    """What makes two modules equal but for their values."""
+def _structure(model: nn.Module, module_name: str, projection: OutputProjection) -> tuple[object, ...]:
+    """The same for modules that differ only in the values of their weights."""
     module = model.get_submodule(module_name)
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
-    return (writer.target.component, type(module), shapes)
+    return (projection.target.component, type(module), shapes)
 
 
-def _first_like(model: PreTrainedModel, writer: OutputProjection) -> OutputProjection:
-    """The same writer in the first layer that has one of its structure: less of the model runs until there."""
+def _first_like(model: PreTrainedModel, projection: OutputProjection) -> OutputProjection:
+    """The output projection of equal structure in the first layer that has one, so that little of the model runs."""
     layers_name, layers = decoder_layers(model)
-    own = f"{layers_name}.{writer.target.layer}."
-    for index, layer in enumerate(layers[: writer.target.layer]):
+    own = f"{layers_name}.{projection.target.layer}."
+    for index, layer in enumerate(layers[: projection.target.layer]):
         other = f"{layers_name}.{index}."
         names = {name for name, _ in layer.named_modules(prefix=other[:-1])}
-        module_name = writer.module_name.replace(own, other, 1)
-        if module_name in names and _structure(model, module_name, writer) == _structure(
-            model, writer.module_name, writer
+        module_name = projection.module_name.replace(own, other, 1)
+        if module_name in names and _structure(model, module_name, projection) == _structure(
+            model, projection.module_name, projection
         ):
             weights = tuple(
                 replace(
@@ -82,55 +83,56 @@ def _first_like(model: PreTrainedModel, writer: OutputProjection) -> OutputProje
                     name=weight.name.replace(own, other, 1),
                     bias=weight.bias and weight.bias.replace(own, other, 1),
                 )
-                for weight in writer.weights
+                for weight in projection.weights
             )
-            return replace(writer, module_name=module_name, weights=weights)
-    return writer
+            return replace(projection, module_name=module_name, weights=weights)
+    return projection
 
 
 @torch.inference_mode()
-def _check_projection(model: PreTrainedModel, writer: OutputProjection, *, needs_bias: bool) -> None:
-    module = model.get_submodule(writer.module_name)
+def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, needs_bias: bool) -> None:
+    module = model.get_submodule(projection.module_name)
     arguments, keywords = _example_inputs(model, module)
     if needs_bias:
-        for weight in writer.weights:
+        for weight in projection.weights:
             if weight.bias_name is None:
                 raise InputError(
-                    f"{weight.name} has no bias that could hold the constant of an affine edit: choose --center linear"
+                    f"{weight.name}: it has no bias that could hold the constant of an affine edit. Choose --center "
+                    "linear."
                 )
     output = _run(module, arguments, keywords)
     generator = torch.Generator().manual_seed(0)
-    linear = random_edit(writer.size, generator)
-    for edit in (linear, replace(linear, shift=torch.randn(writer.size, generator=generator)))[: 1 + needs_bias]:
+    linear = random_edit(projection.size, generator)
+    for edit in (linear, replace(linear, shift=torch.randn(projection.size, generator=generator)))[: 1 + needs_bias]:
         expected = edit.apply(output)
-        with with_parameters(model, _folded(model, writer, edit)):
+        with with_parameters(model, _folded(model, projection, edit)):
             actual = _run(module, arguments, keywords)
         error = float((actual - expected).norm() / expected.norm())
         if error <= _TOLERANCE:
             continue
-        names = ", ".join(weight.name for weight in writer.weights)
+        names = ", ".join(weight.name for weight in projection.weights)
         if edit is not linear:
             raise InputError(
-                f"the constant of an affine edit does not go through {names} to the output of {writer.module_name} as "
-                f"it is (relative error {error:.1e}): choose --center linear"
+                f"{projection.module_name}: the constant of an affine edit does not go through {names} to its output "
+                f"unchanged (relative error {error:.1e}). Choose --center linear."
             )
         raise SeaExportError(
-            f"folding {names} does not edit the output of {writer.module_name} (relative error {error:.1e}): nothing "
-            "was written, and this architecture cannot be merged"
+            f"{projection.module_name}: folding {names} does not edit its output (relative error {error:.1e}), so this "
+            "architecture cannot be merged. Nothing was written; choose --format custom-code."
         )
 
 
-def _folded(model: PreTrainedModel, writer: OutputProjection, edit: LayerEdit) -> dict[str, Tensor]:
-    """The folded parameters. Experts of equal values are folded once: they stay views of one another."""
+def _folded(model: PreTrainedModel, projection: OutputProjection, edit: LayerEdit) -> dict[str, Tensor]:
+    """The folded parameters by name. Experts of equal values are folded once, and share the folded values."""
     first: dict[str, str] = {}
-    for weight in writer.weights:
+    for weight in projection.weights:
         first.setdefault(without_numbers(weight.name), weight.name)
-    distinct = tuple(weight for weight in writer.weights if weight.name in first.values())
+    distinct = tuple(weight for weight in projection.weights if weight.name in first.values())
     parameters = {name: _without_repetition(parameter) for name, parameter in model.named_parameters()}
-    values = fold_parameters(replace(writer, weights=distinct), [edit], parameters)
+    values = fold_parameters(replace(projection, weights=distinct), [edit], parameters)
     by_name = {without_numbers(name): value for name, value in values.items()}
     folded = {}
-    for weight in writer.weights:
+    for weight in projection.weights:
         folded[weight.name] = by_name[without_numbers(weight.name)].expand(model.get_parameter(weight.name).shape)
         if weight.bias_name is not None and (bias := by_name.get(without_numbers(weight.bias_name))) is not None:
             folded[weight.bias_name] = bias
@@ -138,7 +140,7 @@ def _folded(model: PreTrainedModel, writer: OutputProjection, edit: LayerEdit) -
 
 
 def _without_repetition(tensor: Tensor) -> Tensor:
-    """(1, d, m) of a stack (experts, d, m) that repeats one weight."""
+    """(1, d, m) of a stack (experts, d, m) that repeats one weight; other tensors as they are."""
     for dim, stride in enumerate(tensor.stride()):
         if stride == 0:
             tensor = tensor.narrow(dim, 0, 1)
@@ -146,7 +148,12 @@ def _without_repetition(tensor: Tensor) -> Tensor:
 
 
 def random_edit(size: int, generator: torch.Generator) -> LayerEdit:
-    """A row-scaled linear edit of size d with random directions, far from the identity: what proofs fold."""
+    """A linear edit for numerical checks: with random directions and row scales, far from the identity.
+
+    Args:
+        size: the hidden size d.
+        generator: where the random numbers come from.
+    """
     directions = torch.linalg.qr(torch.randn(size, min(size, 4), generator=generator)).Q
     half = directions.shape[1] // 2
     return LayerEdit(
@@ -170,7 +177,7 @@ class _ArgumentsRecorded(Exception):
 
 
 def _example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which the model calls the module."""
+    """The positional and keyword arguments with which the model calls the module."""
     recorded: dict[str, Any] = {}
 
     def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -183,23 +190,27 @@ def _example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[An
         model(input_ids=tokens.cumsum(dim=1), attention_mask=tokens, use_cache=False)
     except _ArgumentsRecorded:
         return recorded["arguments"], recorded["keywords"]
-    except Exception as error:  # code of any architecture, which may fail in any way on random weights
-        raise SeaExportError(
-            f"{type(model).__name__} does not run with random weights ({error}), so that no fold into it can be "
-            "proved: this architecture cannot be merged"
-        ) from error
+    except Exception as error:  # the code of any architecture can fail in any way on random weights
+        raise _not_running(model, error) from error
     finally:
         handle.remove()
-    raise SeaExportError(f"{type(model).__name__} does not run through a module that it has: nothing can be proved")
+    raise SeaExportError(
+        f"{type(model).__name__}: it does not run one of its edited modules, so no fold into it can be checked, and "
+        "this architecture cannot be merged. Choose --format custom-code."
+    )
+
+
+def _not_running(module: nn.Module, error: Exception) -> SeaExportError:
+    return SeaExportError(
+        f"{type(module).__name__}: it does not run with random weights ({first_line(error)}), so no fold into it can "
+        "be checked, and this architecture cannot be merged. Choose --format custom-code."
+    )
 
 
 def _run(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """The module's first output. It may change what it is given, but only a copy."""
+    """The module's first output. The module gets copies of the arguments, because it may change them."""
     try:
         output = module(*copy.deepcopy(arguments), **copy.deepcopy(keywords))
     except Exception as error:  # as above
-        raise SeaExportError(
-            f"{type(module).__name__} does not run with random weights ({error}), so that no fold into it can be "
-            "proved: this architecture cannot be merged"
-        ) from error
+        raise _not_running(module, error) from error
     return output[0] if isinstance(output, (tuple, list)) else output

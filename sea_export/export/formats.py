@@ -1,4 +1,5 @@
-"""What an export format is. `sea_export.options.FORMATS` is the registry: a new format is a folder and a line there."""
+"""The protocol of an export format. `sea_export.options.FORMATS` is the registry: a new format is a folder and a line
+in it."""
 
 from __future__ import annotations
 
@@ -37,13 +38,13 @@ LocatedT = TypeVar("LocatedT", bound="Located")
 PlanT = TypeVar("PlanT")
 
 EditInMemory = Callable[["PreTrainedModel", "SpectralEdit", "Sequence[OutputProjection]"], AbstractContextManager[None]]
-"""While open, a base in memory computes what the export of an edit does without rounding. The output projections are
-those of the edit's targets in the base."""
+"""A context in which a base in memory computes what the export of an edit computes, without rounding. The output
+projections are those of the edit's targets in the base."""
 
 
 @dataclass(frozen=True)
 class EditNeeds:
-    """What an edit needs of the format that is to hold it."""
+    """What an edit needs from a format that holds it."""
 
     constant: bool
     """Whether it adds a constant, so that output projections need biases (`center="affine"`)."""
@@ -52,12 +53,20 @@ class EditNeeds:
 
     @classmethod
     def of_fit(cls, options: FitOptions) -> EditNeeds:
-        """What the edit of a fit will need, known before the fit."""
+        """What the edit of a fit will need, known before the fit.
+
+        Args:
+            options: the options of the fit.
+        """
         return cls(options.center == "affine", options.edit.normalization != "none")
 
     @classmethod
     def of_edit(cls, edit: SpectralEdit) -> EditNeeds:
-        """What an edit needs."""
+        """What a fitted edit needs.
+
+        Args:
+            edit: the edit.
+        """
         scales = [layer.scale for layers in edit.layers.values() for layer in layers]
         return cls(edit.needs_bias, any(scale is not None and bool((scale != 1).any()) for scale in scales))
 
@@ -72,33 +81,33 @@ class Located(Protocol):
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """What the tensors of a written export are, compared with its base and its plan."""
+    """The tensors of a written export, compared with its base and its plan."""
 
     problems: tuple[str, ...]
-    """What is not as planned, in sentences."""
+    """What is not as planned, each as a clause without a full stop."""
     statement: str
-    """What the tensors are, in a sentence."""
+    """What the tensors are, in one sentence."""
     changed_tensors: int
-    """Tensors that differ from the base's."""
+    """The number of tensors that differ from the base's."""
     identical_tensors: int
-    """Tensors that are the base's, byte for byte."""
+    """The number of tensors that are the base's, byte for byte."""
     identical_files: int
-    """Other files that are the base's, byte for byte."""
+    """The number of other files that are the base's, byte for byte."""
     exact: bool = True
-    """False for an export that claims to be no more than an approximation."""
+    """Whether the export is meant to be the edit, and not only an approximation of it."""
     weight_error: float | None = None
-    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of any weight that it changes."""
+    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
 
 
 class ExportFormat(Protocol[LocatedT, PlanT]):
-    """One form of an output. A format has no state: what is found out goes from method to method.
+    """One form of an output. A format has no state: the result of one method is an argument of the next.
 
     Attributes:
-        name: as `--format` has it.
-        library: the library that loads the output, as the Hub names it.
-        tags: tags of the model card.
-        loads_beside_base: whether the output is loaded beside its base, and not in its place.
-        runs_code: whether the output comes with code that loading it runs.
+        name: the value of `--format`.
+        library: the library that loads the output, by its name on the Hub.
+        tags: additional tags of the model card.
+        loads_beside_base: whether the output is loaded together with its base, and not instead of it.
+        runs_code: whether the output contains code that runs when it is loaded.
         rounds_weights: whether edited weights are rounded to the base's dtype when they are stored.
         details_key: the entry of the manifest that holds `details`; None if there is none.
     """
@@ -112,10 +121,15 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
     details_key: str | None
 
     def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
-        """Raises InputError if the format cannot hold the edit that a fit would make, and says why."""
+        """Raises InputError if the format cannot hold the edit that a fit would make. The message says why.
+
+        Args:
+            fit: the options of the fit.
+            export: how the edit is to be baked.
+        """
 
     def locate(self, base: Base, targets: Iterable[Target], needs: EditNeeds, options: ExportOptions) -> LocatedT:
-        """Finds where a base has the targets, as the format needs it, without loading a weight.
+        """Finds what the format needs to know about the targets in a base, without loading weights.
 
         Args:
             base: the base.
@@ -136,86 +150,120 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         options: ExportOptions,
         load: Callable[[], PreTrainedModel],
     ) -> PlanT:
-        """Works out what the export consists of, before anything is written.
+        """Determines what the export consists of, before anything is written.
 
         Args:
             edit: the edit.
             base: the base.
             located: what `locate` found for the edit's targets.
             options: how it is to be baked.
-            load: gives the base in memory, if the format needs it.
+            load: loads the base into memory. It is called only if the format needs that.
 
         Raises:
             InputError: the format cannot hold the edit.
         """
 
     def remarks(self, plan: PlanT) -> list[str]:
-        """What is to be known before anything is written, one line each."""
+        """What the user should know before anything is written, one line each.
+
+        Args:
+            plan: what `plan` gave.
+        """
 
     def details(self, plan: PlanT) -> dict[str, Any]:
-        """What the manifest says about an output of this format alone."""
+        """What the manifest says about an output of this format only, as plain JSON data.
+
+        Args:
+            plan: what `plan` gave.
+        """
 
     def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
-        """Bytes of disk that an export needs, about.
+        """About how many bytes an export needs on the disk.
 
         Args:
             base: the base.
-            output: what would be written.
-            targets: how many targets are edited.
-            rank: about the rank of the edit of each; 0 if it is not known.
+            output: the directory to be written.
+            targets: the number of edited targets.
+            rank: about the rank of the edit of each target; 0 if it is not known.
         """
 
     def write(
         self, plan: PlanT, base: Base, destination: Path, progress: Callable[[int], None] | None = None
     ) -> WriteReport:
-        """Writes what was planned.
+        """Writes the export.
 
         Args:
             plan: what `plan` gave.
             base: the base. It is only read.
-            destination: an existing directory, which holds none of the files yet.
-            progress: told the number of bytes written since the last call.
+            destination: an existing, empty directory.
+            progress: called with the number of bytes written since the last call.
 
         Raises:
-            SeaExportError: a file changed meanwhile.
+            SeaExportError: a file of the base changed while it was read, or a value is not finite.
             OSError: a file could not be written.
         """
 
     def check_before_loading(self, directory: Path, plan: PlanT, *, trust_remote_code: bool) -> None:
-        """Finds what no library is to be given.
+        """Checks an output before any library loads it.
+
+        Args:
+            directory: the output.
+            plan: what `plan` gave.
+            trust_remote_code: whether code that sea-export does not write may run.
 
         Raises:
-            InputError: the output is damaged, or it would run code that is not ours and not trusted.
+            InputError: the output is damaged, or it would run code that is neither sea-export's nor trusted.
         """
 
     def stored_dtype(self, base: Base, plan: PlanT) -> torch.dtype | None:
-        """The dtype in which the base stores what is edited; None where that is the dtype it is computed in."""
-
-    def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
-        """How a base in memory computes what the export does, without rounding.
+        """The dtype in which the base stores the edited weights; None to take the dtype that is computed in.
 
         Args:
-            directory: the export's.
+            base: the base.
+            plan: what `plan` gave.
+        """
+
+    def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
+        """How a base in memory computes what the export computes, without rounding.
+
+        Args:
+            directory: the export.
             quantized: whether the base is quantized.
             by_layer: whether only one layer of the base at a time is in memory.
 
         Returns:
-            None where the export as stored does not round anything, or nothing in memory can stand for it.
+            None if the stored export is not rounded either, or if this cannot be done in memory.
         """
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: PlanT) -> TensorCheck:
         """Compares the tensors of a written export with the base's and with the plan.
+
+        Args:
+            directory: the export.
+            base: the base.
+            edit: the edit that the export should hold.
+            plan: what `plan` gave for that edit.
 
         Raises:
             InputError: the export is damaged.
         """
 
     def base_of(self, directory: Path) -> str | None:
-        """What the output itself calls its base, if it must: a Hub id or a path."""
+        """The base that the output itself names, a Hub id or a path; None if outputs of the format name none.
+
+        Args:
+            directory: the output.
+
+        Raises:
+            InputError: the output should name a base, and does not.
+        """
 
 
 def export_format(name: str) -> ExportFormat[Any, Any]:
-    """The format of a name that is in `sea_export.options.FORMATS`.
+    """The format of a name.
+
+    Args:
+        name: one of `sea_export.options.FORMATS`.
 
     Raises:
         InputError: there is no such format.
@@ -232,7 +280,11 @@ def formats() -> list[ExportFormat[Any, Any]]:
 
 
 def check_foldable(fit: FitOptions) -> None:
-    """Raises InputError if no weight can hold the edit that a fit would make."""
+    """Raises InputError if weights cannot hold the edit that a fit would make.
+
+    Args:
+        fit: the options of the fit.
+    """
     reason = why_unfoldable(fit.feature_function, fit.edit.normalization)
     if reason:
         raise InputError(reason)

@@ -1,4 +1,4 @@
-"""`sea_export.json`: what an output was made from, how, and what was measured."""
+"""The manifest, `sea_export.json`: what an output was made from, how it was made, and what was measured."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["MANIFEST", "fits_of", "make_manifest", "read_manifest", "write_manif
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
-# The options of a save that decide what is written.
+# The options of an export that decide what is written.
 _EXPORT_OPTIONS = ("adapter_rank", "verify", "force")
 
 
@@ -41,16 +41,16 @@ def make_manifest(
     details: Mapping[str, Any],
     metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the manifest says, with the digests of the copied files, but not of those still to be written.
+    """The contents of the manifest, with the digests of the files that are already written.
 
     Args:
         edit: the edit that was baked.
-        base: what it was baked into.
-        options: how.
-        report: what was written, with digests of the base's files.
-        verification: the record of its verification, or None if it was not verified.
-        details: what else there is to say about an output of this format, by the format's own key.
-        metadata: what the base's model card says that holds for the output too.
+        base: the base.
+        options: how it was baked.
+        report: what was written, with the digests of the base's files.
+        verification: the record of the verification; None if there was none.
+        details: the format's own entry, by its key; empty if the format has none.
+        metadata: the metadata of the base's model card that is valid for the output too.
     """
     tensors = base.checkpoint.tensors
     stored = next((tensors[name] for name in report.edited if name in tensors), next(iter(tensors.values())))
@@ -99,13 +99,18 @@ def _layer_record(target: Target, layer: LayerEdit) -> dict[str, Any]:
 
 
 def _explained(values: Tensor, rank: int) -> float | None:
-    """The share of the squared spectrum (r,) that its first directions explain; None of a spectrum of zeros."""
+    """The share of the squared spectrum (r,) that its first `rank` values explain; None if all values are zero."""
     squares = values.double().square()
     return float(squares[:rank].sum() / squares.sum()) if squares.any() else None
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest into `directory`, its files by name."""
+    """Writes the manifest into a directory, with its files in the order of their names.
+
+    Args:
+        directory: an existing directory.
+        manifest: the contents.
+    """
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(manifest["files"].items()))})
 
 
@@ -116,58 +121,61 @@ def read_manifest(path: Path) -> dict[str, Any]:
         path: the output, or the manifest itself.
 
     Raises:
-        InputError: there is none, or it is of a later version.
+        InputError: there is none, it is of a later version, or it is damaged.
     """
     file = path if path.is_file() else path / MANIFEST
     if not file.is_file():
-        raise InputError(f"{path} holds no {MANIFEST}: it is not a checkpoint that sea-export wrote")
+        raise InputError(
+            f"{path}: it holds no {MANIFEST}, so it is not a checkpoint that sea-export wrote. Give one that it wrote."
+        )
     if path.is_dir():
         for _ in walk_files(path, ()):
-            pass  # what is written into an output, such as this manifest, must not follow a link out of it
+            pass  # raises for links that lead out of the output, because files will be written into it
     manifest = read_json_object(file)
     if "manifest_version" not in manifest:
-        raise InputError(f"{file} is not a manifest that sea-export wrote")
+        raise InputError(f"{file}: it is not a manifest that sea-export wrote. Give one that it wrote.")
     version = manifest["manifest_version"]
     if version != _MANIFEST_VERSION:
         raise InputError(
-            f"{file} has manifest version {version!r}, and this version reads {_MANIFEST_VERSION}: upgrade sea-export"
+            f"{file}: it has manifest version {version!r}, and this program reads version {_MANIFEST_VERSION}. Upgrade "
+            "sea-export."
         )
     problem = _problem(manifest)
     if problem is not None:
-        raise InputError(f"{file} is damaged: {problem}")
+        raise InputError(f"{file}: it is damaged: {problem}. Export the edit again.")
     return manifest
 
 
 def _problem(manifest: Mapping[str, Any]) -> str | None:
-    """What is not as `make_manifest` makes it, of what is read again; None if all is."""
+    """What is wrong with an entry that is read again, as a clause; None if all are as `make_manifest` writes them."""
     base, adapter, files = manifest.get("base"), manifest.get("adapter"), manifest.get("files")
     if manifest.get("format") not in FORMATS:
-        return f"its format is none of {', '.join(FORMATS)}"
+        return f"its format is not one of {', '.join(FORMATS)}"
     if not isinstance(base, dict) or not isinstance(base.get("name"), str):
         return "it names no base"
     if not isinstance(base.get("revision"), (str, type(None))) or not isinstance(base.get("dequantized"), bool):
-        return "the revision of its base is no text, or it does not say whether it was dequantized"
+        return "the revision of its base is not text, or it does not say whether the base was dequantized"
     if base.get("dtype") not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
-        return "the dtype of its base is none"
+        return "the dtype of its base is not a known one"
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-        return "its files are no digests by name"
+        return "its files are not digests by name"
     if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in files):
         return "it names a file that is not in its directory"
     own_key = export_format(manifest["format"]).details_key
     for key in filter(None, (format.details_key for format in formats())):
         if (key == own_key) != isinstance(manifest.get(key), dict):
-            return f"it describes an {key} and is of another format, or the other way round"
+            return f"it describes the {key} of another format, or lacks that of its own"
     evaluation = manifest.get("evaluation")
     if evaluation is not None and not _is_evaluation(evaluation):
-        return "its evaluation is no list of benchmarks"
+        return "its evaluation is not a list of benchmarks"
     rank = adapter.get("rank_cap") if adapter else None
     if rank is not None and (type(rank) is not int or rank < 1):
-        return "the rank of its adapter is none"
+        return "the rank of its adapter is not a positive number"
     return None
 
 
 def _is_evaluation(evaluation: object) -> bool:
-    """Whether it has benchmarks by name; what they say is read by the model card only."""
+    """Whether it has benchmarks with names. Their other entries are read by the model card only."""
     benchmarks = evaluation.get("benchmarks") if isinstance(evaluation, dict) else None
     return isinstance(benchmarks, list) and all(
         isinstance(one, dict) and isinstance(one.get("benchmark"), str) for one in benchmarks
@@ -175,7 +183,11 @@ def _is_evaluation(evaluation: object) -> bool:
 
 
 def fits_of(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Where an edit comes from, for each of the fits whose product it is, in the order in which they are applied."""
+    """The provenance of each fit whose product an edit is, in the order in which they are applied.
+
+    Args:
+        provenance: that of the edit.
+    """
     if "composed" not in provenance:
         yield provenance
         return

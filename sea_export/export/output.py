@@ -1,4 +1,4 @@
-"""The output directory: checked before work starts, written beside its place, moved there when it is complete."""
+"""The output directory: checked before work starts, written under another name, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from sea_export.locks import Locked, is_locked, locked_directory, remove_leftove
 
 __all__ = ["EDIT_DIRECTORY", "check_output", "check_room", "staged_output"]
 
+EDIT_DIRECTORY = "sea_edit"
+"""The folder of an output that holds the edit."""
+
 _OWN_FILES = ("sea_export.json", "sea_edit.json")
 _REMOVED = ".{}.removed-"
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output directory that could not be written in the end.
+    """Refuses an output directory that could not be written at the end.
 
     Args:
         output: the directory to be written.
@@ -52,12 +55,12 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def check_room(output: Path, base: Iterable[Path], *, needed_bytes: int) -> None:
-    """Refuse an output that would mix with its base, or that does not fit on its disk.
+    """Refuses an output that lies inside its base or around it, or that does not fit on its disk.
 
     Args:
-        output: the directory to be written; its parent exists.
-        base: the directories and files of the base, which must not be touched.
-        needed_bytes: how large the output will be.
+        output: the directory to be written. Its parent exists.
+        base: the directories and files of the base, which must not change.
+        needed_bytes: the size of the output in bytes.
 
     Raises:
         InputError: `output` is the base's directory, lies in it, or holds the base; or there is too little room.
@@ -76,20 +79,20 @@ def check_room(output: Path, base: Iterable[Path], *, needed_bytes: int) -> None
 
 @contextmanager
 def staged_output(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary directory beside `output` that takes its place when the context ends well.
+    """A temporary directory beside `output`, which is renamed to `output` when the context ends without an error.
 
-    It is removed on any exception, an interrupt included. What a run that was killed has left behind is removed at the
-    next start; a run that lives is left alone.
+    It is removed on any exception, also on an interrupt. The directory of a run that was killed is removed by the next
+    run. The directory of a run that is still active is not touched.
 
     Args:
-        output: the directory to be written; its parent exists.
-        overwrite: whether a directory that is there at the end is replaced. It stays until then.
+        output: the directory to be written. Its parent exists.
+        overwrite: whether a directory that exists at the end is replaced. It stays until then.
 
     Yields:
         the directory to write into, empty.
 
     Raises:
-        InputError: another run is writing `output`, or it exists at the end and is not to be replaced.
+        InputError: another run is writing `output`, or it exists at the end and must not be replaced.
         SeaExportError: it could not be written.
     """
     output = output.resolve()
@@ -114,12 +117,12 @@ def _beside(output: Path, what: str) -> Path:
 def _being_written(output: Path) -> str:
     return (
         f"{output}: another run is writing it. Wait for it to end, or choose another output (or remove "
-        f"{_beside(output, 'partial')}, if it stays when no run is alive)."
+        f"{_beside(output, 'partial')}, if it is still there when no run is active)."
     )
 
 
 def _settle(output: Path) -> None:
-    """Complete or undo what `_move_into_place` began, in this run or in one that was killed."""
+    """Completes or undoes what `_move_into_place` began, in this run or in one that was killed."""
     replaced = _beside(output, "replaced")
     if not replaced.is_dir():
         return
@@ -131,7 +134,7 @@ def _settle(output: Path) -> None:
 
 def _move_into_place(partial: Path, output: Path, *, overwrite: bool) -> None:
     if output.exists() and not overwrite:
-        raise InputError(f"{output}: it has appeared meanwhile. Choose another output.")
+        raise InputError(f"{output}: it has been created meanwhile. Choose another output.")
     try:
         if output.exists():
             output.rename(_beside(output, "replaced"))
@@ -142,13 +145,13 @@ def _move_into_place(partial: Path, output: Path, *, overwrite: bool) -> None:
 
 
 def _discard(replaced: Path, output: Path) -> None:
-    """Remove an output that another one has replaced: under another name, since it is complete or not there."""
+    """Removes an output that a new one has replaced. It is renamed first, so that it is never half removed."""
     with scratch_directory(_REMOVED.format(output.name), output.parent) as removed:
         replaced.rename(removed / output.name)
 
 
 def _flush(directory: Path) -> None:
-    """Have everything below `directory` on the disk, so that not even a power failure leaves a half-written output."""
+    """Flushes everything in `directory` to the disk, so that a power failure leaves no half-written output."""
     for path in directory.rglob("*"):
         flush(path)
     flush(directory)
@@ -156,6 +159,3 @@ def _flush(directory: Path) -> None:
 
 def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
-
-
-EDIT_DIRECTORY = "sea_edit"

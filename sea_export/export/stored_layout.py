@@ -1,7 +1,7 @@
-"""Where a checkpoint stores the parameters of a model, and whether an edit can be folded into what it stores.
+"""Where a checkpoint stores the parameters of a model, and whether an edit can be folded into the stored tensors.
 
-Transformers' own rules for loading are asked (`sea_export.model.stored_names`), so that every checkpoint that it loads
-is understood: saved by either release, with experts apart or stacked, with or without the prefix of the base model.
+The rules by which transformers loads are used (`sea_export.model.stored_names`), so that every checkpoint that it loads
+is understood: saved by release 4 or 5, with experts separate or stacked, with or without the base model's prefix.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class StoredParameter:
-    """A parameter of a model as a checkpoint stores it: in one tensor, or in several that are joined on loading."""
+    """A parameter of a model as a checkpoint stores it: in one tensor, or in several that loading joins."""
 
     name: str
     """Its name in the model."""
     parts: tuple[str, ...]
     """The names of the stored tensors."""
     output_dim: int
-    """The dimension of every part that runs over the hidden size: -2 or -1."""
+    """The dimension of every part that has the hidden size: -2 or -1."""
     shape: torch.Size
     """Its shape in the model."""
     source: _Source
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
-        """The parameter as the model has it."""
+        """The parameter as the model has it, of shape `shape`, in the stored dtype."""
         return self.source.convert(self.name, [checkpoint.read(part) for part in self.parts], self.shape)
 
 
 @dataclass(frozen=True)
 class StoredLayout:
-    """What every parameter of a model is made of."""
+    """The stored tensors from which transformers makes each parameter of a model."""
 
     model: PreTrainedModel
     checkpoint: Checkpoint
     sources: Mapping[str, _Source]
-    """Name in the model -> what transformers makes it of."""
+    """Name in the model -> its stored tensors, and how transformers converts them."""
 
     def find(self, name: str, output_dim: int) -> StoredParameter:
         """Where a parameter is stored.
 
         Args:
             name: the parameter's name in the model.
-            output_dim: its dimension that runs over the hidden size: -2 or -1.
+            output_dim: its dimension that has the hidden size: -2 or -1.
 
         Raises:
-            InputError: the checkpoint does not store it, or in a form into which nothing can be folded: it was tried
-                whether folding the stored tensors and converting them is converting them and folding.
+            InputError: the checkpoint does not store it, or stores it in a form into which no edit can be folded. This
+                is checked numerically: folding before the conversion must give the same as folding after it.
         """
         parameter, source = self.model.get_parameter(name), self.sources.get(name)
         if source is None:
@@ -86,16 +86,19 @@ class StoredLayout:
             )
         if found is None:
             raise InputError(
-                f"{name}: it is stored as {source.parts[0]} of shape {tuple(shapes[0])}, and transformers makes it of "
+                f"{name}: it is stored as {source.parts[0]} of shape {tuple(shapes[0])}, and transformers converts "
                 "that in a way that no edit can be folded into. Choose --format custom-code."
             )
         return StoredParameter(name, source.parts, found, parameter.shape, source)
 
     def new_bias_name(self, name: str) -> str:
-        """What a checkpoint calls a bias that it does not have yet, after the weight that the bias goes with.
+        """The name in the checkpoint of a bias that it does not have yet, made from the name of the weight beside it.
+
+        Args:
+            name: the name of the bias in the model.
 
         Raises:
-            InputError: that weight is not stored as it is.
+            InputError: transformers converts that weight while it loads it.
         """
         source = self.sources.get(f"{name.removesuffix('bias')}weight")
         if source is None or source.converter is not None or not source.parts[0].endswith(".weight"):
@@ -105,7 +108,7 @@ class StoredLayout:
 
 @dataclass(frozen=True)
 class _Source:
-    """The stored tensors of one parameter, and what transformers does to them; nothing if it only renames them."""
+    """The stored tensors of one parameter, and transformers' converter of them; None if it only renames them."""
 
     parts: tuple[str, ...]
     converter: Any = None
@@ -113,7 +116,7 @@ class _Source:
     config: Any = field(default=None, repr=False)
 
     def convert(self, name: str, tensors: Sequence[Tensor], shape: torch.Size) -> Tensor:
-        """The parameter, of the shape that the model has for it, made of its parts."""
+        """The parameter, made of its parts. `shape` is its shape in the model."""
         if self.converter is None:
             return tensors[0]
         converter = copy.deepcopy(self.converter)
@@ -124,19 +127,20 @@ class _Source:
         return made[0] if isinstance(made, list) else made
 
     def makes(self, name: str, shape: torch.Size, shapes: Sequence[Sequence[int]]) -> bool:
-        """Whether the parts have the shapes of which the parameter can be made."""
+        """Whether the parameter can be made from parts of these shapes."""
         if self.converter is None:
             return len(shapes) == 1 and tuple(shapes[0]) == tuple(shape)
         parts = [torch.empty(tuple(part), device="meta") for part in shapes]
         try:
             return self.convert(name, parts, shape).shape == shape
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # whatever a conversion does with them
+        # A conversion of wrong shapes can fail in any of these ways.
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return False
 
     def commutes(self, name: str, parameter: Tensor, output_dim: int, part: Sequence[int], dim: int) -> bool:
-        """Whether parts with an edit folded in along `dim` make the parameter with the edit folded in.
+        """Whether folding into the parts along `dim` and converting them gives the same as converting and folding.
 
-        Tried on random parts that are narrow in all dimensions but the hidden size, and two parts at most.
+        It is checked on at most two random parts, which are narrow in all dimensions but the hidden size.
         """
         if self.converter is None:
             return dim == output_dim
@@ -166,13 +170,13 @@ def _folded(tensor: Tensor, edits: Sequence[LayerEdit], dim: int) -> Tensor:
 
 
 def stored_layout(model: PreTrainedModel, checkpoint: Checkpoint) -> StoredLayout:
-    """What transformers makes the parameters of a model of, when it loads a checkpoint.
+    """The stored tensors from which transformers makes each parameter of a model, when it loads a checkpoint.
 
     Args:
         model: the model's skeleton.
         checkpoint: the checkpoint.
     """
-    if importlib.util.find_spec("transformers.core_model_loading") is None:  # release 4 loads every tensor as it is
+    if importlib.util.find_spec("transformers.core_model_loading") is None:  # release 4 does not convert tensors
         return StoredLayout(model, checkpoint, _sources_of_release_4(model, checkpoint))
     from transformers.core_model_loading import WeightConverter
 

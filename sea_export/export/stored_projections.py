@@ -1,4 +1,4 @@
-"""Where an edit is stored: the output projections of its targets, checked, and their tensors in a checkpoint."""
+"""Where an edit is stored: the output projections of its targets, after their check, and their stored tensors."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ _FOLDABLE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class StoredProjections:
-    """The output projections of some targets, checked numerically, and where a checkpoint stores their parameters."""
+    """The output projections of targets, after the numerical check, and where a checkpoint stores their parameters."""
 
     model: PreTrainedModel
     """The base's skeleton."""
     projections: tuple[OutputProjection, ...]
     layout: StoredLayout
-    """What the checkpoint stores, and under which names."""
+    """All parameters that the checkpoint stores."""
     parameters: Mapping[str, StoredParameter]
-    """Every parameter that a fold rewrites, by its name in the model. None for a quantized base."""
+    """Every parameter that a fold changes, by its name in the model; empty for a quantized base."""
     new_biases: Mapping[str, Tensor] = field(default_factory=dict)
-    """Biases (on `meta`, by stored name) that `config_changes` bring, for edits that need them."""
+    """The biases that `config_changes` add (on `meta`, by stored name), for edits that need them."""
     bias_names: Mapping[str, str] = field(default_factory=dict)
-    """Name in the model -> name in the checkpoint, of those biases of the output projections that are new."""
+    """Name in the model -> name in the checkpoint, of those new biases."""
     config_changes: Mapping[str, bool] = field(default_factory=dict)
-    """Config switches that make the architecture read them."""
+    """The config entries that make the architecture read new biases."""
 
 
 def find_stored_projections(targets: Iterable[Target], base: Base, *, needs_bias: bool) -> StoredProjections:
-    """Finds the output projections of targets, checks the fold, and finds their parameters on disk.
+    """Finds the output projections of targets, checks the fold numerically, and finds their stored tensors.
 
-    No weight is loaded. A quantized base has no stored parameters that a fold could rewrite: its parameters are then
-    read from the model.
+    No weights are loaded. For a quantized base no stored tensors are searched for, because nothing can be folded into
+    them. Its parameters are then read from the model in memory.
 
     Args:
         targets: what is to be edited.
@@ -57,9 +57,9 @@ def find_stored_projections(targets: Iterable[Target], base: Base, *, needs_bias
         needs_bias: whether the edit adds a constant (`center="affine"`).
 
     Raises:
-        InputError: an output projection is not found or not stored under a known name, or the constant does not reach
-            the output.
-        SeaExportError: the numerical check of the fold failed: see `sea_export.export.fold_check.check_fold`.
+        InputError: an output projection is not found or not stored under a known name, or the constant changes on its
+            way to the output.
+        SeaExportError: the numerical check of the fold failed. See `sea_export.export.fold_check.check_fold`.
     """
     model = base.skeleton
     projections = base.output_projections(targets)

@@ -1,4 +1,4 @@
-"""Copying one file in a single pass: some of its bytes replaced on the way, the digests of both taken."""
+"""A copy of one file in a single pass, with some of its bytes replaced, and the digests of source and copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileCopy"]
 
-# Small enough to stay in the processor's cache between reading, hashing and writing.
+# In bytes. Small enough to stay in the processor's cache between reading, hashing and writing.
 _CHUNK_BYTES = 1 << 19
 _SEND_BYTES = 8 << 20
 
@@ -28,14 +28,14 @@ _SEND_BYTES = 8 << 20
 class FileCopy:
     """A context in which the file at `source` is copied to `destination`, from start to end.
 
-    What is read is copied, or taken out to be replaced. SHA-256 is by far the most work of it. As long as nothing was
-    replaced, the source's digest is the destination's too; from there on another thread takes it, reading the source
-    a second time while the system still holds what was read.
+    What is read is either copied, or taken out to be replaced. Most of the time goes into SHA-256. Until something is
+    replaced, source and copy have the same digest. From then on another thread computes the digest of the source: it
+    reads the source a second time, while the system still has in memory what was read.
 
     Args:
         source: the file to read.
-        destination: the file to create; it must not exist.
-        progress: called with the number of bytes after each write.
+        destination: the file to create, which must not exist.
+        progress: called after each write with the number of bytes written.
     """
 
     def __init__(self, source: Path, destination: Path, *, progress: Callable[[int], None]) -> None:
@@ -57,9 +57,9 @@ class FileCopy:
         self._sent = 0
         self._asked = 0
         self.size = self._state[0]
-        """Bytes in the source."""
+        """The size of the source in bytes."""
         self.position = 0
-        """How many of them have been read."""
+        """The number of bytes of the source that have been read."""
 
     def __enter__(self) -> FileCopy:
         return self
@@ -73,7 +73,10 @@ class FileCopy:
         self._destination.close()
 
     def copy(self, count: int) -> None:
-        """Write the next `count` bytes of the source as they are.
+        """Copies the next bytes of the source as they are.
+
+        Args:
+            count: how many bytes.
 
         Raises:
             SeaExportError: the source has fewer.
@@ -85,14 +88,21 @@ class FileCopy:
             count -= len(view)
 
     def copy_rest(self) -> None:
-        """Write what is left of the source as it is."""
+        """Copies the rest of the source as it is.
+
+        Raises:
+            SeaExportError: the source has become shorter.
+        """
         self.copy(self.size - self.position)
 
     def take(self, count: int) -> torch.Tensor:
-        """Read the next `count` bytes without writing them.
+        """Reads the next bytes of the source without writing them.
+
+        Args:
+            count: how many bytes.
 
         Returns:
-            (count,), uint8.
+            (count,) uint8.
 
         Raises:
             SeaExportError: the source has fewer.
@@ -103,15 +113,19 @@ class FileCopy:
         return data
 
     def put(self, data: memoryview) -> None:
-        """Write `data`, which is not from the source."""
+        """Writes data that is not from the source.
+
+        Args:
+            data: the bytes.
+        """
         self._part_digests()
         self._write(data)
 
     def digests(self) -> tuple[str, str]:
-        """SHA-256, in hexadecimal, of the source and of the destination. Both must be complete.
+        """The SHA-256 of the source and of the destination, in hexadecimal, when the copy is complete.
 
         Raises:
-            SeaExportError: the source was not read to its end, or was changed while it was read.
+            SeaExportError: the source was not read to its end, or it changed while it was read.
         """
         written = self._digest.hexdigest()
         source = written if self._source_digest is None else self._source_digest.result()
@@ -120,14 +134,14 @@ class FileCopy:
         return source, written
 
     def _changed(self) -> str:
-        return f"{self._path} changed while it was copied; make sure nothing writes to it."
+        return f"{self._path}: it changed while it was copied. Make sure that nothing writes to it."
 
     def _part_digests(self) -> None:
         if self._source_digest is None:
             self._source_digest = self._thread.submit(self._digest_source, self._digest.copy(), self.position)
 
     def _digest_source(self, digest: _Hash, position: int) -> str:
-        """The digest of the source, of which the first `position` bytes are in `digest`."""
+        """The digest of the source, continued from `digest`, which has its first `position` bytes."""
         buffer = memoryview(bytearray(_CHUNK_BYTES))
         while not self._ended.is_set() and (count := os.preadv(self._source.fileno(), [buffer], position)):
             digest.update(buffer[:count])
@@ -138,10 +152,12 @@ class FileCopy:
 
     def _read(self, view: memoryview) -> None:
         if self._source.readinto(view) != len(view):
-            raise SeaExportError(f"{self._path} became shorter while it was copied; make sure nothing writes to it.")
+            raise SeaExportError(
+                f"{self._path}: it became shorter while it was copied. Make sure that nothing writes to it."
+            )
         self.position += len(view)
         if self.position + _SEND_BYTES > self._asked and hasattr(os, "posix_fadvise"):
-            # Has the system read ahead, while the processor hashes what it has.
+            # The system reads ahead, while the processor hashes what was read.
             os.posix_fadvise(self._source.fileno(), self._asked, 2 * _SEND_BYTES, os.POSIX_FADV_WILLNEED)
             self._asked += 2 * _SEND_BYTES
 
@@ -150,7 +166,7 @@ class FileCopy:
         self._destination.write(view)
         self._written += len(view)
         if self._written - self._sent >= _SEND_BYTES and hasattr(os, "posix_fadvise"):
-            # Has the system begin to write these pages to the disk, while the processor hashes the next ones.
+            # The system begins to write these pages to the disk, while the processor hashes the next ones.
             region = self._sent, self._written - self._sent
             os.posix_fadvise(self._destination.fileno(), *region, os.POSIX_FADV_DONTNEED)
             self._sent = self._written

@@ -1,4 +1,4 @@
-"""What a write did: which files and tensors, with their digests."""
+"""The report of a write: its files and tensors, with their digests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class WriteReport:
         base_digests: SHA-256 of every file that was read from the base, by relative path.
         digests: SHA-256 of every file written, by relative path.
         edited: the tensors whose bytes differ from the base's, in the order of the files.
-        unchanged: the tensors that were edited, but to the very same bytes.
+        unchanged: the tensors that were edited, and whose bytes are still the base's.
         added: the tensors that the base does not have.
     """
 

@@ -1,7 +1,7 @@
 """Which modules of a model are edited, and which parameters give their outputs: the output projections.
 
-Layers, MLPs and attention blocks are found by structure, with short tables of the names in use. What is found is a
-guess until `sea_export.export.fold_check.check_fold` has checked it numerically.
+Layers, MLPs and attention blocks are found by structure, with short tables of names (`sea_export.model.block_names`).
+What is found is a guess until `sea_export.export.fold_check.check_fold` has checked it numerically.
 
 **What is edited** is what a block computes, before anything else is done to it on its way into the residual stream.
 A norm after the block (Gemma 2 and later, OLMo 2), a factor (Granite) or a gate between streams comes after the edit.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from sea_export.errors import InputError
+from sea_export.model.block_names import BLOCKS, KINDS, OF_MANY_KINDS, OUTPUT_MAPS
 from sea_export.model.targets import COMPONENTS, Target
 
 if TYPE_CHECKING:
@@ -34,77 +35,6 @@ __all__ = [
     "hidden_size",
     "layers_with",
 ]
-
-# Names of the blocks in a decoder layer. A block that lies inside another one (or a linear map that stands for a block)
-# comes before that other one.
-_BLOCKS = {
-    "mlp": (
-        "mlp",
-        "feed_forward",
-        "ffn.ffn",
-        "ffn",
-        "ff",
-        "block_sparse_moe",
-        "moe",
-        "shared_mlp",
-        "mlp_block",
-        "shared_transf.feed_forward",
-        "shared_transformer.feed_forward",
-        "output.dense",
-        "fc2",
-        "mixer",
-    ),
-    "attention": (
-        "self_attn",
-        "self_attention",
-        "attention.output.dense",
-        "attention",
-        "attn",
-        "norm_attn_norm.attn",
-        "multi_head_attention",
-        "self_att.self_attention",
-        "shared_transf.self_attn",
-        "shared_transformer.self_attn",
-        "temporal_block",
-        "mixer",
-    ),
-}
-# Names that are used for blocks of several kinds. The class of the block tells its kind.
-_OF_MANY_KINDS = {"mixer", "temporal_block"}
-_KINDS = {"mlp": ("mlp", "moe", "feedforward"), "attention": ("attention",)}
-# Names of the linear maps, or of the stacked weights of experts, that end an MLP or an attention block.
-_OUTPUT_MAPS = {
-    "mlp": (
-        "down_proj",
-        "c_proj",
-        "dense_4h_to_h",
-        "fc2",
-        "fc_out",
-        "w2",
-        "w_out",
-        "wo",
-        "Wo",
-        "output_linear",
-        "proj_2",
-        "proj_down",
-        "down",
-        "output.dense",
-        "2",
-    ),
-    "attention": (
-        "o_proj",
-        "o_proj.linear",
-        "o_b_proj",
-        "out_proj",
-        "c_proj",
-        "dense",
-        "attention_out",
-        "output_linear",
-        "wo",
-        "Wo",
-        "out",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -279,8 +209,8 @@ def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -
 def _block(layer: nn.Module, component: str) -> str | None:
     """The name of the layer's block of a kind, relative to the layer; None if there is none."""
     modules = dict(layer.named_modules())
-    for name in _BLOCKS[component]:
-        if name in modules and (name not in _OF_MANY_KINDS or _is_of_kind(modules[name], component)):
+    for name in BLOCKS[component]:
+        if name in modules and (name not in OF_MANY_KINDS or _is_of_kind(modules[name], component)):
             return name
     return None
 
@@ -292,7 +222,7 @@ def _can_be_edited(block: nn.Module) -> bool:
 
 
 def _is_of_kind(module: nn.Module, component: str) -> bool:
-    return any(kind in type(module).__name__.lower() for kind in _KINDS[component])
+    return any(kind in type(module).__name__.lower() for kind in KINDS[component])
 
 
 def _output_weights(
@@ -333,7 +263,7 @@ def _named_weights(
     Raises:
         InputError: a module of such a name is not a linear map.
     """
-    wanted = _OUTPUT_MAPS[component]
+    wanted = OUTPUT_MAPS[component]
     for name, child in module.named_modules():
         full_name = f"{module_name}.{name}" if name else module_name
         weight = getattr(child, "weight", None)

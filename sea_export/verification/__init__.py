@@ -1,1 +1,1 @@
-"""Verification: is an export the edit that it claims to be, and is a repeated run the same?"""
+"""Verification: whether an export is the edit that it should be, and whether a repeated run gave the same."""

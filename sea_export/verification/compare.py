@@ -1,4 +1,4 @@
-"""How far an export's predictions agree with those of the run-time edit, and how far they must."""
+"""How far the predictions of an export agree with those of the run-time edit, and how far they have to."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ PROMPTS = (
     "Q: Is it safe to eat snow?\nA:",
     "In 1969, the first people to walk on the Moon",
 )
-"""What the models are run on: the run-time edit continues each greedily, and all are compared on that text."""
+"""The prompts of the comparison. The run-time edit continues each greedily, and all models are compared on it."""
 
 COMPARED_TOKENS = 32
-"""How many tokens at the end of each sequence are predicted and compared."""
+"""The number of tokens at the end of each sequence whose predictions are compared."""
 
-# Has the GNU C library give freed memory back to the system, for the process that is to keep within bounds.
+# Makes the GNU C library give freed memory back to the system, in the process whose memory is limited.
 _LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 # The largest mean KL divergence (nats) and the smallest top-1 agreement that rounding may cause.
@@ -68,33 +68,38 @@ _TOLERANCES = {
     torch.float16: (1e-4, 0.99),
     torch.bfloat16: (1e-3, 0.99),
 }
-# The same with quantized weights, whose kernels compute in half precision inside, and some of them with activations
-# of 8 bits: the divergence may also be as many times that which rounding causes in the model at hand.
+# The same for quantized weights. Their kernels compute in half precision, and some of them with activations of 8 bits.
+# So the divergence may also be this many times that which rounding causes in the same model.
 _QUANTIZED_TOLERANCE = (1e-3, 0.95)
 _TIMES_ROUNDING = 4
 _FOLD_TOLERANCE = 1e-4
-# Below this mean KL divergence between base and edit (nats) the edit does nothing that anyone could see.
+# Below this mean KL divergence between base and edit (nats) the edit has no visible effect.
 _NO_OP_DIVERGENCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two models' next-token predictions agree over the same tokens."""
+    """How far the next-token predictions of two models agree on the same tokens."""
 
     max_logit_difference: float
     """Largest absolute difference of any logit."""
     relative_logit_difference: float
-    """The same, relative to the largest absolute logit of the first."""
+    """The same, relative to the largest absolute logit of the first model."""
     mean_divergence: float
-    """Mean Kullback-Leibler divergence of the second's distribution from the first's, in nats."""
+    """Mean Kullback-Leibler divergence of the second model's distribution from the first model's, in nats."""
     top1_agreement: float
-    """Share of positions at which both would choose the same token."""
+    """Share of positions at which both models choose the same token."""
 
     @classmethod
     def between(cls, reference: Tensor, other: Tensor) -> Agreement:
-        """Compares logits (..., vocabulary) of the same positions."""
+        """Compares the logits of two models at the same positions.
+
+        Args:
+            reference: (..., vocabulary) of the first model.
+            other: (..., vocabulary) of the second model.
+        """
         difference, divergence, equal = torch.zeros((), dtype=torch.float64), 0.0, 0
-        # A few positions at a time, since in float64 all of them could be larger than the model.
+        # A few positions at a time, because all of them in float64 could be larger than the model.
         pairs = zip(reference.flatten(0, -2).split(32), other.flatten(0, -2).split(32), strict=True)
         for expected, actual in pairs:
             p, q = expected.double().log_softmax(-1), actual.double().log_softmax(-1)
@@ -123,22 +128,22 @@ def compare(
     exact: bool = True,
     own_code: bool = False,
 ) -> dict[str, Agreement]:
-    """Measures an export against the run-time edit.
+    """Compares an export with the run-time edit.
 
     Args:
-        directory: where it was written.
-        edit: the edit that it claims to hold.
-        model: the base in memory; it is left in another dtype than it came in.
-        tokenizer: the base's.
+        directory: the export.
+        edit: the edit that it should hold.
+        model: the base in memory. It may have another dtype afterwards.
+        tokenizer: the tokenizer of the base.
         dtype: the dtype in which the base stores the edited tensors.
         projections: the output projections of the edit's targets in the base.
-        export_in_memory: makes the model in memory compute what the export of an edit would without rounding; None
-            where the export rounds nothing, so that it is that itself.
-        exact: whether the export claims to be the edit, and not an approximation of it.
+        export_in_memory: makes the model in memory compute what the export computes, without rounding; None if the
+            stored export rounds nothing, and is used itself.
+        exact: whether the export should be the edit, and not only an approximation of it.
         own_code: whether the export comes with code and a tokenizer.
 
     Returns:
-        `fold_error`, `rounding_error`, `base_rounding` and `effect`: see `sea_export.verification.verify.Verification`.
+        `fold_error`, `rounding_error`, `base_rounding` and `effect`. See `sea_export.verification.verify.Verification`.
 
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
@@ -170,15 +175,18 @@ def compare(
 def agreements(
     run_time: Tensor, in_memory: Tensor, stored: Tensor, unedited: Tensor, rounded: Tensor, *, exact: bool
 ) -> dict[str, Agreement]:
-    """The figures of a verification from the logits (sequences, tokens, vocabulary) of what is compared.
+    """The metrics of a verification, from the logits of the models that are compared.
 
     Args:
-        run_time: of the run-time edit.
-        in_memory: of the export in memory.
-        stored: of the export as stored.
-        unedited: of the base.
-        rounded: of the base computed in the stored dtype.
-        exact: whether the export claims to be the edit, and not an approximation of it.
+        run_time: (sequences, tokens, vocabulary) of the run-time edit.
+        in_memory: the same of the export in memory.
+        stored: the same of the export as stored.
+        unedited: the same of the base.
+        rounded: the same of the base computed in the stored dtype.
+        exact: whether the export should be the edit, and not only an approximation of it.
+
+    Returns:
+        What `compare` gives.
     """
     return {
         "fold_error": Agreement.between(run_time, in_memory),
@@ -189,13 +197,20 @@ def agreements(
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
-    """Whether a model computes with quantized weights."""
+    """Whether a model computes with quantized weights.
+
+    Args:
+        model: the model in memory.
+    """
     return bool(getattr(model, "is_quantized", False))
 
 
 @contextmanager
 def _rounded_otherwise(model: PreTrainedModel, projections: Sequence[OutputProjection]) -> Iterator[None]:
-    """Moves outputs of the edited modules by half a unit in the last place at most, at random: so much is rounding."""
+    """A context in which the outputs of edited modules change at random, by at most half a unit in the last place.
+
+    This is as much as rounding may change them.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def move(module: nn.Module, inputs: object, output: Any) -> Any:
@@ -212,9 +227,9 @@ def _rounded_otherwise(model: PreTrainedModel, projections: Sequence[OutputProje
 
 
 def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """(sequences, new tokens, vocabulary) float32: what predicts the last `COMPARED_TOKENS` of each sequence.
+    """The logits (sequences, compared tokens, vocabulary), float32, that predict the end of each sequence.
 
-    One sequence at a time: padding would add rounding of its own to what is compared.
+    One sequence at a time is computed, because padding would cause rounding too.
     """
     device = next(model.parameters()).device
     rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
@@ -222,7 +237,11 @@ def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tenso
 
 
 def compared(logits: Tensor) -> Tensor:
-    """(..., new tokens, vocabulary) float32 on the CPU: of the logits of whole sequences, those that are compared."""
+    """The part (..., compared tokens, vocabulary) of logits that is compared, in float32 on the CPU.
+
+    Args:
+        logits: (..., tokens, vocabulary) of whole sequences.
+    """
     return logits[..., -COMPARED_TOKENS - 1 : -1, :].float().cpu()
 
 
@@ -236,22 +255,25 @@ def logits_in_subprocess(
     own_code: bool,
     memory: int | None = None,
 ) -> Tensor:
-    """The same from an export, by a process that imports transformers and not sea-export.
+    """The compared logits of an export, from another process, which knows nothing of sea-export.
 
     Args:
         directory: the export.
-        sequences: token ids; of equal length if `memory` is given, and then computed together.
-        tokenizer: the base's, which the export's must agree with where it comes with code.
-        config: the base's, which says what class of transformers loads it.
+        sequences: token ids. If `memory` is given, they are of equal length and computed in one batch.
+        tokenizer: the tokenizer of the base. The tokenizer of an export with code must agree with it.
+        config: the config of the base, which decides the class of transformers that loads it.
         dtype: what to compute in.
         own_code: whether the export comes with code and a tokenizer.
-        memory: bytes that the weights may take; transformers keeps the others on the disk.
+        memory: the bytes of weights that may be in memory; None for all. Transformers keeps the others on the disk.
+
+    Returns:
+        (sequences, compared tokens, vocabulary) float32.
 
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
     with scratch_directory("sea-export-verification-", Path(tempfile.gettempdir())) as scratch:
-        question, answer = scratch / "request.json", scratch / "logits.safetensors"
+        request_file, answer = scratch / "request.json", scratch / "logits.safetensors"
         request = {
             "checkpoint": str(directory),
             "dtype": dtype_name(dtype),
@@ -264,19 +286,19 @@ def logits_in_subprocess(
             "scratch": str(scratch),
             "answer": str(answer),
         }
-        question.write_text(json.dumps(request), encoding="utf-8")
+        request_file.write_text(json.dumps(request), encoding="utf-8")
         probe = Path(__file__).with_name("probe.py")
-        process = subprocess.run(  # -I: neither this package's folder nor the current one is searched for modules
-            [sys.executable, "-I", str(probe), str(question)],
+        process = subprocess.run(  # -I: python does not search this folder or the current one for modules
+            [sys.executable, "-I", str(probe), str(request_file)],
             capture_output=True,
             text=True,
             check=False,
-            # transformers keeps a copy of all code that it runs: not of this, which may be thrown away.
+            # transformers copies all code that it runs into this cache. Here the copy is removed afterwards.
             env={**os.environ, "HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
         )
         if process.returncode:
-            reason = process.stderr.strip().rpartition("\n")[2]
-            raise SeaExportError(f"plain transformers cannot load {directory.name}: {reason}")
+            last_line = process.stderr.strip().rpartition("\n")[2].rstrip(". ")
+            raise SeaExportError(f"{directory.name}: plain transformers cannot load it: {last_line}.")
         return load_file(answer)["logits"]
 
 
@@ -287,13 +309,13 @@ def comparison_problems(
     exact: bool = True,
     quantized: bool = False,
 ) -> list[str]:
-    """What is outside the tolerance.
+    """What is outside the tolerance, each as a clause without a full stop.
 
     Args:
-        metrics: the agreements by name.
-        dtype: the coarsest dtype between the run-time edit and the export as stored.
-        exact: whether the export claims to be the edit, and not an approximation of it.
-        quantized: whether the base is, so that nothing can be computed without rounding.
+        metrics: what `compare` gave.
+        dtype: the coarsest dtype of the run-time edit and the stored export.
+        exact: whether the export should be the edit, and not only an approximation of it.
+        quantized: whether the base is quantized, so that everything is computed with rounding.
     """
     divergence, equal = _TOLERANCES[dtype]
     if quantized:

@@ -1,9 +1,9 @@
-"""The figures of `sea_export.verification.compare` for a model of which only one layer at a time is in memory.
+"""The comparison of `sea_export.verification.compare` for a model of which only one layer at a time is in memory.
 
-What is compared (the base computed in the stored dtype, the base, the run-time edit and the export in memory, all
-three in float32) goes through the layers together, so that the checkpoint is read once. The export as stored is run
-by a stranger's process, which has transformers keep on the disk what does not fit. Nothing is generated, which would
-need all layers for every token: predictions are compared over fixed text.
+Four variants go through the layers together, so that the checkpoint is read once: the base in the stored dtype, and the
+base, the run-time edit and the export in memory, all three in float32. The stored export runs in another process, which
+knows nothing of sea-export, and in which transformers keeps on the disk what does not fit into memory. No text is
+generated, because that would need all layers for every token. Predictions are compared on fixed text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_by_layer", "verified_by_layer"]
 
 _LENGTH = 64
-"""Tokens of a sequence, all of one length: without padding, which would add rounding of its own."""
+"""The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
 
 _DECODER = "decoder"
 _ROUNDED, _UNEDITED, _RUN_TIME, _IN_MEMORY = "rounded", "unedited", "run-time", "in memory"
@@ -58,17 +58,21 @@ def compare_by_layer(
     exact: bool = True,
     own_code: bool = False,
 ) -> dict[str, Agreement]:
-    """Measures an export against the run-time edit: see `sea_export.verification.compare.measure`.
+    """Compares an export with the run-time edit. See `sea_export.verification.compare.compare`.
 
     Args:
-        directory: where it was written.
-        edit: the edit that it claims to hold.
+        directory: the export.
+        edit: the edit that it should hold.
         source: the base, computed in the dtype in which it is stored.
-        tokenizer: the base's.
+        tokenizer: the tokenizer of the base.
         projections: the output projections of the edit's targets in the base.
-        export_in_memory: makes the base compute what the export of some layers' edits would without rounding.
-        exact: whether the export claims to be the edit, and not an approximation of it.
+        export_in_memory: makes the base compute what the export computes, without rounding; None if the stored export
+            rounds nothing, and is used itself.
+        exact: whether the export should be the edit, and not only an approximation of it.
         own_code: whether the export comes with code and a tokenizer.
+
+    Returns:
+        What `compare` gives.
 
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
@@ -81,7 +85,7 @@ def compare_by_layer(
         config=source.model.config,
         dtype=torch.float32,
         own_code=own_code,
-        # Room for the largest part of the model beside what is being loaded: the rest stays on the disk.
+        # Enough for the largest part of the model, and for the next part while it is loaded.
         memory=2 * source.largest_part_bytes(torch.float32),
     )
     logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
@@ -96,7 +100,7 @@ def compare_by_layer(
 
 
 def _fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The prompts, each followed by the next ones, as tokens of one length."""
+    """The tokens of the prompts, each followed by the other prompts, all cut to one length."""
     texts = ["\n".join((*PROMPTS[start:], *PROMPTS[:start])) for start in range(len(PROMPTS))]
     tokens: list[list[int]] = [tokenizer(text).input_ids for text in texts]
     length = min(_LENGTH, *map(len, tokens))
@@ -111,7 +115,7 @@ def _logits_by_layer(
     sequences: Sequence[Sequence[int]],
     export_in_memory: EditInMemory | None,
 ) -> dict[str, Tensor]:
-    """The compared logits of each variant of the base, all of which go through the layers together."""
+    """The compared logits of each variant of the base. All variants go through the layers together."""
     model: Any = source.model
     logits: dict[str, Tensor] = {}
     options: dict[str, Any] = {"use_cache": False}
@@ -125,7 +129,7 @@ def _logits_by_layer(
     passes = {variant: SuspendedPass(partial(run, variant)) for variant in variants}
 
     def advance(module: nn.Module, one_layer: SpectralEdit | None = None) -> object:
-        """Takes all variants to their next stop, through `module`, whose parameters are in memory as stored."""
+        """Runs all variants up to the next layer, through `module`, whose parameters are in memory as stored."""
         own = [one for one in projections if one_layer is not None and one.target in one_layer.layers]
 
         def turns() -> Iterator[SuspendedPass]:
@@ -162,7 +166,10 @@ def _logits_by_layer(
 
 @contextmanager
 def _in_float32(module: nn.Module) -> Iterator[None]:
-    """Widens whatever is in memory of a module, and rounds it back, which gives what it was."""
+    """A context in which all parameters and buffers of a module that are in memory are in float32.
+
+    Afterwards they are rounded to their dtypes, which gives the same values as before.
+    """
     narrow = [
         tensor
         for tensor in (*module.parameters(), *module.buffers())
@@ -179,13 +186,13 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
 
 
 def verified_by_layer(base: Base, device: torch.device, held: int) -> bool:
-    """Whether an export is verified with a layer at a time in memory: twice in float32, the whole does not fit there.
+    """Whether an export is verified layer by layer, because the base does not fit twice into memory in float32.
 
     Args:
-        base: the resolved base.
+        base: the base.
         device: where it computes.
-        held: bytes that it takes there already.
+        held: the bytes that it already takes there.
     """
-    # Once here, and once in the process that knows nothing of sea-export.
+    # Once in this process, and once in the other process, which knows nothing of sea-export.
     needed = 2 * weight_bytes(base.checkpoint, torch.float32)
     return can_load_layers(base.config) and not fits(needed - held, device)

@@ -1,6 +1,7 @@
-"""Loads a checkpoint as any user would and writes down what it says. Run as a program, in a process of its own.
+"""A program that loads a checkpoint as any user would, and writes its logits to a file.
 
-It imports torch and transformers only: what it reads is what a machine without sea-export would read.
+It runs in another process, which knows nothing of sea-export: it imports torch and transformers only. So it computes
+what a machine without sea-export would compute.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 @torch.inference_mode()
 def main(request_file: str) -> None:
-    """Answers a request: the logits of a checkpoint at the last `count` tokens of each sequence.
+    """Writes the logits of a checkpoint that predict the last `count` tokens of each sequence.
 
     Args:
-        request_file: JSON with `checkpoint`, `dtype`, `trust_remote_code`, `auto_class` (the class of transformers
-            that loads it), `sequences` (token ids), `count`, `tokenized` (texts and the tokens that the checkpoint's
-            tokenizer has to make of them), `memory` (bytes that weights may take, or null; what is beyond stays on the
-            disk, and is converted in the folder `scratch` if need be), and `answer`, the safetensors file to write
-            (`logits` (sequences, count, vocabulary), float32).
+        request_file: JSON with
+
+            - `checkpoint`: the directory;
+            - `dtype`: what to compute in;
+            - `trust_remote_code`: whether the checkpoint comes with code, which may run;
+            - `auto_class`: the class of transformers that loads it;
+            - `sequences`: token ids;
+            - `count`: the number of predicted tokens;
+            - `tokenized`: texts, each with the tokens that the checkpoint's tokenizer must give for it;
+            - `memory`: the bytes of weights that may be in memory, or null for all. The others stay on the disk, and
+              are converted in the folder `scratch` if necessary;
+            - `answer`: the safetensors file to write, with `logits` (sequences, count, vocabulary) in float32.
     """
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
@@ -36,7 +44,7 @@ def main(request_file: str) -> None:
             "max_memory": {"cpu": request["memory"]},
             "offload_folder": request["scratch"],
         }
-        sequences = [request["sequences"]]  # together, because every pass reads the weights anew
+        sequences = [request["sequences"]]  # in one batch, because every pass reads the weights again
     if request["trust_remote_code"]:
         model = _with_own_code(request, options)
     else:
@@ -45,12 +53,12 @@ def main(request_file: str) -> None:
     count = request["count"]
     rows = [model(torch.tensor(batch)).logits[:, -count - 1 : -1].float() for batch in sequences]
     if "sea_export" in sys.modules:
-        raise SystemExit("sea_export was imported by the checkpoint: it is not independent of it")
+        raise SystemExit("the code of the checkpoint imported sea_export, so it does not work without it")
     save_file({"logits": torch.cat(rows)}, request["answer"])
 
 
 def _with_own_code(request: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
-    """The model of a checkpoint that comes with code, once its edit is found complete and its tokenizer right."""
+    """The model of a checkpoint that comes with code. Its edit must be complete, and its tokenizer the base's."""
     loaded: Any = getattr(transformers, request["auto_class"]).from_pretrained(
         request["checkpoint"], trust_remote_code=True, output_loading_info=True, **options
     )

@@ -1,15 +1,18 @@
-"""Is an export the edit that it claims to be? Two sources of error, kept apart, and a statement about every tensor.
+"""Verification: whether an export is the edit that it should be.
 
-- Fold error: the run-time edit against what the export computes in memory (folded weights, or the adapter on the
-  base), both in float32 on the base's own weights.
-- Rounding error: the export as another process loads it, which knows nothing of sea-export, against the run-time edit.
-  A merged checkpoint adds the rounding of the edited weights to the stored dtype. Beside it stands what computing in
-  that dtype does to the unedited base.
-- Tensors: exactly the intended tensors differ from the base, each by the fold and one rounding, and no other byte; or
-  the adapter makes the edited weights of the base's, and nothing else; or the edit's stand beside the base's.
+Two errors are measured separately, and all tensors are compared:
 
-An adapter of capped rank is an approximation. How far it is from the edit is reported, and what is tested is that it is
-the approximation that it claims to be. A quantized base is computed with as it is, in its own dtype.
+- Fold error: the run-time edit is compared with what the export computes in memory (folded weights, or the adapter on
+  the base), both in float32 on the weights of the base.
+- Rounding error: the run-time edit is compared with the stored export, loaded by another process, which knows nothing
+  of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype. What computing
+  in that dtype changes in the unedited base is measured too.
+- Tensors: in a merged checkpoint exactly the intended tensors differ from the base, each only by the fold and one
+  rounding, and all other bytes are the same. An adapter gives exactly the edited weights. A custom-code export holds
+  the tensors of the base and those of the edit.
+
+An adapter of capped rank is an approximation. Its distance from the edit is reported, and it is checked that it is the
+best approximation of its rank. A quantized base is computed as it is, in its own dtype.
 """
 
 from __future__ import annotations
@@ -41,48 +44,48 @@ if TYPE_CHECKING:
 
 __all__ = ["Verification", "model_to_verify", "verify", "verify_export"]
 
-# The names that version 1 of the manifest has for fields of a verification and of an agreement.
+# The names in version 1 of the manifest for some fields of a verification and of an agreement.
 _RECORD_NAMES = {"fold_error": "mathematics", "rounding_error": "storage", "top1_agreement": "equal_greedy"}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured, and what is wrong with it."""
+    """The metrics of a verification, and its problems."""
 
     dtype: str
     """The dtype in which the base stores the edited tensors."""
     fold_error: Agreement
-    """Run-time edit against the export in memory, both in float32."""
+    """The run-time edit compared with the export in memory, both in float32."""
     rounding_error: Agreement
-    """Run-time edit (for an adapter of capped rank: the adapter in memory) against the export as stored, loaded by
-    another process and computed in float32."""
+    """The run-time edit (for an adapter of capped rank: the adapter in memory) compared with the stored export, which
+    another process loads and computes in float32."""
     base_rounding: Agreement
-    """The unedited base computed in float32 against itself computed in the stored dtype: the noise that users of
-    the base accept already. With quantized weights: against itself, the edited outputs rounded otherwise."""
+    """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
+    accept. For quantized weights: compared with itself with edited outputs rounded in another way."""
     effect: Agreement
-    """The base against the run-time edit: what the edit does."""
+    """The base compared with the run-time edit: the effect of the edit."""
     changed_tensors: int
-    """Tensors that differ from the base's."""
+    """The number of tensors that differ from the base's."""
     identical_tensors: int
-    """Tensors that are the base's, byte for byte."""
+    """The number of tensors that are the base's, byte for byte."""
     identical_files: int
-    """Other files that are the base's, byte for byte."""
+    """The number of other files that are the base's, byte for byte."""
     problems: tuple[str, ...]
-    """What is outside the tolerance or not as claimed, in sentences."""
+    """What is outside the tolerance or not as planned, each as a clause without a full stop."""
     weight_error: float | None
-    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of any weight that it changes."""
+    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
     exact: bool
-    """False for an adapter of capped rank, which claims to be no more than an approximation."""
+    """False for an adapter of capped rank, which is only an approximation."""
     statement: str
-    """What the tensors of the export are, in a sentence."""
+    """What the tensors of the export are, in one sentence."""
 
     @property
     def passed(self) -> bool:
-        """Whether the checkpoint is the edit that it claims to be."""
+        """Whether the export is the edit that it should be."""
         return not self.problems
 
     def record(self) -> dict[str, Any]:
-        """All of it as plain JSON data, under the names that the manifest has for it."""
+        """All fields as plain JSON data, under their names in the manifest."""
         return _renamed(asdict(self))
 
 
@@ -105,12 +108,13 @@ def verify_export(
     """Verifies an export.
 
     Args:
-        directory: where it was written.
+        directory: the export.
         base: the base.
-        edit: the edit that it claims to hold.
+        edit: the edit that it should hold.
         format: its format.
-        plan: what it consists of: see `ExportFormat.plan`.
-        model: the base in memory, which is left in another dtype than it came in, or a layer at a time in memory.
+        plan: what `ExportFormat.plan` gave for that edit.
+        model: the base in memory, which may have another dtype afterwards; or the base with one layer at a time in
+            memory.
 
     Raises:
         InputError: the export is damaged.
@@ -119,7 +123,7 @@ def verify_export(
     by_layer = isinstance(model, StoredModel)
     quantized = isinstance(model, nn.Module) and is_quantized(model)
     dtype = format.stored_dtype(base, plan) or model.dtype
-    tensors = format.check(directory, base, edit, plan)  # first: it finds what no library is to be given
+    tensors = format.check(directory, base, edit, plan)  # before any library loads the export
     projections = base.output_projections(edit.targets)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
     if isinstance(model, StoredModel):
@@ -172,14 +176,14 @@ def verify(
 
     Args:
         output: the checkpoint: a directory, or `REPO_ID` or `REPO_ID@REVISION` on the Hub.
-        base: the base model; by default what the checkpoint's manifest names, if that is a Hub id.
-        revision: the base's revision; by default what the manifest names.
-        trust_remote_code: whether code that comes with the base, or code in the output that this version of sea-export
-            does not write, may run.
-        layerwise: whether one layer of the base at a time is in memory; None chooses by how much memory there is.
+        base: the base model; None for the one in the manifest, if that is a Hub id.
+        revision: the revision of the base on the Hub; None for the one in the manifest.
+        trust_remote_code: whether code may run that comes with the base, or that is in the output and is not what this
+            version of sea-export writes.
+        layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
 
     Raises:
-        InputError: the output is no checkpoint of sea-export's, the base is not at hand, or code is not trusted.
+        InputError: sea-export did not write the output, the base is not available, or code is not trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
     directory = fetch_output(output)
@@ -215,18 +219,18 @@ def verify(
 def model_to_verify(
     base: Base, layerwise: bool | None, model: PreTrainedModel | StoredModel | None, scratch: Path
 ) -> PreTrainedModel | StoredModel:
-    """The base as it is to be verified with: in memory if it fits there twice in float32, else a layer at a time.
+    """The base for a verification: in memory if it fits there twice in float32, else with one layer at a time.
 
     Args:
         base: the base.
-        layerwise: which of the two; None lets that be chosen.
-        model: the base as it was fitted, if it was. In a dtype that rounds its weights it is not the one exported.
-        scratch: where hidden states are put that do not fit into memory.
+        layerwise: whether one layer at a time is in memory; None decides by the free memory.
+        model: the base as the fit used it, or None. It is used again, unless its dtype rounds the stored weights.
+        scratch: the directory for hidden states that do not fit into memory.
     """
     if layerwise is None:
         device = torch.device("cpu") if not isinstance(model, nn.Module) else next(model.parameters()).device
         held = sum(parameter.nbytes for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
-        spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # and cannot change its dtype as a whole
+        spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # its dtype cannot be changed
         layerwise = (spread and can_load_layers(base.config)) or verified_by_layer(base, device, held)
     if layerwise:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -237,7 +241,7 @@ def model_to_verify(
 
 
 def _is_rounded(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:
-    """Whether the model was loaded in a dtype that does not hold what most of its checkpoint is stored in."""
+    """Whether the model was loaded in a dtype that cannot hold the dtype of most of its stored weights."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in checkpoint.tensors.values():
         if tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):

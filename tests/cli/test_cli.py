@@ -59,6 +59,19 @@ def test_fit_and_save_writes_a_verified_checkpoint(
     assert again["effect"]["mean_divergence"] == pytest.approx(figures["effect"]["mean_divergence"], rel=1e-6)
 
 
+@pytest.mark.parametrize("format", ["merged", "adapter", "custom-code"])
+def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
+    format: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
+) -> None:
+    options = ("--demonstrations", demonstrations_file, "--layers", "signature:2", "--explained-variance", "0.7")
+    output = tmp_path / "out"
+    result = run("fit-and-save", tiny_checkpoint, output, *options, "--format", format)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
+    assert len(manifest["layers"]) == 2
+    assert manifest["verification"]["problems"] == []
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_model_that_was_rounded_to_be_fitted_is_not_what_its_export_is_verified_against(
     dtype: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path

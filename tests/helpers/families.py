@@ -64,18 +64,18 @@ _TOLERANCE = 1e-5
 
 # What an error says -> the reason in short.
 _REASONS = {
-    "no layer of": "no MLP and no attention block",
+    "no layer has": "no MLP and no attention block",
     "is shared with": "layers share their weights",
-    "adds what": "its MLP is in two parts",
+    "sum of two modules": "its MLP is in two parts",
     "no single list": "no single list of layers",
-    "no linear map that writes": "no linear map ends its blocks",
-    "says no": "no single language model",
-    "does not edit the output": "its experts are followed by a norm within the block",
+    "no linear map that ends it": "no linear map ends its blocks",
+    "of one language model": "no single language model",
+    "does not edit its output": "its experts are followed by a norm within the block",
     "cannot make a language model": "transformers does not load by itself what it saves",
-    "no place for the constants of biases": "PEFT holds no biases of experts",
+    "cannot store the constants of biases": "PEFT holds no biases of experts",
     "all experts in one matrix": "PEFT cannot adapt experts in one matrix",
-    "does not find the place of": "PEFT renames its tensors wrongly",
-    "does not offer": "transformers does not export its class",
+    "PEFT does not find": "PEFT renames its tensors wrongly",
+    "does not export its class": "transformers does not export its class",
 }
 
 

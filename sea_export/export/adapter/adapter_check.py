@@ -1,4 +1,4 @@
-"""Is a written adapter the edit? Put on the base by PEFT in memory, and read back weight by weight."""
+"""Checks whether an adapter is the edit: weight by weight, and with PEFT on the base in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError, SeaExportError
+from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
 from sea_export.export.adapter.build import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter.parameter_lora import parameter_change
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 __all__ = ["base_of_adapter", "check_adapter_weights", "read_adapter", "with_adapter"]
 
-# What rounding may leave between W' and the adapted W, relative to W': in float32, and in a quantized base's kernels.
+# The largest ‖adapted W - W'‖ / ‖W'‖ that rounding may cause: in float32, and in the kernels of a quantized base.
 _TOLERANCE = 1e-5
 _QUANTIZED_TOLERANCE = 1e-2
 
 
 @contextmanager
 def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
-    """Puts an adapter on a model in memory, and takes it off again.
+    """A context in which a model in memory has the adapter.
 
     Args:
         model: the base.
-        directory: the adapter's.
+        directory: the adapter.
 
     Raises:
         SeaExportError: PEFT cannot load it.
@@ -45,15 +45,15 @@ def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
     from peft import PeftModel
 
     modules = read_json_object(directory / ADAPTER_CONFIG)["target_modules"]
-    # An adapter may replace biases of the base, which PEFT does not undo.
+    # An adapter may replace biases of the base, and PEFT does not put them back.
     biases = {name: getattr(model.get_submodule(name), "bias", None) for name in modules}
     kept = {name: bias.clone() for name, bias in biases.items() if isinstance(bias, Tensor)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the rank report says already: biases that cannot be merged
+        warnings.simplefilter("ignore")  # about biases that cannot be merged, which the rank report has said
         try:
             adapted = PeftModel.from_pretrained(model, str(directory))
         except (ValueError, KeyError, RuntimeError, OSError) as error:
-            raise SeaExportError(f"PEFT cannot load {directory.name}: {str(error).splitlines()[0]}") from error
+            raise SeaExportError(f"{directory.name}: PEFT cannot load it: {first_line(error)}.") from error
         try:
             yield
         finally:
@@ -63,11 +63,11 @@ def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
 
 
 def check_adapter_weights(directory: Path, edit: SpectralEdit, plan: AdapterPlan) -> TensorCheck:
-    """Compares the weights that a written adapter makes of the base's with the edited ones.
+    """Compares the adapted weights of a written adapter with the edited weights.
 
     Args:
-        directory: the adapter's.
-        edit: the edit that it claims to hold.
+        directory: the adapter.
+        edit: the edit that it should hold.
         plan: the adapter as it should be.
 
     Raises:
@@ -105,36 +105,44 @@ def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], di
     """The config and the tensors of a written adapter.
 
     Args:
-        directory: the adapter's.
+        directory: the adapter.
         plan: the adapter as it should be.
 
     Raises:
-        InputError: it has another config, or tensors of other names or shapes. PEFT, which follows the config of an
-            adapter wherever it leads, is then not to load it.
+        InputError: it has another config, or tensors of other names or shapes. PEFT must not load such an adapter,
+            because it does all that the config says.
     """
     adapter = plan.adapter
     config = read_json_object(directory / ADAPTER_CONFIG)
-    free = {"base_model_name_or_path", "revision"}  # they may name another copy of the same base
+    free = {"base_model_name_or_path", "revision"}  # these may name another copy of the same base
     if {key: value for key, value in config.items() if key not in free} != {
         key: value for key, value in adapter.config.items() if key not in free
     }:
-        raise InputError(f"{ADAPTER_CONFIG} of {directory.name} is not that of the edit's adapter")
+        raise InputError(
+            f"{directory.name}: its {ADAPTER_CONFIG} is not that of the edit's adapter. Export the edit again."
+        )
     check_contained(directory / ADAPTER_WEIGHTS, directory)
     stored = {tensor.name: (tensor.shape, tensor.dtype) for tensor in read_header(directory / ADAPTER_WEIGHTS).tensors}
     if stored != {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in adapter.tensors.items()}:
-        raise InputError(f"{ADAPTER_WEIGHTS} of {directory.name} does not hold the tensors of the edit's adapter")
+        raise InputError(
+            f"{directory.name}: its {ADAPTER_WEIGHTS} does not hold the tensors of the edit's adapter. Export the edit "
+            "again."
+        )
     return config, load_file(directory / ADAPTER_WEIGHTS)
 
 
 def base_of_adapter(directory: Path) -> str:
-    """What an adapter calls its base: a Hub id or a path.
+    """The base that an adapter names: a Hub id or a path.
+
+    Args:
+        directory: the adapter.
 
     Raises:
-        InputError: it has no config, or one that names none.
+        InputError: it has no config, or its config names no base.
     """
     name = read_json_object(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{ADAPTER_CONFIG} of {directory.name} names no base: give it with --base")
+        raise InputError(f"{directory.name}: its {ADAPTER_CONFIG} names no base. Give the base with --base.")
     return name
 
 

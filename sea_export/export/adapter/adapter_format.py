@@ -1,6 +1,6 @@
-"""`--format adapter`: a PEFT adapter, small and switchable, beside an unchanged base.
+"""`--format adapter`: a PEFT adapter, which is small, can be switched off, and leaves the base unchanged.
 
-Heavy imports stand in the methods, so that wrong options are told at once.
+Heavy imports are made in the methods, so that wrong options are reported at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Adapter:
     tags: tuple[str, ...] = ("lora",)
     loads_beside_base = True
     runs_code = False
-    # It is stored in float32, whatever the dtype of its base, so that nothing but the computation rounds.
+    # It is stored in float32, whatever the dtype of its base, so that storing it rounds nothing.
     rounds_weights = False
     details_key: str | None = "adapter"
 
@@ -101,7 +101,7 @@ class _Adapter:
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.adapter.adapter_check import with_adapter
 
-        # PEFT can neither take an adapter off quantized weights without harm nor put it on one layer at a time.
+        # PEFT cannot take an adapter off quantized weights without changing them, and cannot adapt single layers.
         if quantized or by_layer:
             return None
 

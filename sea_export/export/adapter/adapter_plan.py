@@ -1,4 +1,4 @@
-"""From an edit and a base to an adapter, its files and what is to be known about it before they are written."""
+"""The plan of an adapter export: the adapter of an edit on a base, and the report about it before it is written."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """An adapter, and where what it was made of comes from."""
+    """An adapter, with the weights of the base from which it was made."""
 
     adapter: Adapter
     projections: tuple[OutputProjection, ...]
     read: Callable[[str], Tensor]
-    """Gives a parameter of the base by its name in the model."""
+    """Reads a parameter of the base by its name in the model."""
     rank_cap: int | None
     stored_weights: tuple[str, ...]
-    """Stored names of the weights that a merge would rewrite; none for a quantized base."""
+    """Stored names of the weights that a merge would change; empty for a quantized base."""
     merged_bytes: int | None
-    """Bytes of those weights; None for a quantized base."""
+    """The size of those weights in bytes; None for a quantized base."""
     lora_scale_strength: float | None
-    """The strength v of the edit, if at LoRA scale s the adapter is the edit of strength v s; None if it is not."""
+    """The strength v of the edit, if the adapter at LoRA scale s is the edit of strength v s; None if it is not."""
     local_base: bool
-    """Whether the base is named by a path of this machine."""
+    """Whether the adapter names its base by a path on this machine."""
 
     def details(self) -> dict[str, Any]:
-        """What the manifest says about the adapter."""
+        """The entry of the manifest about the adapter, as plain JSON data."""
         adapter = self.adapter
         return {
             "kind": self.kind,
@@ -77,7 +77,7 @@ class AdapterPlan:
         return "DoRA" if config["use_dora"] else "LoRA"
 
     def remarks(self) -> list[str]:
-        """The rank report: ranks, size, who can load it, and whether merging is the better choice. One line each."""
+        """The rank report, one line each: ranks, size, which programs load it, and whether merging is better."""
         adapter, modules = self.adapter, self.adapter.modules
         exact = [module.exact_rank for module in modules]
         lines = [
@@ -87,8 +87,8 @@ class AdapterPlan:
         if not adapter.exact:
             errors = [module.relative_error for module in modules]
             lines.append(
-                f"Cut to rank {self.rank_cap}, it is not the edit but the nearest of that rank: the change of a weight "
-                f"is off by {min(errors):.1%} to {max(errors):.1%} of its norm."
+                f"It is cut to rank {self.rank_cap}, so it is not the edit but its best approximation of that rank: "
+                f"the change of a weight is off by {min(errors):.1%} to {max(errors):.1%} of its norm."
             )
         if self.merged_bytes is not None and adapter.size >= self.merged_bytes:
             lines.append(
@@ -98,17 +98,17 @@ class AdapterPlan:
         lines.append(_who_loads(adapter.config))
         weights = [weight for projection in self.projections for weight in projection.weights]
         if adapter.config["lora_bias"] and any(weight.bias is None for weight in weights):
-            lines.append("PEFT cannot merge it into the base, whose edited modules have no biases to merge into.")
+            lines.append("PEFT cannot merge it into the base, because the edited modules of the base have no biases.")
         if self.local_base:
             lines.append(
-                f"{ADAPTER_CONFIG} names the base by its path on this machine, where alone it loads: "
-                "give the base as a Hub id to publish the adapter."
+                f"{ADAPTER_CONFIG} names the base by its path on this machine, so the adapter loads only here: give "
+                "the base as a Hub id to publish the adapter."
             )
         return lines
 
 
 def check_adapter(base: Base, stored: StoredProjections, *, needs_bias: bool, scaled: bool) -> None:
-    """Raises InputError for what can be known before a fit: that no adapter could hold the edit on this base.
+    """Raises InputError, before a fit, if no adapter can hold the edit on this base.
 
     Args:
         base: the base.
@@ -126,12 +126,12 @@ def check_adapter(base: Base, stored: StoredProjections, *, needs_bias: bool, sc
 
 
 def estimated_bytes(base: Base, targets: int, rank: int) -> int:
-    """About how large an adapter will be.
+    """About how many bytes an adapter will have.
 
     Args:
         base: the base.
-        targets: how many targets are edited.
-        rank: of the edit of each.
+        targets: the number of edited targets.
+        rank: the rank of the edit of each target.
     """
     size = hidden_size(base.config)
     shapes = [parameter.shape for parameter in base.skeleton.parameters() if parameter.ndim == 2]
@@ -154,10 +154,10 @@ def plan_adapter(
         base: the base, from which one weight is read at a time.
         stored: what `find_stored_projections` found for the edit's targets.
         rank: see `build_adapter`.
-        load: gives the base in memory. It is asked for quantized bases only, whose weights are not stored as such.
+        load: loads the base into memory. It is called for quantized bases only, whose stored tensors are not weights.
 
     Raises:
-        InputError: see `build_adapter`; or the base is no model that transformers could load beside the adapter.
+        InputError: see `build_adapter`; or transformers could not load the base together with the adapter.
         SeaExportError: see `build_adapter`.
     """
     parameters = stored.parameters
@@ -185,28 +185,28 @@ def plan_adapter(
 
 
 def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
-    """Raises InputError unless PEFT puts every tensor of an adapter into the model where it belongs.
+    """Raises InputError unless PEFT loads every tensor of an adapter into the right parameter of the model.
 
-    As transformers does, PEFT renames what it loads for some architectures, and not always as it should.
+    Like transformers, PEFT renames tensors while it loads them, for some architectures, and not always correctly.
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     config = {key: value for key, value in adapter.config.items() if key not in ("peft_type", "revision")}
     tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in adapter.tensors.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the model has no weights
+        warnings.simplefilter("ignore")  # about a model without weights
         adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**config), low_cpu_mem_usage=True)
         try:
             report: Any = set_peft_model_state_dict(adapted, tensors, low_cpu_mem_usage=True)
         except RuntimeError as error:  # tensors of other shapes than it expects
             raise InputError(
-                f"the installed PEFT has another layout for experts such as those of {type(model).__name__}: upgrade "
-                "it, or choose --format merged or custom-code"
+                f"{type(model).__name__}: the installed PEFT has another layout for experts such as its own. Upgrade "
+                "PEFT, or choose --format merged or custom-code."
             ) from error
     if lost := report.unexpected_keys:
         raise InputError(
-            f"PEFT does not find the place of {lost[0]} in {type(model).__name__}, whose tensors it renames: choose "
-            "--format merged or custom-code"
+            f"{lost[0]}: PEFT does not find the parameter of {type(model).__name__} that this tensor adapts, because "
+            "it renames tensors. Choose --format merged or custom-code."
         )
 
 
@@ -222,9 +222,9 @@ def _lora_scale_strength(edit: SpectralEdit, adapter: Adapter) -> float | None:
 def _location(base: Base) -> str:
     if base.location is None:
         raise InputError(
-            f"an adapter is loaded beside its base, and {base.name} had to be "
-            f"{'dequantized' if base.dequantized else 'converted from a .gguf file'} first: choose --format merged, or "
-            "give a base that transformers loads by itself"
+            f"{base.name}: it had to be {'dequantized' if base.dequantized else 'converted from a .gguf file'} first, "
+            "and an adapter is loaded together with its base. Choose --format merged, or give a base that transformers "
+            "loads by itself."
         )
     return base.location
 
@@ -240,7 +240,7 @@ class _CheckpointReader:
 
 @dataclass(frozen=True)
 class _ModelReader:
-    """Reads what linear maps compute with, whatever they store: a quantized one is asked for it basis by basis."""
+    """Reads the weights that linear maps compute with. A quantized map is applied to the vectors of a basis."""
 
     model: PreTrainedModel
 
@@ -263,8 +263,8 @@ def _who_loads(config: Mapping[str, Any]) -> str:
     rank = config["r"]
     if config["use_dora"]:
         return (
-            "It loads in transformers and PEFT. Row scales are held by DoRA, which vLLM and llama.cpp do not have: "
-            "merge for them, or take the approximation of --adapter-rank."
+            "It loads in transformers and PEFT. Its row scales need DoRA, which vLLM and llama.cpp do not have: merge "
+            "for them, or take the approximation of --adapter-rank."
         )
     if config["lora_bias"]:
         return "It loads in transformers and PEFT. It has biases, which vLLM and llama.cpp do not read: merge for them."

@@ -1,4 +1,4 @@
-"""Adapters on the disk."""
+"""Writes an adapter to the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_adapter(plan: AdapterPlan, base: Base, directory: Path) -> WriteReport
 
     Args:
         plan: the adapter.
-        base: the base, whose weight files are digested: the adapter belongs to them.
+        base: the base. The report has the digests of its weight files, because the adapter belongs to them.
         directory: an existing directory.
     """
     text = json.dumps(plan.adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,22 +1,22 @@
-"""`--format adapter`: the edit as a PEFT adapter, small and switchable, beside an unchanged base.
+"""How an edit becomes the tensors and the config of a PEFT adapter.
 
 With W (d, m) the weight of an output projection and W' = D (c + L R) W the edited one (`sea_export.edit.low_rank`):
 
 - LoRA is W + B A. For D = I and c = 1 the change L R W has the rank of the edit, so B A = L R W is exact.
-- DoRA is diag(m / ‖W + B A‖) (W + B A), the norms over rows. With m = D ‖W + B A‖ it is D (W + L R W): every row
-  scale, c among them, is exact as well (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353).
-- c = 0 (`projections="positive"` at strength 1) leaves nothing of W, and no adapter of low rank can take it away.
+- DoRA is diag(m / ‖W + B A‖) (W + B A), with the norms of rows. With m = D ‖W + B A‖ it is D (W + L R W), so every row
+  scale, also c, is exact too (Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353).
+- c = 0 (`projections="positive"` at strength 1) leaves nothing of W, and no adapter of low rank can remove W.
 
-With a rank cap R the adapter is plain LoRA, because programs that cap the rank have no DoRA: B A is then the best
+With a rank cap R the adapter is plain LoRA, because programs that cap the rank have no DoRA. Then B A is the best
 approximation of rank R to the whole change W' - W, row scales included, in the Frobenius norm (Eckart and Young).
 
-Constants t = M' b + shift - b, of biases b and of `center="affine"`, go into the bias that PEFT's `lora_bias` gives B.
-Beside DoRA that bias would enter the norms at run time but not in a merge, so there the base's own biases are replaced
-(PEFT's `bias="lora_only"`). Where the base has none, a scaled edit with a constant is refused.
+The constants t = M' b + shift - b, of biases b and of `center="affine"`, go into the bias that PEFT's `lora_bias` adds
+to B. With DoRA this bias would be part of the norms at run time, but not in a merge. So for DoRA the biases of the base
+are replaced (PEFT's `bias="lora_only"`). Where the base has none, a scaled edit with a constant is refused.
 
-Stacked weights of experts are PEFT's `target_parameters` (`sea_export.export.adapter.parameter_lora`), which have
-neither DoRA nor biases. So are the other weights of MLPs in models with such experts, because PEFT takes those of some
-names for experts.
+Stacked weights of experts become PEFT's `target_parameters` (`sea_export.export.adapter.parameter_lora`), which have
+neither DoRA nor biases. In models with such experts the other weights of MLPs become `target_parameters` too, because
+PEFT treats weights of some names as experts.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ __all__ = [
 ]
 
 PREFIX = "base_model.model."
-"""PEFT's, before the names of modules."""
+"""The prefix that PEFT puts before the names of modules."""
 
-# A row of W + B A below this share of what it is a sum of is zero but for float32 rounding.
+# A row of W + B A is zero, apart from float32 rounding, if its norm is below this share of the norms of its terms.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class EditedWeight:
-    """One linear map that writes an edited output, and its edit."""
+    """One weight that gives an edited output, and its edit."""
 
     weight: ProjectionWeight
     edit: LowRankEdit
     bias: Tensor | None
     """(d,) the edited bias b', where the base has one."""
     constant: Tensor | None
-    """(d,) b' - b, where that is not zero."""
+    """(d,) b' - b; None if it is zero."""
     is_parameter: bool
-    """Whether PEFT is to adapt the parameter, and not the linear map."""
+    """Whether PEFT has to adapt the parameter (`target_parameters`), and not the linear map."""
 
     @property
     def module(self) -> str:
-        """The name of the linear map, or of what holds the experts, in the model."""
+        """The name in the model of the linear map, or of the module that holds the experts."""
         return self.weight.module
 
     @property
@@ -84,7 +84,7 @@ class EditedWeight:
         return self.is_scaled or self.constant is not None or bool((self.edit.left != 0).any())
 
     def fold(self, weight: Tensor) -> Tensor:
-        """W' (..., d, m) of W (..., d, m), both float64."""
+        """The edited weight W' (..., d, m) of a weight W (..., d, m), both float64."""
         edit = self.edit
         return edit.scale[:, None] * (edit.identity * weight + edit.left @ (edit.right @ weight))
 
@@ -104,7 +104,7 @@ class AdaptedModule:
     elements: int
     """The number of elements of W."""
     experts: int = 1
-    """How many experts' weights are adapted in one, each with a rank of its own."""
+    """The number of experts whose weights are stacked in W. Each has its own rank."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +137,20 @@ def build_adapter(
     revision: str | None = None,
     rank: int | None = None,
 ) -> Adapter:
-    """Makes the adapter that, put on its base, computes the edit.
+    """Makes the adapter that computes the edit on its base.
 
     Args:
         edit: a linear edit.
-        projections: the parameters that write its targets' outputs.
-        read: gives a parameter of the base by its name in the model, in any floating dtype. One weight is asked for
-            at a time.
-        base: what `from_pretrained` loads the base by: a Hub id or an absolute path.
+        projections: the output projections of its targets.
+        read: reads a parameter of the base by its name in the model, in any floating dtype. One weight is read at a
+            time.
+        base: the name by which `from_pretrained` loads the base: a Hub id or an absolute path.
         revision: the base's revision on the Hub.
         rank: the largest rank allowed; None for an exact adapter.
 
     Raises:
-        InputError: the edit is not linear, has another hidden size than the base, or fits no adapter exactly.
-        SeaExportError: a value of the adapter is not finite, or it would change nothing.
+        InputError: the edit is not linear, has another hidden size than the base, or no adapter can hold it exactly.
+        SeaExportError: a value of the adapter is not finite, or the adapter would change nothing.
     """
     adapted = edited_weights(edit, projections, read)
     scaled = any(part.is_scaled for part in adapted) and rank is None
@@ -161,7 +161,10 @@ def build_adapter(
     if not scaled:
         adapted = [part for part in adapted if part.changes_anything]
     if not adapted:
-        raise SeaExportError("the edit changes no weight: fit a stronger edit, for example with more variance")
+        raise SeaExportError(
+            f"{base}: the edit changes no weight of it. Fit a stronger edit, for example with a higher "
+            "--explained-variance."
+        )
 
     if scaled:
         parts = [_dora(part, read, with_bias=constant) for part in adapted]
@@ -179,7 +182,8 @@ def build_adapter(
         for name, tensor in values.items()
     }
     if not (scaled or constant):
-        # Programs other than PEFT know one rank and one alpha for all modules (vLLM, llama.cpp): zeros give them that.
+        # Other programs (vLLM, llama.cpp) read one rank and one alpha for all modules. So all get the same rank, with
+        # zeros.
         own_ranks = {}
         tensors = {
             f"{PREFIX}{module.module}.{name}": with_rank(name, tensor, largest, module.experts).float().contiguous()
@@ -188,7 +192,10 @@ def build_adapter(
         }
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise SeaExportError(f"{name} of the adapter has values that are not finite in float32")
+            raise SeaExportError(
+                f"{name}: this tensor of the adapter has values that are not finite in float32. Lower --strength, or "
+                "choose another --normalization."
+            )
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -215,7 +222,10 @@ def build_adapter(
 def edited_weights(
     edit: SpectralEdit, projections: Sequence[OutputProjection], read: Callable[[str], Tensor]
 ) -> list[EditedWeight]:
-    """The linear maps that write an edit's targets; arguments and errors are those of `build_adapter`."""
+    """The weights that give the outputs of an edit's targets, each with its edit.
+
+    Arguments and errors are those of `build_adapter`.
+    """
     edit.check_sizes(projections)
     return [_edited(weight, projection, edit, read) for projection in projections for weight in projection.weights]
 
@@ -253,12 +263,12 @@ def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
 
 
 def check_parameters(projections: Sequence[OutputProjection], *, scaled: bool, constant: bool) -> None:
-    """Raises InputError where PEFT would have to adapt experts and cannot.
+    """Raises InputError if the adapter of a model with experts would need what PEFT cannot store for experts.
 
     Args:
-        projections: what is adapted.
-        scaled: whether the adapter is to scale rows.
-        constant: whether the adapter is to add constants.
+        projections: the output projections that are adapted.
+        scaled: whether the adapter scales rows.
+        constant: whether the adapter adds constants.
     """
     if not scaled and not constant:
         return
@@ -268,16 +278,21 @@ def check_parameters(projections: Sequence[OutputProjection], *, scaled: bool, c
                 what = "row scales" if scaled else "the constants of biases"
                 way_out = "--normalization none, " if scaled else ""
                 raise InputError(
-                    f"PEFT has no place for {what} in a model with experts, as {weight.name} is of: choose {way_out}"
-                    "--format merged or custom-code"
+                    f"{weight.name}: it belongs to a model with experts, for which PEFT cannot store {what}. Choose "
+                    f"{way_out}--format merged or custom-code."
                 )
 
 
 def no_place_for_constant(weight: ProjectionWeight) -> str:
-    """Why a scaled edit with a constant has no adapter where the base has no bias, and what has."""
+    """Why an adapter cannot hold a scaled edit with a constant where the base has no bias, and what to choose.
+
+    Args:
+        weight: a weight without a bias.
+    """
     return (
-        f"{weight.name.removesuffix('.weight')} has no bias, and PEFT has no place for the constant of an affine edit "
-        "beside the row scales of a normalized one: choose --center linear, --normalization none, or another --format"
+        f"{weight.name.removesuffix('.weight')}: it has no bias, and PEFT cannot store both the constant of an affine "
+        "edit and the row scales of a normalized one. Choose --center linear, --normalization none, or another "
+        "--format."
     )
 
 
@@ -309,13 +324,13 @@ def _dora(
     norms = (weight + change).norm(dim=1)
     vanishing = norms <= _ROUNDING * (weight.norm(dim=1) + change.norm(dim=1))
     if vanishing.any():
-        # Such a row has no norm to be divided by. It is given one, and magnitude 0, which makes it zero.
+        # The norm of such a row cannot be divided by. It gets another norm, and magnitude 0, which makes the row zero.
         b[vanishing, 0] += 1
         norms = torch.where(vanishing, 0, norms)
     tensors = {
         "lora_A.weight": a,
         "lora_B.weight": b,
-        # PEFT saves it without ".weight" and reads both; transformers 5 does not find it without.
+        # PEFT saves it without ".weight" and reads both names. Transformers 5 finds it only with ".weight".
         "lora_magnitude_vector.weight": part.edit.scale * norms,
     }
     if with_bias and part.bias is not None:
@@ -327,12 +342,12 @@ def _dora(
 def _parameter_lora(
     part: EditedWeight, read: Callable[[str], Tensor], rank: int | None
 ) -> tuple[AdaptedModule, dict[str, Tensor]]:
-    """The same for a parameter: the best factors for each of its experts, one after the other in float64."""
+    """The LoRA of a parameter: the best factors for each of its experts, one after the other in float64."""
     parameter = read(part.weight.name).cpu()
     if part.weight.experts and parameter.ndim < 3:
         raise InputError(
-            f"{part.weight.name} holds all experts in one matrix, which PEFT cannot adapt: choose --format merged or "
-            "custom-code"
+            f"{part.weight.name}: it holds all experts in one matrix, which PEFT cannot adapt. Choose --format merged "
+            "or custom-code."
         )
     factors, energy, lost = [], 0.0, 0.0
     for matrix in experts_of(part.weight, parameter):
@@ -357,6 +372,11 @@ def _parameter_lora(
 
 
 def read_weight(weight: ProjectionWeight, read: Callable[[str], Tensor]) -> Tensor:
-    """W (d, m), of experts (experts, d, m), in float64, on the CPU."""
+    """A weight W (d, m), or (experts, d, m) for experts, in float64 on the CPU.
+
+    Args:
+        weight: which weight.
+        read: see `build_adapter`.
+    """
     parameter = read(weight.name).double().cpu()
     return experts_of(weight, parameter) if weight.experts else parameter.movedim(weight.output_dim, 0)

@@ -1,4 +1,4 @@
-"""Is a written custom-code export the base with the edit beside it, and is its code the code that we write?"""
+"""Checks whether a custom-code export is the base with the edit beside it, and whether its code is sea-export's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sea_export.model.diff import compare_checkpoints
 __all__ = ["check_code_tensors", "has_own_code", "other_code"]
 
 _TOLERANCE = 1e-5
-_MAXIMUM_CODE_BYTES = 1_000_000  # a hundred times what is written
+_MAXIMUM_CODE_BYTES = 1_000_000  # a hundred times the size of the code that is written
 _FILES_THAT_NAME_CODE = (
     "tokenizer_config.json",
     "processor_config.json",
@@ -31,7 +31,7 @@ def has_own_code(directory: Path, plan: CodePlan) -> bool:
     """Whether loading an export runs the code that this version of sea-export writes for it, and no other.
 
     Args:
-        directory: the export's.
+        directory: the export.
         plan: the export as it should be.
     """
     try:
@@ -42,18 +42,21 @@ def has_own_code(directory: Path, plan: CodePlan) -> bool:
             and _statements(code) == _statements(plan.source)
             and read_json(directory / "config.json") == plan.config
         )
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of deeply nested code
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # deeply nested code raises the last two
         return False
 
 
 def other_code(directory: Path) -> str | None:
-    """The file by which code that is not the model's own runs when a model that is trusted to bring code is loaded.
+    """The file that makes transformers run other code than the model's own when it loads a trusted model.
 
     Args:
-        directory: the model's.
+        directory: the model.
+
+    Returns:
+        The path of the file relative to the directory; None if there is none.
 
     Raises:
-        InputError: a file that would say so cannot be read.
+        InputError: a file that may name code cannot be read.
     """
     for file in _FILES_THAT_NAME_CODE:
         if (directory / file).exists() and "auto_map" in read_json_object(directory / file):
@@ -63,18 +66,21 @@ def other_code(directory: Path) -> str | None:
 
 
 def _statements(source: str) -> str:
-    """What a module does: all of it but the text that it begins with, which names where it comes from."""
+    """The statements of a module without its docstring, which names its origin."""
     tree = ast.parse(source)
     return ast.dump(ast.Module(tree.body[ast.get_docstring(tree) is not None :], []))
 
 
 def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> TensorCheck:
-    """Checks that every tensor of the base is there as it was, the edit's beside them, and nothing else.
+    """Checks that the export holds all tensors of the base as they were, the tensors of the edit, and no others.
 
     Args:
-        directory: the export's.
-        base: the base's checkpoint.
+        directory: the export.
+        base: the checkpoint of the base.
         plan: the export as it should be.
+
+    Raises:
+        InputError: the directory is not a safetensors checkpoint.
     """
     difference = compare_checkpoints(base.directory, directory)
     problems = []
@@ -101,19 +107,19 @@ def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> Ten
 
 
 def _same(name: str, stored: Mapping[str, Tensor], planned: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is the planned one, but for rounding."""
+    """Whether a tensor is the planned one, apart from rounding."""
     tensor, expected = stored[name], planned[name]
     if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
         return False
     step, _, own_name = name.rpartition(".")
     if own_name in ("read", "write"):
-        # Another processor may turn the factors of a product against each other, which leaves the product as it is.
+        # On another processor the two factors may be others with the same product. So the products are compared.
         tensor, expected = (_product(step, tensors) for tensors in (stored, planned))
     return bool((tensor - expected).norm() <= _TOLERANCE * expected.norm())
 
 
 def _product(step: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the factors of a step make of some rows."""
+    """The product of the two factors of a step with some random rows."""
     read, write = tensors[f"{step}.read"], tensors[f"{step}.write"]
     rows = torch.randn(4, read.shape[1], generator=torch.Generator().manual_seed(0))
     return (rows @ read.T) @ write

@@ -1,6 +1,6 @@
-"""`--format custom-code`: the base's own weights, the edit's tensors, and the code that applies it; holds every edit.
+"""`--format custom-code`: the weights of the base, the tensors of the edit, and code that applies it.
 
-Heavy imports stand in the methods, so that wrong options are told at once.
+It can hold every edit. Heavy imports are made in the methods, so that wrong options are reported at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _CustomCode:
     tags: tuple[str, ...] = ("custom_code",)
     loads_beside_base = False
     runs_code = True
-    # The base's weights, and the edit's in float32, are stored as they are: nothing but the computation rounds.
+    # The weights of the base, and the tensors of the edit in float32, are stored as they are, without rounding.
     rounds_weights = False
     details_key: str | None = None
 
@@ -70,7 +70,7 @@ class _CustomCode:
         return {}
 
     def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
-        """The base's weights are linked where they can be, and take no room there."""
+        """Weight files on the same disk are linked, and need no bytes."""
         parent, checkpoint = output.resolve().parent, base.checkpoint
         if not parent.is_dir():
             return checkpoint.size
@@ -93,8 +93,8 @@ class _CustomCode:
         Checkpoint.open(directory)
         if not trust_remote_code and not has_own_code(directory, plan):
             raise InputError(
-                f"{directory}: {CODE_FILE} or config.json is not what this version of sea-export writes for the edit. "
-                "Read the code, and run it with --trust-remote-code."
+                f"{directory}: {CODE_FILE} or config.json differs from what this version of sea-export writes for the "
+                "edit. Read the code, and allow it with --trust-remote-code."
             )
 
     def stored_dtype(self, base: Base, plan: CodePlan) -> torch.dtype | None:

@@ -1,7 +1,7 @@
-"""`--format custom-code`: the base's own weights, the edit's tensors beside them, and the code that applies it.
+"""The plan of a custom-code export: the tensors of the edit, the config, and the code that applies the edit.
 
-The only format for edits that no weight can hold. The base's weight files are linked or copied, never rewritten;
-`modeling_sea.py`, made from the template beside this module, subclasses transformers' own classes.
+This is the only format for edits that weights cannot hold. The weight files of the base are linked or copied, and never
+changed. The code, `modeling_sea.py`, is made from the template in this folder and subclasses transformers' classes.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ __all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "EditedModules", "find_edited_
 CODE_FILE = "modeling_sea.py"
 EDIT_SHARD = "sea-edit.safetensors"
 BASE_PREFIX = "base-"
-"""Before the names of the base's weight files: a later save_pretrained into the output then writes other files, and
-never into those that are linked to the base's."""
+"""The prefix of the names of the base's weight files. A later save_pretrained into the output then writes to other
+files, and never into those that are linked to the base's."""
 
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
 
 @dataclass(frozen=True)
 class EditedModules:
-    """The modules of a base that an edit with certain targets passes through."""
+    """The modules of a base that are edited."""
 
     model: PreTrainedModel
-    """The base's skeleton: its classes."""
+    """The skeleton of the base, whose classes the exported code builds on."""
     projections: tuple[OutputProjection, ...]
     stored_names: Mapping[str, str]
-    """Name of a module in the model -> what the names of its tensors begin with in the checkpoint."""
+    """Name of a module in the model -> the beginning of the names of its tensors in the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CodePlan:
     """What a custom-code export adds to a base."""
 
     tensors: Mapping[str, Tensor]
-    """The edit's tensors, by the name under which they are stored beside the base's."""
+    """The tensors of the edit by stored name."""
     config: Mapping[str, Any]
     """The contents of config.json."""
     source: str
@@ -68,17 +68,17 @@ def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
     """Finds the edited modules, without loading the model.
 
     Args:
-        targets: the places to edit.
+        targets: what is to be edited.
         base: the base.
 
     Raises:
-        InputError: the base needs code of its own, or a module is not found, or its weights are not stored.
+        InputError: the base needs code of its own, a module is not found, or its weights are not stored.
     """
     model_type = base.checkpoint.config.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
         raise InputError(
-            f"{base.name} needs code of its own (transformers has no {model_type}), which exported code cannot build "
-            "on: choose --format merged"
+            f"{base.name}: it needs code of its own (transformers has no {model_type}), and exported code cannot build "
+            "on that. Choose --format merged."
         )
     if base.is_quantized:  # the modules of the same model without quantization have the same names
         model = skeleton(_unquantized(base.config))
@@ -96,7 +96,7 @@ def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
 
 
 def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules) -> CodePlan:
-    """Works out everything that is written, before anything is.
+    """Determines everything that the export adds to the base, before anything is written.
 
     Args:
         edit: the edit, of any kind.
@@ -132,18 +132,18 @@ def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _check_own_classes(model: PreTrainedModel, base: Base) -> None:
-    """The exported code imports the base's classes from transformers: refuse those that it does not offer."""
+    """Raises InputError if transformers does not export the classes of the base, which the exported code imports."""
     for kind in (type(model.config), type(model), type(model.base_model)):
         if getattr(transformers, kind.__name__, None) is not kind:
             raise InputError(
-                f"transformers does not offer {kind.__name__} of {base.name}, so exported code cannot build on it: "
-                "choose --format merged"
+                f"{base.name}: transformers does not export its class {kind.__name__}, so exported code cannot build "
+                "on it. Choose --format merged."
             )
 
 
 def _stored_module(name: str, model: PreTrainedModel, base: Base) -> str:
-    """A module's name as the checkpoint spells it, with or without the base model's prefix; the model's own name where
-    transformers renames what is stored, because it takes that as well."""
+    """The name of a module in the checkpoint, with or without the prefix of the base model. Where transformers renames
+    stored tensors it is the name in the model, which transformers accepts too."""
     prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
         if any(stored.startswith(f"{candidate}.") for stored in base.checkpoint.tensors):
@@ -168,7 +168,7 @@ def _config(base: Base, model: PreTrainedModel, edits: dict[str, list[dict[str, 
         **config,
         "model_type": _model_type(model),
         "architectures": [causal],
-        # No other class is named, whatever the base's config says: it would be loaded without the edit.
+        # Classes that the config of the base names are left out, because they would load without the edit.
         "auto_map": {
             "AutoConfig": f"{module}.{own_config}",
             "AutoModel": f"{module}.{plain}",
@@ -183,10 +183,10 @@ def _model_type(model: PreTrainedModel) -> str:
 
 
 def _tokenizer_class(base: Base, config: Mapping[str, Any]) -> str | None:
-    """The class of the base's tokenizer, by the name that its files or its config give it; None if it has none.
+    """The class of the base's tokenizer, as its files or its config name it; None if there is no tokenizer.
 
-    Where they give none, the model's type decides, which is another one after the export. And pipelines of
-    transformers 4 look for a tokenizer of a model whose type they do not know only if its config names a class.
+    If they do not name it, transformers chooses it by the type of the model, and the export has another type. Also,
+    pipelines of transformers 4 look for the tokenizer of a model of unknown type only if its config names a class.
     """
     side_files = base.checkpoint.side_files()
     named = config.get("tokenizer_class")
@@ -195,7 +195,7 @@ def _tokenizer_class(base: Base, config: Mapping[str, Any]) -> str | None:
     if named is not None or not _TOKENIZER_FILES.intersection(side_files):
         return named
     name = type(base.tokenizer).__name__
-    # The old name of the same class is known to all releases.
+    # All releases know the old name of the same class.
     return "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
 
 
@@ -239,5 +239,5 @@ def _kind(layer: Any) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Text that can stand in a string of Python code and means nothing there."""
+    """Text that can be put into a string of Python code without a special meaning."""
     return re.sub(r"[^\w./ +-]", "_", text)[:200]

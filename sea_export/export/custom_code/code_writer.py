@@ -1,4 +1,4 @@
-"""Custom-code exports on the disk."""
+"""Writes a custom-code export to the disk."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["write_custom_code"]
 def write_custom_code(
     base: Checkpoint, destination: Path, plan: CodePlan, *, progress: Callable[[int], None] | None = None
 ) -> WriteReport:
-    """Writes the base's files and what the plan adds to them.
+    """Writes the files of the base and what the plan adds to them.
 
     Args:
         base: the checkpoint to copy. It is only read.
-        destination: an existing directory, which holds none of the files yet.
+        destination: an existing, empty directory.
         plan: what `plan_custom_code` gave.
-        progress: called with the number of bytes written since it was last called.
+        progress: called with the number of bytes written since the last call.
 
     Raises:
-        SeaExportError: a file was changed meanwhile.
+        SeaExportError: a file of the base changed while it was read.
         OSError: a file could not be written.
     """
     progress = progress or (lambda count: None)
@@ -58,10 +58,10 @@ def write_custom_code(
 
 
 def _link_or_copy(source: Path, destination: Path, progress: Callable[[int], None]) -> str:
-    """A second name for the file, or a copy on another file system. Returns its SHA-256."""
+    """Makes a hard link to the file, or a copy where that is not possible. Returns its SHA-256."""
     try:
         os.link(source.resolve(), destination)
-    except OSError:  # another file system, or one without links: a copy does as well
+    except OSError:  # another file system, or one without links
         with FileCopy(source, destination, progress=progress) as copy:
             copy.copy_rest()
             return copy.digests()[1]

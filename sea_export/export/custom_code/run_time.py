@@ -1,7 +1,7 @@
-"""The edits of one place as the steps that exported code runs: tensors in the layout it multiplies, and settings.
+"""The edits of one target as the steps that exported code runs: their settings, and tensors in the layout it needs.
 
-Linear edits that follow one another are multiplied out to one step of the smallest rank that their product has:
-directions that an edit both keeps and drops cancel, and cost nothing at run time.
+Linear edits that follow one another are multiplied to one step of the smallest rank that their product has. Directions
+that an edit both keeps and drops cancel, and need no time when the model runs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ class Step:
     """One submodule of the exported model: `LinearEdit` or `FeatureEdit` in its code."""
 
     settings: dict[str, Any]
-    """What the submodule is made with, and its `kind`: plain JSON data."""
+    """The arguments of the submodule, and its `kind`, as plain JSON data."""
     tensors: dict[str, Tensor]
     """Its float32 parameters by name."""
 
 
 def run_time_steps(edits: Sequence[LayerEdit]) -> list[Step]:
-    """The steps that compute some layer edits in turn.
+    """The steps that compute some layer edits one after another.
 
     Args:
         edits: at least one, in the order in which they are applied.
+
+    Raises:
+        InputError: an edit has a scale of zero.
     """
     steps: list[Step] = []
     linear: list[LayerEdit] = []

@@ -1,4 +1,4 @@
-"""Is a written merged checkpoint the base with the edit folded in, and nothing else?"""
+"""Checks whether a merged checkpoint is the base with the edit folded in, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["check_merge", "with_folded_weights"]
 def with_folded_weights(
     model: PreTrainedModel, edit: SpectralEdit, projections: Sequence[OutputProjection]
 ) -> Iterator[None]:
-    """Puts the folded weights into the model in memory, unrounded, and the base's back again.
+    """A context in which a model in memory has the folded weights, without rounding to the stored dtype.
 
     Args:
         model: the base, in float32.
@@ -45,12 +45,15 @@ def with_folded_weights(
 
 
 def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorCheck:
-    """Checks that exactly the intended tensors differ from the base's, each by the fold and one rounding.
+    """Checks that exactly the intended tensors differ from the base's, each only by the fold and one rounding.
 
     Args:
-        directory: the merged checkpoint's.
-        base: the base's checkpoint.
-        plan: the tensors that were to be written.
+        directory: the merged checkpoint.
+        base: the checkpoint of the base.
+        plan: the tensors that it should hold.
+
+    Raises:
+        InputError: the directory is not a safetensors checkpoint.
     """
     difference = compare_checkpoints(base.directory, directory)
     problems = []
@@ -81,23 +84,24 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorChe
     )
 
 
-# The fold sums up to some hundred terms, whose rounding errors add up to a few last places of the largest of them.
+# The fold adds some hundred terms. Their rounding errors sum up to a few units in the last place of the largest term.
 _PLACES_OF_A_SUM = 8
 
 
 def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
-    """Equal but for the last place, which another processor may round differently, and what sums lose.
+    """Whether two tensors are equal, apart from rounding on another processor.
 
-    Where the terms of a sum cancel, what is left is as exact as the largest numbers are, and not as its own size asks.
+    A value may differ by one unit in its last place. Where the terms of a sum cancel, it may differ by the rounding
+    errors of the largest values, because the small result of a sum cannot be more exact than its terms.
     """
     if written.shape != expected.shape or written.dtype != expected.dtype:
         return False
     precision = torch.finfo(expected.dtype)
-    if not is_finite(expected):  # a base and an edit of which no checkpoint can be made
+    if not is_finite(expected):  # no checkpoint can be made of such a base and edit
         return False
     largest = max(abs(bound.item()) for bound in expected.aminmax()) if expected.numel() else 0.0
     lost = _PLACES_OF_A_SUM * torch.finfo(wider_dtype(expected.dtype)).eps * largest
-    return all(  # a piece at a time, to bound the wider copies
+    return all(  # a piece at a time, to limit the memory for the copies in float64
         torch.allclose(mine.double(), theirs.double(), rtol=precision.eps, atol=max(lost, precision.tiny))
         for mine, theirs in zip(written.flatten().split(2**22), expected.flatten().split(2**22), strict=True)
     )

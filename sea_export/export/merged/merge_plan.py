@@ -1,4 +1,4 @@
-"""From an edit to the stored tensors that hold it: what merging changes, worked out before any write."""
+"""The plan of a merge: which stored tensors hold the edit, determined before anything is written."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ __all__ = ["MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What merging an edit changes in a checkpoint, and nothing besides."""
+    """Everything that merging an edit changes in a checkpoint."""
 
     edits: Mapping[str, Callable[[Tensor], Tensor]]
-    """Stored tensor -> the same with the edit folded in, by stored name."""
+    """Stored name of a tensor -> the function that folds the edit into the stored tensor."""
     additions: Mapping[str, Tensor]
-    """New tensors: biases that an `affine` edit needs."""
+    """New tensors by name: biases that an `affine` edit needs."""
     config_changes: Mapping[str, bool]
-    """Config switches that make the architecture read them."""
+    """The config entries that make the architecture read them."""
 
 
 def check_unquantized(base: Base) -> None:
-    """Raises InputError for a quantized base, into whose weights nothing can be folded."""
+    """Raises InputError for a quantized base, because nothing can be folded into its weights.
+
+    Args:
+        base: the base.
+    """
     quantization = getattr(base.config, "quantization_config", None)
     if quantization:
         method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
@@ -44,7 +48,11 @@ def check_unquantized(base: Base) -> None:
 
 
 def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
-    """The same, with the biases that a config switch gives the output projections which have none.
+    """The same, with new biases for those output projections that have none, and the config entries that add them.
+
+    Args:
+        stored: what was found for the targets of an affine edit.
+        base: the base.
 
     Raises:
         InputError: the architecture has no such switch, or the checkpoint has no name for a new bias.
@@ -63,12 +71,12 @@ def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
 
 
 def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkpoint) -> MergePlan:
-    """Which stored tensors hold the edit, and how each is made.
+    """The stored tensors that hold the edit, and how each of them is made.
 
     Args:
         edit: the edit to merge.
         stored: what was found for its targets.
-        checkpoint: the base.
+        checkpoint: the checkpoint of the base.
 
     Raises:
         InputError: the edit has another hidden size than the base.

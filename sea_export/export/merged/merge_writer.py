@@ -1,8 +1,8 @@
-"""A checkpoint with some of its tensors edited, written in one pass over the base's files.
+"""Writes a checkpoint with some of its tensors edited, in one pass over the files of the base.
 
-Nothing is loaded as a model. The base's bytes stream through a few small buffers into the copy; where an edited
-tensor's bytes come by, they are replaced by those of the edited tensor. So peak memory is that of one edited tensor
-and of what its edit makes, whatever the size of the model, and the time is about that of copying the files.
+No model is loaded. The bytes of the base go through a few small buffers into the copy, and those of an edited tensor
+are replaced on the way. So the peak memory is that of one stored tensor and its edited copy, whatever the size of the
+model, and the time is about that of copying the files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sea_export.text import dtype_name
 __all__ = ["TensorEdit", "write_checkpoint"]
 
 TensorEdit = Callable[[torch.Tensor], torch.Tensor]
-"""Stored tensor -> edited tensor of the same shape and dtype. It must leave its argument as it is."""
+"""Stored tensor -> edited tensor of the same shape and dtype. It must not change its argument."""
 
 _FILES_AT_ONCE = min(4, os.cpu_count() or 1)
 _FOLDABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,23 +47,23 @@ def write_checkpoint(
     config_changes: Mapping[str, object] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> WriteReport:
-    """Copy the checkpoint `base` into `destination` with some tensors edited and some added.
+    """Copies a checkpoint with some tensors edited and some added.
 
-    Tensor names, shapes, dtypes and the division into shards stay; every other byte of every file is the base's own.
+    Names, shapes and dtypes of tensors stay, and so does the division into shards. All other bytes are the base's.
 
     Args:
         base: the checkpoint to copy. It is only read.
-        destination: an existing directory, which holds none of the files yet.
-        edits: for each tensor to edit, by name, what to make of it.
-        additions: new tensors, by name. They go to the end of the last weight file, and into the index.
+        destination: an existing, empty directory.
+        edits: the tensors to edit, by name, each with its edit.
+        additions: new tensors, by name. They are added to the end of the last weight file, and to the index.
         config_changes: new values for entries of config.json; `text_config.x` is the entry x of text_config.
-        progress: called with the number of bytes written since it was last called.
+        progress: called with the number of bytes written since the last call.
 
     Raises:
-        InputError: nothing is to be changed, a tensor does not exist or cannot be edited (before any write), or its
+        InputError: there is nothing to change, a tensor does not exist or cannot be edited (before any write), or its
             values are not finite.
-        SeaExportError: an edit gave the wrong shape or dtype or values that are not finite, all edits together
-            changed nothing, or a file of the base changed in the meantime.
+        SeaExportError: an edit gave a wrong shape or dtype or values that are not finite, all edits together changed
+            nothing, or a file of the base changed while it was read.
     """
     additions = additions or {}
     _check(base, edits, additions)
@@ -76,8 +76,9 @@ def write_checkpoint(
     edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
     if edited and not any(edited.values()) and not additions:
         raise SeaExportError(
-            f"The edit changes nothing: all {len(edited)} edited tensors have the very bytes of the base after "
-            "rounding to its dtype. Fit a stronger edit, for example with a higher explained variance."
+            f"{base.directory.name}: the edit changes nothing in it, because all {len(edited)} edited tensors have the "
+            "bytes of the base after rounding to its dtype. Fit a stronger edit, for example with a higher "
+            "--explained-variance."
         )
     return WriteReport(
         base_digests={name: file.base_digest for name, file in written.items()},
@@ -93,15 +94,15 @@ class _WrittenFile:
     base_digest: str
     digest: str
     edited: Mapping[str, bool]
-    """Whether the bytes differ from the base's, for each tensor of the file that was edited."""
+    """For each edited tensor of the file, whether its bytes differ from the base's."""
 
 
 class _Stopped(Exception):
-    """Another file failed, so this one is not needed any more."""
+    """Another file failed, so this one is not needed."""
 
 
 class _Writer:
-    """Writes files side by side, but edits one tensor at a time, so that memory stays that of one."""
+    """Writes several files at a time, but edits one tensor at a time, to limit the memory."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class _Writer:
         self._stop = Event()
 
     def files(self, names: Sequence[str]) -> dict[str, _WrittenFile]:
-        """Write the files named, in parallel. The first failure ends all of them."""
+        """Writes some files in parallel. The first failure stops all of them."""
         with _single_threaded_arithmetic(), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             try:
                 futures = [pool.submit(self._file, name) for name in names]
@@ -149,7 +150,7 @@ class _Writer:
                 copy.copy_rest()
                 return _WrittenFile(*copy.digests(), edited)
         except OSError as error:
-            raise SeaExportError(f"{name} could not be copied to {self._destination}: {error.strerror}.") from error
+            raise SeaExportError(f"{name}: it could not be copied to {self._destination}: {error.strerror}.") from error
 
     def _weights(self, name: str, copy: FileCopy) -> dict[str, bool]:
         additions = self._additions if name == self._base.weight_files[-1] else {}
@@ -179,7 +180,7 @@ class _Writer:
 
 @contextmanager
 def _single_threaded_arithmetic() -> Iterator[None]:
-    """Edits are short, and the other processors are busy with digests: threads would wait for one another."""
+    """A context in which torch uses one thread. Edits are short, and the other cores compute digests at that time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -189,7 +190,7 @@ def _single_threaded_arithmetic() -> Iterator[None]:
 
 
 def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
-    """Write the edited tensor in the place of the stored one that comes next. Returns whether its bytes differ."""
+    """Writes the edited tensor instead of the stored one, which is next in the source. Returns whether they differ."""
     stored = copy.take(tensor.end - tensor.start)
     result = _edit(tensor, stored.view(tensor.dtype).reshape(tensor.shape), edit)
     data = _bytes_of(result)
@@ -219,12 +220,12 @@ def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's memory, (bytes,) uint8."""
+    """The bytes of a tensor, (bytes,) uint8."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _placed(additions: Mapping[str, torch.Tensor], copy: FileCopy) -> tuple[StoredTensor, ...]:
-    """Where the new tensors will be, as offsets in the old file: one after another, behind its end."""
+    """The positions of the new tensors, as offsets in the old file: one after another, from its end on."""
     placed = []
     position = copy.size
     for name, tensor in additions.items():
@@ -234,26 +235,28 @@ def _placed(additions: Mapping[str, torch.Tensor], copy: FileCopy) -> tuple[Stor
 
 
 def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping[str, torch.Tensor]) -> None:
-    """Everything that can be known to be wrong before the first byte is written."""
+    """Raises for everything that can be found to be wrong before anything is written."""
     if not edits and not additions:
-        raise InputError("The edit changes nothing: it names no tensor of the checkpoint.")
+        raise InputError(f"{base.directory}: the edit names none of its tensors, so it would change nothing.")
     for name in edits:
         if name not in base.tensors:
-            raise InputError(f"{base.directory} holds no tensor {name}, which is to be edited.")
+            raise InputError(f"{base.directory}: it holds no tensor {name}, which is to be edited.")
         if base.tensors[name].dtype not in _FOLDABLE:
             raise InputError(
-                f"{name} is stored as {base.tensors[name].dtype}, so the base is quantized and no edit can be "
-                "merged into it; use --format adapter or custom-code, or --dequantize."
+                f"{name}: it is stored as {dtype_name(base.tensors[name].dtype)}, so the base is quantized, and no "
+                "edit can be merged into it. Choose --format adapter or custom-code, or --dequantize."
             )
     for name, tensor in additions.items():
         if name in base.tensors:
-            raise InputError(f"{base.directory} already holds a tensor {name}, which is to be added.")
+            raise InputError(f"{base.directory}: it already holds a tensor {name}, which is to be added.")
         if tensor.dtype not in DTYPE_NAMES or not is_finite(tensor):
-            raise SeaExportError(f"The new tensor {name} has values that are not finite, or no storable dtype.")
+            raise SeaExportError(
+                f"{name}: this new tensor has values that are not finite, or a dtype that cannot be stored."
+            )
 
 
 def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryview:
-    """config.json with the changes made, its keys in their old order."""
+    """The bytes of config.json with changed entries, and its keys in their old order."""
     config = copy.deepcopy(dict(base.config))
     for key, value in changes.items():
         *sections, entry = key.split(".")
@@ -261,13 +264,15 @@ def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryvi
         for section in sections:
             part = part.get(section)
             if not isinstance(part, dict):
-                raise InputError(f"The config.json of {base.directory} has no section {section} to set {key} in.")
+                raise InputError(
+                    f"{base.directory / 'config.json'}: it has no section {section}, in which {key} is to be set."
+                )
         part[entry] = value
     return _encoded(config)
 
 
 def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:
-    """The index with the new tensors, which are in the last weight file."""
+    """The bytes of the index with the new tensors, which are in the last weight file."""
     index = read_json_object(base.directory / str(base.index_file))
     index["weight_map"] |= dict.fromkeys(additions, base.weight_files[-1])
     metadata = index.get("metadata")

@@ -1,6 +1,6 @@
 """`--format merged`: a plain checkpoint of the base's architecture with the edit folded into its weights.
 
-Heavy imports stand in the methods, so that wrong options are told at once.
+Heavy imports are made in the methods, so that wrong options are reported at once.
 """
 
 from __future__ import annotations
