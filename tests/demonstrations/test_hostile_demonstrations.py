@@ -139,28 +139,28 @@ HEAD = b"prompt,positive,negative\n"
 ROW = lines_of([GOOD]).encode()
 FILES: dict[str, tuple[str, bytes, str]] = {
     "UTF-16": ("a.jsonl", lines_of([GOOD] * 2).encode("utf-16"), "a.jsonl: it is not UTF-8 text"),
-    "Latin-1, late": ("a.jsonl", ROW * 2000 + b'{"prompt": "\xe9"}', "a.jsonl, somewhere after row "),
-    "Latin-1 in CSV": ("a.csv", HEAD + b"a,b,c\n" * 5000 + b"\xe9,b,c\n", "a.csv, somewhere after row "),
+    "Latin-1, late": ("a.jsonl", ROW * 2000 + b'{"prompt": "\xe9"}', "a.jsonl, after row "),
+    "Latin-1 in CSV": ("a.csv", HEAD + b"a,b,c\n" * 5000 + b"\xe9,b,c\n", "a.csv, after row "),
     "no JSON": ("a.jsonl", ROW + b"\x00\x01\n", "a.jsonl, row 2: it is not valid JSON"),
-    "deep JSON": ("a.jsonl", ROW + b"[" * 10**6 + b"\n", "a.jsonl, row 2: it is no"),
-    "deep JSON list": ("a.json", b"[" * 10**6, "a.json: it is no"),
+    "deep JSON": ("a.jsonl", ROW + b"[" * 10**6 + b"\n", "a.jsonl, row 2: it is JSON"),
+    "deep JSON list": ("a.json", b"[" * 10**6, "a.json: it is JSON"),
     "a number of 5000 digits": (
         "a.jsonl",
         ROW + b'{"prompt": ' + b"9" * 5000 + b"}\n",
-        "a.jsonl, row 2: it is no JSON",
+        "a.jsonl, row 2: it is JSON",
     ),
-    "half a surrogate pair": ("a.jsonl", ROW + ROW.replace(b"deep", b"\\ud800"), "row 2: column 'prompt' holds half"),
-    "a list": ("a.jsonl", ROW + b'["a", "b"]\n', "a.jsonl, row 2: a row must be an object"),
-    "a nested text": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b'{"text": "Yes."}'), "row 2: column 'positive' must be"),
-    "NaN": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b"NaN"), "row 2: column 'positive' must be text, not float"),
-    "nothing": ("a.jsonl", b"", "a.jsonl: there are no rows in it"),
-    "nothing but a mark": ("a.jsonl", b"\xef\xbb\xbf\n", "a.jsonl: there are no rows in it"),
-    "an empty table": ("a.csv", HEAD, "a.csv: there are no rows in it"),
+    "half a surrogate pair": ("a.jsonl", ROW + ROW.replace(b"deep", b"\\ud800"), "row 2: column 'prompt' has half"),
+    "a list": ("a.jsonl", ROW + b'["a", "b"]\n', "a.jsonl, row 2: it is list"),
+    "a nested text": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b'{"text": "Yes."}'), "row 2: column 'positive' is dict"),
+    "NaN": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b"NaN"), "row 2: column 'positive' is float, not text"),
+    "nothing": ("a.jsonl", b"", "a.jsonl: it has no rows"),
+    "nothing but a mark": ("a.jsonl", b"\xef\xbb\xbf\n", "a.jsonl: it has no rows"),
+    "an empty table": ("a.csv", HEAD, "a.csv: it has no rows"),
     "a column twice": ("a.csv", b"prompt,positive,negative,prompt\na,b,c,d\n", "a.csv: it has two columns 'prompt'"),
     "an open quote": ("a.csv", HEAD + b'"a,b,c\n' * 3, "a.csv, line "),
     "a field beyond csv's limit": ("a.csv", HEAD + b"a" * 200_000 + b",b,c\n", "larger than field limit"),
     "a column of 10,000 letters": ("a.jsonl", b'{"' + b"x" * 10_000 + b'": 1}\n', "its columns (xxx"),
-    "10,000 columns": ("a.csv", ",".join(map(str, range(10_000))).encode() + b"\n", "a.csv: there are no rows"),
+    "10,000 columns": ("a.csv", ",".join(map(str, range(10_000))).encode() + b"\n", "a.csv: it has no rows"),
     "half a Parquet file": ("a.parquet", b"PAR1" + b"\0" * 100, "a.parquet: it is not a readable Parquet file"),
 }
 
@@ -189,13 +189,13 @@ def test_parquet_with_nested_columns(tmp_path: Path, count_case: Callable[[], No
     texts = {"prompt": ["p", "q"], "positive": ["a", "b"], "negative": ["c", "d"]}
     turn = [{"role": "assistant", "content": "a"}]
     nested: dict[str, tuple[Any, str]] = {
-        "struct": ([{"text": "a"}] * 2, "row 1: column 'positive' must be text, not dict"),
+        "struct": ([{"text": "a"}] * 2, "row 1: column 'positive' is dict, not text"),
         "list": ([["a"]] * 2, "row 1: column 'positive' is a list, but not of messages"),
         "list of lists": ([[["a"]]] * 2, "row 1: column 'positive' is a list, but not of messages"),
-        "deep struct": ([{"a": {"b": [{"c": "d"}]}}] * 2, "row 1: column 'positive' must be text, not dict"),
+        "deep struct": ([{"a": {"b": [{"c": "d"}]}}] * 2, "row 1: column 'positive' is dict, not text"),
         "null": ([None, "b"], "row 1: column 'positive' is empty"),
-        "bytes": ([b"a", b"b"], "row 1: column 'positive' must be text, not bytes"),
-        "number": ([1.5, 2.5], "row 1: column 'positive' must be text, not float"),
+        "bytes": ([b"a", b"b"], "row 1: column 'positive' is bytes, not text"),
+        "number": ([1.5, 2.5], "row 1: column 'positive' is float, not text"),
         "map": (pa.array([[("a", "b")]] * 2, pa.map_(pa.string(), pa.string())), "row 1: column 'positive' is a list"),
     }
     file = tmp_path / "a.parquet"

@@ -108,7 +108,7 @@ def test_the_builtin_demonstrations_load(name: str) -> None:
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "some.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=r"pip install sea-export\[datasets\]"):
+    with pytest.raises(InputError, match=r"pip install .*sea-export\[datasets\]"):
         load_demonstrations(tmp_path / "some.parquet")
 
 
@@ -120,17 +120,17 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypat
             b'{"prompt": "p", "positive": "a", "negative": "b"}\n\n{"prompt": oops}\n',
             r"a.jsonl, row 2 \(line 3\): it is not valid JSON",
         ),
-        ("a.jsonl", b"[1, 2]\n", "a.jsonl, row 1: a row must be an object with named columns, not list"),
-        ("a.jsonl", b"\n", "a.jsonl: there are no rows"),
+        ("a.jsonl", b"[1, 2]\n", "a.jsonl, row 1: .*list.*object"),
+        ("a.jsonl", b"\n", "a.jsonl: .* no rows"),
         ("a.jsonl", b'{"prompt": "\xff"}', "a.jsonl: it is not UTF-8"),
         ("a.json", b'[{"prompt": "p"},\n oops]', "a.json, line 2: it is not valid JSON"),
-        ("a.json", b'{"rows": []}', "a.json: it must hold a list of objects"),
-        ("a.json", b'{"data": ["p"]}', "a.json, row 1: a row must be an object"),
+        ("a.json", b'{"rows": []}', "a.json: .* list of objects"),
+        ("a.json", b'{"data": ["p"]}', "a.json, row 1: .* object"),
         ("a.csv", b"prompt,positive,negative\n1,2,3\n1,2\n", "a.csv, row 2: it does not have as many fields"),
         ("a.csv", b"prompt,positive,negative\n1,2,3,4\n", "a.csv, row 1: it does not have as many fields"),
         ("a.csv", b'prompt,positive,negative\n1,2,"3\n', "a.csv, line 2: it cannot be parsed"),
         ("a.parquet", b"not parquet", "a.parquet: it is not a readable Parquet file"),
-        ("a.txt", b"prompt", "a.txt: its format is unknown; the known ones are .jsonl"),
+        ("a.txt", b"prompt", "a.txt: .* .jsonl, .json, .csv"),
     ],
 )
 def test_unreadable_files_are_refused_where_they_break(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -142,14 +142,14 @@ def test_unreadable_files_are_refused_where_they_break(tmp_path: Path, name: str
 def test_missing_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.jsonl: there is no such file"):
         load_demonstrations(tmp_path / "absent.jsonl")
-    with pytest.raises(InputError, match=r"neither a file that can be read .* nor a Hub dataset"):
+    with pytest.raises(InputError, match=r"absent: .* file .* Hub dataset"):
         load_demonstrations("absent")
-    with pytest.raises(InputError, match="neither a file that can be read"):
+    with pytest.raises(InputError, match="Hub dataset"):
         load_demonstrations(tmp_path)
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(InputError, match="it cannot be read"):
         load_demonstrations(tmp_path / "folder.jsonl")
-    with pytest.raises(InputError, match="builtin:truthfulness and builtin:fairness"):
+    with pytest.raises(InputError, match=r"builtin:honesty: .* builtin:truthfulness or builtin:fairness"):
         load_demonstrations("builtin:honesty")
 
 
@@ -201,7 +201,7 @@ def test_a_split_is_chosen_only_where_there_is_no_choice(monkeypatch: pytest.Mon
     use_hub(monkeypatch, {"data": rows_of(OURS)})
     assert load_demonstrations("org/name")[0].source == "org/name, split data, row 1"
     use_hub(monkeypatch, {"validation": [], "test": []})
-    with pytest.raises(InputError, match="org/name:SPLIT: validation, test"):
+    with pytest.raises(InputError, match="org/name:SPLIT, of validation, test"):
         load_demonstrations("org/name")
 
 
@@ -210,13 +210,13 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_an_input_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     use_hub(monkeypatch, error)
-    with pytest.raises(InputError, match=f"org/name: there is no such file, and .* cannot be loaded \\({error}\\)"):
+    with pytest.raises(InputError, match=f"org/name: .* cannot be loaded \\({error}\\)"):
         load_demonstrations("org/name")
 
 
 def test_the_hub_without_datasets_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install sea-export\[datasets\]"):
+    with pytest.raises(InputError, match=r"pip install .*sea-export\[datasets\]"):
         load_demonstrations("org/name")
 
 
@@ -252,7 +252,7 @@ def test_unknown_columns_are_listed_beside_the_known_conventions(tmp_path: Path)
         assert part in str(raised.value)
     assert "question/right_answer/hallucinated_answer (HaluEval)" in str(raised.value)
     assert "--positive-field" in str(raised.value)
-    with pytest.raises(InputError, match="no column 'query'; its columns are prompt, positive, negative"):
+    with pytest.raises(InputError, match=r"'query'.* prompt, positive, negative"):
         load_rows(tmp_path, rows_of(OURS), prompt_field="query")
 
 
@@ -291,13 +291,13 @@ def test_conversations_are_read_from_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "chosen": [assistant("b"), user("a")], "rejected": "c"}, "must end with the assistant's"),
-        ({"prompt": "a", "chosen": [], "rejected": "c"}, "must end with the assistant's"),
+        ({"prompt": "a", "chosen": [assistant("b"), user("a")], "rejected": "c"}, "'chosen' .* assistant's"),
+        ({"prompt": "a", "chosen": [], "rejected": "c"}, "'chosen' .* assistant's"),
         ({"prompt": "a", "chosen": ["b"], "rejected": "c"}, "'chosen' is a list, but not of messages"),
         ({"prompt": "a", "chosen": [assistant(" ")], "rejected": "c"}, "last message in column 'chosen' is empty"),
         ({"prompt": [assistant("a")], "chosen": "b", "rejected": "c"}, "'prompt' has no user's message"),
-        ({"chosen": [assistant("b")], "rejected": [assistant("c")]}, "there is no prompt"),
-        ({"chosen": "b", "rejected": "c"}, "there is no prompt"),
+        ({"chosen": [assistant("b")], "rejected": [assistant("c")]}, "no prompt"),
+        ({"chosen": "b", "rejected": "c"}, "no prompt"),
         (
             {"chosen": [user("a"), assistant("b")], "rejected": [user("A"), assistant("c")]},
             "its two conversations answer different prompts",
@@ -356,7 +356,7 @@ def test_bbq_rows_without_contrast_are_left_out_and_counted(
     rows = [bbq("neg", 1), bbq(polarity, label), bbq("neg", 2), bbq(polarity, label)]
     demonstrations = load_rows(tmp_path, rows)
     assert [one.source for one in demonstrations] == ["rows.jsonl, row 1", "rows.jsonl, row 3"]
-    assert "2 of 4 rows are left out: their context supports the very answer" in caplog.text
+    assert "2 of 4 rows are left out, because their context supports" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -390,18 +390,18 @@ def test_bbq_rows_whose_groups_do_not_decide_are_left_out(tmp_path: Path, caplog
     both = (("Ann", "F-Black"), ("Unknown", "unknown"), ("Bob", "M-Black"))
     rows = [bbq("neg", 1, ["Black"], both), bbq("neg", 1, ["Roma"]), bbq("neg", 1), bbq("nonneg", 1)]
     assert len(load_rows(tmp_path, rows)) == 2
-    assert "2 of 4 rows are left out: their groups do not tell" in caplog.text
+    assert "2 of 4 rows are left out, because their groups do not" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": 3}, "label must be 0, 1 or 2, .* not 3"),
-        ({"label": "1"}, "label must be 0, 1 or 2, .* not '1'"),
-        ({"question_polarity": "positive"}, "question_polarity must be 'neg' or 'nonneg', not 'positive'"),
-        ({"answer_info": "{'ans0': []}"}, "BBQ needs answer_info"),
-        ({"answer_info": {"ans0": ["a", "b"]}}, "BBQ needs answer_info"),
-        ({"additional_metadata": {}}, "BBQ needs answer_info .* stereotyped_groups"),
+        ({"label": 3}, "label is 3, .* 0, 1 or 2"),
+        ({"label": "1"}, "label is '1', .* 0, 1 or 2"),
+        ({"question_polarity": "positive"}, "question_polarity .*'positive'.* 'neg' or 'nonneg'"),
+        ({"answer_info": "{'ans0': []}"}, "answer_info"),
+        ({"answer_info": {"ans0": ["a", "b"]}}, "answer_info"),
+        ({"additional_metadata": {}}, "answer_info .* stereotyped_groups"),
         ({"context": None}, "column 'context' is empty"),
     ],
 )
@@ -420,9 +420,9 @@ def test_broken_bbq_rows_are_refused(tmp_path: Path, change: dict[str, object], 
         ("", "is empty"),
         (" \n\t", "is empty"),
         (None, "is empty"),
-        (3, "must be text, not int"),
-        ({"text": "a"}, "must be text, not dict"),
-        ("\ud800", "holds half of a surrogate pair"),
+        (3, "is int, not text"),
+        ({"text": "a"}, "is dict, not text"),
+        ("\ud800", "has half of a surrogate pair"),
     ],
 )
 def test_rows_without_text_are_refused(tmp_path: Path, column: str, value: object, message: str) -> None:
@@ -435,7 +435,7 @@ def test_rows_without_text_are_refused(tmp_path: Path, column: str, value: objec
 def test_a_row_without_a_column_is_refused(tmp_path: Path) -> None:
     rows = rows_of(OURS)
     del rows[2]["negative"]
-    with pytest.raises(InputError, match="row 3: there is no column 'negative'"):
+    with pytest.raises(InputError, match=r"row 3: .* no column 'negative'"):
         load_rows(tmp_path, rows)
 
 
@@ -445,9 +445,9 @@ def test_equal_completions_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_single_demonstration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 demonstration\(s\) to fit on; at least 2"):
+    with pytest.raises(InputError, match=r"rows.jsonl: .* 1 .* at least 2"):
         load_rows(tmp_path, rows_of(OURS)[:1])
-    with pytest.raises(InputError, match="A limit of 1 is too low"):
+    with pytest.raises(InputError, match="--limit: 1 is too low"):
         load_rows(tmp_path, rows_of(OURS), limit=1)
 
 

@@ -119,7 +119,7 @@ def test_chat_follows_a_template_that_trims(tokenizer: PreTrainedTokenizerFast) 
 @pytest.mark.parametrize(
     ("chat_template", "message"),
     [
-        (None, "The tokenizer has no chat template. Use --template qa"),
+        (None, "no chat template. Use --template qa"),
         ("{{ raise_exception('no tools') }}", r"fails on a question \(no tools\). Use --template qa"),
         ("Hello.", "does not repeat the question. Use --template qa"),
     ],
@@ -135,12 +135,12 @@ def test_a_chat_template_that_changes_with_the_prompt_is_followed_as_far_as_it_i
     tokenizer.chat_template += "{% if 'd' in messages[0].content %}<|turn|>{% endif %}"
     tokenized = one(tokenizer, "Where does it end?", "Here.", "There.", template="chat")
     assert tokenizer.decode(tokenized.prompt) == "<|turn|>Where does it end?<|end|><|turn|>"
-    with pytest.raises(InputError, match="here, row 1: its prompt has what is spelt like a special token"):
+    with pytest.raises(InputError, match=r"here, row 1: its prompt .* special token"):
         one(tokenizer, "Where does </s> end?", "Here.", "There.", template="chat")
 
 
 def test_an_unknown_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="no template 'alpaca'; the known ones are qa, chat, none"):
+    with pytest.raises(InputError, match=r"--template: 'alpaca' .* qa, chat, none"):
         tokenize(DEMONSTRATIONS, tokenizer, template="alpaca")
 
 
@@ -230,7 +230,7 @@ def test_long_completions_are_cut_on_the_right_and_counted(
     assert cut[0].positive == long.positive[:-1]
     assert cut[0].negative == long.negative[: len(long.positive) - 1]
     assert cut[1] == short
-    assert "1 of 2 demonstrations do not fit into a context" in caplog.text
+    assert "1 of 2 do not fit into a context" in caplog.text
     caplog.clear()
     assert tokenize(DEMONSTRATIONS[:1], tokenizer, context_length=1000)[0] == long
     assert not caplog.records
@@ -249,7 +249,7 @@ def test_completions_that_are_equal_once_cut_are_refused(tokenizer: PreTrainedTo
     tokenized = one(tokenizer, "Where?", "It ends.", "It does.")
     assert tokenized.positive[0] == tokenized.negative[0]
     length = len(tokenized.prompt) + 1
-    with pytest.raises(InputError, match=f"here, row 1: .* have the same tokens once cut to a context of {length}"):
+    with pytest.raises(InputError, match=f"here, row 1: .* same tokens .* context of {length}"):
         one(tokenizer, "Where?", "It ends.", "It does.", context_length=length)
 
 
