@@ -17,6 +17,7 @@ from sea_export.model import diff
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import TensorDifference, compare_checkpoints
 from tests.helpers.checkpoint_files import tensors_of_many_dtypes, write_sharded, write_single
+from tests.helpers.messages import naming
 
 
 @pytest.fixture
@@ -150,5 +151,5 @@ def test_comparison_agrees_with_the_writer(base, tmp_path):
 def test_what_is_no_checkpoint_is_refused(base, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.json").write_text(json.dumps({}))
-    with pytest.raises(InputError, match="no safetensors checkpoint"):
+    with pytest.raises(InputError, match=naming(tmp_path / "b", "model.safetensors", "model.safetensors.index.json")):
         compare_checkpoints(base, tmp_path / "b")
