@@ -88,7 +88,7 @@ def test_weights_without_a_config(tmp_path):
 
 def test_revision_of_a_local_path_is_refused(tmp_path):
     write_single(tmp_path, FLOATS)
-    refused(tmp_path, "revision", revision="main")
+    refused(tmp_path, "--revision", revision="main")
 
 
 # PyTorch pickles
