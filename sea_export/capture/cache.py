@@ -125,8 +125,8 @@ class ActivationCache:
             file = self._write(f"{secrets.token_hex(8)}{_SUFFIX}", lambda file: save_file(tensors, file))
         except (OSError, SafetensorError) as error:
             raise SeaExportError(
-                f"{self.folder}: activations could not be written there ({reason(error)}). Make room and run again: "
-                "activations that are there already are used."
+                f"{self.folder}: activations could not be written there ({reason(error)}). Make room and run again. "
+                "Activations that are there already are used."
             ) from error
         self._parts.append(_Part(file, tuple(indices), frozenset(activations)))
 

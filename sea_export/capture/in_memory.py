@@ -141,7 +141,7 @@ def read_modules(model: PreTrainedModel, projections: Sequence[OutputProjection]
 
 @contextmanager
 def layers_up_to(model: PreTrainedModel, last: int) -> Iterator[None]:
-    """Removes the layers after `last` from the model, and puts them back when the context ends: nobody reads them."""
+    """Removes the layers after `last`, which are not read, and puts them back when the context ends."""
     name, layers = decoder_layers(model)
     parent, _, attribute = name.rpartition(".")
     owner = model.get_submodule(parent)

@@ -174,7 +174,9 @@ class StoredModel:
             report, _ = convert_and_load_state_dict_in_model(self.model, stored, plan)
         if report.mismatched_keys or report.conversion_errors:
             names = ", ".join(sorted({*map(str, report.mismatched_keys), *report.conversion_errors}))
-            raise InputError(f"{self._checkpoint.directory.name}: its weights do not fit its config ({names}).")
+            raise InputError(
+                f"{self._checkpoint.directory.name}: its weights do not fit its config ({names}). Get both again."
+            )
 
     def _share_tied(self) -> None:
         """If the model has one tensor under two names, gives both names the tensor that was loaded for one of them."""

@@ -71,9 +71,7 @@ def load_demonstrations(
         if remark != _ROWS:
             logger.warning("%s: %d of %d rows %s.", label, number, remarks[_ROWS], remark)
     if len(demonstrations) < 2:
-        raise InputError(
-            f"{label}: it has {len(demonstrations)} demonstrations, and a fit needs more. Give at least 2."
-        )
+        raise InputError(f"{label}: {len(demonstrations)} demonstrations are too few for a fit. Give at least 2.")
     duplicates = len(demonstrations) - len(set(demonstrations))
     if duplicates:
         logger.warning("%s: %d demonstrations repeat another one, and each of them counts.", label, duplicates)

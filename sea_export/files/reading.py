@@ -1,6 +1,6 @@
 """Files that somebody else wrote: which ones are opened, where they may be, and how much of them is read into memory.
 
-A checkpoint or an edit may come from anywhere. All files of it that this package reads by itself are opened here. So a
+All files of checkpoints and edits that this package reads by itself are opened here. They may be from anywhere. So a
 named pipe cannot stop the program, a link cannot lead it out of the directory, and a small file that would become
 gigabytes of objects cannot fill the memory.
 """
