@@ -23,7 +23,7 @@ class InputError(SeaExportError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, to be quoted in a sentence: without the punctuation at its end."""
+    """The first line of a library's error, without punctuation at its end, to be quoted in one of our sentences."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".: ")
 
 

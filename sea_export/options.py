@@ -116,17 +116,17 @@ def recorded_options(kind: type[OptionsT], record: Mapping[str, object]) -> Opti
     Raises:
         InputError: the record has options that this version does not know, or a value is wrong.
     """
-    nested = {item.name: item.default_factory for item in fields(cast(Any, kind)) if is_dataclass(item.default_factory)}
-    values = {
-        name: recorded_options(cast(Any, nested[name]), cast("Mapping[str, object]", value))
-        if name in nested
-        else value
-        for name, value in record.items()
-    }
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{kind.__name__}: this version does not know all options of the record ({error}).") from error
+    nested: dict[str, Any] = {item.name: item.default_factory for item in fields(cast(Any, kind))}
+    if unknown := sorted(record.keys() - nested.keys()):
+        raise InputError(
+            f"{', '.join(unknown)}: options that this version does not know, though the manifest has them. Upgrade "
+            "sea-export."
+        )
+    values: dict[str, Any] = dict(record)
+    for name in record:
+        if is_dataclass(nested[name]):
+            values[name] = recorded_options(nested[name], values[name])
+    return kind(**values)
 
 
 @dataclass(frozen=True)

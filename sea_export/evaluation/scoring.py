@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from sea_export.capture.batching import PromptedCompletions, Segment
 from sea_export.capture.forward import SegmentObserver, run_batches
 from sea_export.capture.prefix_cache import prefix_cache_mode
+from sea_export.demonstrations.tokenize import tokenize_completions, tokenize_text
 from sea_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,32 +96,8 @@ def observe_completions(
 def prompted_completions(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completions: Sequence[str]
 ) -> PromptedCompletions:
-    """A prompt and its completions as tokens, such that the prompt's are the same whatever follows.
-
-    Prompt and completion are tokenized as one text; a completion whose first token would reach into the prompt is
-    tokenized on its own. The prompt has the special tokens that the tokenizer puts before a text, and nothing has
-    those that it puts behind one.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        prompt: text, not empty.
-        completions: texts, each with the space that separates it from the prompt.
-
-    Raises:
-        InputError: the tokenizer writes a text with special tokens otherwise than without.
-    """
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        tokens: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return tokens
-
-    prompt_tokens, *joined = encode([prompt, *(prompt + completion for completion in completions)])
-    alone = encode(list(completions))
-    length = len(prompt_tokens)
-    return PromptedCompletions(
-        _leading_tokens(tokenizer, prompt, prompt_tokens) + prompt_tokens,
-        [whole[length:] if whole[:length] == prompt_tokens else own for whole, own in zip(joined, alone, strict=True)],
-    )
+    """A prompt and its completions as tokens: see `sea_export.demonstrations.tokenize.tokenize_completions`."""
+    return PromptedCompletions(*tokenize_completions(tokenizer, prompt, completions))
 
 
 def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedCompletions:
@@ -131,23 +108,13 @@ def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedComplet
     Raises:
         InputError: the tokenizer has neither token, or see `prompted_completions`.
     """
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    before = _leading_tokens(tokenizer, text, tokens)
+    before, tokens = tokenize_text(tokenizer, text)
     if not before:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if first is None:
             raise InputError("the tokenizer has no special token that a text could begin with, to be scored whole")
-        before = [first]
+        before = (first,)
     return PromptedCompletions(before, [tokens])
-
-
-def _leading_tokens(tokenizer: PreTrainedTokenizerBase, text: str, plain: list[int]) -> list[int]:
-    """The special tokens before `text`, of which `plain` is the tokens without special ones."""
-    whole: list[int] = tokenizer(text)["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start]
-    raise InputError("the tokenizer's special tokens cannot be told from the text that they surround")
 
 
 def _check(items: Sequence[PromptedCompletions]) -> None:

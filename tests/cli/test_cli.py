@@ -176,7 +176,7 @@ def test_bad_demonstrations(case: str, tiny_checkpoint: Path, tmp_path: Path) ->
 BAD_OPTIONS = {
     "missing file": (["--demonstrations", "nowhere.jsonl"], ["nowhere.jsonl"]),
     "unknown layer": (["--layers", "2-9"], ["layer 4", 0, 3]),
-    "too many layers": (["--layers", "last:9"], ["--layers last:9", 4]),
+    "too many layers": (["--layers", "last:9"], ["--layers", "last:9", 4]),
     "unreadable layers": (["--layers", "some"], ["--layers", "'some'", "signature:K"]),
     "variance of 0": (["--explained-variance", "0"], ["--explained-variance", 0.0]),
     "variance above 1": (["--negative-variance", "1.5"], ["--negative-variance", 1.5]),

@@ -319,7 +319,7 @@ def test_picks(pick: str, number: int) -> None:
 
 def test_picks_that_are_not_there() -> None:
     for pick in ("6", "12"):
-        with pytest.raises(InputError, match=naming(f"--pick {pick}")):
+        with pytest.raises(InputError, match=naming("--pick", pick)):
             choose([*POINTS, CUT], pick, max_divergence=0.2, base_score=-0.55)
     with pytest.raises(SeaExportError, match=naming("--max-kl")):
         choose(POINTS, "best", max_divergence=0.001, base_score=-0.55)

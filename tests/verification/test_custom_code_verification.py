@@ -135,7 +135,7 @@ def test_one_command_makes_a_verified_custom_code_export(tiny_checkpoint, demons
     result = CliRunner().invoke(main, [str(argument) for argument in command])
     assert result.exit_code == 0, result.output
     assert "trust_remote_code=True" in result.output
-    assert "Warning: --normalization sequence" in result.output
+    assert_names(result.stderr, "Warning: ", "--normalization", "sequence")
     edit, base = SpectralEdit.load(output), tiny_model("llama")
     with edit.apply(base):
         assert relative_error(logits(load(output)), logits(base)) < 1e-5
