@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export.capture.in_memory
+import sea_export.tuning.search
 from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -141,7 +142,7 @@ def test_hopeless_trials_are_cut_short(bank: StatisticsBank, tuner: Tuner, monke
 
     wide = replace_budget(tuner, 100.0)
     assert wide.try_edit(0, START).cut is None
-    monkeypatch.setattr("sea_export.tuning.search._surely_worse", lambda figure, base: True)
+    monkeypatch.setattr(sea_export.tuning.search, "_surely_worse", lambda figure, base: True)
     assert wide.try_edit(0, START).cut == "worse than the base on the first rows"
 
 
