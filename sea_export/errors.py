@@ -23,8 +23,8 @@ class InputError(SeaExportError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, to be quoted at the end of one of our sentences: without its full stop."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+    """The first line of a library's error, without punctuation at its end, to be quoted in one of our sentences."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".: ")
 
 
 def reason(error: BaseException) -> str:

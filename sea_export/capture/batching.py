@@ -120,7 +120,7 @@ class PassPlan:
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of leading tokens that are computed once for all prompts. Every prompt keeps at least one of its own."""
+    """The number of first tokens that are computed once for all prompts. Every prompt keeps a token of its own."""
     limit = min(len(prompt) for prompt in prompts) - 1
     first, last = min(prompts, key=list), max(prompts, key=list)
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
@@ -188,7 +188,7 @@ def _batches(
 
 
 def _row_cost(tokens: int, context: int) -> int:
-    """The cost of a row in tokens: those to compute, and a part of the cached ones, which are copied and attended to."""
+    """The cost of a row in tokens: those to compute, and a part of those in the cache, which are copied and read."""
     return tokens + context // 8
 
 

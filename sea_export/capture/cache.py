@@ -2,8 +2,9 @@
 
 A cache directory has one folder for each combination of what decides activations: the model, the demonstrations as
 tokens, and the capture options. In the folder are parts: safetensors files with the activations of some targets over
-some demonstrations. A part appears when it is complete, and it never changes. So an interrupted capture goes on where it
-stopped, and several runs can use a cache at the same time. Unfinished parts of killed runs are removed by the next run.
+some demonstrations. A part appears when it is complete, and it never changes. So an interrupted capture goes on where
+it stopped, and several runs can use a cache at the same time. Unfinished parts of killed runs are removed by the next
+run.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class SegmentObserver(Protocol):
 def hands_on_caches(model: PreTrainedModel) -> bool:
     """Whether the model declares that a completion may be computed from a copy of its prompt's cache.
 
-    That is known only for caches of keys and values. Recurrent states, of state-space and linear attention layers, start
-    again when several tokens are given at once, and other contents of a cache may not allow padding.
+    That is known only for caches of keys and values. Recurrent states, of state-space and linear attention layers,
+    start again when several tokens are given at once, and other contents of a cache may not allow padding.
     """
     from transformers import DynamicCache
 

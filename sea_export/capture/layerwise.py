@@ -1,9 +1,9 @@
 """Capture layer by layer: all demonstrations pass through one decoder layer before the next one is needed.
 
 The weights of the layers may come from anywhere, one layer at a time (see `LayerSource`). In a sequential fit the edit
-of a target is made as soon as all passes have been read there. It is applied before they go on, so that everything after
-it is captured with it. Completions use the keys and values of their prompts as in `sea_export.capture.forward`, one
-layer at a time.
+of a target is made as soon as all passes have been read there. It is applied before they go on, so that everything
+after it is captured with it. Completions use the keys and values of their prompts as in `sea_export.capture.forward`,
+one layer at a time.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def capture_by_layer(
     with ExitStack() as stack:
         for target, module in modules.items():
             stack.callback(module.register_forward_hook(reader.hook(target)).remove)
-        # A suspended pass holds its embeddings and its hidden state. Inside a layer it also holds a residual and an output.
+        # A suspended pass holds its embeddings and its hidden state, and inside a layer also a residual and an output.
         states = source.states(_token_count(plan), copies=4 if sequential else 2)
         stack.enter_context(stops_installed(model, states, stops))
         stack.enter_context(layers_up_to(model, last))

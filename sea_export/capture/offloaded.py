@@ -1,7 +1,7 @@
-"""A model of which one decoder layer at a time is in memory, read from its checkpoint and converted by transformers.
+"""A model with one decoder layer in memory at a time, read from its checkpoint and converted by transformers.
 
-Everything that reaches into transformers' loading code is here: which stored tensors a part of the model is made of,
-and how they become its parameters (experts that are stored apart and computed together, for one).
+transformers' loading code turns stored tensors into parameters: for example, it stacks experts that are stored apart
+and computed together.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ __all__ = ["StoredModel", "can_load_layers", "open_layerwise"]
 
 _LOADING_CODE = "transformers.core_model_loading"
 
-# The name of no module.
+# No module has this name.
 _NOTHING = "-"
 
 _EMBEDDING, _HEAD, _REST = "embedding", "head", "rest"
 
 # The share of the available memory that hidden states may take before they are kept in files.
 _STATES_SHARE = 0.4
-# Layers of each kind that a hybrid or a model with windows has are among its first ones.
+# The first layers of a hybrid model, or of one with windows, include layers of every kind.
 _TRIAL_LAYERS = 4
 
 
@@ -67,19 +67,19 @@ class StoredModel:
         """Builds the model without its weights, and loads what is neither a layer, nor an embedding, nor the head.
 
         Args:
-            base: the resolved base model.
+            base: the base model.
             dtype: what to compute in; None for the dtype in which it is stored.
             device: where layers compute. Everything else is done on the CPU.
-            scratch: where hidden states are put that do not fit into memory.
+            scratch: a directory for hidden states that do not fit into memory.
 
         Raises:
-            InputError: the weights are quantized or do not fit the config, or the installed transformers loads no
-                parts.
+            InputError: the weights are quantized or do not fit the config, or the installed transformers cannot load
+                parts of a model.
         """
         if not can_load_layers(base.config):
             raise InputError(
-                f"{base.name} cannot be loaded layer by layer, because its weights are quantized or transformers is "
-                "older than 5: choose --no-layerwise"
+                f"{base.name}: it cannot be loaded layer by layer, because its weights are quantized or transformers "
+                "is older than 5. Choose --no-layerwise."
             )
         _ = base.skeleton  # finds weights of another size before any is loaded
         self.layer_device = None if device.type == "cpu" else device
@@ -111,7 +111,11 @@ class StoredModel:
         return HiddenStates(self.layer_device, self._scratch if too_large else None)
 
     def largest_part_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the largest layer, or of the embedding or the head if these are larger, in some dtype."""
+        """The size in bytes of the largest layer, or of the embedding or the head if one is larger.
+
+        Args:
+            dtype: the dtype that parameters are counted in.
+        """
         modules = (*self._layers, self.model.get_input_embeddings(), self.model.get_output_embeddings())
         counts = [sum(one.numel() for one in module.parameters()) for module in modules if module is not None]
         return max(counts) * dtype.itemsize
@@ -129,7 +133,7 @@ class StoredModel:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """While open, the language-model head is in memory."""
+        """A context in which the language-model head is in memory."""
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         with self._loaded(_HEAD, head, torch.device("cpu"), shared_with=embedding):
             yield
@@ -151,26 +155,29 @@ class StoredModel:
                 _drop_parameters(one)
 
     def _load(self, part: object, device: torch.device) -> None:
-        """Gives the parameters of a part their values, in the model's own dtypes."""
+        """Loads the parameters of a part, in the dtypes that the model declares."""
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
         stored = {name: _StoredTensor(self._checkpoint, name) for name in self._parts[part]}
         plan = LoadStateDictConfig(
-            # Where anything might stay on the disk, transformers loads one tensor at a time: threads take memory apart.
+            # If a part may stay on the disk, transformers loads one tensor at a time, without threads that need memory.
             device_map={"": device, _NOTHING: "disk"},
             dtype=self.dtype,
             dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=self._conversions,
         )
-        with _no_progress_bar(), refused_by_library(f"{self._checkpoint.directory.name} does not fit its config"):
+        with (
+            _no_progress_bar(),
+            refused_by_library(f"{self._checkpoint.directory.name}: its weights do not fit its config"),
+        ):
             report, _ = convert_and_load_state_dict_in_model(self.model, stored, plan)
         if report.mismatched_keys or report.conversion_errors:
             names = ", ".join(sorted({*map(str, report.mismatched_keys), *report.conversion_errors}))
-            raise InputError(f"{self._checkpoint.directory.name} does not fit its config: {names}")
+            raise InputError(f"{self._checkpoint.directory.name}: its weights do not fit its config ({names}).")
 
     def _share_tied(self) -> None:
-        """Where the model has one tensor under two names, gives both what was loaded under one of them."""
+        """If the model has one tensor under two names, gives both names the tensor that was loaded for one of them."""
         for pair in self.model.all_tied_weights_keys.items():
             loaded = next((one for one in map(self.model.get_parameter, pair) if not one.is_meta), None)
             if loaded is not None:
@@ -179,19 +186,19 @@ class StoredModel:
                     setattr(self.model.get_submodule(owner), leaf, loaded)
 
     def _check_complete(self, module: nn.Module) -> None:
-        """Raises InputError for a value that the checkpoint lacks."""
+        """Raises InputError if the checkpoint lacks a value of the module, or has one that is not finite."""
         values = (*module.named_parameters(), *module.named_buffers())
         missing = next((name for name, value in values if value.is_meta), None)
         if missing is not None:
             raise InputError(
-                f"{self._checkpoint.directory.name} lacks {missing} of {type(module).__name__}, or stores it under a "
-                "name that is not known: choose --no-layerwise"
+                f"{self._checkpoint.directory.name}: it lacks {missing} of {type(module).__name__}, or stores it under "
+                "an unknown name. Choose --no-layerwise."
             )
         check_finite(module, self._checkpoint.directory.name)
 
 
 class _StoredTensor:
-    """A stored tensor that is read when transformers takes it, as it takes slices of safetensors files."""
+    """A stored tensor that is read when transformers takes it, in the way it takes slices of safetensors files."""
 
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:
         self._checkpoint, self._name = checkpoint, name
@@ -218,14 +225,14 @@ def open_layerwise(
     scratch: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[StoredModel]:
-    """Opens a model of which one decoder layer at a time is in memory, for `sea_export.fit`.
+    """Opens a model with one decoder layer in memory at a time, for `sea_export.fit`.
 
     Args:
         model: a Hub id, a local directory, or a `.gguf` file.
         revision: its revision on the Hub.
-        dtype: what to compute in; None for the dtype in which it is stored.
+        dtype: the dtype to compute in; None for the dtype in which the model is stored.
         device: where layers compute.
-        scratch: where hidden states are put that do not fit into memory; None for the system's temporary directory.
+        scratch: a directory for hidden states that do not fit into memory; None for the system's temporary directory.
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
@@ -238,20 +245,22 @@ def open_layerwise(
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that transformers takes for `auto`: what config.json says, else that of the first float."""
+    """The dtype that transformers chooses for `auto`: the one in config.json, or that of the first stored float."""
     named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
     floats = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype.is_floating_point]
     if not floats:
-        raise InputError(f"{checkpoint.directory.name} holds no weights that are floating-point numbers")
+        raise InputError(
+            f"{checkpoint.directory.name}: none of its weights are floating-point numbers. Give a language model."
+        )
     return next((dtype for dtype in DTYPE_NAMES if str(dtype) == f"torch.{named}"), floats[0])
 
 
 def _empty_model(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The model with its buffers, which are computed and not stored, but with parameters that hold no values."""
+    """The model with its buffers, which are computed and not stored, and with parameters without values."""
     config = copy.deepcopy(config)
     with torch.device("meta"):
         model: Any = auto_classes(config)[0].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    # As transformers gives a model that it loads the values that no checkpoint stores.
+    # transformers does the same to a model that it loads, for values that no checkpoint stores.
     model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)
     model._initialize_missing_keys(False)
     empty: PreTrainedModel = model.eval()
@@ -265,7 +274,7 @@ def _drop_parameters(module: nn.Module) -> None:
 
 
 def _parts(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[object, tuple[str, ...]]:
-    """The names of the stored tensors that each part is made of: layers by number, embedding, head, and the rest."""
+    """The names of the stored tensors of each part: layers by number, embedding, head, and the rest."""
     own, names = model.state_dict(), parameter_names(model, checkpoint)
     layers_name, layers = decoder_layers(model)
     prefixes: dict[str, object] = {f"{layers_name}.{index}.": index for index in range(len(layers))}
@@ -278,7 +287,7 @@ def _parts(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[object, tu
         name, _ = names[stored]
         if name in own:
             parts[next((part for prefix, part in prefixes.items() if name.startswith(prefix)), _REST)].append(stored)
-    # Where both are one tensor, it is stored under one of the names.
+    # If the embedding and the head are one tensor, it is stored under one of the names.
     parts[_EMBEDDING] = parts[_EMBEDDING] or parts.get(_HEAD, [])
     parts[_HEAD] = parts.get(_HEAD) or parts[_EMBEDDING]
     return {part: tuple(stored_names) for part, stored_names in parts.items()}
@@ -286,7 +295,7 @@ def _parts(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[object, tu
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """transformers shows a bar for every load: a layer is not worth one."""
+    """Hides the progress bar that transformers shows for every load, because here each layer is a load."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -19,9 +19,10 @@ def command(a: Path, b: Path) -> None:
 
     from sea_export.cli.terminal import console
     from sea_export.errors import printable
+    from sea_export.model.checkpoint import Checkpoint
     from sea_export.model.diff import compare_checkpoints
 
-    difference = compare_checkpoints(a, b)
+    difference = compare_checkpoints(Checkpoint.open(a), Checkpoint.open(b))
     table = Table("tensor", "largest difference", "relative (Frobenius)")
     for name, change in difference.tensors_changed.items():
         table.add_row(name, f"{change.maximum:.3g}", f"{change.relative:.3g}")

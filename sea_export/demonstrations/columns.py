@@ -1,7 +1,7 @@
 """What the columns of a table of demonstrations mean.
 
-A convention names the columns that a row must have and reads a prompt, a positive and a negative completion out of
-them. :func:`recognise` picks the first that fits.
+A column format names the columns that a row must have, and reads a prompt, a positive and a negative completion from
+them. `recognise` chooses the first one that fits.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _SHOWN_COLUMNS, _SHOWN_LETTERS = 20, 60
 
 @dataclass(frozen=True)
 class Fields:
-    """The column names that the user gave; None means: recognise.
+    """The column names that the user gave; None where columns are to be recognised.
 
     Attributes:
-        prompt: Column of the prompts.
-        positive: Column of the positive completions.
-        negative: Column of the negative completions.
+        prompt: the column of the prompts.
+        positive: the column of the positive completions.
+        negative: the column of the negative completions.
     """
 
     prompt: str | None = None
@@ -39,11 +39,11 @@ class Fields:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a convention makes of one row.
+    """What a column format reads from one row.
 
     Attributes:
-        contrast: Prompt, positive and negative completion; None where the row has none and is left out.
-        remark: Something to be counted over the rows and reported once, or None.
+        contrast: prompt, positive and negative completion; None if the row has none and is left out.
+        remark: what is counted over the rows and reported once, or None.
     """
 
     contrast: tuple[str, str, str] | None
@@ -55,9 +55,9 @@ class ColumnFormat:
     """A way to lay out demonstrations in columns.
 
     Attributes:
-        name: What users call it; empty for this project's own.
-        columns: The columns that a row must have.
-        read: Reads one row; its second argument says where the row stands, for messages.
+        name: what users call it; empty for this project's own.
+        columns: the columns that a row must have.
+        read: reads one row. Its second argument says where the row is, for messages.
     """
 
     name: str
@@ -69,34 +69,34 @@ class ColumnFormat:
 
 
 def recognise(columns: Collection[str], fields: Fields, source: str) -> ColumnFormat:
-    """Pick the convention that a table follows.
+    """Chooses the column format of a table.
 
     Args:
-        columns: The table's column names.
-        fields: Column names that take the place of a convention's own.
-        source: What the table is called in messages.
+        columns: the column names of the table.
+        fields: column names that replace those of a column format.
+        source: the name of the table in messages.
 
     Returns:
-        The first known convention all of whose columns are there.
+        The first known column format whose columns are all there.
 
     Raises:
-        InputError: A named column is missing, or no convention fits.
+        InputError: a named column is missing, or no column format fits.
     """
     for name in (fields.prompt, fields.positive, fields.negative):
         if name is not None and name not in columns:
-            raise InputError(f"{source}: there is no column {name!r}; its columns are {_listed(columns)}.")
+            raise InputError(f"{source}: it has no column {name!r}. Choose one of its columns: {_listed(columns)}.")
     known = tuple(_column_formats(fields))
-    for convention in known:
-        if set(convention.columns) <= set(columns):
-            return convention
+    for column_format in known:
+        if set(column_format.columns) <= set(columns):
+            return column_format
     raise InputError(
-        f"{source}: its columns ({_listed(columns)}) follow no known convention: {'; '.join(map(str, known))}. "
-        "Name the columns with --prompt-field, --positive-field and --negative-field."
+        f"{source}: its columns ({_listed(columns)}) are not those of a known column format "
+        f"({'; '.join(map(str, known))}). Name the columns with --prompt-field, --positive-field and --negative-field."
     )
 
 
 def _column_formats(fields: Fields) -> Iterator[ColumnFormat]:
-    """The known conventions, first choice first, with the user's column names in place of their own."""
+    """The known column formats, first choice first, with the column names that the user gave."""
     for name, prompt, positive, negative in (
         ("", "prompt", "positive", "negative"),
         ("preference data", "prompt", "chosen", "rejected"),
@@ -116,26 +116,26 @@ def _listed(columns: Collection[str]) -> str:
 
 
 def _short(name: str) -> str:
-    """A name from a file, of which a message shows no more than some words."""
+    """The first letters of a name from a file, because it may be very long."""
     return name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}…"
 
 
 def _cell(row: Row, column: str, where: str) -> Any:
     if column not in row:
-        raise InputError(f"{where}: there is no column {column!r}, which other rows have.")
+        raise InputError(f"{where}: it has no column {column!r}, which other rows have. Add it or remove the row.")
     return row[column]
 
 
 def _text(value: object, what: str, where: str) -> str:
-    """The value, checked to be text that a tokenizer can read."""
+    """The value. Raises InputError if it is not text that a tokenizer can read."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{where}: {what} is empty. Fill it in or remove the row.")
     if not isinstance(value, str):
-        raise InputError(f"{where}: {what} must be text, not {type(value).__name__}.")
+        raise InputError(f"{where}: {what} is {type(value).__name__}, not text. Change it or remove the row.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(f"{where}: {what} holds half of a surrogate pair, which is not text.") from None
+        raise InputError(f"{where}: {what} has half of a surrogate pair, which is not text. Change it.") from None
     return value
 
 
@@ -143,10 +143,10 @@ def _text(value: object, what: str, where: str) -> str:
 
 
 def _read_triple(columns: tuple[str | None, str, str], row: Row, where: str) -> Reading:
-    """Read a prompt, a positive and a negative column; completions and prompts may be lists of messages.
+    """Reads a prompt, a positive and a negative column. Completions and prompts may be lists of messages.
 
-    In a conversation the completion is the last message, the assistant's, and the prompt is the user turn before
-    it. What came earlier has no place in a demonstration.
+    In a conversation the completion is the last message, the assistant's, and the prompt is the user turn before it.
+    Earlier messages are left out.
     """
     prompt_column, positive_column, negative_column = columns
     positive, positive_context = _completion(row, positive_column, where)
@@ -154,16 +154,19 @@ def _read_triple(columns: tuple[str | None, str, str], row: Row, where: str) -> 
     if positive_context or negative_context:
         prompt, remark = _user_turn(positive_context, positive_column, where)
         if prompt != _user_turn(negative_context, negative_column, where)[0]:
-            raise InputError(f"{where}: its two conversations answer different prompts.")
+            raise InputError(f"{where}: its two conversations answer different prompts. Change one or remove the row.")
     elif prompt_column is None:
-        raise InputError(f"{where}: there is no prompt: no column for it, and no user's message before the answers.")
+        raise InputError(
+            f"{where}: it has no prompt, neither a column of prompts nor a user's message before the answers. Add one "
+            "or name the column with --prompt-field."
+        )
     else:
         prompt, remark = _prompt(row, prompt_column, where)
     return Reading((prompt, positive, negative), remark)
 
 
 def _prompt(row: Row, column: str, where: str) -> tuple[str, str | None]:
-    """A prompt, and a remark where a conversation was cut down to it."""
+    """A prompt, and a remark if it is a part of a conversation."""
     value = _cell(row, column, where)
     if isinstance(value, list):
         return _user_turn(_messages(value, column, where), column, where)
@@ -171,30 +174,39 @@ def _prompt(row: Row, column: str, where: str) -> tuple[str, str | None]:
 
 
 def _completion(row: Row, column: str, where: str) -> tuple[str, list[Message]]:
-    """A completion, and the messages before it where it ends a conversation."""
+    """A completion, and the messages before it if it ends a conversation."""
     value = _cell(row, column, where)
     if not isinstance(value, list):
         return _text(value, f"column {column!r}", where), []
     messages = _messages(value, column, where)
     if not messages or messages[-1][0] != "assistant":
-        raise InputError(f"{where}: the conversation in column {column!r} must end with the assistant's message.")
+        raise InputError(
+            f"{where}: the conversation in column {column!r} does not end with the assistant's message. Change it or "
+            "remove the row."
+        )
     return _text(messages[-1][1], f"the last message in column {column!r}", where), messages[:-1]
 
 
 def _messages(value: list[object], column: str, where: str) -> list[Message]:
-    """Roles and contents of a list of messages."""
+    """The roles and contents of a list of messages."""
     messages = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise InputError(f"{where}: column {column!r} is a list, but not of messages with role and content.")
+            raise InputError(
+                f"{where}: column {column!r} is a list, but not of messages with role and content. Change it or remove "
+                "the row."
+            )
         messages.append((message["role"], message["content"]))
     return messages
 
 
 def _user_turn(messages: Sequence[Message], column: str, where: str) -> tuple[str, str | None]:
-    """The user turn that a conversation ends with, and a remark where anything stands before it."""
+    """The user turn at the end of a conversation, and a remark if there are messages before it."""
     if not messages or messages[-1][0] != "user":
-        raise InputError(f"{where}: the conversation in column {column!r} has no user's message before the answer.")
+        raise InputError(
+            f"{where}: the conversation in column {column!r} has no user's message before the answer. Add one or "
+            "remove the row."
+        )
     remark = "have messages before the last user turn, which are left out" if messages[1:] else None
     return _text(messages[-1][1], f"the last user turn in column {column!r}", where), remark
 
@@ -207,15 +219,17 @@ _BBQ_COLUMNS = (*_BBQ_TEXTS, "label", "question_polarity", "answer_info", "addit
 
 
 def _read_bbq(row: Row, where: str) -> Reading:
-    """Read a row of BBQ: what the context supports against what a stereotype suggests.
+    """Reads a row of BBQ: the answer that the context supports against the one that a stereotype suggests.
 
-    Where the context itself supports the answer that the stereotype suggests, there is nothing to tell apart.
+    If the context supports the very answer that the stereotype suggests, the row has no contrast.
     """
     text = {column: _text(_cell(row, column, where), f"column {column!r}", where) for column in _BBQ_TEXTS}
     suggested = bbq_rows.suggested_answer(row, where)
     if suggested is None:
-        return Reading(None, "are left out: their groups do not tell which answer the stereotype suggests")
+        return Reading(None, "are left out, because their groups do not say which answer the stereotype suggests")
     supported = bbq_rows.right_answer(row, where)
     if supported == suggested:
-        return Reading(None, "are left out: their context supports the very answer that the stereotype suggests")
+        return Reading(
+            None, "are left out, because their context supports the very answer that the stereotype suggests"
+        )
     return Reading((f"{text['context']} {text['question']}", text[supported], text[suggested]))

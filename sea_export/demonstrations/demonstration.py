@@ -22,10 +22,10 @@ class Demonstration:
     """A prompt with a completion to move towards and one to move away from.
 
     Attributes:
-        prompt: The prompt, before any template.
-        positive: The completion whose activations the edit keeps.
-        negative: The completion whose activations the edit drops.
-        source: Where it was read, such as "halueval.jsonl, row 17", for messages.
+        prompt: the prompt, before any template.
+        positive: the completion to move towards.
+        negative: the completion to move away from.
+        source: where it was read, such as "halueval.jsonl, row 17", for messages.
     """
 
     prompt: str
@@ -36,15 +36,15 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class DemonstrationOrigin:
-    """Where demonstrations were read, and which of them: what `load_demonstrations` was given.
+    """Where demonstrations were read, and which of them: the arguments of `load_demonstrations`.
 
     Attributes:
-        source: A built-in set, a Hub dataset, or the bare name of a local file: no path is ever published.
-        prompt_field: See `load_demonstrations`; so are the others.
-        positive_field: Likewise.
-        negative_field: Likewise.
-        limit: Likewise.
-        seed: Likewise.
+        source: a built-in set, a Hub dataset, or the name of a local file without its path, which is never published.
+        prompt_field: see `load_demonstrations`.
+        positive_field: see `load_demonstrations`.
+        negative_field: see `load_demonstrations`.
+        limit: see `load_demonstrations`.
+        seed: see `load_demonstrations`.
     """
 
     source: str
@@ -56,7 +56,7 @@ class DemonstrationOrigin:
 
 
 class LoadedDemonstrations(tuple[Demonstration, ...]):
-    """Demonstrations just as they were read: a part or a change of them is a tuple like any other."""
+    """Demonstrations exactly as they were read. A part of them is an ordinary tuple, without an origin."""
 
     origin: DemonstrationOrigin
 
@@ -67,13 +67,13 @@ class LoadedDemonstrations(tuple[Demonstration, ...]):
 
 
 def demonstrations_record(demonstrations: Sequence[Demonstration]) -> dict[str, Any]:
-    """What an edit says of the demonstrations that it was fitted on, as plain JSON data.
+    """What an edit records of the demonstrations that it was fitted on, as plain JSON data.
 
     Args:
-        demonstrations: The demonstrations.
+        demonstrations: the demonstrations.
 
     Returns:
-        Their number and digest, and their origin where they are just what was read there.
+        Their number and digest, and their origin if they are exactly what was read there.
     """
     record: dict[str, Any] = {"count": len(demonstrations), "sha256": demonstrations_digest(demonstrations)}
     if isinstance(demonstrations, LoadedDemonstrations):
@@ -82,13 +82,13 @@ def demonstrations_record(demonstrations: Sequence[Demonstration]) -> dict[str, 
 
 
 def demonstrations_digest(demonstrations: Sequence[Demonstration]) -> str:
-    """Digest of the demonstrations' texts, in their order, wherever they came from.
+    """The digest of the texts of demonstrations in their order, whatever their source.
 
     Args:
-        demonstrations: The demonstrations.
+        demonstrations: the demonstrations.
 
     Returns:
-        SHA-256, in hexadecimal, of the canonical JSON of the list of [prompt, positive, negative].
+        The SHA-256, in hexadecimal, of the canonical JSON of the list of [prompt, positive, negative].
     """
     texts = [[one.prompt, one.positive, one.negative] for one in demonstrations]
     canonical = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Contrastive demonstrations: read a file or a dataset, recognise its columns, check every row."""
+"""Contrastive demonstrations: a file or a dataset is read, its columns are recognised, and every row is checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["BUILTIN", "load_demonstrations", "read_demonstrations"]
 
 BUILTIN = ("truthfulness", "fairness")
 
-# What all rows are counted under, beside the remarks on some of them.
+# The key under which all rows are counted. The other keys are remarks on some of them.
 _ROWS = "are there"
 
 logger = logging.getLogger(__name__)
@@ -36,28 +36,28 @@ def load_demonstrations(
     limit: int | None = None,
     seed: int = 0,
 ) -> LoadedDemonstrations:
-    """Read contrastive demonstrations and check every one of them.
+    """Reads contrastive demonstrations and checks every one of them.
 
     Args:
-        source: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file; ``builtin:truthfulness`` or
+        source: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file; ``builtin:truthfulness`` or
             ``builtin:fairness``; or a Hub dataset, ``org/name``, ``org/name:split`` or
             ``org/name:config/split``, with ``@revision`` for a revision.
-        prompt_field: Column of the prompts, where it is none of the known ones.
-        positive_field: Column of the positive completions, likewise.
-        negative_field: Column of the negative completions, likewise.
-        limit: Keep a random sample of this many demonstrations. The source is then read twice, and of JSON lines, CSV
-            and Parquet no more than the sample is in memory, however many rows there are.
-        seed: Seed of that sample.
+        prompt_field: the column of the prompts, if it does not have a known name.
+        positive_field: the column of the positive completions, if it does not have a known name.
+        negative_field: the column of the negative completions, if it does not have a known name.
+        limit: the size of a random sample to keep; None for all. The source is then read twice. Of JSON lines, CSV and
+            Parquet no more rows than the sample are in memory.
+        seed: the seed of the sample.
 
     Returns:
         The demonstrations, in the order of the source, and where they were read.
 
     Raises:
-        InputError: The source is missing, cannot be read, or has unknown columns; a row has an empty text, or equal
-            completions; fewer than two demonstrations remain.
+        InputError: the source is missing, cannot be read, or has unknown columns; a row has an empty text, or equal
+            completions; or fewer than two demonstrations remain.
     """
     if limit is not None and limit < 2:
-        raise InputError(f"A limit of {limit} is too low: at least 2 demonstrations are needed.")
+        raise InputError(f"--limit: {limit} is too low. Give at least 2.")
     with _opened(source) as table:
         label, remarks = table.label, Counter[str]()
         fields = Fields(prompt_field, positive_field, negative_field)
@@ -72,10 +72,12 @@ def load_demonstrations(
         if remark != _ROWS:
             logger.warning("%s: %d of %d rows %s.", label, number, remarks[_ROWS], remark)
     if len(demonstrations) < 2:
-        raise InputError(f"{label}: {len(demonstrations)} demonstration(s) to fit on; at least 2 are needed.")
+        raise InputError(
+            f"{label}: it has {len(demonstrations)} demonstrations, and a fit needs more. Give at least 2."
+        )
     duplicates = len(demonstrations) - len(set(demonstrations))
     if duplicates:
-        logger.warning("%s: %d demonstrations repeat another one; each counts.", label, duplicates)
+        logger.warning("%s: %d demonstrations repeat another one, and each of them counts.", label, duplicates)
     origin = DemonstrationOrigin(label, prompt_field, positive_field, negative_field, limit, seed)
     return LoadedDemonstrations(demonstrations, origin)
 
@@ -103,25 +105,24 @@ def read_demonstrations(options: DemonstrationOptions, seed: int) -> LoadedDemon
 def _checked(demonstration: Demonstration) -> Demonstration:
     if demonstration.positive.strip() == demonstration.negative.strip():
         raise InputError(
-            f"{demonstration.source}: the positive and the negative completion are equal, so there is no contrast "
-            "to learn. Change one or remove the row."
+            f"{demonstration.source}: the positive and the negative completion are equal. Change one or remove the row."
         )
     return demonstration
 
 
 def _read(table: Table, fields: Fields, remarks: Counter[str]) -> Iterator[Demonstration]:
-    """The checked demonstrations of a table, whose rows are counted by what there is to remark about them."""
-    convention: ColumnFormat | None = None
+    """The checked demonstrations of a table. `remarks` counts all rows, and those rows to which a remark applies."""
+    column_format: ColumnFormat | None = None
     for where, row in table:
-        convention = convention or recognise(row.keys(), fields, table.label)
-        reading = convention.read(row, where)
+        column_format = column_format or recognise(row.keys(), fields, table.label)
+        reading = column_format.read(row, where)
         remarks[_ROWS] += 1
         if reading.remark is not None:
             remarks[reading.remark] += 1
         if reading.contrast is not None:
             yield _checked(Demonstration(*reading.contrast, source=where))
-    if convention is None:
-        raise InputError(f"{table.label}: there are no rows in it.")
+    if column_format is None:
+        raise InputError(f"{table.label}: it has no rows. Give at least 2.")
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def _opened(source: str | Path) -> Iterator[Table]:
         return
     name = text.removeprefix("builtin:")
     if name not in BUILTIN:
-        known = " and ".join(f"builtin:{one}" for one in BUILTIN)
-        raise InputError(f"There are no built-in demonstrations {name!r}; there are {known}.")
+        known = " or ".join(f"builtin:{one}" for one in BUILTIN)
+        raise InputError(f"{text}: there are no such built-in demonstrations. Choose {known}.")
     with as_file(files("sea_export") / "data" / f"{name}.jsonl") as builtin:
         yield Table(text, partial(read_json_lines, builtin, text))

@@ -1,4 +1,4 @@
-"""Rows of a table, wherever it is kept: a file of any common format, or a dataset of the Hub."""
+"""Rows of a table: of a file of any common format, or of a dataset of the Hub."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _HUB_SOURCE = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:((?P<config>[^/@]+)/)?(?P<
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are read as they are asked for, as often as they are: no more of them than one reads is in memory."""
+    """Rows that are read each time they are asked for. Only those that are being read are in memory."""
 
     label: str
-    """What the table is called in messages."""
+    """The name of the table in messages."""
     _open: Callable[[], Iterator[tuple[str, Row]]]
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        """(where, row) for each row in order; `where` is such as "halueval.jsonl, row 17".
+        """Yields (where, row) for each row in order; `where` is such as "halueval.jsonl, row 17".
 
         Raises:
             InputError: the table cannot be read any further.
@@ -40,7 +40,7 @@ class Table:
 
 
 def open_table(source: str | Path) -> Table:
-    """Finds a table, of which nothing is read yet.
+    """Finds a table. Nothing of it is read yet.
 
     Args:
         source: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, or a Hub dataset: ``org/name``,
@@ -54,27 +54,39 @@ def open_table(source: str | Path) -> Table:
     if is_file_name(text):
         return Table(path.name, partial(_read_file, path))
     if path.is_file():
-        raise InputError(f"{path.name}: its format is unknown; the known ones are {', '.join(_READERS)}.")
+        raise InputError(f"{path.name}: its format is unknown. Give one of {', '.join(_READERS)}.")
     hub = _HUB_SOURCE.fullmatch(text)
     if hub is None or path.exists():
         kinds = ", ".join(_READERS)
-        raise InputError(f"{text}: this is neither a file that can be read ({kinds}) nor a Hub dataset (org/name).")
+        raise InputError(
+            f"{text}: it is neither a file nor a Hub dataset. Give a file ({kinds}) or a dataset (org/name)."
+        )
     return Table(text, _open_hub(**hub.groupdict()))
 
 
 def is_file_name(source: str) -> bool:
-    """Whether a source is a file because of its name, which ends as those of tables do."""
+    """Whether a source is a file, because its name ends as those of tables do."""
     return Path(source).suffix.lower() in _READERS
 
 
 def hub_dataset(source: str) -> str | None:
-    """The id of the Hub dataset that a source names, without split and revision; None if it names none."""
+    """The id of the Hub dataset that a source names, without split and revision; None if the source is a file."""
     hub = None if is_file_name(source) else _HUB_SOURCE.fullmatch(source)
     return None if hub is None else hub["path"]
 
 
 def read_table(source: str | Path) -> tuple[str, list[tuple[str, Row]]]:
-    """What a table is called in messages, and all its rows: see `open_table` and `Table`."""
+    """All rows of a table.
+
+    Args:
+        source: see `open_table`.
+
+    Returns:
+        The name of the table in messages, and (where, row) for each row: see `Table`.
+
+    Raises:
+        InputError: see `open_table` and `Table`.
+    """
     table = open_table(source)
     return table.label, list(table)
 
@@ -86,19 +98,29 @@ def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
             yield row
             number += 1
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file.") from None
+        raise InputError(f"{path}: there is no such file. Check the path.") from None
     except OSError as error:
-        raise InputError(f"{path}: it cannot be read ({error.strerror or error}).") from error
+        raise InputError(
+            f"{path}: it cannot be read ({error.strerror or error}). Check the file and its permissions."
+        ) from error
     except UnicodeDecodeError as error:
-        place = f"{path.name}, somewhere after row {number}" if number else path.name
-        raise InputError(f"{place}: it is not UTF-8 text ({error.reason}).") from error
+        where = f"{path.name}, after row {number}" if number else path.name
+        raise InputError(f"{where}: it is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
 
 
 # Every reader opens text as "utf-8-sig", which skips a byte order mark.
 
 
 def read_json_lines(path: Path, label: str) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSONL file, which messages call `label`, each with where it stands."""
+    """The objects of a JSONL file, each with where it is.
+
+    Args:
+        path: the file.
+        label: its name in messages.
+
+    Raises:
+        InputError: a line is not a JSON object.
+    """
     number = 0
     with path.open(encoding="utf-8-sig") as lines:
         for line_number, line in enumerate(lines, start=1):
@@ -113,10 +135,10 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"{where}, line {error.lineno}" if "\n" in text.strip() else where
-        raise InputError(f"{place}: it is not valid JSON ({error.msg}, column {error.colno}).") from error
+        where = f"{where}, line {error.lineno}" if "\n" in text.strip() else where
+        raise InputError(f"{where}: it is not valid JSON ({error.msg}, column {error.colno}). Repair it.") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
-        raise InputError(f"{where}: it is no JSON that can be read ({first_line(error)}).") from error
+        raise InputError(f"{where}: it is JSON that cannot be read ({first_line(error)}). Change it.") from error
 
 
 def _read_json(path: Path, label: str) -> Iterator[tuple[str, Row]]:
@@ -127,12 +149,12 @@ def _read_json(path: Path, label: str) -> Iterator[tuple[str, Row]]:
     if isinstance(rows, dict):
         rows = rows.get("data")
     if not isinstance(rows, list):
-        raise InputError(f'{label}: it must hold a list of objects, or an object {{"data": [...]}} around one.')
+        raise InputError(f'{label}: it holds no list. Give a list of objects, or an object {{"data": [...]}} with one.')
     yield from _numbered(rows, label)
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether a file is JSON lines under the name of .json, as is common (HaluEval's own files are)."""
+    """Whether a .json file holds JSON lines, as HaluEval's own files do."""
     with path.open(encoding="utf-8-sig") as lines:
         written = (line for line in lines if line.strip())
         first, second = next(written, ""), next(written, None)
@@ -148,18 +170,22 @@ def _read_csv(path: Path, label: str) -> Iterator[tuple[str, Row]]:
         try:
             _check_header(table.fieldnames or (), label)
             for where, row in _numbered(table, label):
-                # DictReader files what is too much under the key None and fills up what is missing with None.
+                # DictReader puts additional fields under the key None, and None into missing fields.
                 if None in row or None in row.values():
-                    raise InputError(f"{where}: it does not have as many fields as the header. Is a quote missing?")
+                    raise InputError(
+                        f"{where}: it does not have as many fields as the header. Look for a missing quote."
+                    )
                 yield where, row
         except csv.Error as error:
-            raise InputError(f"{label}, line {table.reader.line_num}: it cannot be parsed ({error}).") from error
+            raise InputError(
+                f"{label}, line {table.reader.line_num}: it cannot be parsed ({error}). Repair it."
+            ) from error
 
 
 def _check_header(columns: Sequence[str], label: str) -> None:
     twice = next((name for name, count in Counter(columns).items() if count > 1), None)
     if twice is not None:
-        raise InputError(f"{label}: it has two columns {twice!r}; remove or rename one.")
+        raise InputError(f"{label}: it has two columns {twice!r}. Remove or rename one.")
 
 
 def _read_parquet(path: Path, label: str) -> Iterator[tuple[str, Row]]:
@@ -167,7 +193,7 @@ def _read_parquet(path: Path, label: str) -> Iterator[tuple[str, Row]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"{label}: reading Parquet needs pyarrow: pip install sea-export[datasets]") from None
+        raise InputError(f"{label}: reading Parquet needs pyarrow. Run pip install 'sea-export[datasets]'.") from None
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -179,8 +205,10 @@ def _read_parquet(path: Path, label: str) -> Iterator[tuple[str, Row]]:
     except (pyarrow.ArrowException, ValueError, OverflowError, NotImplementedError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
-        place = f"{label}, somewhere after row {number}" if number else label
-        raise InputError(f"{place}: it is not a readable Parquet file ({first_line(error)}).") from error
+        where = f"{label}, after row {number}" if number else label
+        raise InputError(
+            f"{where}: it is not a readable Parquet file ({first_line(error)}). Write it again."
+        ) from error
 
 
 def _open_hub(
@@ -190,19 +218,20 @@ def _open_hub(
         import datasets
     except ImportError:
         raise InputError(
-            f"{path}: there is no such file, and reading a dataset from the Hub needs the datasets library: "
-            "pip install sea-export[datasets]"
+            f"{path}: there is no such file, and reading a dataset from the Hub needs the datasets library. Check the "
+            "path, or run pip install 'sea-export[datasets]'."
         ) from None
     try:
         dataset = datasets.load_dataset(path, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"{path}: there is no such file, and the Hub dataset of this name cannot be loaded ({error})."
+            f"{path}: there is no such file, and the Hub dataset of this name cannot be loaded ({first_line(error)}). "
+            "Check the name."
         ) from error
     if split is None:
         split = "train" if "train" in dataset else next(iter(dataset))
         if split != "train" and len(dataset) > 1:
-            raise InputError(f"{path}: choose one of its splits, {path}:SPLIT: {', '.join(dataset)}.")
+            raise InputError(f"{path}: it has several splits. Choose one as {path}:SPLIT, of {', '.join(dataset)}.")
         dataset = dataset[split]
     return lambda: _numbered(dataset, f"{path}, split {split}")
 
@@ -215,7 +244,7 @@ def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, Row]]:
 
 def _object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: a row must be an object with named columns, not {type(row).__name__}.")
+        raise InputError(f"{where}: it is {type(row).__name__}, not an object. Give objects with named columns.")
     return row
 
 

@@ -1,4 +1,7 @@
-"""Demonstrations as token ids: put into a template, and cut where the completion begins."""
+"""Prompts and completions as token ids, so that the tokens of a prompt are the same whatever follows.
+
+Demonstrations are put into a template first; benchmarks write their prompts themselves.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,23 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sea_export.demonstrations.demonstration import Demonstration
 
-__all__ = ["TEMPLATES", "TokenizedDemonstration", "tokenize"]
+__all__ = ["TEMPLATES", "TokenizedDemonstration", "tokenize", "tokenize_completions", "tokenize_text"]
 
 TEMPLATES = ("qa", "chat", "none")
 
-# Stands for a prompt while the chat template's own text around it is found. No template contains it: its first and
-# its last character are for private use.
+# Takes the position of a prompt while the chat template's own text around it is found. No template contains it, because
+# its first and last character are of Unicode's private use area.
 _PLACEHOLDER = "\ue000prompt\ue000"
+
+# A pattern that finds nothing.
+_NOTHING = re.compile(r"(?!)")
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +41,10 @@ class TokenizedDemonstration:
     """A demonstration as token ids: a model reads ``prompt + positive`` and ``prompt + negative``.
 
     Attributes:
-        prompt: Tokens of the prompt in its template; at least one.
-        positive: Tokens of the positive completion alone; at least one.
-        negative: Tokens of the negative completion alone; at least one.
-        source: Where the demonstration was read, for messages.
+        prompt: tokens of the prompt in its template; at least one.
+        positive: tokens of the positive completion alone; at least one.
+        negative: tokens of the negative completion alone; at least one.
+        source: where the demonstration was read, for messages.
     """
 
     prompt: Tokens
@@ -49,7 +55,7 @@ class TokenizedDemonstration:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A stretch of text, tokenized on its own. Special tokens written in it count as such only if it is markup."""
+    """Text that is tokenized on its own. Only in markup is what is spelt like a special token one."""
 
     text: str
     markup: bool = False
@@ -65,35 +71,36 @@ def tokenize(
     template: str = "qa",
     context_length: int | None = None,
 ) -> tuple[TokenizedDemonstration, ...]:
-    """Put demonstrations into a template and tokenize them.
+    """Puts demonstrations into a template and tokenizes them.
 
-    The prompt's tokens are the same whatever follows. Prompt and completion are tokenized as one text, and the
-    completion is what comes after the prompt's tokens; where the tokenizer merges across that boundary, the
-    completion is tokenized on its own. Text of a demonstration that is spelt like a special token stays text.
+    Prompt and completion are tokenized as one text, and the completion is what comes after the tokens of the prompt. If
+    the tokenizer merges characters of both into one token, the completion is tokenized on its own. Text of a
+    demonstration that is spelt like a special token stays text.
 
     Args:
-        demonstrations: The demonstrations.
-        tokenizer: The model's tokenizer.
-        template: ``qa``: "Q: <prompt>", a new line, "A: <completion>"; ``chat``: the tokenizer's own chat template,
-            up to the place where the assistant answers; ``none``: the prompt as it is. In ``qa`` and ``none`` a
-            space comes before a completion unless there is whitespace already, and the text begins with the special
-            tokens that the tokenizer begins texts with; it never ends with one.
-        context_length: The longest text the model reads, in tokens: a longer one loses the end of its completion.
+        demonstrations: the demonstrations.
+        tokenizer: the tokenizer of the model.
+        template: ``qa``: "Q: <prompt>", a new line, "A: <completion>"; ``chat``: the tokenizer's own chat template, up
+            to where the assistant answers; ``none``: the prompt as it is. In ``qa`` and ``none`` a space comes before a
+            completion unless there is whitespace already. The text begins with the special tokens that the tokenizer
+            puts before a text, and it never ends with one.
+        context_length: the longest text that the model reads, in tokens. A longer one loses the end of its completion.
+            None means any length.
 
     Returns:
         The tokenized demonstrations, in the same order.
 
     Raises:
-        InputError: An unknown template, a tokenizer without a usable chat template, a prompt or completion without
-            tokens, a prompt that leaves no room for its completions, or completions with equal tokens.
+        InputError: the template is unknown, the tokenizer has no usable chat template, a prompt or a completion has no
+            tokens, a prompt leaves no room for its completions, or two completions have equal tokens.
     """
     if template not in TEMPLATES:
-        raise InputError(f"There is no template {template!r}; the known ones are {', '.join(TEMPLATES)}.")
+        raise InputError(f"--template: {template!r} is unknown. Choose one of {', '.join(TEMPLATES)}.")
     if not demonstrations:
         return ()
     special = _special_tokens(tokenizer)
-    place = _place(tokenizer, template, special)
-    prompts = [place(one) for one in demonstrations]
+    in_template = _template(tokenizer, template, special)
+    prompts = [in_template(one) for one in demonstrations]
     prompt_tokens = _encode(tokenizer, prompts)
     leading = () if template == "chat" else _leading_tokens(tokenizer, prompts[0])
 
@@ -109,17 +116,18 @@ def tokenize(
     fitted = tuple(_fitted(one, context_length) for one in whole)
     shortened = sum(one != before for one, before in zip(fitted, whole, strict=True))
     if shortened:
-        message = "%d of %d demonstrations do not fit into a context of %d tokens and lose the end of a completion."
+        message = "demonstrations: %d of %d do not fit into a context of %d tokens and lose the end of a completion."
         logger.warning(message, shortened, len(fitted), context_length)
     return fitted
 
 
 def _fitted(demonstration: TokenizedDemonstration, context_length: int | None) -> TokenizedDemonstration:
-    """The demonstration cut to the context length, checked to be usable."""
+    """The demonstration, cut to the context length. Raises InputError if it cannot be used then."""
     source, prompt = demonstration.source, demonstration.prompt
     if not (prompt and demonstration.positive and demonstration.negative):
         raise InputError(
-            f"{source}: its prompt or a completion has no tokens, so the tokenizer does not know its text."
+            f"{source}: its prompt or a completion has no tokens, because the tokenizer does not know its text. Change "
+            "it or remove the row."
         )
     room = None if context_length is None else context_length - len(prompt)
     if room is not None and room < 1:
@@ -137,10 +145,51 @@ def _fitted(demonstration: TokenizedDemonstration, context_length: int | None) -
 # Templates
 
 
-def _place(
+def tokenize_completions(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completions: Sequence[str]
+) -> tuple[Tokens, list[Tokens]]:
+    """Tokenizes a prompt and texts that may follow it, as `tokenize` does without a template.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        prompt: text, not empty. The special tokens that the tokenizer puts before a text are put before it.
+        completions: texts, each with the space that separates it from the prompt.
+
+    Returns:
+        The tokens of the prompt, and those of each completion alone.
+
+    Raises:
+        InputError: the tokenizer's special tokens cannot be told apart from the text around them.
+    """
+    text: Pieces = (_Piece(prompt),)
+    (tokens,) = _encode(tokenizer, [text])
+    count = len(completions)
+    following = _encode_completions(tokenizer, _NOTHING, [text] * count, [tokens] * count, completions)
+    return _leading_tokens(tokenizer, text) + tokens, following
+
+
+def tokenize_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tokens, Tokens]:
+    """Tokenizes a text by itself. What is spelt like a special token stays text.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        text: the text.
+
+    Returns:
+        The special tokens that the tokenizer puts before a text, perhaps none, and the tokens of the text.
+
+    Raises:
+        InputError: the tokenizer's special tokens cannot be told apart from the text around them.
+    """
+    pieces: Pieces = (_Piece(text),)
+    (tokens,) = _encode(tokenizer, [pieces])
+    return _leading_tokens(tokenizer, pieces), tokens
+
+
+def _template(
     tokenizer: PreTrainedTokenizerBase, template: str, special: re.Pattern[str]
 ) -> Callable[[Demonstration], Pieces]:
-    """A function that puts the prompt of a demonstration into the template."""
+    """A function that puts the prompt of a demonstration into a template."""
     if template == "chat":
         return _chat_template(tokenizer, special)
     if template == "qa":
@@ -149,40 +198,42 @@ def _place(
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> Callable[[Demonstration], Pieces]:
-    """The same for the tokenizer's chat template."""
+    """A function that puts the prompt of a demonstration into the tokenizer's chat template."""
     advice = "Use --template qa."
     if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError(f"The tokenizer has no chat template. {advice}")
+        raise InputError(f"--template: the tokenizer has no chat template. {advice}")
 
     def render(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except (TemplateError, ValueError) as error:
-            raise InputError(f"The tokenizer's chat template fails on a question ({error}). {advice}") from error
+            raise InputError(
+                f"--template: the chat template fails on a question ({first_line(error)}). {advice}"
+            ) from error
 
     before, found, after = render(_PLACEHOLDER).partition(_PLACEHOLDER)
     if not found:
-        raise InputError(f"The tokenizer's chat template does not repeat the question. {advice}")
+        raise InputError(f"--template: the chat template does not repeat the question. {advice}")
 
-    def place(demonstration: Demonstration) -> Pieces:
+    def in_template(demonstration: Demonstration) -> Pieces:
         text = render(demonstration.prompt)
         if not special.search(demonstration.prompt):
             return (_Piece(text, markup=True),)
-        # The prompt is what stands between the template's own words, not itself: many templates trim it.
+        # The prompt is what is between the template's own words, because many templates trim it.
         prompt = text[len(before) : len(text) - len(after)]
         if before + prompt + after != text:
             raise InputError(
-                f"{demonstration.source}: its prompt has what is spelt like a special token, and cannot be told "
-                f"from the chat template's own text. {advice}"
+                f"{demonstration.source}: its prompt contains text that is spelt like a special token, and cannot be "
+                f"told apart from the chat template's own text. {advice}"
             )
         return _Piece(before, markup=True), _Piece(prompt), _Piece(after, markup=True)
 
-    return place
+    return in_template
 
 
 def _separated(prompt: Pieces, completion: str) -> str:
-    """The completion behind what separates it from a prompt in plain text."""
+    """The completion after a space, unless whitespace separates it from the prompt already."""
     return completion if prompt[-1].text[-1].isspace() or completion[0].isspace() else f" {completion}"
 
 
@@ -190,20 +241,23 @@ def _separated(prompt: Pieces, completion: str) -> str:
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds what is spelt like a special token."""
+    """A pattern that finds what is spelt like a special token."""
     spellings = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
+    return re.compile("|".join(map(re.escape, spellings))) if spellings else _NOTHING
 
 
 def _leading_tokens(tokenizer: PreTrainedTokenizerBase, example: Pieces) -> Tokens:
-    """The special tokens that the tokenizer begins every text with, without those that it ends texts with."""
+    """The special tokens that the tokenizer puts before a text, without those that it puts after it."""
     (piece,) = example
     (plain,) = _encode(tokenizer, [example])
     whole = tuple(tokenizer(piece.text, split_special_tokens=True)["input_ids"])
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return whole[:start]
-    raise InputError("The tokenizer's special tokens cannot be told from the text around them. Use --template chat.")
+    raise InputError(
+        "the tokenizer: its special tokens cannot be told apart from the text around them. Use --template chat for "
+        "demonstrations, or another tokenizer."
+    )
 
 
 def _encode_completions(
@@ -213,7 +267,15 @@ def _encode_completions(
     prompt_tokens: Sequence[Tokens],
     completions: Sequence[str],
 ) -> list[Tokens]:
-    """What prompt and completion have after the prompt's tokens, or the tokens of the completion alone."""
+    """The tokens of completions: what follows the prompt's tokens in both together, or those of the completion alone.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        special: finds what is spelt like a special token.
+        prompts: the prompt of each completion.
+        prompt_tokens: the tokens of each of these prompts.
+        completions: the completions.
+    """
     whole = _encode(tokenizer, [_continued(*pair, special) for pair in zip(prompts, completions, strict=True)])
     alone = _encode(tokenizer, [(_Piece(completion),) for completion in completions])
     return [
@@ -223,7 +285,7 @@ def _encode_completions(
 
 
 def _continued(prompt: Pieces, completion: str, special: re.Pattern[str]) -> Pieces:
-    """Prompt and completion as one text, unless the completion has what would count as a special token there."""
+    """Prompt and completion as one text, unless part of the completion would become a special token there."""
     *before, last = prompt
     if last.markup and special.search(completion):
         return *prompt, _Piece(completion)
@@ -231,7 +293,7 @@ def _continued(prompt: Pieces, completion: str, special: re.Pattern[str]) -> Pie
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Pieces]) -> list[Tokens]:
-    """The tokens of every text, without special tokens around it; equal pieces are tokenized once."""
+    """The tokens of every text, without special tokens around it. Equal pieces are tokenized once."""
     tokens: dict[_Piece, Tokens] = {}
     for markup in (False, True):
         pieces = list({piece: None for text in texts for piece in text if piece.markup == markup})

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from sea_export.capture.batching import PromptedCompletions, Segment
 from sea_export.capture.forward import SegmentObserver, run_batches
 from sea_export.capture.prefix_cache import prefix_cache_mode
+from sea_export.demonstrations.tokenize import tokenize_completions, tokenize_text
 from sea_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,32 +96,8 @@ def observe_completions(
 def prompted_completions(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completions: Sequence[str]
 ) -> PromptedCompletions:
-    """A prompt and its completions as tokens. The tokens of the prompt are the same for every completion.
-
-    Prompt and completion are tokenized as one text. If the first token of a completion would overlap the prompt, the
-    completion is tokenized alone. The prompt has the special tokens that the tokenizer puts before a text. Special
-    tokens that it puts after a text are left out.
-
-    Args:
-        tokenizer: the tokenizer of the model.
-        prompt: text, not empty.
-        completions: texts, each with the space that separates it from the prompt.
-
-    Raises:
-        InputError: the tokens of a text differ with and without special tokens.
-    """
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        tokens: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return tokens
-
-    prompt_tokens, *joined = encode([prompt, *(prompt + completion for completion in completions)])
-    alone = encode(list(completions))
-    length = len(prompt_tokens)
-    return PromptedCompletions(
-        _leading_tokens(tokenizer, prompt, prompt_tokens) + prompt_tokens,
-        [whole[length:] if whole[:length] == prompt_tokens else own for whole, own in zip(joined, alone, strict=True)],
-    )
+    """A prompt and its completions as tokens: see `sea_export.demonstrations.tokenize.tokenize_completions`."""
+    return PromptedCompletions(*tokenize_completions(tokenizer, prompt, completions))
 
 
 def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedCompletions:
@@ -131,30 +108,16 @@ def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedComplet
     Raises:
         InputError: the tokenizer has neither of the two tokens, or see `prompted_completions`.
     """
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    before = _leading_tokens(tokenizer, text, tokens)
+    before, tokens = tokenize_text(tokenizer, text)
     if not before:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if first is None:
             raise InputError(
                 "tokenizer: it has no special token with which a text could begin, so that a whole text cannot be "
-                "scored. "
-                "Leave out crows-pairs and damage, or give a tokenizer with a begin-of-text token."
+                "scored. Leave out crows-pairs and damage, or give a tokenizer with a begin-of-text token."
             )
-        before = [first]
+        before = (first,)
     return PromptedCompletions(before, [tokens])
-
-
-def _leading_tokens(tokenizer: PreTrainedTokenizerBase, text: str, plain: list[int]) -> list[int]:
-    """The special tokens before `text`. `plain` is its tokens without special ones."""
-    whole: list[int] = tokenizer(text)["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start]
-    raise InputError(
-        "tokenizer: its special tokens cannot be separated from the text between them. Give a tokenizer that only adds "
-        "tokens before and after a text."
-    )
 
 
 def _check(items: Sequence[PromptedCompletions]) -> None:

@@ -68,7 +68,7 @@ def check_room(output: Path, base: Iterable[Path], *, needed_bytes: int) -> None
     output = output.resolve()
     for path in (one.resolve() for one in base):
         if path.is_relative_to(output) or (path.is_dir() and output.is_relative_to(path)):
-            raise InputError(f"{output}: it and the base {path} lie inside each other. Choose another output.")
+            raise InputError(f"{output}: it is the base {path}, lies inside it, or holds it. Choose another output.")
     free = shutil.disk_usage(output.parent).free
     if free < needed_bytes:
         raise InputError(

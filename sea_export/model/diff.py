@@ -112,25 +112,24 @@ def compare_files(a: Path, b: Path) -> FileDifference:
     )
 
 
-def compare_checkpoints(a: Path, b: Path) -> CheckpointDifference:
-    """Compare two checkpoint directories tensor by tensor and file by file, in little memory.
+def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDifference:
+    """Compare two checkpoints tensor by tensor and file by file, in little memory.
 
     The weights are compared by tensor, whatever shard holds them. Differences are computed only where bytes differ.
 
     Args:
-        a: the first directory.
-        b: the second.
+        first: the checkpoint a.
+        second: the checkpoint b.
 
     Raises:
-        InputError: one of them is not a safetensors checkpoint.
         SeaExportError: a file became shorter while it was read.
     """
-    first, second = Checkpoint.open(a), Checkpoint.open(b)
+    a, b = first.directory, second.directory
     common = sorted(first.tensors.keys() & second.tensors.keys())
     forms = {name: (first.tensors[name], second.tensors[name]) for name in common}
     other_form = {name: pair for name, pair in forms.items() if not _same_form(*pair)}
     comparable = {name: pair for name, pair in forms.items() if name not in other_form}
-    changed = _compare_tensors(first.directory, second.directory, comparable)
+    changed = _compare_tensors(a, b, comparable)
     files_a, files_b = _other_files(first), _other_files(second)
     files_changed = tuple(file for file in sorted(files_a & files_b) if not _same_bytes(a / file, b / file))
     return CheckpointDifference(

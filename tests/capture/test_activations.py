@@ -19,6 +19,7 @@ from sea_export.errors import InputError
 from sea_export.model.architecture import OutputProjection, decoder_layers, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import NEUTRALS, POSITIONS, SITES, CaptureOptions
+from tests.helpers.messages import naming
 from tests.helpers.random_demonstrations import TARGETS, random_demonstrations, relative_error
 from tests.helpers.tiny_models import END, PAD, blocks_of, hook_count, layers_of, tiny_model
 
@@ -383,21 +384,21 @@ def test_batches_are_told_as_they_finish(llama):
 
 
 def test_a_place_that_does_not_exist_is_refused(llama):
-    with pytest.raises(InputError, match="layer 9 does not exist"):
+    with pytest.raises(InputError, match=naming("layer 9")):
         capture(llama, random_demonstrations(2), [Target(9, "mlp")])
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "facts"),
     [
-        ({"site": "input"}, "--site is 'input': choose one of target, residual"),
-        ({"position": "first"}, "--position"),
-        ({"neutral": "none"}, "--neutral"),
-        ({"neutral_tokens": 0}, "--neutral-tokens is 0: it must be at least 1"),
-        ({"batch_tokens": 0}, "--batch-tokens"),
+        ({"site": "input"}, ["--site", "'input'", "residual"]),
+        ({"position": "first"}, ["--position", "'first'"]),
+        ({"neutral": "none"}, ["--neutral", "'none'"]),
+        ({"neutral_tokens": 0}, ["--neutral-tokens", 0]),
+        ({"batch_tokens": 0}, ["--batch-tokens", 0]),
     ],
-    ids=lambda value: "" if isinstance(value, str) else str(value),
+    ids=lambda value: "" if isinstance(value, list) else str(value),
 )
-def test_wrong_options_are_refused(values, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_options_are_refused(values, facts):
+    with pytest.raises(InputError, match=naming(*facts)):
         CaptureOptions(**values)

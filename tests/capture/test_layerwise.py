@@ -30,6 +30,7 @@ from sea_export.model.base import open_base
 from sea_export.model.targets import Target
 from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
 from tests.helpers.families import tiny_family_config
+from tests.helpers.messages import naming
 from tests.helpers.random_demonstrations import TARGETS, assert_same_edit, random_demonstrations, relative_error
 from tests.helpers.tiny_models import FAMILIES, hook_count, layers_of, random_model, tiny_model
 
@@ -175,7 +176,7 @@ def test_a_layer_that_needs_what_another_one_kept_is_an_error(llama):
     handle = layers_of(llama)[2].register_forward_pre_hook(look, with_kwargs=True)
     try:
         capture(llama, random_demonstrations(3), TARGETS, CaptureOptions())
-        with pytest.raises(SeaExportError, match="layer 2 of LlamaModel needs keys and values of another layer"):
+        with pytest.raises(SeaExportError, match=naming("layer 2", "LlamaModel")):
             captured_by_layer(ModelInMemory(llama), random_demonstrations(3), CaptureOptions())
     finally:
         handle.remove()
@@ -231,7 +232,7 @@ def test_one_layer_at_a_time_is_in_memory(tiny_checkpoint_of, llama, tokenizer, 
 def test_generated_text_needs_all_layers(tiny_checkpoint, tokenizer, demonstrations):
     with (
         sea_export.open_layerwise(tiny_checkpoint) as source,
-        pytest.raises(InputError, match="--neutral generated needs all layers"),
+        pytest.raises(InputError, match=naming("--neutral", "generated")),
     ):
         sea_export.fit(source, tokenizer, demonstrations, layers="all", neutral="generated")
 
@@ -332,23 +333,23 @@ def test_a_sequential_fit_leaves_the_model_as_it_was(llama, tokenizer, demonstra
     broken = copy.deepcopy(llama)
     with torch.no_grad():
         layers_of(broken)[1].mlp.down_proj.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match="layer 1, mlp"):
+    with pytest.raises(InputError, match=naming("layer 1, mlp")):
         sea_export.fit(broken, tokenizer, demonstrations, layers="all", sequential=True)
     assert hook_count(broken) == 0
     assert len(layers_of(broken)) == 4
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        ({"layers": "signature:2"}, "--sequential needs to know the layers beforehand"),
-        ({"layers": "all", "site": "residual"}, "choose --site target"),
-        ({"layers": "all", "normalization": "sequence"}, "depends on the batch"),
+        ({"layers": "signature:2"}, ["--sequential"]),
+        ({"layers": "all", "site": "residual"}, ["--site target"]),
+        ({"layers": "all", "normalization": "sequence"}, ["--normalization", "sequence"]),
     ],
     ids=["signature", "site", "normalization"],
 )
-def test_what_no_sequential_fit_can_do_is_refused(options, message, llama, tokenizer, demonstrations):
-    with pytest.raises(InputError, match=message):
+def test_what_no_sequential_fit_can_do_is_refused(options, facts, llama, tokenizer, demonstrations):
+    with pytest.raises(InputError, match=naming(*facts)):
         sea_export.fit(llama, tokenizer, demonstrations, sequential=True, **options)
 
 

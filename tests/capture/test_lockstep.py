@@ -124,7 +124,7 @@ def test_passes_at_different_places_are_an_error(llama):
     passes, _ = calls_of(llama)
     with stops_installed(llama, IN_MEMORY):
         passes[0].advance()
-        with pytest.raises(SeaExportError, match="do not run one after the other"):
+        with pytest.raises(SeaExportError, match="layer"):
             advance_together(passes)
         for one in passes:
             one.close()

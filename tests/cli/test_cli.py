@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerF
 
 from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
+from tests.helpers.messages import assert_names
 from tests.helpers.tiny_models import random_model, tiny_model
 
 
@@ -122,7 +124,7 @@ def test_verify_fails_on_a_checkpoint_that_is_not_the_edit(
     shutil.copy(tiny_checkpoint / "model.safetensors", output / "model.safetensors")
     result = run("verify", output, "--base", tiny_checkpoint)
     assert result.exit_code == 1
-    assert "not the base's with the edit folded in" in result.output
+    assert_names(result.output, "model.layers.2.mlp.down_proj.weight", "model.layers.3.mlp.down_proj.weight")
 
 
 def test_inspect_and_plot_and_diff(tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path) -> None:
@@ -135,8 +137,8 @@ def test_inspect_and_plot_and_diff(tiny_checkpoint: Path, demonstrations_file: P
     result = run("diff", tiny_checkpoint, output)
     assert result.exit_code == 0
     assert "model.layers.3.mlp.down_proj.weight" in result.output
-    assert "2 tensors differ" in result.output
-    assert "0 tensors differ" in run("diff", output, output).output
+    assert_names(result.output, "2 tensors")
+    assert_names(run("diff", output, output).output, "0 tensors")
 
 
 def test_help_is_instant() -> None:
@@ -154,42 +156,42 @@ def test_help_is_instant() -> None:
 ROW = {"prompt": "Is the sea deep?", "positive": "Yes.", "negative": "No, not at all."}
 LONG = {"prompt": "word " * 600, "positive": "Yes.", "negative": "No."}
 BAD_ROWS = {
-    "wrong columns": ([{"text": "a"}, {"text": "b"}], "column"),
-    "empty prompt": ([ROW, {**ROW, "prompt": " "}], "row 2"),
-    "empty completion": ([ROW, {**ROW, "negative": ""}], "row 2"),
-    "equal completions": ([ROW, {**ROW, "negative": "Yes."}], "row 2"),
-    "one demonstration": ([ROW], "2"),
-    "no room for a completion": ([ROW, LONG], "row 2"),
+    "wrong columns": ([{"text": "a"}, {"text": "b"}], ["rows.jsonl", "--prompt-field"]),
+    "empty prompt": ([ROW, {**ROW, "prompt": " "}], ["rows.jsonl, row 2", "'prompt'"]),
+    "empty completion": ([ROW, {**ROW, "negative": ""}], ["rows.jsonl, row 2", "'negative'"]),
+    "equal completions": ([ROW, {**ROW, "negative": "Yes."}], ["rows.jsonl, row 2", "equal"]),
+    "one demonstration": ([ROW], ["rows.jsonl", 1, 2]),
+    "no room for a completion": ([ROW, LONG], ["rows.jsonl, row 2", 256]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_bad_demonstrations(case: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    rows, message = BAD_ROWS[case]
+    rows, facts = BAD_ROWS[case]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", "--demonstrations", file, *FIT)
-    assert_refused(result, message, tmp_path, [file])
+    assert_refused(result, facts, tmp_path, [file])
 
 
 BAD_OPTIONS = {
-    "missing file": (["--demonstrations", "nowhere.jsonl"], "nowhere.jsonl"),
-    "unknown layer": (["--layers", "2-9"], "layers 0 to 3"),
-    "too many layers": (["--layers", "last:9"], "4 layers"),
-    "unreadable layers": (["--layers", "some"], "signature:K"),
-    "variance of 0": (["--explained-variance", "0"], "above 0 and at most 1"),
-    "variance above 1": (["--negative-variance", "1.5"], "above 0 and at most 1"),
-    "infinite strength": (["--strength", "inf"], "finite"),
-    "unknown choice": (["--center", "middle"], "affine"),
-    "too high a rank": (["--layers", "1", "--positive-rank", "500"], "--positive-rank 500"),
+    "missing file": (["--demonstrations", "nowhere.jsonl"], ["nowhere.jsonl"]),
+    "unknown layer": (["--layers", "2-9"], ["layer 4", 0, 3]),
+    "too many layers": (["--layers", "last:9"], ["--layers", "last:9", 4]),
+    "unreadable layers": (["--layers", "some"], ["--layers", "'some'", "signature:K"]),
+    "variance of 0": (["--explained-variance", "0"], ["--explained-variance", 0.0]),
+    "variance above 1": (["--negative-variance", "1.5"], ["--negative-variance", 1.5]),
+    "infinite strength": (["--strength", "inf"], ["--strength", "inf"]),
+    "unknown choice": (["--center", "middle"], ["--center", "'middle'", "affine"]),
+    "too high a rank": (["--layers", "1", "--positive-rank", "500"], ["--positive-rank", 500]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
 def test_bad_options(case: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path) -> None:
-    options, message = BAD_OPTIONS[case]
+    options, facts = BAD_OPTIONS[case]
     given = ["--demonstrations", demonstrations_file, *options]
     result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", *given)
-    assert_refused(result, message, tmp_path, [demonstrations_file])
+    assert_refused(result, facts, tmp_path, [demonstrations_file])
 
 
 def test_activations_beyond_the_largest_number(
@@ -205,7 +207,7 @@ def test_activations_beyond_the_largest_number(
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     result = run("fit-and-save", directory, tmp_path / "out", "--demonstrations", demonstrations_file, *FIT)
-    assert_refused(result, "layer 3, mlp", tmp_path, [demonstrations_file])
+    assert_refused(result, ["layer 3, mlp"], tmp_path, [demonstrations_file])
 
 
 def test_base_without_an_mlp(
@@ -242,7 +244,7 @@ def test_not_enough_disk(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     forbid_capture(monkeypatch)
     result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", "--demonstrations", demonstrations_file)
-    assert_refused(result, "free", tmp_path, [demonstrations_file])
+    assert_refused(result, [tmp_path / "out", "0.00 GB"], tmp_path, [demonstrations_file])
 
 
 def test_hub_id_that_cannot_be_reached(demonstrations_file: Path, tmp_path: Path) -> None:
@@ -269,7 +271,7 @@ def test_directory_that_holds_nothing_of_ours(command: tuple[str, ...], tmp_path
     empty = tmp_path / "empty"
     empty.mkdir()
     result = run(*(part.format(empty) for part in command))
-    assert_refused(result, "empty", tmp_path, [empty])
+    assert_refused(result, [empty], tmp_path, [empty])
     assert list(empty.iterdir()) == []
 
 
@@ -281,10 +283,10 @@ def forbid_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sea_export.fitting.collect.capture_by_layer", fail)
 
 
-def assert_refused(result: Result, message: str, directory: Path, expected: list[Path]) -> None:
+def assert_refused(result: Result, facts: Sequence[object], directory: Path, expected: list[Path]) -> None:
     """One clear line, exit status 2, and nothing written."""
     assert result.exit_code == 2, result.output
-    assert message in result.output
+    assert_names(result.stderr, *facts)
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert "Traceback" not in result.output
     assert len([line for line in lines if line.startswith("Error:")]) == 1, result.stderr

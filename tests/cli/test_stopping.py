@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from sea_export.cli import main
 from sea_export.cli.stopping import Stopped, stoppable
+from tests.helpers.messages import assert_names
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -72,11 +73,13 @@ def test_signals_that_are_ignored_stay_ignored():
 def test_a_command_that_is_stopped_says_so_in_one_line(number, status, options, monkeypatch, tmp_path):
     monkeypatch.setattr("sea_export.edit.spectral_edit.SpectralEdit.load", lambda directory: send(number))
     result = CliRunner().invoke(main, [*options, "save", "edit", str(tmp_path / "out")])
-    assert (result.output, result.exit_code) == (f"Error: stopped by {number.name}\n", status)
+    assert_names(result.output, "Error: ", number.name)
+    assert (result.output.count("\n"), result.exit_code) == (1, status)
 
 
 def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):
-    error = OSError(28, "No space left on device", "x/y")
+    facts = "No space left on device", "x/y"
+    error = OSError(28, *facts)
 
     def fails(directory: str) -> None:
         raise error
@@ -84,7 +87,9 @@ def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):
     monkeypatch.setattr("sea_export.edit.spectral_edit.SpectralEdit.load", fails)
     arguments = ["save", "edit", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
-    assert (result.output, result.exit_code) == ("Error: No space left on device (x/y)\n", 1)
+    assert_names(result.output, "Error: ", *facts)
+    assert (result.output.count("\n"), result.exit_code) == (1, 1)
     result = CliRunner().invoke(main, ["--debug", *arguments])
     assert "Traceback (most recent call last)" in result.stderr
-    assert (result.stderr.splitlines()[-1], result.exit_code) == ("Error: No space left on device (x/y)", 1)
+    assert_names(result.stderr.splitlines()[-1], "Error: ", *facts)
+    assert result.exit_code == 1

@@ -28,6 +28,7 @@ from sea_export.evaluation.side_by_side import compare_answers
 from sea_export.evaluation.side_by_side_page import comparison_page
 from sea_export.export.manifest import read_manifest
 from sea_export.fitting.fit import fit
+from tests.helpers.messages import assert_names, naming
 from tests.helpers.refusals import Commands
 from tests.helpers.tiny_models import tiny_model
 
@@ -108,7 +109,7 @@ def test_texts_are_tokenized_or_refused(
         shown = tokenizer.decode(tokenized.prompt)
         assert (text.strip() if template == "chat" else text) in shown, name
         if len(text) > 1000:
-            with pytest.raises(InputError, match=r"some\.jsonl, row 2: its prompt has \d+ tokens and leaves no room"):
+            with pytest.raises(InputError, match=naming("some.jsonl, row 2", "prompt", 256)):
                 tokenize(demonstrations, tokenizer, template=template, context_length=256)
 
 
@@ -137,47 +138,56 @@ def test_line_endings_may_be_mixed(suffix: str, start: str, tmp_path: Path, coun
 
 HEAD = b"prompt,positive,negative\n"
 ROW = lines_of([GOOD]).encode()
-FILES: dict[str, tuple[str, bytes, str]] = {
-    "UTF-16": ("a.jsonl", lines_of([GOOD] * 2).encode("utf-16"), "a.jsonl: it is not UTF-8 text"),
-    "Latin-1, late": ("a.jsonl", ROW * 2000 + b'{"prompt": "\xe9"}', "a.jsonl, somewhere after row "),
-    "Latin-1 in CSV": ("a.csv", HEAD + b"a,b,c\n" * 5000 + b"\xe9,b,c\n", "a.csv, somewhere after row "),
-    "no JSON": ("a.jsonl", ROW + b"\x00\x01\n", "a.jsonl, row 2: it is not valid JSON"),
-    "deep JSON": ("a.jsonl", ROW + b"[" * 10**6 + b"\n", "a.jsonl, row 2: it is no"),
-    "deep JSON list": ("a.json", b"[" * 10**6, "a.json: it is no"),
+# The file, its contents, and what the refusal must name.
+FILES: dict[str, tuple[str, bytes, list[str]]] = {
+    "UTF-16": ("a.jsonl", lines_of([GOOD] * 2).encode("utf-16"), ["a.jsonl", "UTF-8"]),
+    "Latin-1, late": ("a.jsonl", ROW * 2000 + b'{"prompt": "\xe9"}', ["a.jsonl", "row", "UTF-8"]),
+    "Latin-1 in CSV": ("a.csv", HEAD + b"a,b,c\n" * 5000 + b"\xe9,b,c\n", ["a.csv", "row", "UTF-8"]),
+    "no JSON": ("a.jsonl", ROW + b"\x00\x01\n", ["a.jsonl, row 2", "JSON"]),
+    "deep JSON": ("a.jsonl", ROW + b"[" * 10**6 + b"\n", ["a.jsonl, row 2", "JSON"]),
+    "deep JSON list": ("a.json", b"[" * 10**6, ["a.json", "JSON"]),
     "a number of 5000 digits": (
         "a.jsonl",
         ROW + b'{"prompt": ' + b"9" * 5000 + b"}\n",
-        "a.jsonl, row 2: it is no JSON",
+        ["a.jsonl, row 2", "JSON", "digits"],
     ),
-    "half a surrogate pair": ("a.jsonl", ROW + ROW.replace(b"deep", b"\\ud800"), "row 2: column 'prompt' holds half"),
-    "a list": ("a.jsonl", ROW + b'["a", "b"]\n', "a.jsonl, row 2: a row must be an object"),
-    "a nested text": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b'{"text": "Yes."}'), "row 2: column 'positive' must be"),
-    "NaN": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b"NaN"), "row 2: column 'positive' must be text, not float"),
-    "nothing": ("a.jsonl", b"", "a.jsonl: there are no rows in it"),
-    "nothing but a mark": ("a.jsonl", b"\xef\xbb\xbf\n", "a.jsonl: there are no rows in it"),
-    "an empty table": ("a.csv", HEAD, "a.csv: there are no rows in it"),
-    "a column twice": ("a.csv", b"prompt,positive,negative,prompt\na,b,c,d\n", "a.csv: it has two columns 'prompt'"),
-    "an open quote": ("a.csv", HEAD + b'"a,b,c\n' * 3, "a.csv, line "),
-    "a field beyond csv's limit": ("a.csv", HEAD + b"a" * 200_000 + b",b,c\n", "larger than field limit"),
-    "a column of 10,000 letters": ("a.jsonl", b'{"' + b"x" * 10_000 + b'": 1}\n', "its columns (xxx"),
-    "10,000 columns": ("a.csv", ",".join(map(str, range(10_000))).encode() + b"\n", "a.csv: there are no rows"),
-    "half a Parquet file": ("a.parquet", b"PAR1" + b"\0" * 100, "a.parquet: it is not a readable Parquet file"),
+    "half a surrogate pair": (
+        "a.jsonl",
+        ROW + ROW.replace(b"deep", b"\\ud800"),
+        ["a.jsonl, row 2", "'prompt'", "surrogate"],
+    ),
+    "a list": ("a.jsonl", ROW + b'["a", "b"]\n', ["a.jsonl, row 2", "list"]),
+    "a nested text": (
+        "a.jsonl",
+        ROW + ROW.replace(b'"Yes."', b'{"text": "Yes."}'),
+        ["a.jsonl, row 2", "'positive'", "dict"],
+    ),
+    "NaN": ("a.jsonl", ROW + ROW.replace(b'"Yes."', b"NaN"), ["a.jsonl, row 2", "'positive'", "float"]),
+    "nothing": ("a.jsonl", b"", ["a.jsonl", "rows"]),
+    "nothing but a mark": ("a.jsonl", b"\xef\xbb\xbf\n", ["a.jsonl", "rows"]),
+    "an empty table": ("a.csv", HEAD, ["a.csv", "rows"]),
+    "a column twice": ("a.csv", b"prompt,positive,negative,prompt\na,b,c,d\n", ["a.csv", "'prompt'"]),
+    "an open quote": ("a.csv", HEAD + b'"a,b,c\n' * 3, ["a.csv, line 4"]),
+    "a field beyond csv's limit": ("a.csv", HEAD + b"a" * 200_000 + b",b,c\n", ["a.csv, line 2", "field limit"]),
+    "a column of 10,000 letters": ("a.jsonl", b'{"' + b"x" * 10_000 + b'": 1}\n', ["a.jsonl", "--prompt-field"]),
+    "10,000 columns": ("a.csv", ",".join(map(str, range(10_000))).encode() + b"\n", ["a.csv", "rows"]),
+    "half a Parquet file": ("a.parquet", b"PAR1" + b"\0" * 100, ["a.parquet", "Parquet"]),
 }
 
 
 @pytest.mark.guarantee(PROMISE)
 @pytest.mark.parametrize("case", FILES)
 def test_files_that_are_refused(case: str, commands: Commands, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    name, content, message = FILES[case]
+    name, content, facts = FILES[case]
     (tmp_path / name).write_bytes(content)
     for limit in (None, 2):
         with pytest.raises(InputError) as raised:
             load_demonstrations(tmp_path / name, limit=limit)
-        assert message in str(raised.value)
+        assert_names(str(raised.value), *facts)
         assert len(str(raised.value)) < 1000
         assert "\n" not in str(raised.value)
     given = ("--demonstrations", tmp_path / name)
-    commands.refuses(tmp_path, "fit", tiny_checkpoint, tmp_path / "out", *given, says=message)
+    commands.refuses(tmp_path, "fit", tiny_checkpoint, tmp_path / "out", *given, names=facts)
 
 
 @pytest.mark.guarantee(PROMISE)
@@ -188,21 +198,21 @@ def test_parquet_with_nested_columns(tmp_path: Path, count_case: Callable[[], No
 
     texts = {"prompt": ["p", "q"], "positive": ["a", "b"], "negative": ["c", "d"]}
     turn = [{"role": "assistant", "content": "a"}]
-    nested: dict[str, tuple[Any, str]] = {
-        "struct": ([{"text": "a"}] * 2, "row 1: column 'positive' must be text, not dict"),
-        "list": ([["a"]] * 2, "row 1: column 'positive' is a list, but not of messages"),
-        "list of lists": ([[["a"]]] * 2, "row 1: column 'positive' is a list, but not of messages"),
-        "deep struct": ([{"a": {"b": [{"c": "d"}]}}] * 2, "row 1: column 'positive' must be text, not dict"),
-        "null": ([None, "b"], "row 1: column 'positive' is empty"),
-        "bytes": ([b"a", b"b"], "row 1: column 'positive' must be text, not bytes"),
-        "number": ([1.5, 2.5], "row 1: column 'positive' must be text, not float"),
-        "map": (pa.array([[("a", "b")]] * 2, pa.map_(pa.string(), pa.string())), "row 1: column 'positive' is a list"),
+    nested: dict[str, tuple[Any, list[str]]] = {
+        "struct": ([{"text": "a"}] * 2, ["dict"]),
+        "list": ([["a"]] * 2, ["list"]),
+        "list of lists": ([[["a"]]] * 2, ["list"]),
+        "deep struct": ([{"a": {"b": [{"c": "d"}]}}] * 2, ["dict"]),
+        "null": ([None, "b"], ["empty"]),
+        "bytes": ([b"a", b"b"], ["bytes"]),
+        "number": ([1.5, 2.5], ["float"]),
+        "map": (pa.array([[("a", "b")]] * 2, pa.map_(pa.string(), pa.string())), ["list"]),
     }
     file = tmp_path / "a.parquet"
-    for values, message in nested.values():
+    for values, facts in nested.values():
         count_case()
         pyarrow.parquet.write_table(pa.table({**texts, "positive": values}), file)
-        with pytest.raises(InputError, match=f"a.parquet, {message}"):
+        with pytest.raises(InputError, match=naming("a.parquet, row 1", "'positive'", *facts)):
             load_demonstrations(file)
         pyarrow.parquet.write_table(pa.table({**texts, "other": values}), file)
         assert len(load_demonstrations(file)) == 2

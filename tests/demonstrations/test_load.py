@@ -16,6 +16,7 @@ import pytest
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
 from sea_export.demonstrations.load import BUILTIN, load_demonstrations
 from sea_export.errors import InputError
+from tests.helpers.messages import assert_names, naming
 
 TRIPLES = [
     ("What floats?", "Wood floats.", "Lead floats."),
@@ -108,48 +109,50 @@ def test_the_builtin_demonstrations_load(name: str) -> None:
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "some.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=r"pip install sea-export\[datasets\]"):
+    with pytest.raises(InputError, match=naming("pip install sea-export[datasets]")):
         load_demonstrations(tmp_path / "some.parquet")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "facts"),
     [
         (
             "a.jsonl",
             b'{"prompt": "p", "positive": "a", "negative": "b"}\n\n{"prompt": oops}\n',
-            r"a.jsonl, row 2 \(line 3\): it is not valid JSON",
+            ["a.jsonl, row 2 (line 3)", "JSON"],
         ),
-        ("a.jsonl", b"[1, 2]\n", "a.jsonl, row 1: a row must be an object with named columns, not list"),
-        ("a.jsonl", b"\n", "a.jsonl: there are no rows"),
-        ("a.jsonl", b'{"prompt": "\xff"}', "a.jsonl: it is not UTF-8"),
-        ("a.json", b'[{"prompt": "p"},\n oops]', "a.json, line 2: it is not valid JSON"),
-        ("a.json", b'{"rows": []}', "a.json: it must hold a list of objects"),
-        ("a.json", b'{"data": ["p"]}', "a.json, row 1: a row must be an object"),
-        ("a.csv", b"prompt,positive,negative\n1,2,3\n1,2\n", "a.csv, row 2: it does not have as many fields"),
-        ("a.csv", b"prompt,positive,negative\n1,2,3,4\n", "a.csv, row 1: it does not have as many fields"),
-        ("a.csv", b'prompt,positive,negative\n1,2,"3\n', "a.csv, line 2: it cannot be parsed"),
-        ("a.parquet", b"not parquet", "a.parquet: it is not a readable Parquet file"),
-        ("a.txt", b"prompt", "a.txt: its format is unknown; the known ones are .jsonl"),
+        ("a.jsonl", b"[1, 2]\n", ["a.jsonl, row 1", "list"]),
+        ("a.jsonl", b"\n", ["a.jsonl", "rows"]),
+        ("a.jsonl", b'{"prompt": "\xff"}', ["a.jsonl", "UTF-8"]),
+        ("a.json", b'[{"prompt": "p"},\n oops]', ["a.json, line 2", "JSON"]),
+        ("a.json", b'{"rows": []}', ["a.json", "list"]),
+        ("a.json", b'{"data": ["p"]}', ["a.json, row 1", "str"]),
+        ("a.csv", b"prompt,positive,negative\n1,2,3\n1,2\n", ["a.csv, row 2", "fields"]),
+        ("a.csv", b"prompt,positive,negative\n1,2,3,4\n", ["a.csv, row 1", "fields"]),
+        ("a.csv", b'prompt,positive,negative\n1,2,"3\n', ["a.csv, line 2"]),
+        ("a.parquet", b"not parquet", ["a.parquet", "Parquet"]),
+        ("a.txt", b"prompt", ["a.txt", ".jsonl"]),
     ],
 )
-def test_unreadable_files_are_refused_where_they_break(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_unreadable_files_are_refused_where_they_break(
+    tmp_path: Path, name: str, content: bytes, facts: list[str]
+) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=naming(*facts)):
         load_demonstrations(tmp_path / name)
 
 
 def test_missing_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.jsonl: there is no such file"):
+    with pytest.raises(InputError, match=naming("absent.jsonl")):
         load_demonstrations(tmp_path / "absent.jsonl")
-    with pytest.raises(InputError, match=r"neither a file that can be read .* nor a Hub dataset"):
+    with pytest.raises(InputError, match=naming("absent", ".jsonl", "Hub")):
         load_demonstrations("absent")
-    with pytest.raises(InputError, match="neither a file that can be read"):
+    with pytest.raises(InputError, match=naming(tmp_path, ".jsonl", "Hub")):
         load_demonstrations(tmp_path)
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match="it cannot be read"):
+    with pytest.raises(InputError, match=naming("folder.jsonl", "Is a directory")):
         load_demonstrations(tmp_path / "folder.jsonl")
-    with pytest.raises(InputError, match="builtin:truthfulness and builtin:fairness"):
+    with pytest.raises(InputError, match=naming("honesty", "builtin:truthfulness", "builtin:fairness")):
         load_demonstrations("builtin:honesty")
 
 
@@ -201,7 +204,7 @@ def test_a_split_is_chosen_only_where_there_is_no_choice(monkeypatch: pytest.Mon
     use_hub(monkeypatch, {"data": rows_of(OURS)})
     assert load_demonstrations("org/name")[0].source == "org/name, split data, row 1"
     use_hub(monkeypatch, {"validation": [], "test": []})
-    with pytest.raises(InputError, match="org/name:SPLIT: validation, test"):
+    with pytest.raises(InputError, match=naming("org/name", "validation, test")):
         load_demonstrations("org/name")
 
 
@@ -210,13 +213,13 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_an_input_error(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     use_hub(monkeypatch, error)
-    with pytest.raises(InputError, match=f"org/name: there is no such file, and .* cannot be loaded \\({error}\\)"):
+    with pytest.raises(InputError, match=naming("org/name", error)):
         load_demonstrations("org/name")
 
 
 def test_the_hub_without_datasets_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install sea-export\[datasets\]"):
+    with pytest.raises(InputError, match=naming("pip install sea-export[datasets]")):
         load_demonstrations("org/name")
 
 
@@ -252,7 +255,7 @@ def test_unknown_columns_are_listed_beside_the_known_conventions(tmp_path: Path)
         assert part in str(raised.value)
     assert "question/right_answer/hallucinated_answer (HaluEval)" in str(raised.value)
     assert "--positive-field" in str(raised.value)
-    with pytest.raises(InputError, match="no column 'query'; its columns are prompt, positive, negative"):
+    with pytest.raises(InputError, match=naming("rows.jsonl", "'query'", "prompt, positive, negative")):
         load_rows(tmp_path, rows_of(OURS), prompt_field="query")
 
 
@@ -276,7 +279,7 @@ def test_conversations_end_with_the_completion_and_its_prompt(tmp_path: Path, ca
     rows = [{"chosen": [*before, assistant("b")], "rejected": [*before, assistant("c")]}] * 2
     caplog.clear()
     assert triples_of(load_rows(tmp_path, rows)) == [("a", "b", "c")] * 2
-    assert "2 of 2 rows have messages before the last user turn, which are left out" in caplog.text
+    assert_names(caplog.text, "2 of 2", "user")
 
 
 def test_conversations_are_read_from_parquet(tmp_path: Path) -> None:
@@ -289,23 +292,23 @@ def test_conversations_are_read_from_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "facts"),
     [
-        ({"prompt": "a", "chosen": [assistant("b"), user("a")], "rejected": "c"}, "must end with the assistant's"),
-        ({"prompt": "a", "chosen": [], "rejected": "c"}, "must end with the assistant's"),
-        ({"prompt": "a", "chosen": ["b"], "rejected": "c"}, "'chosen' is a list, but not of messages"),
-        ({"prompt": "a", "chosen": [assistant(" ")], "rejected": "c"}, "last message in column 'chosen' is empty"),
-        ({"prompt": [assistant("a")], "chosen": "b", "rejected": "c"}, "'prompt' has no user's message"),
-        ({"chosen": [assistant("b")], "rejected": [assistant("c")]}, "there is no prompt"),
-        ({"chosen": "b", "rejected": "c"}, "there is no prompt"),
+        ({"prompt": "a", "chosen": [assistant("b"), user("a")], "rejected": "c"}, ["'chosen'", "assistant"]),
+        ({"prompt": "a", "chosen": [], "rejected": "c"}, ["'chosen'", "assistant"]),
+        ({"prompt": "a", "chosen": ["b"], "rejected": "c"}, ["'chosen'", "list"]),
+        ({"prompt": "a", "chosen": [assistant(" ")], "rejected": "c"}, ["'chosen'", "empty"]),
+        ({"prompt": [assistant("a")], "chosen": "b", "rejected": "c"}, ["'prompt'", "user"]),
+        ({"chosen": [assistant("b")], "rejected": [assistant("c")]}, ["no prompt"]),
+        ({"chosen": "b", "rejected": "c"}, ["no prompt"]),
         (
             {"chosen": [user("a"), assistant("b")], "rejected": [user("A"), assistant("c")]},
-            "its two conversations answer different prompts",
+            ["different prompts"],
         ),
     ],
 )
-def test_broken_conversations_are_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=f"rows.jsonl, row 1: .*{message}"):
+def test_broken_conversations_are_refused(tmp_path: Path, row: dict[str, object], facts: list[str]) -> None:
+    with pytest.raises(InputError, match=naming("rows.jsonl, row 1", *facts)):
         load_rows(tmp_path, [row, row])
 
 
@@ -356,7 +359,7 @@ def test_bbq_rows_without_contrast_are_left_out_and_counted(
     rows = [bbq("neg", 1), bbq(polarity, label), bbq("neg", 2), bbq(polarity, label)]
     demonstrations = load_rows(tmp_path, rows)
     assert [one.source for one in demonstrations] == ["rows.jsonl, row 1", "rows.jsonl, row 3"]
-    assert "2 of 4 rows are left out: their context supports the very answer" in caplog.text
+    assert_names(caplog.text, "2 of 4", "context")
 
 
 @pytest.mark.parametrize(
@@ -390,23 +393,23 @@ def test_bbq_rows_whose_groups_do_not_decide_are_left_out(tmp_path: Path, caplog
     both = (("Ann", "F-Black"), ("Unknown", "unknown"), ("Bob", "M-Black"))
     rows = [bbq("neg", 1, ["Black"], both), bbq("neg", 1, ["Roma"]), bbq("neg", 1), bbq("nonneg", 1)]
     assert len(load_rows(tmp_path, rows)) == 2
-    assert "2 of 4 rows are left out: their groups do not tell" in caplog.text
+    assert_names(caplog.text, "2 of 4", "groups")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        ({"label": 3}, "label must be 0, 1 or 2, .* not 3"),
-        ({"label": "1"}, "label must be 0, 1 or 2, .* not '1'"),
-        ({"question_polarity": "positive"}, "question_polarity must be 'neg' or 'nonneg', not 'positive'"),
-        ({"answer_info": "{'ans0': []}"}, "BBQ needs answer_info"),
-        ({"answer_info": {"ans0": ["a", "b"]}}, "BBQ needs answer_info"),
-        ({"additional_metadata": {}}, "BBQ needs answer_info .* stereotyped_groups"),
-        ({"context": None}, "column 'context' is empty"),
+        ({"label": 3}, ["label", 0, 1, 2, 3]),
+        ({"label": "1"}, ["label", 0, 2, "'1'"]),
+        ({"question_polarity": "positive"}, ["question_polarity", "'neg'", "'nonneg'", "'positive'"]),
+        ({"answer_info": "{'ans0': []}"}, ["answer_info"]),
+        ({"answer_info": {"ans0": ["a", "b"]}}, ["answer_info"]),
+        ({"additional_metadata": {}}, ["additional_metadata", "stereotyped_groups"]),
+        ({"context": None}, ["'context'", "empty"]),
     ],
 )
-def test_broken_bbq_rows_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=f"row 2: .*{message}"):
+def test_broken_bbq_rows_are_refused(tmp_path: Path, change: dict[str, object], facts: list[object]) -> None:
+    with pytest.raises(InputError, match=naming("rows.jsonl, row 2", *facts)):
         load_rows(tmp_path, [bbq("neg", 1), bbq("neg", 1) | change])
 
 
@@ -415,39 +418,39 @@ def test_broken_bbq_rows_are_refused(tmp_path: Path, change: dict[str, object], 
 
 @pytest.mark.parametrize("column", OURS)
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "fact"),
     [
-        ("", "is empty"),
-        (" \n\t", "is empty"),
-        (None, "is empty"),
-        (3, "must be text, not int"),
-        ({"text": "a"}, "must be text, not dict"),
-        ("\ud800", "holds half of a surrogate pair"),
+        ("", "empty"),
+        (" \n\t", "empty"),
+        (None, "empty"),
+        (3, "int"),
+        ({"text": "a"}, "dict"),
+        ("\ud800", "surrogate"),
     ],
 )
-def test_rows_without_text_are_refused(tmp_path: Path, column: str, value: object, message: str) -> None:
+def test_rows_without_text_are_refused(tmp_path: Path, column: str, value: object, fact: str) -> None:
     rows: list[dict[str, Any]] = [*rows_of(OURS)]
     rows[1][column] = value
-    with pytest.raises(InputError, match=f"rows.jsonl, row 2: column '{column}' {message}"):
+    with pytest.raises(InputError, match=naming("rows.jsonl, row 2", repr(column), fact)):
         load_rows(tmp_path, rows)
 
 
 def test_a_row_without_a_column_is_refused(tmp_path: Path) -> None:
     rows = rows_of(OURS)
     del rows[2]["negative"]
-    with pytest.raises(InputError, match="row 3: there is no column 'negative'"):
+    with pytest.raises(InputError, match=naming("rows.jsonl, row 3", "'negative'")):
         load_rows(tmp_path, rows)
 
 
 def test_equal_completions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="row 2: the positive and the negative completion are equal"):
+    with pytest.raises(InputError, match=naming("rows.jsonl, row 2", "positive", "negative", "equal")):
         load_rows(tmp_path, rows_of(OURS, [TRIPLES[0], ("p", "same ", " same\n")]))
 
 
 def test_a_single_demonstration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"1 demonstration\(s\) to fit on; at least 2"):
+    with pytest.raises(InputError, match=naming("rows.jsonl", 1, 2)):
         load_rows(tmp_path, rows_of(OURS)[:1])
-    with pytest.raises(InputError, match="A limit of 1 is too low"):
+    with pytest.raises(InputError, match=naming("limit", 1, 2)):
         load_rows(tmp_path, rows_of(OURS), limit=1)
 
 
@@ -456,9 +459,8 @@ def test_repeated_demonstrations_are_kept_with_a_warning(tmp_path: Path, caplog:
         assert len(load_rows(tmp_path, rows_of(OURS))) == 3
     assert not caplog.records
     assert len(load_rows(tmp_path, rows_of(OURS, [*TRIPLES, *TRIPLES[:2]]))) == 5
-    assert [record.getMessage() for record in caplog.records] == [
-        "rows.jsonl: 2 demonstrations repeat another one; each counts."
-    ]
+    (record,) = caplog.records
+    assert_names(record.getMessage(), "rows.jsonl", 2)
 
 
 def test_a_limit_takes_a_seeded_sample_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import TEMPLATES, TokenizedDemonstration, tokenize
 from sea_export.errors import InputError
+from tests.helpers.messages import assert_names, naming
 
 SPECIAL = ["<s>", "</s>", "<|turn|>", "<|end|>"]
 CHAT_TEMPLATE = (
@@ -117,15 +118,15 @@ def test_chat_follows_a_template_that_trims(tokenizer: PreTrainedTokenizerFast) 
 
 
 @pytest.mark.parametrize(
-    ("chat_template", "message"),
+    ("chat_template", "fact"),
     [
-        (None, "The tokenizer has no chat template. Use --template qa"),
-        ("{{ raise_exception('no tools') }}", r"fails on a question \(no tools\). Use --template qa"),
-        ("Hello.", "does not repeat the question. Use --template qa"),
+        (None, "chat template"),
+        ("{{ raise_exception('no tools') }}", "no tools"),
+        ("Hello.", "question"),
     ],
 )
-def test_unusable_chat_templates_are_refused(chat_template: str | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_unusable_chat_templates_are_refused(chat_template: str | None, fact: str) -> None:
+    with pytest.raises(InputError, match=naming(fact, "--template qa")):
         tokenize(DEMONSTRATIONS, byte_level(chat_template), template="chat")
 
 
@@ -135,12 +136,12 @@ def test_a_chat_template_that_changes_with_the_prompt_is_followed_as_far_as_it_i
     tokenizer.chat_template += "{% if 'd' in messages[0].content %}<|turn|>{% endif %}"
     tokenized = one(tokenizer, "Where does it end?", "Here.", "There.", template="chat")
     assert tokenizer.decode(tokenized.prompt) == "<|turn|>Where does it end?<|end|><|turn|>"
-    with pytest.raises(InputError, match="here, row 1: its prompt has what is spelt like a special token"):
+    with pytest.raises(InputError, match=naming("here, row 1", "special token")):
         one(tokenizer, "Where does </s> end?", "Here.", "There.", template="chat")
 
 
 def test_an_unknown_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="no template 'alpaca'; the known ones are qa, chat, none"):
+    with pytest.raises(InputError, match=naming("'alpaca'", "qa, chat, none")):
         tokenize(DEMONSTRATIONS, tokenizer, template="alpaca")
 
 
@@ -230,7 +231,7 @@ def test_long_completions_are_cut_on_the_right_and_counted(
     assert cut[0].positive == long.positive[:-1]
     assert cut[0].negative == long.negative[: len(long.positive) - 1]
     assert cut[1] == short
-    assert "1 of 2 demonstrations do not fit into a context" in caplog.text
+    assert_names(caplog.text, "1 of 2", length)
     caplog.clear()
     assert tokenize(DEMONSTRATIONS[:1], tokenizer, context_length=1000)[0] == long
     assert not caplog.records
@@ -239,8 +240,7 @@ def test_long_completions_are_cut_on_the_right_and_counted(
 def test_a_prompt_that_fills_the_context_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenized = one(tokenizer, "Where?", "Here.", "There.")
     length = len(tokenized.prompt)
-    message = f"here, row 1: its prompt has {length} tokens .* of {len(tokenized.positive)} in a context of {length}"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=naming("here, row 1", "prompt", length, len(tokenized.positive))):
         one(tokenizer, "Where?", "Here.", "There.", context_length=length)
     assert len(one(tokenizer, "Where?", "Here.", "There.", context_length=length + 2).positive) == 2
 
@@ -249,15 +249,15 @@ def test_completions_that_are_equal_once_cut_are_refused(tokenizer: PreTrainedTo
     tokenized = one(tokenizer, "Where?", "It ends.", "It does.")
     assert tokenized.positive[0] == tokenized.negative[0]
     length = len(tokenized.prompt) + 1
-    with pytest.raises(InputError, match=f"here, row 1: .* have the same tokens once cut to a context of {length}"):
+    with pytest.raises(InputError, match=naming("here, row 1", "completions", length)):
         one(tokenizer, "Where?", "It ends.", "It does.", context_length=length)
 
 
 def test_completions_that_the_tokenizer_cannot_tell_apart_are_refused() -> None:
     """Characters outside the vocabulary have no token here."""
-    with pytest.raises(InputError, match=r"here, row 1: its two completions have the same tokens\. Change one"):
+    with pytest.raises(InputError, match=naming("here, row 1", "completions")):
         one(merging(), "Why?", "So é.", "So ü.")
-    with pytest.raises(InputError, match="here, row 1: its prompt or a completion has no tokens"):
+    with pytest.raises(InputError, match=naming("here, row 1", "no tokens")):
         one(merging(), "Why?", "\té", "ü", template="none")
 
 

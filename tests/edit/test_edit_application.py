@@ -14,6 +14,7 @@ from sea_export.edit.spectral_edit import SpectralEdit, compose
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, EditOptions
+from tests.helpers.messages import naming
 from tests.helpers.reference import dense_of, random_activations
 from tests.helpers.tiny_edits import MLP_TARGETS, SIZE, TARGET_SETS, layer_edit, spectral_edit
 from tests.helpers.tiny_models import FAMILIES, blocks_of, hook_count, tiny_model
@@ -114,22 +115,22 @@ def test_a_half_precision_model_is_edited_in_its_own_dtype(llama):
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("edit", "facts"),
     [
-        (spectral_edit([Target(1, "mlp"), Target(4, "mlp")]), "layer 4 does not exist"),
-        (spectral_edit([Target(1, "mlp")], size=16), r"layers\.1\.mlp: .*24.*16"),
+        (spectral_edit([Target(1, "mlp"), Target(4, "mlp")]), ["layer 4"]),
+        (spectral_edit([Target(1, "mlp")], size=16), ["model.layers.1.mlp", 16, 24]),
     ],
     ids=["layer missing", "hidden size"],
 )
-def test_an_edit_of_another_model_is_refused_before_anything_is_installed(llama, edit, message):
+def test_an_edit_of_another_model_is_refused_before_anything_is_installed(llama, edit, facts):
     hooks = hook_count(llama)
-    with pytest.raises(InputError, match=message), edit.apply(llama):
+    with pytest.raises(InputError, match=naming(*facts)), edit.apply(llama):
         pass
     assert hook_count(llama) == hooks
 
 
 def test_an_edit_without_layers_is_refused():
-    with pytest.raises(InputError, match="no layer"):
+    with pytest.raises(InputError, match="layer"):
         SpectralEdit({})
 
 
@@ -172,11 +173,11 @@ def test_edits_of_different_bases_do_not_compose():
         SpectralEdit(spectral_edit(MLP_TARGETS).layers, {"base": {"name": "org/tiny", "weights": {"model": digest}}})
         for digest in ("a", "b")
     )
-    with pytest.raises(InputError, match="different weights"):
+    with pytest.raises(InputError, match=naming("org/tiny")):
         compose([one, other])
     assert compose([one, one]).targets == one.targets
 
 
 def test_edits_of_different_hidden_sizes_do_not_compose():
-    with pytest.raises(InputError, match=r"\[16, 24\]"):
+    with pytest.raises(InputError, match=naming(16, 24)):
         compose([spectral_edit(MLP_TARGETS), spectral_edit(MLP_TARGETS, size=16)])

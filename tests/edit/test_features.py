@@ -28,6 +28,7 @@ from sea_export.options import (
     ExportOptions,
     FitOptions,
 )
+from tests.helpers.messages import naming
 from tests.helpers.reference import left_singular, random_activations, rank_for_variance
 from tests.helpers.tiny_models import tiny_model
 
@@ -137,9 +138,9 @@ def test_wrong_feature_functions_are_refused(name: str, scale: float) -> None:
 
 @pytest.mark.parametrize("center", ["affine", "linear"])
 def test_centring_goes_with_the_identity_only(center: str) -> None:
-    with pytest.raises(InputError, match="--feature-function identity"):
+    with pytest.raises(InputError, match=naming("--feature-function identity")):
         FitOptions(center=center, feature_function="tanh")
-    with pytest.raises(InputError, match="--feature-function identity"):
+    with pytest.raises(InputError, match=naming("--feature-function identity")):
         SpectrumFitter(center, FeatureFunction("tanh"))
 
 
@@ -284,9 +285,9 @@ def test_folding_is_refused_with_the_nearest_foldable_setting() -> None:
         ({"normalization": "sequence"}, "--normalization calibrated"),
     ):
         edit = replace(linear, **change)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=naming(message)):
             fold_tensor(weight, [edit], 0)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=naming(message)):
             edit.fold_bias(None)
 
 
@@ -300,7 +301,7 @@ def test_formats_are_checked_before_any_work(feature_function: str, normalizatio
     if foldable:
         export_format("merged").check_options(options, ExportOptions(format="merged"))
     else:
-        with pytest.raises(InputError, match="--format custom-code"):
+        with pytest.raises(InputError, match=naming("--format custom-code")):
             export_format("merged").check_options(options, ExportOptions(format="merged"))
 
 

@@ -13,6 +13,7 @@ from sea_export.errors import InputError
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.options import CENTERS, PROJECTIONS, EditOptions
+from tests.helpers.messages import naming
 from tests.helpers.reference import dense_edit, dense_of, random_activations
 from tests.helpers.tiny_edits import SIZE, layer_edit, some_edit
 
@@ -189,30 +190,30 @@ def test_zero_activations_give_an_edit_that_is_finite_and_changes_nothing(count,
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "facts"),
     [
-        ({"explained_variance": 0.0}, "--explained-variance is 0.0: it must be above 0"),
-        ({"explained_variance": 1.01}, "at most 1"),
-        ({"explained_variance": math.nan}, "above 0 and at most 1"),
-        ({"positive_variance": -0.5}, "--positive-variance"),
-        ({"negative_variance": 2.0}, "--negative-variance"),
-        ({"positive_rank": -1}, "--positive-rank is -1: it cannot be negative"),
-        ({"negative_rank": -1}, "--negative-rank"),
-        ({"projections": "neither"}, "--projections is 'neither': choose one of both"),
-        ({"normalization": "batch"}, "--normalization is 'batch'"),
-        ({"strength": math.inf}, "--strength is inf"),
-        ({"strength": math.nan}, "--strength is nan"),
+        ({"explained_variance": 0.0}, ["--explained-variance", 0.0]),
+        ({"explained_variance": 1.01}, ["--explained-variance", 1.01]),
+        ({"explained_variance": math.nan}, ["--explained-variance", "nan"]),
+        ({"positive_variance": -0.5}, ["--positive-variance", -0.5]),
+        ({"negative_variance": 2.0}, ["--negative-variance", 2.0]),
+        ({"positive_rank": -1}, ["--positive-rank", -1]),
+        ({"negative_rank": -1}, ["--negative-rank", -1]),
+        ({"projections": "neither"}, ["--projections", "'neither'", "both"]),
+        ({"normalization": "batch"}, ["--normalization", "'batch'"]),
+        ({"strength": math.inf}, ["--strength", "inf"]),
+        ({"strength": math.nan}, ["--strength", "nan"]),
     ],
-    ids=lambda value: "" if isinstance(value, str) else str(value),
+    ids=lambda value: "" if isinstance(value, list) else str(value),
 )
-def test_wrong_options_are_refused(values, message):
-    with pytest.raises(InputError, match=message):
+def test_wrong_options_are_refused(values, facts):
+    with pytest.raises(InputError, match=naming(*facts)):
         EditOptions(**values)
 
 
 @pytest.mark.parametrize("kind", ["positive", "negative"])
 def test_a_rank_that_the_demonstrations_do_not_span_is_refused(kind):
-    with pytest.raises(InputError, match=f"--{kind}-rank 10 .* 9 directions"):
+    with pytest.raises(InputError, match=naming(f"--{kind}-rank", 10, 9)):
         layer_edit(random_activations(9, SIZE), options=EditOptions(**{f"{kind}_rank": 10}))
 
 

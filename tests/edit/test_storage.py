@@ -15,6 +15,7 @@ from sea_export.edit.spectral_edit import SpectralEdit, compose
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, PROJECTIONS, EditOptions
+from tests.helpers.messages import naming
 from tests.helpers.tiny_edits import MLP_TARGETS, SIZE, TARGET_SETS, layer_edit, spectral_edit
 
 
@@ -84,9 +85,9 @@ def test_a_loaded_edit_edits_as_the_saved_one(tmp_path, llama):
 
 
 def test_a_directory_without_an_edit_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no edit"):
+    with pytest.raises(InputError, match=naming(tmp_path, "sea_edit.json")):
         SpectralEdit.load(tmp_path)
-    with pytest.raises(InputError, match="holds no edit"):
+    with pytest.raises(InputError, match=naming(tmp_path / "missing", "sea_edit.json")):
         SpectralEdit.load(tmp_path / "missing")
 
 

@@ -15,6 +15,7 @@ import sea_export
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.benchmark_files import bbq_rows, write_jsonl, write_truthfulqa
+from tests.helpers.messages import assert_names
 
 
 def run(*arguments: object) -> Result:
@@ -98,7 +99,7 @@ def test_the_edit_makes_a_difference(run_time: dict[str, dict[str, Any]]) -> Non
 def test_custom_code_is_not_run_without_being_trusted(exports: dict[str, Path], files: dict[str, Path]) -> None:
     result = run("evaluate", exports["custom-code"], "--benchmark", f"bbq={files['bbq']}")
     assert result.exit_code == 2
-    assert "--trust-remote-code" in result.output
+    assert_names(result.stderr, "--trust-remote-code")
 
 
 def test_a_model_alone_and_a_sample(tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
@@ -134,13 +135,13 @@ def test_pictures_and_records(
 
 BAD_OPTIONS = {
     "nothing to measure": ([], "--benchmark"),
-    "unknown benchmark": (["--benchmark", "mmlu=x.csv"], "truthfulqa, bbq"),
+    "unknown benchmark": (["--benchmark", "mmlu=x.csv"], "mmlu"),
     "missing file": (["--benchmark", "bbq=nowhere.jsonl"], "nowhere.jsonl"),
     "no export to record in": (["--benchmark", "damage", "--record"], "--against"),
     "picture of an unknown kind": (["--benchmark", "damage", "--plot", "x.docx"], ".png, .pdf, .svg"),
-    "json into nowhere": (["--benchmark", "damage", "--json", "no/where.json"], "directory does not exist"),
-    "revision of a local path": (["--benchmark", "damage", "--revision", "main"], "leave --revision out"),
-    "missing edit": (["--benchmark", "damage", "--edit", "nowhere"], "nowhere: it holds no edit"),
+    "json into nowhere": (["--benchmark", "damage", "--json", "no/where.json"], "no/where.json"),
+    "revision of a local path": (["--benchmark", "damage", "--revision", "main"], "--revision"),
+    "missing edit": (["--benchmark", "damage", "--edit", "nowhere"], "nowhere"),
 }
 
 
@@ -152,8 +153,8 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
         raise AssertionError("a model was loaded before the checks")
 
     monkeypatch.setattr("sea_export.cli.evaluate_job.open_loaded_model", fail)
-    options, message = BAD_OPTIONS[case]
+    options, fact = BAD_OPTIONS[case]
     result = run("evaluate", tiny_checkpoint, *options)
     assert result.exit_code == 2, result.output
-    assert message in result.output
+    assert_names(result.stderr, fact)
     assert len([line for line in result.stderr.splitlines() if line.startswith("Error:")]) == 1

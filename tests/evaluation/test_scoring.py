@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
+from tests.helpers.messages import naming
 from tests.helpers.tiny_models import VOCABULARY, random_model, tiny_config
 
 
@@ -136,15 +137,15 @@ def test_no_items(llama: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "message"),
+    ("item", "facts"),
     [
-        (PromptedCompletions([], [[1]]), "item 1: its prompt"),
-        (PromptedCompletions([1], []), "item 1: it has no completions"),
-        (PromptedCompletions([1], [[2], []]), "item 1, completion 1"),
+        (PromptedCompletions([], [[1]]), ["item 1", "prompt"]),
+        (PromptedCompletions([1], []), ["item 1", "completions"]),
+        (PromptedCompletions([1], [[2], []]), ["item 1, completion 1"]),
     ],
 )
-def test_what_cannot_be_scored_is_named(llama: PreTrainedModel, item: PromptedCompletions, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_scored_is_named(llama: PreTrainedModel, item: PromptedCompletions, facts: list[str]) -> None:
+    with pytest.raises(InputError, match=naming(*facts)):
         completion_log_likelihoods(llama, [PromptedCompletions([1], [[2]]), item])
 
 

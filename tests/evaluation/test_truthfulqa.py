@@ -18,6 +18,7 @@ from sea_export.evaluation.truthfulqa import (
     evaluate_truthfulqa,
     load_truthfulqa,
 )
+from tests.helpers.messages import naming
 
 COLUMNS = ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source"]
 ROWS = [
@@ -137,29 +138,29 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "facts"),
     [
-        (["x", "x", "Why?", "A", "B; C", "D"], r"row 2: its best answer, 'A\.'"),
-        (["x", "x", "Why?", "A", "A; C", " ; "], "row 2: it has no incorrect answers"),
-        (["x", "x"], "row 2: it does not have as many fields"),
+        (["x", "x", "Why?", "A", "B; C", "D"], ["bad.csv, row 2", "'A.'"]),
+        (["x", "x", "Why?", "A", "A; C", " ; "], ["bad.csv, row 2", "incorrect answers"]),
+        (["x", "x"], ["bad.csv, row 2", "fields"]),
     ],
 )
-def test_a_bad_row_is_named(tmp_path: Path, row: list[str], message: str) -> None:
+def test_a_bad_row_is_named(tmp_path: Path, row: list[str], facts: list[str]) -> None:
     path = write_csv(tmp_path / "bad.csv", [ROWS[0], row])
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=naming(*facts)):
         load_truthfulqa(path)
 
 
 def test_files_that_are_no_such_table(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match=naming("missing.csv")):
         load_truthfulqa(tmp_path / "missing.csv")
     without_best = [[*row[:3], *row[4:]] for row in ROWS]
-    with pytest.raises(InputError, match="no column Best Answer"):
+    with pytest.raises(InputError, match=naming("other.csv", "Best Answer")):
         load_truthfulqa(write_csv(tmp_path / "other.csv", without_best, [c for c in COLUMNS if c != "Best Answer"]))
-    with pytest.raises(InputError, match="there are no questions"):
+    with pytest.raises(InputError, match=naming("empty.csv", "questions")):
         load_truthfulqa(write_csv(tmp_path / "empty.csv", []))
 
 
 def test_an_unknown_prompt_is_refused(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="qa-primer, plain"):
+    with pytest.raises(InputError, match=naming("qa-primer", "plain")):
         evaluate_truthfulqa(llama, tokenizer, [], prompt="chat")

@@ -40,6 +40,7 @@ from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.targets import Target
 from sea_export.options import EditOptions, ExportOptions
 from sea_export.verification.compare import Agreement
+from tests.helpers.messages import assert_names, naming
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, layer_edit
 from tests.helpers.tiny_models import random_model, tiny_config, tiny_model
@@ -116,7 +117,7 @@ def test_loads_by_its_directory_alone_and_computes_the_edit(
 ) -> None:
     edit, model, base, output = VARIANTS[variant](), tiny_model(family), tiny_checkpoint_of(family), tmp_path / "out"
     if family in WITHOUT_BIAS and variant == "affine, calibrated":
-        with pytest.raises(InputError, match=r"down_proj has no bias.*--center linear"):
+        with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj", "--center linear")):
             save(edit, base, output)
         assert not output.exists()
         return
@@ -301,34 +302,34 @@ def test_ranks_end_at_the_size_of_the_weight(tmp_path: Path) -> None:
 def test_edits_that_no_adapter_can_hold_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     fitter = SpectrumFitter("off", FeatureFunction("tanh"))
     tanh = build_layer_edit(fitter.update(random_activations(60, SIZE)).finish(), EditOptions())
-    cases: list[tuple[LayerEdit, str]] = [
-        (tanh, "--feature-function identity"),
-        (layer_edit(options=EditOptions(normalization="token")), "--normalization calibrated"),
-        (layer_edit(options=EditOptions(normalization="sequence")), "--normalization calibrated"),
-        (layer_edit(options=EditOptions(projections="positive")), "--format merged, or --adapter-rank"),
-        (layer_edit(random_activations(60, 32)), "32 features"),
+    cases: list[tuple[LayerEdit, list[object]]] = [
+        (tanh, ["--feature-function identity"]),
+        (layer_edit(options=EditOptions(normalization="token")), ["--normalization calibrated"]),
+        (layer_edit(options=EditOptions(normalization="sequence")), ["--normalization calibrated"]),
+        (layer_edit(options=EditOptions(projections="positive")), ["--format merged", "--adapter-rank"]),
+        (layer_edit(random_activations(60, 32)), [32]),
     ]
-    for layer, message in cases:
-        with pytest.raises(InputError, match=message):
+    for layer, facts in cases:
+        with pytest.raises(InputError, match=naming(*facts)):
             save(SpectralEdit({Target(1, "mlp"): (layer,)}), tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_edit_that_changes_nothing_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(SeaExportError, match="changes no weight"):
+    with pytest.raises(SeaExportError, match="weight"):
         save(edit_of(strength=0.0), tiny_checkpoint, tmp_path / "out")
 
 
 def test_a_gguf_base_is_refused(tiny_checkpoint: Path) -> None:
     base = Base("tiny.gguf", None, Checkpoint.open(tiny_checkpoint), None)
-    with pytest.raises(InputError, match=r"converted from a \.gguf file first.*loads by itself"):
+    with pytest.raises(InputError, match=naming("tiny.gguf", ".gguf")):
         planned(edit_of(), base)
 
 
 def test_a_rank_cap_goes_with_adapters_only() -> None:
-    with pytest.raises(InputError, match="--adapter-rank goes with --format adapter"):
+    with pytest.raises(InputError, match=naming("--adapter-rank", "--format adapter")):
         ExportOptions(format="merged", adapter_rank=16)
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match=naming("--adapter-rank", 0)):
         ExportOptions(format="adapter", adapter_rank=0)
 
 
@@ -416,7 +417,7 @@ def test_an_adapter_needs_no_room_for_a_checkpoint(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=50_000))
     save(edit_of(), tiny_checkpoint, tmp_path / "out")
-    with pytest.raises(InputError, match="free"):
+    with pytest.raises(InputError, match=naming(tmp_path / "merged", "0.00 GB free")):
         sea_export.save(edit_of(), tiny_checkpoint, tmp_path / "merged", verify=False)
 
 
@@ -450,8 +451,7 @@ def test_verify_knows_what_was_saved_and_sees_what_was_changed(tiny_checkpoint: 
     assert sea_export.verify(output).passed
     damage(output, "lora_B.weight")
     problems = " ".join(sea_export.verify(output).problems)
-    for problem in ("does not make the edited weights", "in memory is not the run-time edit", "as stored differs from"):
-        assert problem in problems
+    assert_names(problems, "weights", "in memory", "as stored")
 
 
 def damage(output: Path, name: str) -> None:
@@ -490,12 +490,12 @@ def test_another_config_and_other_tensors_are_seen(tiny_checkpoint: Path, tmp_pa
         file = tmp_path / "config" / "adapter_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**config, "lora_alpha": 7}), encoding="utf-8")
-        with pytest.raises(InputError, match="is not that of the edit's adapter"):
+        with pytest.raises(InputError, match=naming("adapter_config.json")):
             check_adapter_weights(tmp_path / "config", edit, plan)
         save(edit, tiny_checkpoint, tmp_path / "tensors")
         file = tmp_path / "tensors" / "adapter_model.safetensors"
         save_file(dict(list(load_file(file).items())[1:]), file)
-        with pytest.raises(InputError, match="does not hold the tensors"):
+        with pytest.raises(InputError, match=naming("adapter_model.safetensors")):
             check_adapter_weights(tmp_path / "tensors", edit, plan)
 
 

@@ -25,12 +25,11 @@ from sea_export.evaluation.report import BenchmarkReport
 from sea_export.export.manifest import read_manifest
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faulty_exports import assert_complete
+from tests.helpers.messages import assert_names
 
 PROCESSES = 4
 OUTPUT_PROMISE = "Of runs into the same output at the same time one wins, and the others say in one line why not"
 CACHE_PROMISE = "Runs that share a cache at the same time all fit the edit that each would fit alone"
-
-LOSSES = ("another run is writing", "exists; choose another output", "has come into being meanwhile")
 
 
 def at_once(work: Callable[[threading.Barrier], Any]) -> list[Any]:
@@ -110,7 +109,9 @@ def test_one_output(format, overwrite, llama, fit_tiny, tiny_sharded_checkpoint,
         lost = [message for status, message in ends if status]
         assert all(status in (0, 2) for status, _ in ends), ends
         assert len(lost) < PROCESSES if overwrite else len(lost) == PROCESSES - 1, ends
-        assert all(message.count("\n") == 1 and any(loss in message for loss in LOSSES) for message in lost), ends
+        for message in lost:
+            assert message.count("\n") == 1
+            assert_names(message, output)
 
 
 @pytest.mark.guarantee(CACHE_PROMISE)

@@ -19,6 +19,7 @@ from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.load_model import skeleton
 from sea_export.model.targets import Target
 from tests.helpers.family_configs import tiny_family_config
+from tests.helpers.messages import naming
 from tests.helpers.tiny_models import random_model, tiny_model
 
 DOWN = "model.layers.1.mlp.experts.down_proj"
@@ -109,7 +110,7 @@ def test_a_parameter_is_found_with_and_without_the_base_model_prefix(family: str
 
 def test_a_parameter_that_the_checkpoint_does_not_store_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = model_of("mixtral")
-    with pytest.raises(InputError, match=r"stores no tensor named model.layers.1.mlp.experts.down_proj"):
+    with pytest.raises(InputError, match=naming(DOWN)):
         layout_of(model, tiny_checkpoint).find(DOWN, -2)
 
 
@@ -118,7 +119,7 @@ def test_a_missing_expert_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     lost = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
     with_tensors(tmp_path, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != lost})
-    with pytest.raises(InputError, match=r"experts.down_proj is stored as .* no edit can be folded into"):
+    with pytest.raises(InputError, match=naming(DOWN, "model.layers.1.block_sparse_moe.experts.0.w2.weight")):
         layout_of(model, tmp_path).find(DOWN, -2)
 
 
@@ -126,7 +127,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = model_of("mixtral")
     model.save_pretrained(tmp_path, save_original_format=False)
     with_tensors(tmp_path, lambda tensors: {**tensors, DOWN: tensors[DOWN].transpose(1, 2)})
-    with pytest.raises(InputError, match=r"is stored as .* of shape \(4, 48, 32\)"):
+    with pytest.raises(InputError, match=naming(DOWN, (4, 48, 32))):
         layout_of(model, tmp_path).find(DOWN, -2)
 
 
@@ -150,5 +151,5 @@ def test_new_biases_are_named_after_the_weights_they_go_with(tmp_path: Path) -> 
     model.base_model.save_pretrained(tmp_path)
     layout = layout_of(model, tmp_path)
     assert layout.new_bias_name("model.layers.1.mlp.down_proj.bias") == "layers.1.mlp.down_proj.bias"
-    with pytest.raises(InputError, match=r"no place for model.layers.1.mlp.other.bias: choose --center linear"):
+    with pytest.raises(InputError, match=naming("model.layers.1.mlp.other.bias", "--center linear")):
         layout.new_bias_name("model.layers.1.mlp.other.bias")

@@ -22,6 +22,7 @@ from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 from sea_export.options import CENTERS
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.messages import assert_names, naming
 from tests.helpers.random_demonstrations import assert_same_edit
 from tests.helpers.reference import random_activations
 
@@ -47,7 +48,7 @@ def test_shares_are_disjoint_and_keep_folds(processes, count):
 @pytest.mark.parametrize(("demonstrations", "processes"), [(5, 2), (10, 3), (1, 2)])
 def test_a_process_without_demonstrations_is_refused(demonstrations, processes):
     assert not all(Processes(rank, processes).share(range(demonstrations)) for rank in range(processes))
-    with pytest.raises(InputError, match=f"{demonstrations} .* {processes} processes.* {processes - 1}"):
+    with pytest.raises(InputError, match=naming(demonstrations, processes, processes - 1)):
         Processes(0, processes).check_enough(demonstrations)
     Processes(0, processes).check_enough(5 * (processes - 1) + 1)
     ALONE.check_enough(0)
@@ -224,6 +225,7 @@ def test_when_one_process_is_killed_the_other_ends_with_an_error(
     _, error = other.communicate(timeout=300)
     assert other.returncode == 1, error
     # The second if the victim's own joining was over before the other's.
-    assert "lost another one" in error or "another process cannot be reached" in error
+    assert_names(error, "Error: ", 2)
+    assert "process" in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []

@@ -27,6 +27,7 @@ from sea_export.model.load_model import skeleton
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, TARGETS, CaptureOptions, EditOptions, FitOptions
 from tests.helpers.family_configs import tiny_family_config
+from tests.helpers.messages import naming
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_models import hook_count, layers_of, tiny_model
 
@@ -73,7 +74,7 @@ def assert_same_tensors(one: SpectralEdit, other: SpectralEdit) -> None:
 )
 def test_layers_are_read(text, candidates, keep):
     if candidates is None:
-        with pytest.raises(InputError, match="not understood"):
+        with pytest.raises(InputError, match=naming("--layers", text)):
             LayerChoice.parse(text, 30)
     else:
         assert LayerChoice.parse(text, 30).candidates == tuple(candidates)
@@ -81,30 +82,30 @@ def test_layers_are_read(text, candidates, keep):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "facts"),
     [
-        ("last:0", "last:0 .*30. Choose 1 to 30"),
-        ("first:31", "Choose 1 to 30"),
-        ("signature:31", "Choose 1 to 30"),
-        ("30", "layer 30, .* Choose 0 to 29"),
-        ("28-31", "layer 31"),
-        ("5-3", "'5-3' is not understood at '5-3'"),
-        ("1,,2", "not understood at ''"),
-        ("", "not understood"),
-        ("1,two", "not understood at 'two'"),
-        ("-1", "not understood"),
-        ("1-", "not understood"),
-        ("last", "not understood"),
-        ("last:-2", "not understood"),
-        ("last:2.5", "not understood"),
-        ("middle:4", "not understood"),
-        ("all,3", "not understood at 'all'"),
-        ("last:150%", "last:150% .*30. Choose 1 to 30"),
-        ("LAST:2", "all, last:K, first:K, signature:K, .* 10-20,25"),
+        ("last:0", ["last:0", 30]),
+        ("first:31", ["first:31", 30]),
+        ("signature:31", ["signature:31", 30]),
+        ("30", ["layer 30", 0, 29]),
+        ("28-31", ["layer 31", 29]),
+        ("5-3", ["'5-3'"]),
+        ("1,,2", ["''"]),
+        ("", ["''"]),
+        ("1,two", ["'two'"]),
+        ("-1", ["'-1'"]),
+        ("1-", ["'1-'"]),
+        ("last", ["'last'"]),
+        ("last:-2", ["'last:-2'"]),
+        ("last:2.5", ["'last:2.5'"]),
+        ("middle:4", ["'middle:4'"]),
+        ("all,3", ["'all'"]),
+        ("last:150%", ["last:150%", 30]),
+        ("LAST:2", ["'LAST:2'", "all, last:K, first:K, signature:K", "10-20,25"]),
     ],
 )
-def test_layers_that_cannot_be_read_are_refused(text, message):
-    with pytest.raises(InputError, match=message):
+def test_layers_that_cannot_be_read_are_refused(text, facts):
+    with pytest.raises(InputError, match=naming("--layers", *facts)):
         LayerChoice.parse(text, 30)
 
 
@@ -327,7 +328,7 @@ def test_edits_without_any_direction_are_warned_of(options):
     """Zero activations have no spectrum to speak of."""
     warning = no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options))
     assert warning is not None
-    assert "all alike, or zero" in warning
+    assert "--explained-variance" not in warning, "there is nothing that a higher one could explain"
 
 
 # Errors
@@ -335,29 +336,29 @@ def test_edits_without_any_direction_are_warned_of(options):
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_demonstrations_are_refused(llama, tokenizer, demonstrations, count):
-    with pytest.raises(InputError, match=f"--demonstrations: {count} .* at least 2"):
+    with pytest.raises(InputError, match=naming(count, 2)):
         fit(llama, tokenizer, demonstrations[:count], layers="all")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        ({"layers": "9"}, "layer 9, .* 0 to 3"),
-        ({"layers": "last:5"}, "last:5 .* 4"),
-        ({"layers": "all", "explained_variance": 1.5}, "--explained-variance is 1.5"),
-        ({"layers": "all", "explained_variance": 0.0}, "--explained-variance is 0.0"),
-        ({"layers": "all", "positive_variance": -1.0}, "--positive-variance"),
-        ({"layers": "all", "target": "norm"}, "--target is 'norm': choose one of mlp, attention, both"),
-        ({"layers": "all", "center": "on"}, "--center is 'on': choose one of auto, off, affine, linear"),
-        ({"layers": "all", "template": "alpaca"}, "--template is 'alpaca'"),
-        ({"layers": "all", "site": "input"}, "--site"),
-        ({"layers": "all", "batch_tokens": 0}, "--batch-tokens"),
-        ({"layers": "all", "positive_rank": 9}, "layer 0, mlp: --positive-rank 9 .* 7 directions"),
+        ({"layers": "9"}, ["layer 9", 0, 3]),
+        ({"layers": "last:5"}, ["--layers", "last:5", 4]),
+        ({"layers": "all", "explained_variance": 1.5}, ["--explained-variance", 1.5]),
+        ({"layers": "all", "explained_variance": 0.0}, ["--explained-variance", 0.0]),
+        ({"layers": "all", "positive_variance": -1.0}, ["--positive-variance", -1.0]),
+        ({"layers": "all", "target": "norm"}, ["--target", "'norm'", "mlp, attention, both"]),
+        ({"layers": "all", "center": "on"}, ["--center", "'on'", "auto, off, affine, linear"]),
+        ({"layers": "all", "template": "alpaca"}, ["--template", "'alpaca'"]),
+        ({"layers": "all", "site": "input"}, ["--site", "'input'"]),
+        ({"layers": "all", "batch_tokens": 0}, ["--batch-tokens", 0]),
+        ({"layers": "all", "positive_rank": 9}, ["--positive-rank", 9, 7]),
     ],
-    ids=lambda value: "" if isinstance(value, str) else ", ".join(f"{name}={one}" for name, one in value.items()),
+    ids=lambda value: "" if isinstance(value, list) else ", ".join(f"{name}={one}" for name, one in value.items()),
 )
-def test_what_cannot_be_fitted_is_refused(llama, tokenizer, demonstrations, options, message):
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_fitted_is_refused(llama, tokenizer, demonstrations, options, facts):
+    with pytest.raises(InputError, match=naming(*facts)):
         fit(llama, tokenizer, demonstrations, **options)
 
 
@@ -372,7 +373,7 @@ def broken_model(llama) -> PreTrainedModel:
 
 @pytest.mark.parametrize("target", ["mlp", "both"])
 def test_activations_that_are_not_finite_name_their_layer(broken_model, tokenizer, demonstrations, target):
-    with pytest.raises(InputError, match=r"layer 2, mlp: an activation is NaN or infinite"):
+    with pytest.raises(InputError, match=naming("layer 2, mlp")):
         fit(broken_model, tokenizer, demonstrations, layers="all", target=target)
     fit(broken_model, tokenizer, demonstrations, layers="first:2", target=target)
 
@@ -388,7 +389,7 @@ def test_the_model_is_whole_again_when_a_fit_fails(broken_model, tokenizer, demo
 
 def test_a_prompt_that_fills_the_context_is_refused(llama, tokenizer, demonstrations):
     long = Demonstration("word " * 300, "yes", "no", source="file.jsonl, row 9")
-    with pytest.raises(InputError, match=r"file.jsonl, row 9: its prompt has .* context of 256"):
+    with pytest.raises(InputError, match=naming("file.jsonl, row 9", 256)):
         fit(llama, tokenizer, [*demonstrations, long], layers="all")
 
 
@@ -396,7 +397,7 @@ def test_a_prompt_without_room_for_a_generated_continuation_is_refused(llama, to
     """Also where its completions, which are shorter, would fit."""
     long = Demonstration("I " * 116, "yes", "no", source="file.jsonl, row 9")
     fit(llama, tokenizer, [*demonstrations, long], layers="0")
-    with pytest.raises(InputError, match=r"file.jsonl, row 9: .* continuation of 20 in a context of 256"):
+    with pytest.raises(InputError, match=naming("file.jsonl, row 9", 20, 256)):
         fit(llama, tokenizer, [*demonstrations, long], layers="0", neutral="generated")
 
 
@@ -425,13 +426,13 @@ def test_layers_without_the_block_are_left_out_of_a_range(layers, target, found)
 
 def test_a_listed_layer_without_the_block_is_not_left_out():
     model = skeleton(tiny_family_config("jamba"))
-    with pytest.raises(InputError, match=r"no attention block is recognised in model.layers.2"):
+    with pytest.raises(InputError, match=naming("attention", "model.layers.2")):
         find_output_projections(model, choose_targets(model, FitOptions(layers="1-2", target="attention")))
 
 
 def test_a_range_without_any_such_block_is_refused():
     model = skeleton(tiny_family_config("jamba"))
-    with pytest.raises(InputError, match=r"first:1 of Jamba.*--target attention"):
+    with pytest.raises(InputError, match=naming("first:1", "--target attention")):
         choose_targets(model, FitOptions(layers="first:1", target="attention"))
 
 

@@ -15,6 +15,7 @@ from sea_export.errors import InputError
 from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter, rank_for_variance, signature
 from sea_export.options import CENTERS
 from tests.helpers import reference
+from tests.helpers.messages import naming
 from tests.helpers.reference import cross_covariance, left_singular, random_activations
 
 SIZE = 12
@@ -365,13 +366,13 @@ def test_activations_are_left_as_they_were():
 def test_activations_that_are_not_finite_are_refused(kind, value):
     activations = random_activations(4, SIZE)
     getattr(activations, kind)[2, 5] = value
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="activation"):
         SpectrumFitter().update(activations)
 
 
 def test_kinds_of_different_shapes_are_refused():
     activations = random_activations(4, SIZE)
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(InputError, match=naming((4, SIZE), (3, SIZE))):
         SpectrumFitter().update(replace(activations, negative=activations.negative[:3]))
 
 
@@ -380,10 +381,10 @@ def test_fewer_than_two_demonstrations_are_refused(count):
     fitter = SpectrumFitter()
     if count:
         fitter.update(random_activations(count, SIZE))
-    with pytest.raises(InputError, match="at least 2"):
+    with pytest.raises(InputError, match=naming(count, 2)):
         fitter.finish()
 
 
 def test_an_unknown_centring_is_refused():
-    with pytest.raises(InputError, match=r"'middle'.*off, affine, linear"):
+    with pytest.raises(InputError, match=naming("'middle'", "off, affine, linear")):
         SpectrumFitter("middle")

@@ -19,6 +19,7 @@ import sea_export.saving
 from sea_export.files.digests import file_digests
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faults import End, Script, Strike, strike_command
+from tests.helpers.messages import assert_names
 
 STATUS_OF_SIGNAL = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
 WRITE_FAULTS = ("ENOSPC", "EIO", "limit")
@@ -131,8 +132,11 @@ class FaultyExport:
             assert self.output.exists() == self.overwrite
         if strike.kind in STATUS_OF_SIGNAL:
             assert end.status == STATUS_OF_SIGNAL[strike.kind]
-            expected = "" if strike.kind == "SIGKILL" else f"Error: stopped by {strike.kind}\n"
-            assert end.message == expected
+            if strike.kind == "SIGKILL":
+                assert end.message == ""
+            else:
+                assert end.message.count("\n") == 1
+                assert_names(end.message, "Error: ", strike.kind)
         elif end.status:
             assert end.status == 1
             assert end.message.startswith("Error: ")

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.helpers.messages import assert_names
+
 MAXIMUM_PEAK_BYTES = 1_500_000_000
 # Above what Python with everything imported has, which is below the rest of the maximum.
 MAXIMUM_GROWTH_BYTES = 500_000_000
@@ -63,13 +65,13 @@ class Commands:
         self._server.stdin.close()
         self._server.wait()
 
-    def refuses(self, arena: Path, *arguments: object, says: str = "", status: int = 2) -> Outcome:
+    def refuses(self, arena: Path, *arguments: object, names: Sequence[object] = (), status: int = 2) -> Outcome:
         """Asserts that a command refuses its input, with nothing in `arena` (where all of it is) or beside it changed.
 
         Args:
             arena: a directory; the command's output, which must not be made, would be in it.
             arguments: the command's.
-            says: what the error must contain.
+            names: the facts that the error must name.
             status: the exit status that it must have.
         """
         before, temporary = state_of(arena), state_of(self.scratch)
@@ -82,7 +84,7 @@ class Commands:
         assert lines[-1] == errors[0], outcome.output
         assert len(errors[0]) < 1200
         assert errors[0].isprintable()
-        assert says in errors[0], errors[0]
+        assert_names(errors[0], *names)
         assert state_of(arena) == before
         assert state_of(self.scratch) == temporary
         assert outcome.peak_bytes < MAXIMUM_PEAK_BYTES

@@ -21,6 +21,7 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.hub_client import OWNER, TOKEN, connected_hub, environment
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.messages import assert_names
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
 FORMATS = {
@@ -147,14 +148,14 @@ def test_inspect_fetches_the_edit_and_nothing_else(
 
 
 def test_what_is_not_ours_on_the_hub(hub: LoopbackHub) -> None:
-    for command in ("inspect", "verify"):
+    for command, missing in (("inspect", "sea_edit"), ("verify", "sea_export.json")):
         result = run(command, BASE)
         assert result.exit_code == 2
-        assert f"{BASE} on the Hub holds no sea_e" in result.output
-        for name, message in (("org/nothing", "no such model"), (f"{BASE}@v9", "no revision v9")):
+        assert_names(result.stderr, BASE, missing)
+        for name, fact in (("org/nothing", "org/nothing"), (f"{BASE}@v9", "v9")):
             result = run(command, name)
             assert result.exit_code == 2
-            assert message in result.output
+            assert_names(result.stderr, fact)
 
 
 def test_a_push_that_cannot_be_is_refused_before_anything_is_fitted(
@@ -169,10 +170,10 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_fitted(
     output = tmp_path / "out"
     result = run("fit-and-save", BASE, output, *given, BASE, "--public")
     assert result.exit_code == 2
-    assert "other files than sea-export's" in result.output
+    assert_names(result.stderr, BASE, "config.json")
     result = run("fit-and-save", tiny_checkpoint, output, "--format", "adapter", *given, f"{OWNER}/new")
     assert result.exit_code == 2
-    assert "--base ORG/NAME" in result.output
+    assert_names(result.stderr, "--base")
     assert f"{OWNER}/new" not in hub.repositories
     assert not output.exists()
 

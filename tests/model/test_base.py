@@ -25,12 +25,17 @@ from tests.helpers.checkpoint_files import (
     write_single,
 )
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.messages import naming
 
 FLOATS = {"a.weight": torch.randn(4, 3), "b.weight": torch.randn(3).bfloat16()}
 
 
-def refused(model: object, match: str, **options: object) -> None:
-    with pytest.raises(InputError, match=match) as caught, open_base(str(model), **options):
+def refused(model: object, *facts: object, **options: object) -> None:
+    """Asserts that a model is refused in one line that names it and some facts."""
+    with (
+        pytest.raises(InputError, match=naming(Path(str(model)).name, *facts)) as caught,
+        open_base(str(model), **options),
+    ):
         pass
     assert "\n" not in str(caught.value)
 
@@ -65,12 +70,12 @@ def test_digests_are_those_of_the_files(tmp_path):
 
 
 def test_local_things_that_are_no_model(tmp_path):
-    refused(tmp_path, "no model weights")
+    refused(tmp_path, "model.safetensors", "pytorch_model.bin")
     (tmp_path / "notes.txt").write_text("x")
-    refused(tmp_path / "notes.txt", "not a .gguf file")
-    refused(tmp_path / "absent" / "deeper", "neither a directory")
+    refused(tmp_path / "notes.txt", ".gguf")
+    refused(tmp_path / "absent" / "deeper", ".gguf", "Hub")
     (tmp_path / "w-Q4.gguf").write_bytes(b"GGUF")
-    refused(tmp_path, "name the file itself, for example w-Q4.gguf")
+    refused(tmp_path, "w-Q4.gguf")
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, "adapter")
 
@@ -78,12 +83,12 @@ def test_local_things_that_are_no_model(tmp_path):
 def test_weights_without_a_config(tmp_path):
     write_single(tmp_path, FLOATS)
     (tmp_path / "config.json").unlink()
-    refused(tmp_path, r"no config\.json")
+    refused(tmp_path, "config.json")
 
 
 def test_revision_of_a_local_path_is_refused(tmp_path):
     write_single(tmp_path, FLOATS)
-    refused(tmp_path, "revision", revision="main")
+    refused(tmp_path, "Hub", revision="main")
 
 
 # PyTorch pickles
@@ -166,7 +171,7 @@ class RunsCode:
 
 def test_pickle_that_needs_code_is_refused_and_not_run(tmp_path, capsys):
     directory = write_pickled(tmp_path / "model", {"a": RunsCode()}, sharded=False)
-    refused(directory, "needs code to be run")
+    refused(directory, "pytorch_model.bin", "__builtin__", "print")
     assert "code was run" not in capsys.readouterr().out
 
 
@@ -177,15 +182,15 @@ def test_damaged_pickles(tmp_path):
     shard = directory / weight_map["a.weight"]
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    refused(directory, "damaged")
+    refused(directory, shard.name)
     shard.unlink()
-    refused(directory, "cannot be read")
+    refused(directory, shard.name, "No such file")
     torch.save([torch.ones(2)], shard)
-    refused(directory, "not a map from names to tensors")
+    refused(directory, shard.name, "map")
     torch.save({"a.weight": 3}, shard)
-    refused(directory, "not a map from names to tensors")
+    refused(directory, shard.name, "map")
     index.write_text("{}")
-    refused(directory, "no weight_map")
+    refused(directory, index.name, "weight_map")
 
 
 # GGUF
@@ -234,20 +239,20 @@ def test_gguf_is_unpacked_to_the_dtype_asked_for_and_always_the_same(tmp_path):
 def test_gguf_that_lacks_weights_is_refused(tmp_path):
     """One part of a split model would otherwise load, the rest of its weights random."""
     write_gguf(tmp_path / "part.gguf", without="blk.0.ffn_down.weight")
-    refused(tmp_path / "part.gguf", "lacks weights .*down_proj")
+    refused(tmp_path / "part.gguf", "model.layers.0.mlp.down_proj.weight")
 
 
 def test_gguf_that_is_none(tmp_path):
     (tmp_path / "not.gguf").write_bytes(b"PK\x03\x04 and more")
-    refused(tmp_path / "not.gguf", "not a GGUF file")
+    refused(tmp_path / "not.gguf", "GGUF")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "cut.gguf", r"cannot load cut\.gguf")
+    refused(tmp_path / "cut.gguf")
 
 
 def test_gguf_without_its_package(tmp_path, monkeypatch):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(tmp_path / "tiny.gguf", r"pip install sea-export\[gguf\]")
+    refused(tmp_path / "tiny.gguf", "pip install sea-export[gguf]")
 
 
 # The Hub
@@ -258,24 +263,24 @@ def response(status: int) -> Mock:
 
 
 @pytest.mark.parametrize(
-    ("error", "match"),
+    ("error", "facts"),
     [
-        (errors.GatedRepoError("403", response=response(403)), "accept its terms"),
-        (errors.RepositoryNotFoundError("404", response=response(404)), "no such model"),
-        (errors.RevisionNotFoundError("404", response=response(404)), "no revision v9"),
-        (errors.LocalEntryNotFoundError("offline"), "cannot be asked"),
-        (errors.HfHubHTTPError("500 Server Error\ndetails", response=response(500)), r"failed \(500 Server Error\)"),
-        (OSError(28, "No space left on device"), "No space left"),
+        (errors.GatedRepoError("403", response=response(403)), ["hf auth login", "terms"]),
+        (errors.RepositoryNotFoundError("404", response=response(404)), ["hf auth login"]),
+        (errors.RevisionNotFoundError("404", response=response(404)), ["v9"]),
+        (errors.LocalEntryNotFoundError("offline"), ["HF_HUB_OFFLINE"]),
+        (errors.HfHubHTTPError("500 Server Error\ndetails", response=response(500)), ["500 Server Error"]),
+        (OSError(28, "No space left on device"), ["No space left on device"]),
     ],
 )
-def test_what_the_hub_answers_is_told_in_one_sentence(monkeypatch, error, match):
+def test_what_the_hub_answers_is_told_in_one_sentence(monkeypatch, error, facts):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=error))
-    refused("org/model", match, revision="v9")
+    refused("org/model", *facts, revision="v9")
 
 
 @pytest.mark.parametrize("model", ["org/repo/deeper", "../model", "a b", "-x"])
 def test_names_that_no_hub_model_can_have(model):
-    refused(model, "nor a Hub id")
+    refused(model, "Hub")
 
 
 def cached_snapshot(cache: Path, commit: str) -> Path:
@@ -302,8 +307,8 @@ def test_cached_model_needs_no_connection(tmp_path, monkeypatch):
             assert base.revision == commit
             assert base.checkpoint.directory == snapshot
             assert base.checkpoint.read("a.weight").equal(FLOATS["a.weight"])
-    refused("org/tiny", "cannot be asked", revision="other")
-    refused("org/other", "cannot be asked")
+    refused("org/tiny", "HF_HUB_OFFLINE", revision="other")
+    refused("org/other", "HF_HUB_OFFLINE")
 
 
 def test_pickles_are_downloaded_only_where_there_are_no_safetensors(tmp_path, monkeypatch):
@@ -346,7 +351,7 @@ def test_a_dequantized_base_computes_what_the_quantized_one_does(quantized_check
 
 
 def test_a_base_that_is_not_quantized_is_not_dequantized(tiny_checkpoint: Path) -> None:
-    refused(tiny_checkpoint, "is not quantized: leave --dequantize out", dequantized=True)
+    refused(tiny_checkpoint, "--dequantize", dequantized=True)
 
 
 def test_a_method_that_cannot_be_undone_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -354,4 +359,4 @@ def test_a_method_that_cannot_be_undone_is_refused_by_name(tiny_checkpoint: Path
     config = json.loads((tmp_path / "base/config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "dataset": "c4"}
     (tmp_path / "base/config.json").write_text(json.dumps(config))
-    refused(tmp_path / "base", "cannot dequantize base here: choose --format adapter", dequantized=True)
+    refused(tmp_path / "base", "gptq", "--format adapter", dequantized=True)

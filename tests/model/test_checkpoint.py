@@ -22,6 +22,7 @@ from tests.helpers.checkpoint_files import (
     write_sharded,
     write_single,
 )
+from tests.helpers.messages import naming
 
 
 def test_reads_what_safetensors_wrote(tmp_path):
@@ -62,10 +63,10 @@ def test_opening_and_reading_leaves_every_byte_alone(tmp_path):
 
 def test_unknown_tensor_and_shrunken_file(tmp_path):
     checkpoint = Checkpoint.open(write_single(tmp_path, {"w": torch.ones(3)}))
-    with pytest.raises(InputError, match="no tensor nothing"):
+    with pytest.raises(InputError, match=naming("nothing")):
         checkpoint.read("nothing")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-1])
-    with pytest.raises(SeaExportError, match="changed while"):
+    with pytest.raises(SeaExportError, match=r"model\.safetensors"):
         checkpoint.read("w")
 
 
@@ -90,7 +91,7 @@ def test_config_can_name_the_weights(tmp_path):
     assert checkpoint.read("w").equal(torch.ones(2))
     assert "model.safetensors" in checkpoint.left_out()
     (tmp_path / "config.json").write_text('{"transformers_weights": "../other.safetensors"}')
-    with pytest.raises(InputError, match="weight file"):
+    with pytest.raises(InputError, match=naming("config.json", "../other.safetensors")):
         Checkpoint.open(tmp_path)
 
 
@@ -153,14 +154,14 @@ def test_snapshot_of_links_is_read_through(tmp_path):
     assert checkpoint.read("w").equal(torch.ones(2))
     assert checkpoint.side_files() == ("config.json", "custom/deep/code.py", "tokenizer.json")
     (snapshot / "lost.json").symlink_to(real / "nowhere")
-    with pytest.raises(InputError, match=r"lost\.json"):
+    with pytest.raises(InputError, match=naming("lost.json")):
         checkpoint.side_files()
 
 
 def test_link_to_a_parent_folder_is_refused(tmp_path):
     write_single(tmp_path, {"w": torch.ones(2)})
     (tmp_path / "custom" / "loop").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="loop"):
+    with pytest.raises(InputError, match=naming("loop")):
         Checkpoint.open(tmp_path).side_files()
 
 
@@ -168,10 +169,10 @@ def test_config(tmp_path):
     checkpoint = Checkpoint.open(write_single(tmp_path, {"w": torch.ones(2)}))
     assert checkpoint.config["hidden_size"] == 10
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="not a JSON object"):
+    with pytest.raises(InputError, match=naming("config.json", "JSON")):
         _ = checkpoint.config
     (tmp_path / "config.json").unlink()
-    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+    with pytest.raises(InputError, match=naming("config.json", "No such file")):
         _ = checkpoint.config
 
 
@@ -179,7 +180,7 @@ def test_config(tmp_path):
 def test_broken_index_is_refused(tmp_path, contents):
     write_sharded(tmp_path, tensors_of_many_dtypes())
     (tmp_path / INDEX).write_text(contents)
-    with pytest.raises(InputError, match="index"):
+    with pytest.raises(InputError, match=naming(INDEX)):
         Checkpoint.open(tmp_path)
 
 
@@ -189,7 +190,7 @@ def test_shard_names_that_lead_elsewhere_are_refused(tmp_path, file):
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"]["scale"] = file
     (tmp_path / INDEX).write_text(json.dumps(index))
-    with pytest.raises(InputError, match="not the name of a file"):
+    with pytest.raises(InputError, match=naming(INDEX, repr(file))):
         Checkpoint.open(tmp_path)
 
 
@@ -204,24 +205,24 @@ def test_index_that_lies_is_refused(tmp_path):
         Checkpoint.open(tmp_path)
 
     open_with({"a": first, "b": second})
-    with pytest.raises(InputError, match=r"absent\.safetensors cannot be read"):
+    with pytest.raises(InputError, match=naming("absent.safetensors", "No such file")):
         open_with({"a": first, "b": "absent.safetensors"})
-    with pytest.raises(InputError, match="does not hold the tensor c"):
+    with pytest.raises(InputError, match=naming(INDEX, second, "c")):
         open_with({"a": first, "b": second, "c": second})
-    with pytest.raises(InputError, match="does not hold the tensor b"):
+    with pytest.raises(InputError, match=naming(INDEX, first, "b")):
         open_with({"a": first, "b": first})
     save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / second)
-    with pytest.raises(InputError, match="both"):
+    with pytest.raises(InputError, match=naming(first, second, "a")):
         open_with({"a": first, "b": second})
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(InputError, match="no safetensors checkpoint"):
+    with pytest.raises(InputError, match=naming(tmp_path, "model.safetensors", INDEX)):
         Checkpoint.open(tmp_path)
-    with pytest.raises(InputError, match="not a directory"):
+    with pytest.raises(InputError, match=naming("absent")):
         Checkpoint.open(tmp_path / "absent")
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="holds no tensors"):
+    with pytest.raises(InputError, match=naming("model.safetensors", "no tensors")):
         Checkpoint.open(tmp_path)
 
 
@@ -268,7 +269,7 @@ def test_lying_header_is_refused(tmp_path, header):
     path.write_bytes(join_file(GOOD, bytes(12)))
     assert [tensor.name for tensor in read_header(path).tensors] == ["a", "b"]
     path.write_bytes(join_file(header, bytes(12)))
-    with pytest.raises(InputError, match="broken safetensors header"):
+    with pytest.raises(InputError, match=naming(path, "header")):
         read_header(path)
 
 
@@ -276,7 +277,7 @@ def test_lying_header_is_refused(tmp_path, header):
 def test_file_without_room_for_its_header_is_refused(tmp_path, contents):
     path = tmp_path / "w.safetensors"
     path.write_bytes(contents)
-    with pytest.raises(InputError, match="not a safetensors file"):
+    with pytest.raises(InputError, match=naming(path)):
         read_header(path)
     with pytest.raises(SafetensorError):
         safe_open(path, framework="pt")
@@ -288,7 +289,7 @@ def test_header_above_the_limit_is_refused(tmp_path):
     with open(path, "wb") as stream:
         stream.write((100_000_001).to_bytes(8, "little"))
         stream.truncate(100_000_100)
-    with pytest.raises(InputError, match="not a safetensors file"):
+    with pytest.raises(InputError, match=naming(path)):
         read_header(path)
 
 
@@ -296,7 +297,7 @@ def test_truncated_file_is_refused_as_safetensors_refuses_it(tmp_path):
     path = tmp_path / "w.safetensors"
     contents = save({"w": torch.ones(4)})
     path.write_bytes(contents[:-1])
-    with pytest.raises(InputError, match="end at byte"):
+    with pytest.raises(InputError, match=naming(path, len(contents), len(contents) - 1)):
         read_header(path)
     with pytest.raises(SafetensorError):
         safe_open(path, framework="pt")

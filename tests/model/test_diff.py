@@ -15,8 +15,13 @@ from sea_export.errors import InputError
 from sea_export.export.merged.merge_writer import write_checkpoint
 from sea_export.model import diff
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import TensorDifference, compare_checkpoints
+from sea_export.model.diff import CheckpointDifference, TensorDifference, compare_checkpoints
 from tests.helpers.checkpoint_files import tensors_of_many_dtypes, write_sharded, write_single
+from tests.helpers.messages import naming
+
+
+def compared(a: Path, b: Path) -> CheckpointDifference:
+    return compare_checkpoints(Checkpoint.open(a), Checkpoint.open(b))
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def pair(tmp_path: Path, a: torch.Tensor, b: torch.Tensor) -> tuple[Path, Path]:
 
 def test_copy_has_no_differences(base, tmp_path):
     shutil.copytree(base, tmp_path / "b")
-    difference = compare_checkpoints(base, tmp_path / "b")
+    difference = compared(base, tmp_path / "b")
     assert difference.same_weights
     assert difference.tensors_identical == len(tensors_of_many_dtypes())
     assert difference.files_identical == 4
@@ -41,7 +46,7 @@ def test_copy_has_no_differences(base, tmp_path):
 def test_other_shards_hold_the_same_weights(base, tmp_path):
     """What counts is the tensors, not the files they are in."""
     write_single(tmp_path / "b", tensors_of_many_dtypes())
-    difference = compare_checkpoints(base, tmp_path / "b")
+    difference = compared(base, tmp_path / "b")
     assert difference.same_weights
     assert difference.tensors_identical == len(tensors_of_many_dtypes())
     assert difference.files_only_in_a == ("model.safetensors.index.json",)
@@ -55,7 +60,7 @@ def test_numbers_are_those_of_the_whole_tensors(base, tmp_path, monkeypatch, chu
     names = ("layers.0.down.weight", "layers.1.half", "layers.1.double", "scale", "eighth", "packed", "mask")
     changed = {name: shift(tensors[name]) for name in names}
     write_single(tmp_path / "b", tensors | changed)
-    difference = compare_checkpoints(base, tmp_path / "b")
+    difference = compared(base, tmp_path / "b")
     assert not difference.same_weights
     assert set(difference.tensors_changed) == set(names)
     assert difference.tensors_identical == len(tensors) - len(names)
@@ -76,13 +81,13 @@ def shift(tensor: torch.Tensor) -> torch.Tensor:
 def test_special_values(tmp_path):
     """Signs of zeros, infinities and what is not a number."""
     one, two = pair(tmp_path, torch.tensor([0.0, 3.0]), torch.tensor([-0.0, 3.0]))
-    assert compare_checkpoints(one, two).tensors_changed == {"w": TensorDifference(0.0, 0.0)}
-    assert not compare_checkpoints(one, two).same_weights
+    assert compared(one, two).tensors_changed == {"w": TensorDifference(0.0, 0.0)}
+    assert not compared(one, two).same_weights
 
     def measured(a: list[float], b: list[float]) -> TensorDifference:
         save_file({"w": torch.tensor(a)}, one / "model.safetensors")
         save_file({"w": torch.tensor(b)}, two / "model.safetensors")
-        return compare_checkpoints(one, two).tensors_changed["w"]
+        return compared(one, two).tensors_changed["w"]
 
     assert measured([0.0, 0.0], [0.0, 2.0]) == TensorDifference(2.0, math.inf)
     assert measured([math.inf, 1.0], [math.inf, 2.0]).maximum == 1.0
@@ -92,7 +97,7 @@ def test_special_values(tmp_path):
 
 def test_complex_numbers(tmp_path):
     one, two = pair(tmp_path, torch.tensor([3 + 4j]), torch.tensor([3 + 3j]))
-    assert compare_checkpoints(one, two).tensors_changed == {"w": TensorDifference(1.0, 0.2)}
+    assert compared(one, two).tensors_changed == {"w": TensorDifference(1.0, 0.2)}
 
 
 def test_tensors_of_other_names_and_forms(base, tmp_path):
@@ -101,7 +106,7 @@ def test_tensors_of_other_names_and_forms(base, tmp_path):
     tensors["layers.1.double"] = tensors["layers.1.double"].reshape(10, 6)
     tensors["new"] = tensors.pop("scale")
     write_sharded(tmp_path / "b", tensors)
-    difference = compare_checkpoints(base, tmp_path / "b")
+    difference = compared(base, tmp_path / "b")
     assert difference.tensors_only_in_a == ("scale",)
     assert difference.tensors_only_in_b == ("new",)
     assert set(difference.tensors_of_other_form) == {"layers.1.half", "layers.1.double"}
@@ -124,7 +129,7 @@ def test_files_and_metadata(base, tmp_path):
     names = [tensor.name for tensor in Checkpoint.open(base).tensors.values() if tensor.file == shard]
     held = {name: tensors_of_many_dtypes()[name] for name in names}
     save_file(held, other / shard, metadata={"format": "np"})
-    difference = compare_checkpoints(base, other)
+    difference = compared(base, other)
     assert difference.files_changed == ("config.json", "tokenizer.json")
     assert difference.files_only_in_a == ("custom/deep/code.py",)
     assert difference.files_only_in_b == ("README.md",)
@@ -140,7 +145,7 @@ def test_comparison_agrees_with_the_writer(base, tmp_path):
     report = write_checkpoint(
         Checkpoint.open(base), tmp_path / "b", edits, additions={"new": torch.ones(2)}, config_changes={"x": 1}
     )
-    difference = compare_checkpoints(base, tmp_path / "b")
+    difference = compared(base, tmp_path / "b")
     assert set(difference.tensors_changed) == set(report.edited)
     assert difference.tensors_only_in_b == report.added
     assert difference.tensors_changed["scale"] == TensorDifference(1.5, 1.0)
@@ -150,5 +155,5 @@ def test_comparison_agrees_with_the_writer(base, tmp_path):
 def test_what_is_no_checkpoint_is_refused(base, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.json").write_text(json.dumps({}))
-    with pytest.raises(InputError, match="no safetensors checkpoint"):
-        compare_checkpoints(base, tmp_path / "b")
+    with pytest.raises(InputError, match=naming(tmp_path / "b", "model.safetensors", "model.safetensors.index.json")):
+        compared(base, tmp_path / "b")

@@ -104,7 +104,7 @@ def test_no_code_beside_an_export_s_own_is_run(
     out, trace = arena / "out", arena / "trace"
     sea_export.save(spectral_edit(MLP_TARGETS), tiny_checkpoint, out, format="custom-code", verify=False)
     bring_code(out, trace, place)
-    commands.refuses(arena, "verify", out, "--base", arena / "model", says="--trust-remote-code")
+    commands.refuses(arena, "verify", out, "--base", arena / "model", names=["--trust-remote-code"])
     assert not trace.exists()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
+from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
 from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
 from sea_export.options import ExportOptions, FitOptions
 
@@ -26,12 +27,7 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
     from sea_export.model.targets import Target
 
-__all__ = ["FORMAT", "NO_EXACT_ADAPTER"]
-
-NO_EXACT_ADAPTER = (
-    "--projections: positive at strength 1 keeps nothing of the identity, so that an exact adapter would be larger "
-    "than the weights. Choose --format merged, or --adapter-rank for an approximation."
-)
+__all__ = ["FORMAT"]
 
 
 class _Adapter:

@@ -32,7 +32,7 @@ from sea_export.edit.factors import best_factors
 from sea_export.edit.low_rank import LowRankEdit, low_rank_edit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.adapter.adapter_format import NO_EXACT_ADAPTER
+from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
 from sea_export.export.adapter.parameter_lora import experts_of, parameter_factors, with_rank
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
 

@@ -82,7 +82,8 @@ def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> Ten
     Raises:
         InputError: the directory is not a safetensors checkpoint.
     """
-    difference = compare_checkpoints(base.directory, directory)
+    written = Checkpoint.open(directory)
+    difference = compare_checkpoints(base, written)
     problems = []
     changed = {*difference.tensors_changed, *difference.tensors_only_in_a, *difference.tensors_of_other_form}
     if changed:
@@ -91,7 +92,6 @@ def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> Ten
         names = sorted(set(difference.tensors_only_in_b) ^ plan.tensors.keys())
         problems.append(f"tensors that are not the edit's are in the checkpoint, or some of the edit's not: {names}")
     else:
-        written = Checkpoint.open(directory)
         stored = {name: written.read(name) for name in plan.tensors}
         wrong = [name for name in plan.tensors if not _same(name, stored, plan.tensors)]
         if wrong:

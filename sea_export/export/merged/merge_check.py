@@ -55,14 +55,14 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorChe
     Raises:
         InputError: the directory is not a safetensors checkpoint.
     """
-    difference = compare_checkpoints(base.directory, directory)
+    written = Checkpoint.open(directory)
+    difference = compare_checkpoints(base, written)
     problems = []
     unexpected = difference.tensors_changed.keys() - plan.edits.keys()
     unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
     unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
     if unexpected:
         problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
-    written = Checkpoint.open(directory)
     wrong = [
         name
         for name, expected in (

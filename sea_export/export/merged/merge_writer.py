@@ -201,7 +201,7 @@ def _rewrite(tensor: StoredTensor, copy: FileCopy, edit: TensorEdit) -> bool:
 def _edit(tensor: StoredTensor, stored: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
     if not is_finite(stored):
         raise InputError(
-            f"{tensor.name}: the base has values in it that are infinite or no numbers. Download the base again."
+            f"{tensor.name}: the base has values in it that are infinite or not numbers. Download the base again."
         )
     with torch.no_grad():
         result = edit(stored)
