@@ -41,17 +41,21 @@ def command(
     """
     format = export_format(export.format)
     format.check_options(fit, export)
-    from sea_export.cli import jobs
+    from sea_export.cli.opening import joined_job, opened_model
+    from sea_export.cli.printing import print_saved
+    from sea_export.cli.progress import byte_progress, fit_progress
     from sea_export.cli.terminal import console
+    from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_output
+    from sea_export.fitting.fit_base import fit_base
     from sea_export.fitting.layer_choice import choose_targets
     from sea_export.hub.destination import open_destination
     from sea_export.hub.push import check_published_base
     from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
     check_output(output, overwrite=export.overwrite)
-    demonstrations = jobs.read_demonstrations(data, fit.capture.seed)
-    with jobs.joined_job() as processes, jobs.opened_model(model, run, output) as opened:
+    demonstrations = read_demonstrations(data, fit.capture.seed)
+    with joined_job() as processes, opened_model(model, run, output) as opened:
         check_room_for(opened.base, output, export)
         targets = choose_targets(opened.base.skeleton, fit)
         located = locate_fit(opened.base, targets, fit, export)
@@ -59,10 +63,11 @@ def command(
             if format.loads_beside_base:
                 check_published_base(opened.base.location)
             open_destination(repo_id, public=public)
-        edit = jobs.fit_with_progress(opened, demonstrations, fit, cache, processes, targets)
+        with fit_progress(len(demonstrations), processes) as progress:
+            edit = fit_base(opened, demonstrations, fit, progress, targets=targets, cache=cache, processes=processes)
         if not processes.is_first:
             return
-        with jobs.byte_progress("Writing", opened.base) as progress:
+        with byte_progress("Writing", opened.base) as progress:
             result = save_checkpoint(
                 edit,
                 opened.base,
@@ -74,7 +79,7 @@ def command(
                 progress=progress,
                 announce=console.print,
             )
-    jobs.print_saved(result, edit)
+    print_saved(result, edit)
     if repo_id is not None:
         from sea_export.cli.push_job import push_output
 

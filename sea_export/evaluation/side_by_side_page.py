@@ -1,12 +1,10 @@
-"""A comparison as a web page of one file."""
+"""A comparison as a web page in one file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from jinja2 import Environment, StrictUndefined
 
-from sea_export.evaluation.side_by_side import Comparison
+from sea_export.evaluation.side_by_side import ModelComparison
 
 __all__ = ["comparison_page"]
 
@@ -54,14 +52,12 @@ _PAGE = """\
 """
 
 
-def comparison_page(base: str, edited: str, comparisons: Sequence[Comparison]) -> str:
-    """The page, with everything that models or users wrote escaped.
-
-    Args:
-        base: what the base is called.
-        edited: what the edited model is called.
-        comparisons: the answers.
-    """
+def comparison_page(comparison: ModelComparison) -> str:
+    """The page. Everything that models or users wrote is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    different = sum(one.differs for one in comparisons)
-    return environment.from_string(_PAGE).render(base=base, edited=edited, comparisons=comparisons, different=different)
+    return environment.from_string(_PAGE).render(
+        base=comparison.base,
+        edited=comparison.edited,
+        comparisons=comparison.answers,
+        different=sum(answer.differs for answer in comparison.answers),
+    )

@@ -6,7 +6,17 @@ import json
 import os
 from pathlib import Path
 
-__all__ = ["flush", "write_json", "write_text"]
+from sea_export.errors import InputError
+
+__all__ = ["check_directory", "flush", "write_json", "write_text"]
+
+
+def check_directory(file: Path) -> None:
+    """Raises InputError if the directory of a file to be written does not exist."""
+    if not file.resolve().parent.is_dir():
+        raise InputError(
+            f"{file}: it cannot be written, because its directory does not exist. Create the directory first."
+        )
 
 
 def write_text(path: Path, text: str) -> None:
