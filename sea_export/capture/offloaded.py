@@ -54,7 +54,7 @@ _TRIAL_LAYERS = 4
 
 
 class StoredModel:
-    """A `sea_export.capture.layerwise.LayerSource` that reads a checkpoint, every layer when it is needed."""
+    """A `sea_export.capture.layerwise.LayerSource` that reads a checkpoint. The protocol says what its methods do."""
 
     def __init__(
         self,

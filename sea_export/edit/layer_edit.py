@@ -153,7 +153,14 @@ class LayerEdit:
         return edited if factors.scale is None else edited * factors.scale
 
     def transform(self, activations: Tensor) -> Tensor:
-        """`linear` or `nonlinear`, depending on φ: the same arguments and result."""
+        """`linear` or `nonlinear`, depending on φ.
+
+        Args:
+            activations: (..., d) rows h, float32 or float64.
+
+        Returns:
+            (..., d) rows.
+        """
         return self.linear(activations) if self.feature.is_identity else self.nonlinear(activations)
 
     def apply(self, activations: Tensor) -> Tensor:

@@ -209,7 +209,12 @@ class Moments:
         return covariances
 
     def update(self, rows: Tensor, folds: Tensor) -> None:
-        """Adds (3, batch, d) rows, whose folds are (batch,)."""
+        """Adds rows.
+
+        Args:
+            rows: (3, batch, d) float64 neutral, positive and negative rows.
+            folds: (batch,) the fold of each demonstration.
+        """
         shifted = rows - self.pilot[:, None]
         self.sums_ += shifted.sum(dim=1)
         self.products_ += shifted[0].T @ shifted
