@@ -164,7 +164,7 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_fitted(
     def fail(*arguments: object) -> None:
         raise AssertionError("work started before the checks")
 
-    monkeypatch.setattr("sea_export.cli.jobs.fit_edit", fail)
+    monkeypatch.setattr("sea_export.fitting.fit_base.fit_edit", fail)
     hub.reset()
     given = ("--demonstrations", demonstrations_file, "--push")
     output = tmp_path / "out"
