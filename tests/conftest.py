@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 import sea_export
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting import collect
 from tests.helpers.guarantees import PLUGIN, GuaranteeCounter, count_case  # noqa: F401 - a fixture of all tests
 from tests.helpers.refusals import Commands, little_growth
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
@@ -195,6 +196,17 @@ def commands(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     commands = Commands(tmp_path_factory.mktemp("temporary"), warm_up)
     yield commands
     commands.close()
+
+
+@pytest.fixture
+def no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test whose command computes activations before it has checked what it was given."""
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("work started before the checks")
+
+    for capture in ("capture_batches", "capture_by_layer"):
+        monkeypatch.setattr(collect, capture, fail)
 
 
 @pytest.fixture

@@ -41,4 +41,6 @@ def push_saved(output: Path, repo_id: str, *, public: bool) -> None:
         push_output(output, repo_id, public=public)
     except SeaExportError as error:
         again = f"sea-export push {output} {repo_id}{' --public' if public else ''}"
-        raise SeaExportError(f"{error} The checkpoint is complete: `{again}` pushes it.") from error
+        raise SeaExportError(
+            f"{output}: it is complete, but it was not pushed. Push it with `{again}`. The reason: {error}"
+        ) from error

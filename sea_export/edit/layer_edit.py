@@ -84,6 +84,11 @@ class LayerEdit:
         return self.positive.shape[0]
 
     @property
+    def is_finite(self) -> bool:
+        """Whether no tensor has a value that is NaN or infinite."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+
+    @property
     def needs_bias(self) -> bool:
         """Whether folding the edit adds a constant, so that the output projection must have a bias."""
         return self.shift is not None and self.reader is None

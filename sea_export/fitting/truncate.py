@@ -82,7 +82,7 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
     edit = replace(edit, relative_change=relative_change)
     edit = edit.map_tensors(lambda tensor: tensor.float().contiguous().cpu())
     largest = max(abs(options.strength), relative_change)
-    if not (largest < torch.finfo(torch.float32).max and all(one.isfinite().all() for one in edit.tensors().values())):
+    if not (largest < torch.finfo(torch.float32).max and edit.is_finite):
         raise InputError(
             f"with --strength {options.strength:g} and activations of up to {float(neutral.abs().max()):.1e}, its edit "
             "has values that float32 cannot hold. Lower the strength, or leave this layer out."

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sea_export.capture import in_memory
 from sea_export.capture.activations import Activations
 from sea_export.capture.batching import PrefixCacheMode
 from sea_export.capture.in_memory import capture, capture_batches
@@ -292,7 +293,7 @@ def test_every_token_is_computed_once(family, shared, monkeypatch):
 
     The trial of what sequences may share comes before, and is not counted.
     """
-    monkeypatch.setattr("sea_export.capture.activations.prefix_cache_mode", lambda *_, **__: PrefixCacheMode.CACHES)
+    monkeypatch.setattr(in_memory, "prefix_cache_mode", lambda *_, **__: PrefixCacheMode.CACHES)
     model, demonstrations = tiny_model(family), random_demonstrations(6, shared=shared)
     needed = shared + sum(len(one.prompt) - shared + len(one.positive) + len(one.negative) for one in demonstrations)
     with _Watch(model) as alone:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3NextConfig
 
 import sea_export
+from sea_export.capture import offloaded
 from sea_export.capture.activations import Activations
 from sea_export.capture.batching import PromptedCompletions, processing_order
 from sea_export.capture.forward import hands_on_caches
@@ -191,7 +192,7 @@ def test_states_that_do_not_fit_into_memory_are_kept_in_files(
     monkeypatch.setattr(
         StoredModel, "states", lambda self, tokens, copies: kept.append(states(self, tokens, copies)) or kept[-1]
     )
-    monkeypatch.setattr("sea_export.capture.offloaded.available_memory", lambda device: 1000)
+    monkeypatch.setattr(offloaded, "available_memory", lambda device: 1000)
     with sea_export.open_layerwise(tiny_sharded_checkpoint, scratch=tmp_path) as source:
         by_layer = sea_export.fit(source, tokenizer, demonstrations, layers="last:2", sequential=True)
     assert [one.directory for one in kept] == [tmp_path]

@@ -237,12 +237,12 @@ def test_output_that_exists(tiny_checkpoint: Path, demonstrations_file: Path, tm
     assert (output / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
+@pytest.mark.usefixtures("no_capture")
 def test_not_enough_disk(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    forbid_capture(monkeypatch)
     result = run("fit-and-save", tiny_checkpoint, tmp_path / "out", "--demonstrations", demonstrations_file)
     assert_refused(result, [tmp_path / "out", "0.00 GB"], tmp_path, [demonstrations_file])
 
@@ -273,14 +273,6 @@ def test_directory_that_holds_nothing_of_ours(command: tuple[str, ...], tmp_path
     result = run(*(part.format(empty) for part in command))
     assert_refused(result, [empty], tmp_path, [empty])
     assert list(empty.iterdir()) == []
-
-
-def forbid_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise AssertionError("work started before the checks")
-
-    monkeypatch.setattr("sea_export.fitting.collect.capture_batches", fail)
-    monkeypatch.setattr("sea_export.fitting.collect.capture_by_layer", fail)
 
 
 def assert_refused(result: Result, facts: Sequence[object], directory: Path, expected: list[Path]) -> None:

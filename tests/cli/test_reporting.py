@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sea_export.cli import main
+from sea_export.model import diff
 from sea_export.text import visible
 from tests.helpers.messages import assert_names
 
@@ -50,7 +51,7 @@ def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         def fail(a: Path, b: Path) -> None:
             raise error
 
-        monkeypatch.setattr("sea_export.model.diff.compare_checkpoints", fail)
+        monkeypatch.setattr(diff, "compare_checkpoints", fail)
     return status, facts
 
 
@@ -119,7 +120,7 @@ def test_how_much_is_said(
         logger.warning("warning")
         raise OSError("the end")
 
-    monkeypatch.setattr("sea_export.model.diff.compare_checkpoints", talk)
+    monkeypatch.setattr(diff, "compare_checkpoints", talk)
     before = list(logging.getLogger().handlers), logging.getLogger().level
     command = ("diff", "nowhere", "elsewhere")
     result = run(*(*options, *command) if first else (*command, *options))

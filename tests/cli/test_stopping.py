@@ -8,8 +8,9 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from sea_export.cli import main
+from sea_export.cli import main, stopping
 from sea_export.cli.stopping import Stopped, stoppable
+from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.messages import assert_names
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -51,7 +52,7 @@ def test_a_signal_stops_once_and_does_not_interrupt_the_cleaning_up(number):
 
 
 def test_a_stop_that_was_swallowed_can_be_repeated(monkeypatch):
-    monkeypatch.setattr("sea_export.cli.stopping._IMPATIENCE_SECONDS", 0)
+    monkeypatch.setattr(stopping, "_IMPATIENCE_SECONDS", 0)
     with stoppable():
         for _ in range(2):
             with pytest.raises(Stopped):
@@ -71,7 +72,7 @@ def test_signals_that_are_ignored_stay_ignored():
 @pytest.mark.parametrize("options", [[], ["--debug"]], ids=str)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_command_that_is_stopped_says_so_in_one_line(number, status, options, monkeypatch, tmp_path):
-    monkeypatch.setattr("sea_export.edit.spectral_edit.SpectralEdit.load", lambda directory: send(number))
+    monkeypatch.setattr(SpectralEdit, "load", lambda directory: send(number))
     result = CliRunner().invoke(main, [*options, "save", "edit", str(tmp_path / "out")])
     assert_names(result.output, "Error: ", number.name)
     assert (result.output.count("\n"), result.exit_code) == (1, status)
@@ -84,7 +85,7 @@ def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):
     def fails(directory: str) -> None:
         raise error
 
-    monkeypatch.setattr("sea_export.edit.spectral_edit.SpectralEdit.load", fails)
+    monkeypatch.setattr(SpectralEdit, "load", fails)
     arguments = ["save", "edit", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
     assert_names(result.output, "Error: ", *facts)

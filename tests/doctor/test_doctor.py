@@ -12,12 +12,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
+import sea_export.model.memory
 from sea_export.cli import main
+from sea_export.doctor import diagnose
 from sea_export.doctor.costs import active_parameters
 from sea_export.doctor.speed import Speed
 from sea_export.errors import InputError
@@ -41,7 +44,7 @@ def no_weights_and_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Checkpoint, "read_into", refuse)
     speed = Speed(batches=1e11, single_texts=1e10, memory=1e10, disk=1e9, start=5.0)
-    monkeypatch.setattr("sea_export.doctor.diagnose.measure_speed", lambda *arguments: speed)
+    monkeypatch.setattr(diagnose, "measure_speed", lambda *arguments: speed)
 
 
 def doctor(*arguments: object) -> Result:
@@ -140,9 +143,9 @@ def test_what_the_machine_has_room_for(
     assert file.stat().st_size > 3 * GIGABYTE
     assert file.stat().st_blocks * 512 < 10**6, "an outline takes no room"
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=memory * GIGABYTE))
-    monkeypatch.setattr("sea_export.model.memory._room_in_groups", lambda: [])
-    monkeypatch.setattr("psutil.Process", lambda pid: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * GIGABYTE))
+    monkeypatch.setattr(sea_export.model.memory, "_room_in_groups", lambda: [])
+    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=disk * GIGABYTE))
     result = doctor(large, "--output", tmp_path / "out", "--layers", "last:1", "--json")
     assert result.exit_code == (0 if working else 1), "1: no format works"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from sea_export.edit import fold
 from sea_export.edit.fold import fold_parameters, fold_tensor
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
 from sea_export.model.targets import Target
@@ -99,7 +100,7 @@ def test_an_affine_edit_makes_a_bias_that_is_the_dense_one_rounded_once():
 def test_the_number_of_rows_folded_at_a_time_does_not_matter(output_dim, rows, monkeypatch):
     weight = torch.randn(SIZE, SIZE + 5).movedim(0, output_dim).contiguous()
     expected = fold_tensor(weight, [some_edit()], output_dim)
-    monkeypatch.setattr("sea_export.edit.fold._FOLD_BLOCK", rows * weight.shape[1])
+    monkeypatch.setattr(fold, "_FOLD_BLOCK", rows * weight.shape[1])
     in_blocks = fold_tensor(weight, [some_edit()], output_dim)
     torch.testing.assert_close(in_blocks, expected, rtol=1e-6, atol=1e-7)
     assert in_blocks.is_contiguous()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 import sea_export
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.evaluation import evaluate
 from tests.helpers.benchmark_files import bbq_rows, write_jsonl, write_truthfulqa
 from tests.helpers.messages import assert_names
 
@@ -152,7 +153,7 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded before the checks")
 
-    monkeypatch.setattr("sea_export.evaluation.evaluate.open_loaded_model", fail)
+    monkeypatch.setattr(evaluate, "open_loaded_model", fail)
     options, fact = BAD_OPTIONS[case]
     result = run("evaluate", tiny_checkpoint, *options)
     assert result.exit_code == 2, result.output

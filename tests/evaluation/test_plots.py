@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         check_picture(tmp_path / "edit.docx")
     with pytest.raises(InputError, match=naming("no/edit.png")):
         check_picture(tmp_path / "no" / "edit.png")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=naming("pip install 'sea-export[plots]'")):
         check_picture(tmp_path / "edit.png")
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions
 from sea_export.errors import InputError
+from sea_export.evaluation import scoring
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
 from tests.helpers.messages import naming
 from tests.helpers.tiny_models import VOCABULARY, random_model, tiny_config
@@ -75,7 +76,7 @@ def test_prompts_of_one_token_among_longer_ones(llama: PreTrainedModel, batch_to
 @pytest.fixture
 def without_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that count passes: what sequences may share is given, and not found out by passes of its own."""
-    monkeypatch.setattr("sea_export.evaluation.scoring.prefix_cache_mode", lambda *_, **__: PrefixCacheMode.CACHES)
+    monkeypatch.setattr(scoring, "prefix_cache_mode", lambda *_, **__: PrefixCacheMode.CACHES)
 
 
 @pytest.mark.usefixtures("without_trial")

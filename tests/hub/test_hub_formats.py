@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -136,7 +137,7 @@ def test_verify_fetches_each_file_of_the_output_once_and_nothing_else(pushed: Pu
 def test_inspect_fetches_the_edit_and_nothing_else(
     pushed: PushedExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     pushed.hub.reset()
     result = run("inspect", f"{pushed.repo_id}@main")
     assert result.exit_code == 0, result.output
@@ -158,13 +159,10 @@ def test_what_is_not_ours_on_the_hub(hub: LoopbackHub) -> None:
             assert_names(result.stderr, fact)
 
 
+@pytest.mark.usefixtures("no_capture")
 def test_a_push_that_cannot_be_is_refused_before_anything_is_fitted(
-    hub: LoopbackHub, demonstrations_file: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, demonstrations_file: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    def fail(*arguments: object) -> None:
-        raise AssertionError("work started before the checks")
-
-    monkeypatch.setattr("sea_export.fitting.fit_base.fit_edit", fail)
     hub.reset()
     given = ("--demonstrations", demonstrations_file, "--push")
     output = tmp_path / "out"

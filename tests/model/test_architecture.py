@@ -254,15 +254,15 @@ def test_llama_gets_biases_by_its_own_switch(component, changes, maps):
     config = tiny_config("llama")
     before = config.to_dict()
     model = skeleton(config)
-    found, added = bias_switch(config, find_output_projections(model, [Target(1, component)]))
+    found, added = bias_switch(model, find_output_projections(model, [Target(1, component)]))
     assert found == changes
     assert set(added) == {f"model.layers.{layer}.{name}.bias" for layer in range(4) for name in maps}
-    assert config.to_dict() == before
+    assert model.config.to_dict() == before
 
 
 def test_both_switches_are_turned_where_both_blocks_are_edited():
-    config = tiny_config("llama")
-    changes, added = bias_switch(config, find_output_projections(skeleton(config), ALL_TARGETS))
+    model = skeleton(tiny_config("llama"))
+    changes, added = bias_switch(model, find_output_projections(model, ALL_TARGETS))
     assert changes == {"mlp_bias": True, "attention_bias": True}
     assert len(added) == 4 * 7
 
@@ -273,6 +273,8 @@ def test_both_switches_are_turned_where_both_blocks_are_edited():
 )
 def test_a_family_without_a_switch_is_refused(family, component):
     """Also where the bias is there already: then no switch can be what makes room for it."""
-    config = tiny_config(family)
-    with pytest.raises(InputError, match=rf"\.bias\b.*{config.model_type}.*--center linear"):
-        bias_switch(config, find_output_projections(skeleton(config), [Target(1, component)]))
+    model = skeleton(tiny_config(family))
+    projections = find_output_projections(model, [Target(1, component)])
+    facts = (projections[0].weights[0].bias_name, model.config.model_type, "--center linear")
+    with pytest.raises(InputError, match=naming(*facts)):
+        bias_switch(model, projections)

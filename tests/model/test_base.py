@@ -351,7 +351,7 @@ def test_a_dequantized_base_computes_what_the_quantized_one_does(quantized_check
 
 
 def test_a_base_that_is_not_quantized_is_not_dequantized(tiny_checkpoint: Path) -> None:
-    refused(tiny_checkpoint, "--dequantize", dequantized=True)
+    refused(tiny_checkpoint, "--dequantize", dequantize=True)
 
 
 def test_a_method_that_cannot_be_undone_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -359,4 +359,4 @@ def test_a_method_that_cannot_be_undone_is_refused_by_name(tiny_checkpoint: Path
     config = json.loads((tmp_path / "base/config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "dataset": "c4"}
     (tmp_path / "base/config.json").write_text(json.dumps(config))
-    refused(tmp_path / "base", "gptq", "--format adapter", dequantized=True)
+    refused(tmp_path / "base", "--format adapter", dequantize=True)

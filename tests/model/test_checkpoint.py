@@ -166,14 +166,14 @@ def test_link_to_a_parent_folder_is_refused(tmp_path):
 
 
 def test_config(tmp_path):
-    checkpoint = Checkpoint.open(write_single(tmp_path, {"w": torch.ones(2)}))
-    assert checkpoint.config["hidden_size"] == 10
+    assert Checkpoint.open(write_single(tmp_path, {"w": torch.ones(2)})).config["hidden_size"] == 10
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match=naming("config.json", "JSON")):
-        _ = checkpoint.config
+        Checkpoint.open(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(InputError, match=naming("config.json", "No such file")):
-        _ = checkpoint.config
+    without_config = Checkpoint.open(tmp_path)
+    with pytest.raises(InputError, match=naming(tmp_path / "config.json")):
+        _ = without_config.config
 
 
 @pytest.mark.parametrize("contents", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}', "[" * 99999])

@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export.capture.in_memory
+import sea_export.tuning.trial
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.evaluation.benchmark import measure
 from sea_export.evaluation.damage import load_texts
@@ -82,7 +83,7 @@ def test_hopeless_trials_are_cut_short(bank: StatisticsBank, tuner: Tuner, monke
 
     wide = replace_budget(tuner, 100.0)
     assert wide.try_edit(0, START).cut is None
-    monkeypatch.setattr("sea_export.tuning.trial.surely_worse", lambda metric, base: True)
+    monkeypatch.setattr(sea_export.tuning.trial, "surely_worse", lambda metric, base: True)
     assert wide.try_edit(0, START).cut == "worse than the base on the first rows"
 
 

@@ -261,13 +261,10 @@ def test_a_manifest_without_its_checkpoint_tells_less(
     assert "is different" in result.output
 
 
-def test_versions_that_changed_are_named(
-    first: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = {**manifest_of(first)["versions"], "torch": "99.0"}
-    monkeypatch.setattr("sea_export.verification.recorded_run.library_versions", lambda: now)
-    result = repeat(first, tmp_path / "again", tiny_checkpoint, pairs)
-    assert_names(result.output, "torch", torch.__version__, "99.0")
+def test_versions_that_changed_are_named(copied: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    change_manifest(copied, lambda manifest: manifest["versions"].update(torch="0.1"))
+    result = repeat(copied, tmp_path / "again", tiny_checkpoint, pairs)
+    assert_names(result.output, "torch", "0.1", torch.__version__)
     assert result.output.count("Changed since") == 1
 
 
@@ -281,16 +278,7 @@ def assert_refused(result: Result, facts: Sequence[object], again: Path) -> None
     assert not again.exists()
 
 
-@pytest.fixture
-def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise AssertionError("work started before the checks")
-
-    monkeypatch.setattr("sea_export.fitting.collect.capture_batches", fail)
-    monkeypatch.setattr("sea_export.fitting.collect.capture_by_layer", fail)
-
-
-@pytest.mark.usefixtures("no_work")
+@pytest.mark.usefixtures("no_capture")
 def test_changed_demonstrations(first: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     text = pairs.read_text(encoding="utf-8")
     other = tmp_path / "other.jsonl"
@@ -299,7 +287,7 @@ def test_changed_demonstrations(first: Path, tiny_checkpoint: Path, pairs: Path,
     assert_refused(repeat(first, again, tiny_checkpoint, other), [other, "SHA-256"], again)
 
 
-@pytest.mark.usefixtures("no_work")
+@pytest.mark.usefixtures("no_capture")
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
 def test_a_changed_base(file: str, first: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     base, again = shutil.copytree(tiny_checkpoint, tmp_path / "base"), tmp_path / "again"
@@ -309,7 +297,7 @@ def test_a_changed_base(file: str, first: Path, tiny_checkpoint: Path, pairs: Pa
     assert_refused(repeat(first, again, base, pairs), [file, "base", "SHA-256"], again)
 
 
-@pytest.mark.usefixtures("no_work")
+@pytest.mark.usefixtures("no_capture")
 def test_what_has_to_be_named(first: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     where = ["pairs.jsonl", "--demonstrations"]
@@ -318,7 +306,7 @@ def test_what_has_to_be_named(first: Path, tiny_checkpoint: Path, pairs: Path, t
     assert_refused(repeat(first, again, tiny_checkpoint, pairs, "--demonstrations", pairs), where, again)
 
 
-@pytest.mark.usefixtures("no_work")
+@pytest.mark.usefixtures("no_capture")
 def test_the_run_itself_is_not_overwritten(first: Path, tiny_checkpoint: Path, pairs: Path) -> None:
     before = files(first)
     result = repeat(first, first, tiny_checkpoint, pairs, "--overwrite")
@@ -340,7 +328,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
 }
 
 
-@pytest.mark.usefixtures("no_work")
+@pytest.mark.usefixtures("no_capture")
 @pytest.mark.parametrize("case", DAMAGED)
 def test_manifests_that_do_not_tell_enough(
     case: str, copied: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path
