@@ -63,24 +63,24 @@ def option(
         default: its default; `dataclasses.MISSING` for an option that must be given.
         help: its help text.
         choices: the values that it may have; None for any of its type.
-        name: what it is called on the command line, without hyphens in front; the field's own name if None.
-        metavar: what the help text shows for its value.
+        name: its name on the command line, without the leading hyphens; the name of the field if None.
+        metavar: the name of its value in the help text.
         minimum: the lowest number that it may be.
         path: for a path, whether it is of a `file` or a `directory`; None for either.
-        format: the export format that alone has it.
+        format: the only export format that has it.
     """
     details = {"help": help, "choices": choices and tuple(choices), "name": name, "metavar": metavar}
     return field(default=default, metadata={**details, "minimum": minimum, "path": path, "format": format})
 
 
 def same_option(options: type, name: str) -> Any:
-    """The option that another class declares as its field `name`, for a class that has it too."""
+    """The option that another class declares as its field `name`, for a class that has the same option."""
     declared = next(item for item in fields(cast(Any, options)) if item.name == name)
     return field(default=declared.default, metadata=declared.metadata)
 
 
 def option_name(item: Field[Any]) -> str:
-    """What an option is called on the command line: `--explained-variance`."""
+    """The name of an option on the command line: `--explained-variance`."""
     return f"--{item.metadata['name'] or item.name.replace('_', '-')}"
 
 

@@ -38,7 +38,8 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     comparison = compare_models(base, output, compare, run, waiting)
     _print_comparison(comparison)
     if compare.html is not None:
-        compare.html.write_text(comparison_page(comparison), encoding="utf-8")
+        page = comparison_page(comparison.base, comparison.edited, comparison.answers)
+        compare.html.write_text(page, encoding="utf-8")
         console.print(f"Wrote the page {compare.html}.")
 
 

@@ -143,8 +143,7 @@ def split_rows(rows: Sequence[T], share: float, seed: int, label: str) -> tuple[
     if not 2 <= count <= len(rows) - 2:
         raise InputError(
             f"{label}: it has {len(rows)} rows, too few to keep some for choosing and others for reporting. Give more "
-            "rows, or "
-            "another --choosing."
+            "rows, or another --choosing."
         )
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)

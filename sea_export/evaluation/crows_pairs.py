@@ -82,7 +82,6 @@ def _pair(row: Row, where: str) -> SentencePair:
         if not isinstance(row.get(column), str) or not row[column].strip():
             raise InputError(
                 f"{where}: it has no text in column {column!r}, which CrowS-Pairs has in every row. Add the text, or "
-                "remove "
-                "the row."
+                "remove the row."
             )
     return SentencePair(row["sent_more"].strip(), row["sent_less"].strip(), row["bias_type"].strip())

@@ -142,8 +142,7 @@ def measure_damage(
     if not same_tokens or model.get_output_embeddings().weight.shape[0] != reference.log_probabilities.shape[1]:
         raise InputError(
             "--against: the model and its base have different tokens, so that their predictions cannot be compared. "
-            "Give "
-            "the base that the model was made from."
+            "Give the base that the model was made from."
         )
     divergences, agreements = [0.0] * len(items), [0.0] * len(items)
 

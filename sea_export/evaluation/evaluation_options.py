@@ -47,7 +47,7 @@ class EvaluateOptions:
             raise InputError("--text: only --benchmark damage reads it. Give --benchmark damage too.")
         if self.record and (self.against is None or self.edit is not None):
             raise InputError(
-                "--record: it keeps the figures of an export beside those of its base. Give --against, and no --edit."
+                "--record: it keeps the metrics of an export beside those of its base. Give --against, and no --edit."
             )
 
 

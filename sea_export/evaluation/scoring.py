@@ -125,8 +125,7 @@ def _check(items: Sequence[PromptedCompletions]) -> None:
         if not len(item.prompt):
             raise InputError(
                 f"item {index}: its prompt has no tokens, so that nothing predicts the first token of a completion. "
-                "Begin "
-                "the prompt with the first special token of the tokenizer."
+                "Begin the prompt with the first special token of the tokenizer."
             )
         if not item.completions:
             raise InputError(f"item {index}: it has no completions to score. Give at least one.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jinja2 import Environment, StrictUndefined
 
-from sea_export.evaluation.side_by_side import ModelComparison
+from sea_export.evaluation.side_by_side import Comparison
 
 __all__ = ["comparison_page"]
 
@@ -52,12 +54,14 @@ _PAGE = """\
 """
 
 
-def comparison_page(comparison: ModelComparison) -> str:
-    """The page. Everything that models or users wrote is escaped."""
+def comparison_page(base: str, edited: str, comparisons: Sequence[Comparison]) -> str:
+    """The page. Everything that models or users wrote is escaped.
+
+    Args:
+        base: the name of the base.
+        edited: the name of the edited model.
+        comparisons: the answers.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_PAGE).render(
-        base=comparison.base,
-        edited=comparison.edited,
-        comparisons=comparison.answers,
-        different=sum(answer.differs for answer in comparison.answers),
-    )
+    different = sum(one.differs for one in comparisons)
+    return environment.from_string(_PAGE).render(base=base, edited=edited, comparisons=comparisons, different=different)

@@ -101,8 +101,7 @@ class RecordedRun:
         if (manifest["edit"].get("base") or {}).get("fitted_on"):
             raise InputError(
                 f"{MANIFEST}: the edit was fitted on another base than it was baked into (--force), and the manifest "
-                "does "
-                "not name that one, so that the run cannot be repeated. Fit the edit again."
+                "does not name that one, so that the run cannot be repeated. Fit the edit again."
             )
         if not all({"options", "demonstrations", "computation"} <= member.keys() for member in members):
             raise InputError(
@@ -113,8 +112,7 @@ class RecordedRun:
         if any(one != computations[0] for one in computations):
             raise InputError(
                 f"{MANIFEST}: its {len(members)} edits were fitted in different ways (dtype, device or threads). Fit "
-                "each "
-                "of them again, and bake them with sea-export save."
+                "each of them again, and bake them with sea-export save."
             )
         recorded: Mapping[str, Any] = manifest["export"]
         export = ExportOptions(
@@ -160,8 +158,7 @@ class RecordedRun:
             if file_digest(path) != digest:
                 raise InputError(
                     f"{base.name}: its {file} is not that of the base of the manifest (SHA-256 {digest[:12]}…). The "
-                    "base "
-                    "was changed, or it is another one. Give the base of the run."
+                    "base was changed, or it is another one. Give the base of the run."
                 )
 
     def changed_versions(self) -> list[str]:

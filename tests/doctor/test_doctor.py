@@ -21,7 +21,7 @@ from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 import sea_export.model.memory
 from sea_export.cli import main
 from sea_export.doctor import diagnose
-from sea_export.doctor.diagnose import _active_parameters
+from sea_export.doctor.costs import active_parameters
 from sea_export.doctor.speed import Speed
 from sea_export.errors import InputError
 from sea_export.model.base import open_base
@@ -261,4 +261,4 @@ def test_of_experts_those_count_that_compute() -> None:
     everything = sum(one.numel() for one in layer.parameters())
     share = config.num_experts_per_tok / config.num_local_experts
     assert 0 < share < 1
-    assert _active_parameters(layer, config) == pytest.approx(everything - experts * (1 - share))
+    assert active_parameters(layer, config) == pytest.approx(everything - experts * (1 - share))

@@ -25,7 +25,7 @@ import safetensors
 import safetensors.torch
 from rich.progress import Progress
 
-from sea_export.cli import jobs, main
+from sea_export.cli import main, progress
 from sea_export.export import streaming
 
 _CHANGES = ("mkdir", "rmdir", "rename", "replace", "link", "unlink", "remove", "fsync")
@@ -125,7 +125,7 @@ class Operations:
             patch.setattr(safetensors.torch, "serialize_file", self._serialized)
             patch.setattr(streaming, "_CHUNK_BYTES", _WRITE_BYTES)  # tiny models are written in several pieces too
             # A thread that draws would be lost in a fork.
-            patch.setattr(jobs, "progress_bar", lambda *columns: Progress(*columns, disable=True))
+            patch.setattr(progress, "progress_bar", lambda *columns: Progress(*columns, disable=True))
             yield
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
