@@ -96,7 +96,7 @@ def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) 
         rank = rank_for_variance(values, options.variance(kind))
     elif rank > values.numel():
         raise InputError(
-            f"--{kind}-rank: {rank} is more than the {values.numel()} directions that the demonstrations span. Lower it, "
-            "or give more demonstrations."
+            f"--{kind}-rank: {rank} is more than the {values.numel()} directions that the demonstrations span. Lower "
+            "it, or give more demonstrations."
         )
     return vectors[:, :rank]
