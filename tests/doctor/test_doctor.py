@@ -1,4 +1,4 @@
-"""The doctor: what a job would come to, found out without a weight; and header-only checkpoints, those without weights."""
+"""The doctor: what a job would come to, found out without a weight; and header-only checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Injects faults into exports of every format at random, as the tests do at chosen operations, and prints what it tried.
+"""Injects faults into exports of every format at random, as tests do at chosen operations, and prints what it tried.
 
 Faults are kills, signals, failing writes and reads that end early, at any operation on files; as root also full file
 systems, which are mounted for that. It stops at the first export that is not whole, not cleaned up or not repeated.
