@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sea_export.cli import main
-from sea_export.model import diff
+from sea_export.model.checkpoint import Checkpoint
 from sea_export.text import visible
 from tests.helpers.messages import assert_names
 
@@ -48,10 +48,10 @@ def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     error, status, facts = FAILURES[request.param]
     if error is not None:
 
-        def fail(a: Path, b: Path) -> None:
+        def fail(directory: Path) -> None:
             raise error
 
-        monkeypatch.setattr(diff, "compare_checkpoints", fail)
+        monkeypatch.setattr(Checkpoint, "open", fail)
     return status, facts
 
 
@@ -113,14 +113,14 @@ def test_every_command_takes_the_options(command: str) -> None:
 def test_how_much_is_said(
     options: tuple[str, ...], shown: set[str], first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def talk(a: Path, b: Path) -> None:
+    def talk(directory: Path) -> None:
         logger = logging.getLogger("sea_export.somewhere")
         logger.debug("detail")
         logger.info("note")
         logger.warning("warning")
         raise OSError("the end")
 
-    monkeypatch.setattr(diff, "compare_checkpoints", talk)
+    monkeypatch.setattr(Checkpoint, "open", talk)
     before = list(logging.getLogger().handlers), logging.getLogger().level
     command = ("diff", "nowhere", "elsewhere")
     result = run(*(*options, *command) if first else (*command, *options))

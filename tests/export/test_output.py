@@ -120,7 +120,7 @@ with staged_output(Path(sys.argv[1]), overwrite=False) as staging:
 def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-c", RUN, str(output)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True, env=environment) as run:
         assert run.stdout.readline() == "started\n"

@@ -7,6 +7,7 @@ the outcomes of all families as a table.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,20 +63,20 @@ EXACT = "exact"
 _TOKENS = torch.tensor([[7, 60, 31, 20, 5, 40, 17, 44]])
 _TOLERANCE = 1e-5
 
-# What an error says -> the reason in short.
+# What an error names -> the reason in short.
 _REASONS = {
-    "no layer has": "no MLP and no attention block",
-    "is shared with": "layers share their weights",
-    "sum of two modules": "its MLP is in two parts",
-    "no single list": "no single list of layers",
-    "no linear map that ends it": "no linear map ends its blocks",
-    "of one language model": "no single language model",
-    "does not edit its output": "its experts are followed by a norm within the block",
-    "cannot make a language model": "transformers does not load by itself what it saves",
-    "cannot store the constants of biases": "PEFT holds no biases of experts",
-    "all experts in one matrix": "PEFT cannot adapt experts in one matrix",
-    "PEFT does not find": "PEFT renames its tensors wrongly",
-    "does not export its class": "transformers does not export its class",
+    r"\bMLP or an attention block\b": "no MLP and no attention block",
+    r"\bshared with\b": "layers share their weights",
+    r"\bMLP\b.*\btwo modules\b": "its MLP is in two parts",
+    r"\blist of \d+ decoder layers\b": "no single list of layers",
+    r"\blinear map that ends\b": "no linear map ends its blocks",
+    r"\bof one language model\b": "no single language model",
+    r"\brelative error\b": "its experts are followed by a norm within the block",
+    r"\bmake a language model\b": "transformers does not load by itself what it saves",
+    r"\bexperts\b.*\bPEFT\b.*\bbiases\b": "PEFT holds no biases of experts",
+    r"\ball experts in one matrix\b": "PEFT cannot adapt experts in one matrix",
+    r"\bPEFT\b.*\bthis tensor adapts\b": "PEFT renames its tensors wrongly",
+    r"\btransformers\b.*\bexport\b": "transformers does not export its class",
 }
 
 
@@ -187,8 +188,8 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
 
 
 def _reason(error: Exception) -> str:
-    for text, reason in _REASONS.items():
-        if text in str(error):
+    for pattern, reason in _REASONS.items():
+        if re.search(pattern, str(error)):
             return f"refused: {reason}"
     raise AssertionError(f"an error that is no reason: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -13,11 +14,15 @@ from tests.helpers.families import FAMILIES, outcome, table
 
 
 def main() -> None:
-    """Tries one family after the other, and prints all at the end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", nargs="*", metavar="FAMILY", help="all if none is named")
+    families = parser.parse_args().family or FAMILIES
+    if unknown := sorted(set(families) - set(FAMILIES)):
+        parser.error(f"not a family that transformers knows: {', '.join(unknown)}")
     quiet_transformers()
     torch.set_num_threads(1)
     outcomes = {}
-    for family in FAMILIES:
+    for family in families:
         print(family, file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as directory:
             outcomes[family] = outcome(family, Path(directory))

@@ -1,4 +1,4 @@
-"""The properties of tests/fuzzing.py with as many cases as one likes: what fails is printed with the file that did it.
+"""The properties of tests/helpers/fuzzing.py with as many cases as one likes: what fails is printed with its file.
 
 Prints, for each reader, how many cases were tried, how long they took and how much memory the process grew.
 """
