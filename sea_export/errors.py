@@ -1,4 +1,8 @@
-"""The two ways in which a job can end badly, and the exit status that each one has."""
+"""The two kinds of errors, with their exit status, and texts of errors.
+
+Every message has one form: `SUBJECT: what is wrong. What to do.` The subject is the file, the option, the model or the
+layer that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ _MAXIMUM_LENGTH = 1000
 
 
 class SeaExportError(Exception):
-    """The job failed (exit status 1). The message is one or two sentences for the user."""
+    """The job failed (exit status 1)."""
 
     exit_code = 1
 
@@ -17,25 +21,25 @@ class SeaExportError(Exception):
 
 
 class InputError(SeaExportError):
-    """Bad usage or bad input (exit status 2): found before work starts and before anything is written."""
+    """Bad usage or bad input (exit status 2). It is found before anything is written."""
 
     exit_code = 2
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error, without punctuation at its end, to be quoted in one of our sentences."""
+    """The first line of a library's error, without punctuation at its end, to be quoted in a message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".: ")
 
 
 def reason(error: BaseException) -> str:
-    """What the system or a library says is wrong, to be quoted in an error of ours: of which file, if that is known."""
+    """What the system or a library says is wrong, and with which file if that is known, to be quoted in a message."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     return first_line(error)
 
 
 def printable(text: str) -> str:
-    """Text that may quote somebody else's file, as it can be shown: in one line that is not endless."""
+    """Text that may quote somebody else's file, in one line of limited length without control characters."""
     if len(text) > 2 * _MAXIMUM_LENGTH:
         text = text[:_MAXIMUM_LENGTH] + text[-_MAXIMUM_LENGTH:]
     shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

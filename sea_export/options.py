@@ -7,9 +7,9 @@ heavy to import, so that `--help` is instant. Wrong values are refused on constr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Collection
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, cast
 
 from sea_export.errors import InputError
 
@@ -23,12 +23,9 @@ __all__ = [
     "check_values",
     "option",
     "option_name",
-    "recorded_options",
     "same_option",
     "why_unfoldable",
 ]
-
-OptionsT = TypeVar("OptionsT")
 
 TARGETS = ("mlp", "attention", "both")
 CENTERS = ("off", "affine", "linear")
@@ -66,24 +63,24 @@ def option(
         default: its default; `dataclasses.MISSING` for an option that must be given.
         help: its help text.
         choices: the values that it may have; None for any of its type.
-        name: what it is called on the command line, without hyphens in front; the field's own name if None.
-        metavar: what the help text shows for its value.
+        name: its name on the command line, without the leading hyphens; the name of the field if None.
+        metavar: the name of its value in the help text.
         minimum: the lowest number that it may be.
         path: for a path, whether it is of a `file` or a `directory`; None for either.
-        format: the export format that alone has it.
+        format: the only export format that has it.
     """
     details = {"help": help, "choices": choices and tuple(choices), "name": name, "metavar": metavar}
     return field(default=default, metadata={**details, "minimum": minimum, "path": path, "format": format})
 
 
 def same_option(options: type, name: str) -> Any:
-    """The option that another class declares as its field `name`, for a class that has it too."""
+    """The option that another class declares as its field `name`, for a class that has the same option."""
     declared = next(item for item in fields(cast(Any, options)) if item.name == name)
     return field(default=declared.default, metadata=declared.metadata)
 
 
 def option_name(item: Field[Any]) -> str:
-    """What an option is called on the command line: `--explained-variance`."""
+    """The name of an option on the command line: `--explained-variance`."""
     return f"--{item.metadata['name'] or item.name.replace('_', '-')}"
 
 
@@ -108,25 +105,6 @@ def check_values(options: Any) -> None:
                 check_choice(option_name(item)[2:], one, choices)
             if minimum is not None and one < minimum:
                 raise InputError(f"{option_name(item)}: {one} is too low. Give at least {minimum}.")
-
-
-def recorded_options(kind: type[OptionsT], record: Mapping[str, object]) -> OptionsT:
-    """The options of which a manifest has a record (`dataclasses.asdict`).
-
-    Raises:
-        InputError: the record has options that this version does not know, or a value is wrong.
-    """
-    nested: dict[str, Any] = {item.name: item.default_factory for item in fields(cast(Any, kind))}
-    if unknown := sorted(record.keys() - nested.keys()):
-        raise InputError(
-            f"{', '.join(unknown)}: options that this version does not know, though the manifest has them. Upgrade "
-            "sea-export."
-        )
-    values: dict[str, Any] = dict(record)
-    for name in record:
-        if is_dataclass(nested[name]):
-            values[name] = recorded_options(nested[name], values[name])
-    return kind(**values)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Text of unknown origin, made safe to show."""
+"""Text for users: text of unknown origin made safe to show, intervals, and names of dtypes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch  # heavy, and `--help` needs none of it
+    import torch  # it loads slowly, and `--help` does not need it
 
 __all__ = ["dtype_name", "interval_text", "visible"]
 
-# Characters that reorder what stands around them: a reader sees other words than a program reads.
+# Characters that reorder the text around them, so that a reader sees other words than a program reads.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def visible(text: str) -> str:
-    """The text with every character that would command a terminal, or hide others, written as an escape sequence.
+    """The text with escape sequences for every character that would control a terminal or hide other characters.
 
-    Letters of every script, marks that combine, emoji, line breaks and tabs stay what they are.
+    Letters of every script, combining marks, emoji, line breaks and tabs do not change.
 
     Args:
         text: any text.
     """
-    return "".join(_escaped(character) if _commands(character) else character for character in text)
+    return "".join(_escaped(character) if _is_control(character) else character for character in text)
 
 
-def _commands(character: str) -> bool:
+def _is_control(character: str) -> bool:
     if character in "\n\t":
         return False
     return character in _REORDERING or unicodedata.category(character) in ("Cc", "Cs")
@@ -37,7 +37,13 @@ def _escaped(character: str) -> str:
 
 
 def interval_text(interval: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:
-    """`45.9 [40.6, 51.3]`: shares in percent, other figures with three decimals; nothing for no interval."""
+    """An interval as text, such as `45.9 [40.6, 51.3]`.
+
+    Args:
+        interval: the mean, the lower and the upper end; None gives an empty text.
+        unit: for `%`, shares in [0, 1] are written in percent with one decimal. Other values have three decimals.
+        signed: whether positive numbers have a plus sign.
+    """
     if interval is None:
         return ""
     factor, digits = (100, 1) if unit == "%" else (1, 3)
@@ -47,5 +53,5 @@ def interval_text(interval: Sequence[float] | None, unit: str, *, signed: bool =
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` and its like."""
+    """The name of a dtype, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -25,5 +25,5 @@ class Activations:
     """(n, d) H-: of the negative completion after the prompt."""
 
     def centered(self) -> Activations:
-        """The same activations, from each kind of which its mean over the demonstrations is subtracted."""
+        """The same activations without the means: each kind has its own mean over the demonstrations subtracted."""
         return Activations(*(rows - rows.mean(dim=0) for rows in (self.neutral, self.positive, self.negative)))

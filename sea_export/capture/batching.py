@@ -120,7 +120,11 @@ class PassPlan:
 
 
 def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of first tokens that are computed once for all prompts. Every prompt keeps a token of its own."""
+    """The number of first tokens that are computed once for all prompts. Every prompt keeps a token of its own.
+
+    Args:
+        prompts: the tokens of at least one prompt.
+    """
     limit = min(len(prompt) for prompt in prompts) - 1
     first, last = min(prompts, key=list), max(prompts, key=list)
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
@@ -128,7 +132,11 @@ def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
-    """The indices of items in the order of computation: the longest first, so that memory is largest at the start."""
+    """The indices of items in the order of computation: the longest first, so that memory is largest at the start.
+
+    Args:
+        items: prompts with their completions.
+    """
     return sorted(range(len(items)), key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sea_export.capture.activations import Activations
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
-from sea_export.errors import InputError, SeaExportError, reason
+from sea_export.errors import InputError, SeaExportError, first_line, reason
 from sea_export.files.writing import flush
 from sea_export.locks import scratch_directory
 from sea_export.model.targets import Target
@@ -125,8 +125,8 @@ class ActivationCache:
             file = self._write(f"{secrets.token_hex(8)}{_SUFFIX}", lambda file: save_file(tensors, file))
         except (OSError, SafetensorError) as error:
             raise SeaExportError(
-                f"{self.folder}: activations could not be written there ({reason(error)}). Make room and run again: "
-                "activations that are there already are used."
+                f"{self.folder}: activations could not be written there ({reason(error)}). Make room and run again. "
+                "Activations that are there already are used."
             ) from error
         self._parts.append(_Part(file, tuple(indices), frozenset(activations)))
 
@@ -170,4 +170,4 @@ def _read_part(file: Path) -> _Part:
             names = set(stored.keys()) - {_INDICES}
         return _Part(file, indices, frozenset(map(Target.parse, names)))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: this part of the cache is damaged ({error}). Remove it.") from error
+        raise InputError(f"{file}: this part of the cache is damaged ({first_line(error)}). Remove it.") from error

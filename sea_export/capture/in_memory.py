@@ -132,7 +132,13 @@ def prompted_items(
 
 
 def read_modules(model: PreTrainedModel, projections: Sequence[OutputProjection], site: str) -> dict[Target, nn.Module]:
-    """The module whose output is read for each target: the edited one, or the decoder block for the site `residual`."""
+    """The module whose output is read for each target.
+
+    Args:
+        model: a causal language model.
+        projections: the output projections of the targets.
+        site: `target` for the module whose output is edited, `residual` for the decoder block.
+    """
     if site == "residual":
         layers = decoder_layers(model)[1]
         return {one.target: layers[one.target.layer] for one in projections}
@@ -141,7 +147,12 @@ def read_modules(model: PreTrainedModel, projections: Sequence[OutputProjection]
 
 @contextmanager
 def layers_up_to(model: PreTrainedModel, last: int) -> Iterator[None]:
-    """Removes the layers after `last` from the model, and puts them back when the context ends: nobody reads them."""
+    """Removes the last layers, which are not read, and puts them back when the context ends.
+
+    Args:
+        model: a causal language model.
+        last: the last layer that stays.
+    """
     name, layers = decoder_layers(model)
     parent, _, attribute = name.rpartition(".")
     owner = model.get_submodule(parent)

@@ -80,7 +80,7 @@ class LayerSource(Protocol):
 
 @dataclass(frozen=True)
 class ModelInMemory:
-    """The source of a model that is in memory as a whole."""
+    """The source of a model that is in memory as a whole. `LayerSource` says what its methods do."""
 
     model: PreTrainedModel
 
@@ -113,7 +113,11 @@ class ModelInMemory:
 
 
 def layer_source(model: PreTrainedModel | LayerSource) -> LayerSource:
-    """The source of a model's layers: the object itself, unless it is a model that is in memory as a whole."""
+    """The source of a model's layers.
+
+    Args:
+        model: a model that is in memory as a whole, or a source, which is returned as it is.
+    """
     return ModelInMemory(model) if isinstance(model, nn.Module) else model
 
 

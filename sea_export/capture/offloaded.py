@@ -54,7 +54,7 @@ _TRIAL_LAYERS = 4
 
 
 class StoredModel:
-    """A `sea_export.capture.layerwise.LayerSource` that reads a checkpoint, every layer when it is needed."""
+    """A `sea_export.capture.layerwise.LayerSource` that reads a checkpoint. The protocol says what its methods do."""
 
     def __init__(
         self,
@@ -174,7 +174,9 @@ class StoredModel:
             report, _ = convert_and_load_state_dict_in_model(self.model, stored, plan)
         if report.mismatched_keys or report.conversion_errors:
             names = ", ".join(sorted({*map(str, report.mismatched_keys), *report.conversion_errors}))
-            raise InputError(f"{self._checkpoint.directory.name}: its weights do not fit its config ({names}).")
+            raise InputError(
+                f"{self._checkpoint.directory.name}: its weights do not fit its config ({names}). Get both again."
+            )
 
     def _share_tied(self) -> None:
         """If the model has one tensor under two names, gives both names the tensor that was loaded for one of them."""

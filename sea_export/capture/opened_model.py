@@ -73,5 +73,5 @@ class OpenedModel:
             and not fits_whole(self.base, self.dtype, torch.device(self.device))
         )
         if layerwise:
-            logger.info("%s does not fit into memory: it is fitted layer by layer.", self.base.name)
+            logger.info("%s: it does not fit into memory, and is fitted layer by layer.", self.base.name)
         return layerwise

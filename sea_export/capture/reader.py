@@ -34,7 +34,7 @@ _Wanted = dict[tuple[int, int | None], tuple[int, _Weighting]]
 
 
 class ActivationReader:
-    """Observes passes, and adds up the activations of wanted tokens for each hooked module, item and kind."""
+    """A `SegmentObserver` that adds up the activations of wanted tokens for each hooked module, item and kind."""
 
     def __init__(self, items: Sequence[PromptedCompletions], options: CaptureOptions) -> None:
         """Decides what is read.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from sea_export.cards.description import update_description
@@ -28,6 +27,6 @@ def record_evaluation(output: Path, reports: Sequence[BenchmarkReport], *, again
     """
     with taking_turns(output):
         recorded = (read_manifest(output).get("evaluation") or {}).get("benchmarks", ())
-        known = {report["benchmark"]: report for report in recorded} | {one.benchmark: asdict(one) for one in reports}
+        known = {report["benchmark"]: report for report in recorded} | {one.benchmark: one.record() for one in reports}
         evaluation = {"against": against, "dtype": dtype, "benchmarks": list(known.values())}
         update_description(output, {"evaluation": evaluation})

@@ -1,4 +1,4 @@
-"""The command line: one module a command, imported when the command is used."""
+"""The command line: one module for each command, which is imported when the command is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COMMANDS = (
 
 
 class _CommandGroup(click.Group):
-    """Commands live in modules of their own names; errors become one line and an exit status."""
+    """Each command is in the module of its name. Errors become one line and an exit status."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -44,7 +44,7 @@ class _CommandGroup(click.Group):
             with stoppable():
                 return super().invoke(context)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click sees to these; a broken pipe: nobody reads the output any more
+            raise  # click handles these; after a broken pipe nobody reads the output
         except (Exception, Stopped) as error:
             context.exit(tell_failure(context, error))
 

@@ -1,4 +1,4 @@
-"""Click options made from the option classes: a command is handed the objects, and never a dictionary of values."""
+"""Click options that are made from the option classes. A command gets objects of these classes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ _Decorator = Callable[[_Command], _Command]
 
 
 def options(**classes: type) -> _Decorator:
-    """Adds one Click option for each field of option classes, and hands a command the objects made of them.
+    """Adds one Click option for each field of option classes, and passes a command objects of these classes.
 
     Args:
-        classes: parameter of the command -> option class. A class whose fields are option classes themselves gives
-            their options too.
+        classes: parameter of the command -> option class. The options of nested option classes are added too.
 
     Raises:
-        InputError: a value is wrong, as the class says. It is raised when the command is called, before its body.
+        InputError: a value is wrong. It is raised when the command is called, before its body.
     """
 
     def decorate(command: _Command) -> _Command:
@@ -92,8 +91,7 @@ def _click_option(item: Field[Any], annotation: Any) -> _Decorator:
         item.name,
         type=_click_type(item, annotation),
         multiple=several,
-        required=default is MISSING,
-        default=None if default is MISSING else default,
+        **({"required": True} if default is MISSING else {"default": default}),
         show_default=default not in (None, (), MISSING),
         metavar=details["metavar"],
         help=details["help"],
@@ -110,7 +108,7 @@ def _click_type(item: Field[Any], annotation: Any) -> Any:
 
 
 def single_option(options: type, name: str) -> _Decorator:
-    """One option of a class, for a command that has no others of it."""
+    """One option of a class, for a command that does not have the others."""
     item = next(one for one in fields(typing.cast(Any, options)) if one.name == name)
     return _click_option(item, typing.get_type_hints(options)[name])
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
 from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.model.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from sea_export.evaluation.side_by_side import ModelComparison, Piece
 
 
 @click.command("compare")
@@ -21,6 +29,47 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     Each is a Hub id, a local directory, or a .gguf file; OUTPUT may be an export of any format. Without prompts of
     yours there are some built-in ones.
     """
-    from sea_export.cli.compare_job import run_comparison
+    from sea_export.cli.terminal import console, waiting
+    from sea_export.evaluation.side_by_side import compare_models
+    from sea_export.evaluation.side_by_side_page import comparison_page
+    from sea_export.model.load_model import quiet_transformers
 
-    run_comparison(base, output, compare, run)
+    quiet_transformers()
+    comparison = compare_models(base, output, compare, run, waiting)
+    _print_comparison(comparison)
+    if compare.html is not None:
+        page = comparison_page(comparison.base, comparison.edited, comparison.answers)
+        compare.html.write_text(page, encoding="utf-8")
+        console.print(f"Wrote the page {compare.html}.")
+
+
+def _print_comparison(comparison: ModelComparison) -> None:
+    from rich.table import Table
+
+    from sea_export.cli.terminal import console
+
+    table = Table("prompt", comparison.base, comparison.edited, show_lines=True)
+    for one in comparison.answers:
+        table.add_row(one.prompt, _marked(one.base, "red", "[-", "-]"), _marked(one.edited, "green", "{+", "+}"))
+    console.print(table)
+    console.print(f"{sum(one.differs for one in comparison.answers)} of {len(comparison.answers)} answers differ.")
+
+
+def _marked(pieces: Sequence[Piece], color: str, before: str, after: str) -> Text:
+    """An answer whose own words are underlined and coloured on a terminal, and in brackets elsewhere."""
+    from rich.text import Text
+
+    from sea_export.cli.terminal import console
+    from sea_export.text import visible
+
+    text = Text()
+    for piece in pieces:
+        shown = visible(piece.text)
+        if not piece.changed:
+            text.append(shown)
+        elif console.is_terminal:
+            text.append(shown, style=f"bold underline {color}")
+        else:
+            words = shown.rstrip()
+            text.append(f"{before}{words}{after}{shown[len(words) :]}")
+    return text

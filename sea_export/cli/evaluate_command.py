@@ -1,6 +1,10 @@
-"""`sea-export evaluate`: what a model scores, and what an edit has changed."""
+"""`sea-export evaluate`: measure a model, and what an edit has changed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,6 +12,9 @@ from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.model.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from sea_export.evaluation.report import BenchmarkReport
 
 
 @click.command("evaluate")
@@ -19,6 +26,50 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
 
     MODEL is a base or an export of any format: a Hub id, a local directory, or a .gguf file.
     """
-    from sea_export.cli.evaluate_job import run_evaluation
+    from sea_export.cards.record_evaluation import record_evaluation
+    from sea_export.cli.progress import counting_progress
+    from sea_export.cli.terminal import console
+    from sea_export.evaluation.evaluate import evaluate as evaluate_model
+    from sea_export.evaluation.plots import plot_reports
+    from sea_export.files.writing import write_json
+    from sea_export.model.load_model import quiet_transformers
 
-    run_evaluation(model, evaluate, run)
+    quiet_transformers()
+    evaluation = evaluate_model(model, evaluate, run, counting_progress)
+    _print_reports(evaluation.reports)
+    if evaluate.json_file is not None:
+        write_json(evaluate.json_file, evaluation.record())
+        console.print(f"Wrote the metrics to {evaluate.json_file}.")
+    if evaluate.plot is not None:
+        plot_reports(evaluation.reports, evaluate.plot)
+        console.print(f"Saved the picture to {evaluate.plot}.")
+    if evaluate.record and evaluation.against is not None:
+        record_evaluation(Path(model), evaluation.reports, against=evaluation.against, dtype=evaluation.dtype)
+        console.print(f"Recorded the metrics in the manifest and the model card of {model}.")
+
+
+def _print_reports(reports: Sequence[BenchmarkReport]) -> None:
+    """Prints a table for each benchmark."""
+    from rich.table import Table
+
+    from sea_export.cli.terminal import console
+    from sea_export.text import interval_text
+
+    for report in reports:
+        compared = any(metric.base is not None for metric in report.metrics)
+        columns = ("metric", "", "base", "this model", "difference", "p") if compared else ("metric", "", "this model")
+        table = Table(*columns, title=f"{report.benchmark}, {report.rows} rows, 95 % intervals", title_justify="left")
+        for metric in report.metrics:
+            value = interval_text(metric.value, metric.unit)
+            if not compared:
+                table.add_row(metric.title, metric.unit, value)
+                continue
+            table.add_row(
+                metric.title,
+                metric.unit,
+                interval_text(metric.base, metric.unit),
+                value,
+                interval_text(metric.difference, metric.unit, signed=True),
+                "" if metric.p_value is None else f"{metric.p_value:.2g}",
+            )
+        console.print(table)

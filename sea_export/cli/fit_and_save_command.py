@@ -9,7 +9,6 @@ import click
 from sea_export.cli.click_options import cache_option, options, visibility_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
-from sea_export.errors import SeaExportError
 from sea_export.export.formats import export_format
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions, FitOptions
@@ -41,28 +40,31 @@ def command(
     """
     format = export_format(export.format)
     format.check_options(fit, export)
-    from sea_export.cli import jobs
+    from sea_export.cli.opening import joined_job, opened_model
+    from sea_export.cli.printing import print_saved
+    from sea_export.cli.progress import byte_progress, fit_progress
+    from sea_export.cli.push_output import push_saved
     from sea_export.cli.terminal import console
+    from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_output
+    from sea_export.fitting.fit_base import fit_base
     from sea_export.fitting.layer_choice import choose_targets
-    from sea_export.hub.destination import open_destination
-    from sea_export.hub.push import check_published_base
+    from sea_export.hub.push import prepare_push
     from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
     check_output(output, overwrite=export.overwrite)
-    demonstrations = jobs.read_demonstrations(data, fit.capture.seed)
-    with jobs.joined_job() as processes, jobs.opened_model(model, run, output) as opened:
+    demonstrations = read_demonstrations(data, fit.capture.seed)
+    with joined_job() as processes, opened_model(model, run, output) as opened:
         check_room_for(opened.base, output, export)
         targets = choose_targets(opened.base.skeleton, fit)
         located = locate_fit(opened.base, targets, fit, export)
         if repo_id is not None and processes.is_first:
-            if format.loads_beside_base:
-                check_published_base(opened.base.location)
-            open_destination(repo_id, public=public)
-        edit = jobs.fit_with_progress(opened, demonstrations, fit, cache, processes, targets)
+            prepare_push(opened.base, format, repo_id, public=public)
+        with fit_progress(len(demonstrations), processes) as progress:
+            edit = fit_base(opened, demonstrations, fit, progress, targets=targets, cache=cache, processes=processes)
         if not processes.is_first:
             return
-        with jobs.byte_progress("Writing", opened.base) as progress:
+        with byte_progress("Writing", opened.base) as progress:
             result = save_checkpoint(
                 edit,
                 opened.base,
@@ -74,12 +76,6 @@ def command(
                 progress=progress,
                 announce=console.print,
             )
-    jobs.print_saved(result, edit)
+    print_saved(result, edit)
     if repo_id is not None:
-        from sea_export.cli.push_job import push_output
-
-        try:
-            push_output(output, repo_id, public=public)
-        except SeaExportError as error:
-            again = f"sea-export push {output} {repo_id}{' --public' if public else ''}"
-            raise SeaExportError(f"{error} The checkpoint is complete: `{again}` pushes it.") from error
+        push_saved(output, repo_id, public=public)

@@ -33,21 +33,26 @@ def command(
 
     MODEL is a Hub id, a local directory, or a .gguf file.
     """
-    from sea_export.cli import jobs
+    from sea_export.cli.opening import joined_job, opened_model
+    from sea_export.cli.printing import print_layers
+    from sea_export.cli.progress import fit_progress
     from sea_export.cli.terminal import console
+    from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_output, check_room, staged_output
+    from sea_export.fitting.fit_base import fit_base, with_weight_digests
 
     check_output(edit, overwrite=overwrite)
-    demonstrations = jobs.read_demonstrations(data, fit.capture.seed)
-    with jobs.joined_job() as processes, jobs.opened_model(model, run, edit) as opened:
+    demonstrations = read_demonstrations(data, fit.capture.seed)
+    with joined_job() as processes, opened_model(model, run, edit) as opened:
         check_room(edit, opened.base.paths, needed_bytes=0)
-        fitted = jobs.fit_with_progress(opened, demonstrations, fit, cache, processes)
+        with fit_progress(len(demonstrations), processes) as progress:
+            fitted = fit_base(opened, demonstrations, fit, progress, cache=cache, processes=processes)
         if not processes.is_first:
             return
-        fitted = jobs.with_base_digests(fitted, opened)
+        fitted = with_weight_digests(fitted, opened.base)
     with staged_output(edit, overwrite=overwrite) as staging:
         fitted.save(staging)
-    jobs.print_layers(fitted)
+    print_layers(fitted)
     console.print(
         f"Saved the edit to {edit}. Bake it with: sea-export save {edit} OUTPUT --base {model}", soft_wrap=True
     )

@@ -23,6 +23,6 @@ def command(output: Path, repo_id: str, public: bool, revision: str | None, crea
     Its files must be those of its manifest. It becomes one commit, so that nobody sees a half of it; a push that broke
     off goes on with what is missing. The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from sea_export.cli.push_job import push_output
+    from sea_export.cli.push_output import push_output
 
     push_output(output, repo_id, public=public, revision=revision, create_pr=create_pr)

@@ -1,4 +1,4 @@
-"""`--debug`, `--verbose` and `--quiet`, which the program and each of its commands take, and how failures are told."""
+"""`--debug`, `--verbose` and `--quiet`, which the program and every command have, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _HELP = {
     "debug": "Show the traceback of an error, and what the program ran on.",
 }
 _NO_MEMORY = (
-    "the memory is not enough: lower --batch-tokens, choose --layerwise, or free some (sea-export doctor MODEL tells "
-    "what it takes)"
+    "memory: there is not enough of it. Lower --batch-tokens, choose --layerwise, or free some; sea-export doctor "
+    "MODEL says how much a job needs."
 )
 
 
 def reporting_options(command: _Command) -> _Command:
-    """Adds the three options, whose values are kept for all that belongs to one call of the program."""
+    """Adds the three options. Their values hold for one call of the program."""
     for name, text in _HELP.items():
         command = click.option(f"--{name}", is_flag=True, expose_value=False, callback=_remember, help=text)(command)
     return command
 
 
 def reported(command: _Command) -> _Command:
-    """Adds the three options to a command, and has it say as much as they ask for."""
+    """Adds the three options to a command, which then prints as much as they say."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **values: Any) -> Any:
@@ -52,11 +52,11 @@ def reported(command: _Command) -> _Command:
 
 
 def tell_failure(context: click.Context, error: Exception | Stopped) -> int:
-    """Says in one or two sentences why a command has failed, after the traceback if that was asked for.
+    """Prints why a command has failed, in one or two sentences. With `--debug` the traceback comes first.
 
     Args:
-        context: of the program.
-        error: what ended the command.
+        context: the context of the program.
+        error: the error that ended the command.
 
     Returns:
         the exit status.
@@ -74,8 +74,8 @@ def tell_failure(context: click.Context, error: Exception | Stopped) -> int:
         print_error(reason(error))
     else:
         print_error(
-            f"{type(error).__name__}: {first_line(error)}. This was not foreseen: run it again with --debug and report "
-            "what that shows."
+            f"{type(error).__name__}: {first_line(error)}. The program does not expect this error. Run it again with "
+            "--debug, and report the output."
         )
     return SeaExportError.exit_code
 
@@ -95,7 +95,7 @@ def _circumstances(context: click.Context) -> dict[str, object]:
 def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
     context.meta[_key(str(option.name))] = value or _asked(context, str(option.name))
     if _asked(context, "verbose") and _asked(context, "quiet"):
-        raise click.UsageError("--verbose and --quiet exclude each other: choose one of them", context)
+        raise click.UsageError("--verbose: it and --quiet exclude each other. Choose one of them.", context)
 
 
 def _asked(context: click.Context, name: str) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
 from sea_export.verification.reproduce_options import ReproduceOptions
+
+if TYPE_CHECKING:
+    from sea_export.verification.reproduce import Reproduction
 
 
 @click.command("reproduce")
@@ -23,6 +28,61 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     byte-identical, equal to rounding (of half the digits of the dtype that was computed in), or different; then the
     exit status is 1.
     """
-    from sea_export.cli.reproduce_job import run_reproduction
+    from sea_export.cli.progress import byte_progress, fit_progress
+    from sea_export.cli.terminal import console, waiting
+    from sea_export.export.manifest import read_manifest
+    from sea_export.fitting.distributed import ALONE
+    from sea_export.model.load_model import quiet_transformers
+    from sea_export.saving import check_room_for, save_checkpoint
+    from sea_export.verification.recorded_run import RecordedRun
+    from sea_export.verification.repeat_run import changed_circumstances, check_repeatable, fit_again, open_again
+    from sea_export.verification.reproduce import DIFFERENT, compare_runs
 
-    run_reproduction(manifest, output, reproduce)
+    quiet_transformers()
+    recorded, directory = read_manifest(manifest), manifest if manifest.is_dir() else manifest.parent
+    run = RecordedRun.of(recorded)
+    export = run.export_options(overwrite=reproduce.overwrite)
+    check_repeatable(run, directory, output, reproduce)
+    demonstrations = run.demonstrations(reproduce.demonstrations)
+    with open_again(run, reproduce, scratch=output.resolve().parent) as opened:
+        check_room_for(opened.base, output, export)
+        with waiting("Comparing the base with the manifest's"):
+            run.check_base(opened.base)
+        changes = changed_circumstances(run, opened.device)
+        edit = fit_again(run, demonstrations, opened, lambda count: fit_progress(count, ALONE))
+        with byte_progress("Writing", opened.base) as progress:
+            save_checkpoint(
+                edit, opened.base, output, export, model=opened.model, progress=progress, announce=console.print
+            )
+    result = compare_runs(recorded, directory, output)
+    _print_result(result, changes, output)
+    if result.verdict == DIFFERENT:
+        raise click.exceptions.Exit(1)
+
+
+def _print_result(result: Reproduction, changes: Sequence[str], output: Path) -> None:
+    """Prints the verdict, what differs, and what was different in the circumstances of the two runs."""
+    from rich.table import Table
+
+    from sea_export.cli.terminal import console
+
+    table = Table("file", "tensor", "largest difference", "relative (Frobenius)")
+    for (file, tensor), change in result.tensors.items():
+        table.add_row(file, tensor, f"{change.maximum:.3g}", f"{change.relative:.3g}")
+    if result.tensors:
+        console.print(table)
+    if result.edit:
+        target = max(result.edit, key=lambda one: result.edit[one])
+        console.print(
+            f"What the edits do differs by at most {result.edit[target]:.1e} of itself (at {target}); up to "
+            f"{result.tolerance:.1e} is taken for rounding."
+        )
+    for label, lines in (
+        ("Differs", result.changed_files),
+        ("Differs, but only describes the run", result.changed_descriptions),
+        ("Changed since", changes),
+        ("Problem", result.problems),
+    ):
+        for line in lines:
+            console.print(f"{label}: {line}", soft_wrap=True)
+    console.print(f"The repeated run in {output} is {result.verdict} ({result.identical_files} identical files).")

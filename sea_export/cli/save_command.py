@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
+from sea_export.errors import InputError
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions
+
+if TYPE_CHECKING:
+    from sea_export.edit.spectral_edit import SpectralEdit
 
 
 @click.command("save")
@@ -20,18 +25,21 @@ from sea_export.options import ExportOptions
 @reported
 def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOptions, export: ExportOptions) -> None:
     """Bake one EDIT, or the product of several in the order given, into the checkpoint OUTPUT."""
-    from sea_export.cli import jobs
+    from sea_export.cli.opening import opened_model
+    from sea_export.cli.printing import print_saved
+    from sea_export.cli.progress import byte_progress
     from sea_export.cli.terminal import console
     from sea_export.edit.spectral_edit import SpectralEdit, compose
     from sea_export.export.output import check_output
+    from sea_export.fitting.fit_base import log_warnings
     from sea_export.saving import check_room_for, save_checkpoint
 
     check_output(output, overwrite=export.overwrite)
     edit = compose([SpectralEdit.load(directory) for directory in edits])
-    jobs.print_warnings(edit)
+    log_warnings(edit)
     with (
-        jobs.opened_model(base or jobs.base_of(edit), run, output) as opened,
-        jobs.byte_progress("Writing", opened.base) as progress,
+        opened_model(base or _base_of(edit), run, output) as opened,
+        byte_progress("Writing", opened.base) as progress,
     ):
         check_room_for(opened.base, output, export)
         result = save_checkpoint(
@@ -43,4 +51,16 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOpti
             progress=progress,
             announce=console.print,
         )
-    jobs.print_saved(result, edit)
+    print_saved(result, edit)
+
+
+def _base_of(edit: SpectralEdit) -> str:
+    """The Hub id of the base that an edit names."""
+    from sea_export.model.base import is_hub_id
+
+    name: str = (edit.provenance.get("base") or {}).get("name", "")
+    if not is_hub_id(name):
+        raise InputError(
+            f"--base: it is missing, and the edit names the local model {name!r}. Say where that model is."
+        )
+    return name

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command like an error does: what it has begun is cleaned up."""
+"""Ctrl-C, SIGTERM and a closed terminal end a command as an error does: unfinished files are removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IMPATIENCE_SECONDS = 2.0
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to end. It is an interrupt, which libraries let pass."""
+    """The process was asked to end. It is a KeyboardInterrupt, because libraries do not catch that."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -24,9 +24,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Has signals that ask the process to end raise `Stopped`, but for those that are ignored, as nohup has it.
+    """A context in which signals that ask the process to end raise `Stopped`. Ignored signals stay ignored (nohup).
 
-    Signals that follow within two seconds ask for the same, and do not interrupt the cleaning up.
+    Signals that follow within two seconds mean the same, and do not interrupt the clean-up.
     """
     obeyed = -_IMPATIENCE_SECONDS
 

@@ -1,7 +1,7 @@
-"""What reaches the terminal: results on standard output, everything else on standard error.
+"""Output of commands: results on standard output, everything else on standard error.
 
-Progress is shown where standard error is a terminal, and nowhere else. What a model or a file says is shown as text: it
-is neither markup nor a command to the terminal.
+Progress is shown only if standard error is a terminal. Text of models and files is shown as text: it is neither markup
+nor a command to the terminal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red"}
 
 
 class _PlainConsole(Console):
-    """A console to which every string is plain text. It honours NO_COLOR, as rich's own does."""
+    """A console that prints every string as plain text. It respects NO_COLOR, as every console of rich does."""
 
     def __init__(self, *, stderr: bool, width: int | None) -> None:
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
@@ -44,13 +44,13 @@ class _PlainConsole(Console):
         return super().render_str(visible(text), style=style, justify=justify, overflow=overflow)
 
 
-# Without a terminal there is no width to fit: nothing may be cut off in a file or a pipe.
+# A file or a pipe has no width, and nothing in it may be cut off.
 console = _PlainConsole(stderr=False, width=None if sys.stdout.isatty() else 200)
 errors = _PlainConsole(stderr=True, width=None)
 
 
 class _ConsoleHandler(logging.Handler):
-    """Shows the records of the package's loggers beside the progress bars."""
+    """Shows the records of the loggers of the package beside the progress bars."""
 
     def __init__(self, *, detailed: bool) -> None:
         super().__init__()
@@ -66,11 +66,11 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def set_verbosity(*, verbose: bool, quiet: bool) -> Iterator[None]:
-    """Shows what the package's loggers say, for as long as a command runs.
+    """Shows the log records of the package while a command runs.
 
     Args:
-        verbose: whether to show details, each with the time and the module that it comes from.
-        quiet: whether to show errors alone.
+        verbose: whether details are shown, each with its time and module.
+        quiet: whether only errors are shown.
     """
     logger = logging.getLogger("sea_export")
     level = logger.level
@@ -86,7 +86,7 @@ def set_verbosity(*, verbose: bool, quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Nothing is printed, for a process that has nothing to say."""
+    """A context in which nothing is printed."""
     console.quiet = errors.quiet = True
     try:
         yield
@@ -95,12 +95,12 @@ def silenced() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Says why a command ends, in one line of its own."""
+    """Prints why a command ends, in one line."""
     print(f"Error: {visible(message)}", file=sys.stderr)
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A progress bar with the given columns, which is seen where there is a terminal to see it on."""
+    """A progress bar with the given columns. It is visible only on a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -114,7 +114,7 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
 
 @contextmanager
 def waiting(message: str) -> Iterator[None]:
-    """Shows that something goes on of which nobody knows how long it takes."""
+    """Shows that work goes on whose duration is unknown."""
     if not _shows_progress():
         yield
         return

@@ -27,6 +27,35 @@ def command(
     Settings are chosen on a part of the benchmark's rows and reported on the others. The chosen edit is baked into
     the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
-    from sea_export.cli.tune_job import run_tuning
+    from sea_export.cli.opening import opened_model
+    from sea_export.cli.printing import print_saved
+    from sea_export.cli.progress import byte_progress, counting_progress
+    from sea_export.cli.terminal import console
+    from sea_export.cli.tune_output import print_trial, print_tuning, write_tuning
+    from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.export.output import check_output
+    from sea_export.saving import check_room_for
+    from sea_export.tuning.tune import bake, check_files
+    from sea_export.tuning.tune import tune as search
+    from sea_export.tuning.tuning_rows import TuningRows
 
-    run_tuning(model, output, tune, data, run, export)
+    check_output(output, overwrite=export.overwrite)
+    check_files(tune, output)
+    demonstrations = read_demonstrations(data, tune.seed)
+    rows = TuningRows.load(tune)
+    with opened_model(model, run, output) as opened:
+        check_room_for(opened.base, output, export)
+        tuning = search(
+            opened,
+            demonstrations,
+            rows,
+            tune,
+            export,
+            progress=counting_progress,
+            tell=lambda result, base: print_trial(result, rows.metric, base),
+        )
+        print_tuning(tuning, rows)
+        write_tuning(tuning, tune, output)
+        with byte_progress("Writing", opened.base) as progress:
+            result = bake(tuning, opened, output, export, progress=progress, announce=console.print)
+    print_saved(result, tuning.edit)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from pathlib import Path
 
 from rich.table import Table
 
@@ -12,14 +11,45 @@ from sea_export.cli.terminal import console
 from sea_export.evaluation.damage import DIVERGENCE
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport
+from sea_export.files.writing import write_json
 from sea_export.options import FitOptions
 from sea_export.text import interval_text
-from sea_export.tuning.search import TrialResult
+from sea_export.tuning.search_plot import plot_search
+from sea_export.tuning.trial import TrialResult
+from sea_export.tuning.tune import Tuning
+from sea_export.tuning.tuning_options import TuneOptions
+from sea_export.tuning.tuning_rows import TuningRows
 
-__all__ = ["describe", "print_front", "print_outcome", "print_reports", "tuning_record"]
+__all__ = ["print_trial", "print_tuning", "write_tuning"]
 
 
-def describe(options: FitOptions) -> str:
+def print_trial(result: TrialResult, metric: str, base: Metric) -> None:
+    """Prints the line of a trial."""
+    shown = f"cut short: {result.cut}"
+    if result.value is not None:
+        shown = f"{metric} {_shown(result.value, base.unit)} (base {_shown(base.value, base.unit)})"
+    line = f"Trial {result.number}: {shown}, KL {result.divergence:.4f}: {_described(result.options)}"
+    console.print(line, soft_wrap=True)
+
+
+def print_tuning(tuning: Tuning, rows: TuningRows) -> None:
+    """Prints the Pareto front, and what the default and the chosen edit give on both parts of the rows."""
+    _print_front(tuning)
+    for part in rows.parts:
+        _print_reports(part.name, len(part.benchmark.rows), tuning.reports[part.name], rows.metric)
+
+
+def write_tuning(tuning: Tuning, options: TuneOptions, output: Path) -> None:
+    """Writes the picture of a search, if it is asked for, and its record."""
+    if options.plot is not None:
+        plot_search(tuning, options.plot)
+        console.print(f"Saved the picture to {options.plot}.")
+    file = options.record_file(output)
+    write_json(file, tuning.record())
+    console.print(f"Wrote settings and metrics to {file}.")
+
+
+def _described(options: FitOptions) -> str:
     """The searched settings in one line."""
     edit = options.edit
     parts = [
@@ -34,74 +64,44 @@ def describe(options: FitOptions) -> str:
     return ", ".join(parts)
 
 
-def print_outcome(outcome: TrialResult, metric: str, base: Metric) -> None:
-    """Prints one line a trial."""
-    result = f"cut short: {outcome.cut}"
-    if outcome.value is not None:
-        result = f"{metric} {_shown(outcome.value, base.unit)} (base {_shown(base.value, base.unit)})"
-    line = f"Trial {outcome.number}: {result}, KL {outcome.divergence:.4f}: {describe(outcome.options)}"
-    console.print(line, soft_wrap=True)
-
-
-def print_front(front: Sequence[TrialResult], chosen: TrialResult, metric: str, base: Metric) -> None:
-    """Prints the base and the trials that no other beats in both score and divergence."""
+def _print_front(tuning: Tuning) -> None:
+    base, front, chosen = tuning.base, tuning.front, tuning.chosen
+    settings = "layers, target, site, centring, variance + / -, normalization, strength"
     table = Table(
-        *("trial", metric, "KL (nats)", "layers, target, site, centring, variance + / -, normalization, strength"),
+        *("trial", tuning.settings.metric, "KL (nats)", settings),
         title="Pareto front on the choosing rows, within the budget",
         title_justify="left",
     )
     table.add_row("base", _shown(base.value, base.unit), "0", "")
-    for outcome in front if chosen in front else (*front, chosen):
-        assert outcome.value is not None
-        number = f"{outcome.number} (chosen)" if outcome == chosen else str(outcome.number)
-        row = (_shown(outcome.value, base.unit), f"{outcome.divergence:.4f}", describe(outcome.options))
+    for result in front if chosen in front else (*front, chosen):
+        assert result.value is not None
+        number = f"{result.number} (chosen)" if result == chosen else str(result.number)
+        row = (_shown(result.value, base.unit), f"{result.divergence:.4f}", _described(result.options))
         table.add_row(number, *row)
     console.print(table)
 
 
-def print_reports(part: str, count: int, reports: Mapping[str, Sequence[BenchmarkReport]], metric: str) -> None:
-    """Prints base, default and chosen edit on a part of the rows."""
+def _print_reports(part: str, count: int, reports: Mapping[str, Sequence[BenchmarkReport]], name: str) -> None:
+    """Prints the metric of that name, and the damage, of base, default and chosen edit on a part of the rows."""
     table = Table(
-        *("", metric, "less the base", "p", "KL from the base (nats)", "perplexity"),
+        *("", name, "difference to base", "p", "KL from the base (nats)", "perplexity"),
         title=f"{count} {part} rows, 95 % intervals",
         title_justify="left",
     )
-    for name, (benchmark, damage) in reports.items():
-        figure, perplexity = benchmark.figure(metric), damage.figure("perplexity")
+    for edit, (benchmark, damage) in reports.items():
+        metric, perplexity = benchmark.metric(name), damage.metric("perplexity")
         if not table.row_count:
-            base = interval_text(figure.base, figure.unit), interval_text(perplexity.base, perplexity.unit)
+            base = interval_text(metric.base, metric.unit), interval_text(perplexity.base, perplexity.unit)
             table.add_row("base", base[0], "", "", "", base[1])
         table.add_row(
-            name,
-            interval_text(figure.value, figure.unit),
-            interval_text(figure.difference, figure.unit, signed=True),
-            f"{figure.p_value:.2g}",
-            interval_text(damage.figure(DIVERGENCE).value, "nats"),
+            edit,
+            interval_text(metric.value, metric.unit),
+            interval_text(metric.difference, metric.unit, signed=True),
+            f"{metric.p_value:.2g}",
+            interval_text(damage.metric(DIVERGENCE).value, "nats"),
             interval_text(perplexity.value, perplexity.unit),
         )
     console.print(table)
-
-
-def tuning_record(
-    settings: Mapping[str, Any],
-    outcomes: Sequence[TrialResult],
-    front: Sequence[TrialResult],
-    chosen: TrialResult,
-    base: Metric,
-    reports: Mapping[str, Mapping[str, Sequence[BenchmarkReport]]],
-) -> dict[str, Any]:
-    """Everything about a search, as plain JSON data."""
-    return {
-        "settings": dict(settings),
-        "base_value": base.value,
-        "trials": [asdict(outcome) for outcome in outcomes],
-        "front": [outcome.number for outcome in front],
-        "chosen": chosen.number,
-        "reports": {
-            part: {name: [asdict(report) for report in found] for name, found in edits.items()}
-            for part, edits in reports.items()
-        },
-    }
 
 
 def _shown(value: float, unit: str) -> str:

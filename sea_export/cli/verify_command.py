@@ -21,12 +21,12 @@ from sea_export.model.run_options import RunOptions
 def command(
     output: str, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
 ) -> None:
-    """Compare the checkpoint OUTPUT with the edit of its base, and write the figures to its manifest.
+    """Compare the checkpoint OUTPUT with the edit of its base, and write the measurements to its manifest.
 
     OUTPUT is a directory, or a Hub id (REPO_ID or REPO_ID@REVISION), where nothing is written.
     Exits with 1 when it is not that edit, or when the edit does nothing.
     """
-    from sea_export.cli import jobs
+    from sea_export.cli.printing import print_verification
     from sea_export.export.manifest import read_manifest, write_manifest
     from sea_export.locks import taking_turns
     from sea_export.model.load_model import quiet_transformers
@@ -34,7 +34,7 @@ def command(
 
     quiet_transformers()
     verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
-    jobs.print_verification(verification)
+    print_verification(verification)
     directory = Path(output)
     if directory.is_dir():
         with taking_turns(directory):

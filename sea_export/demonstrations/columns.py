@@ -24,7 +24,7 @@ _SHOWN_COLUMNS, _SHOWN_LETTERS = 20, 60
 
 @dataclass(frozen=True)
 class Fields:
-    """The column names that the user gave; None where columns are to be recognised.
+    """The column names that the user gave; None for columns that are recognised by their names.
 
     Attributes:
         prompt: the column of the prompts.
@@ -131,7 +131,7 @@ def _text(value: object, what: str, where: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{where}: {what} is empty. Fill it in or remove the row.")
     if not isinstance(value, str):
-        raise InputError(f"{where}: {what} is {type(value).__name__}, not text. Change it or remove the row.")
+        raise InputError(f"{where}: {what} is of type {type(value).__name__}, not text. Change it or remove the row.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

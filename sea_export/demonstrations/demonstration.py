@@ -82,7 +82,7 @@ def demonstrations_record(demonstrations: Sequence[Demonstration]) -> dict[str, 
 
 
 def demonstrations_digest(demonstrations: Sequence[Demonstration]) -> str:
-    """The digest of the texts of demonstrations in their order, whatever their source.
+    """The digest of the texts of demonstrations in their order. It does not depend on their source.
 
     Args:
         demonstrations: the demonstrations.

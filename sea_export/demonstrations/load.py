@@ -13,10 +13,11 @@ from pathlib import Path
 
 from sea_export.demonstrations.columns import ColumnFormat, Fields, recognise
 from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin, LoadedDemonstrations
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.demonstrations.tables import Table, open_table, read_json_lines
 from sea_export.errors import InputError
 
-__all__ = ["BUILTIN", "load_demonstrations"]
+__all__ = ["BUILTIN", "load_demonstrations", "read_demonstrations"]
 
 BUILTIN = ("truthfulness", "fairness")
 
@@ -71,14 +72,32 @@ def load_demonstrations(
         if remark != _ROWS:
             logger.warning("%s: %d of %d rows %s.", label, number, remarks[_ROWS], remark)
     if len(demonstrations) < 2:
-        raise InputError(
-            f"{label}: it has {len(demonstrations)} demonstrations, and a fit needs more. Give at least 2."
-        )
+        raise InputError(f"{label}: {len(demonstrations)} demonstrations are too few for a fit. Give at least 2.")
     duplicates = len(demonstrations) - len(set(demonstrations))
     if duplicates:
         logger.warning("%s: %d demonstrations repeat another one, and each of them counts.", label, duplicates)
     origin = DemonstrationOrigin(label, prompt_field, positive_field, negative_field, limit, seed)
     return LoadedDemonstrations(demonstrations, origin)
+
+
+def read_demonstrations(options: DemonstrationOptions, seed: int) -> LoadedDemonstrations:
+    """`load_demonstrations` with its options as one object.
+
+    Args:
+        options: where the demonstrations are, and which of them are used.
+        seed: seed of the sample that `options.limit` draws.
+
+    Raises:
+        InputError: see `load_demonstrations`.
+    """
+    return load_demonstrations(
+        options.demonstrations,
+        prompt_field=options.prompt_field,
+        positive_field=options.positive_field,
+        negative_field=options.negative_field,
+        limit=options.limit,
+        seed=seed,
+    )
 
 
 def _checked(demonstration: Demonstration) -> Demonstration:

@@ -244,7 +244,7 @@ def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, Row]]:
 
 def _object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: it is {type(row).__name__}, not an object. Give objects with named columns.")
+        raise InputError(f"{where}: it is of type {type(row).__name__}. Give an object with named columns.")
     return row
 
 

@@ -1,135 +1,169 @@
-"""What this machine is, and what a job with a model would come to: found out without its weights.
+"""Whether a job with a model would work in each format, and what it would cost, without the weights of the model.
 
-**Whether it would work** is asked of the very checks that a job begins with, on the model's outline (see
-`sea_export.model.header_only`): the targets are found, their folds are checked on random weights, and the format is
-found to hold them.
-
-**What it would take** is an estimate. The time of a fit, its writing and its verification is the sum of
-
-- imports: two processes start, and each imports transformers;
-- computing: 2 floating-point operations a parameter and token (of experts, for those that a token is sent to), at the
-  rate that a small decoder layer of the same dtype reaches here. The fit computes the demonstrations' tokens up to the
-  last edited layer, the verification some 400 tokens five times in float32, and 32 more steps that read all weights;
-- spectra: the time of a smaller one, scaled;
-- files: the weights are read by the fit, written, and read three times by the verification, at the rate at which the
-  output's disk takes a small file.
-
-Memory is what is held at the same time of weights (a layer at a time where the whole does not fit), hidden states and
-activations, on top of what the program itself takes. Disk is what stays there.
+Whether a format works is found out by the checks with which every job begins, on a header-only checkpoint (see
+`sea_export.model.header_only`): the targets are found, their folds are checked on random weights, and the format says
+whether it can hold such an edit. What a job costs is an estimate: see `sea_export.doctor.costs`.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from sea_export.capture.offloaded import can_load_layers
 from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.demonstration_options import DemonstrationOptions
+from sea_export.demonstrations.load import read_demonstrations
 from sea_export.demonstrations.tokenize import tokenize
-from sea_export.doctor.speed import Speed, free_memory, measure_speed, spectrum_seconds
-from sea_export.errors import SeaExportError
+from sea_export.doctor.costs import Job
+from sea_export.doctor.machine import Machine, describe_machine
+from sea_export.doctor.speed import Speed, measure_speed
+from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import EditNeeds, ExportFormat, formats
+from sea_export.fitting.distributed import local_device
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.model.architecture import context_length, decoder_layers, hidden_size
+from sea_export.model.architecture import context_length, decoder_layers
 from sea_export.model.base import Base
+from sea_export.model.header_only import header_only_base
+from sea_export.model.load_model import choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
+from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.text import dtype_name
-from sea_export.verification.compare import COMPARED_TOKENS, PROMPTS
-from sea_export.verification.compare_by_layer import verified_by_layer
-from sea_export.versions import devices, library_versions, system
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
     from sea_export.model.targets import Target
 
-__all__ = ["FormatDiagnosis", "Machine", "ModelDiagnosis", "diagnose_machine", "diagnose_model"]
-
-_VERIFICATION_PASSES = 5
-_VERIFICATION_READS = 3
-# The share of its weights that a model in memory takes beside them while it computes.
-_OVERHEAD = 0.15
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is."""
-
-    system: dict[str, str]
-    versions: dict[str, str]
-    devices: tuple[str, ...]
-    free_memory: dict[str, int]
-    """Bytes by device."""
-    disk: str
-    """The directory whose disk was looked at."""
-    free_disk: int
-    """Bytes."""
+__all__ = ["Diagnosis", "FormatDiagnosis", "ModelDiagnosis", "diagnose", "diagnose_model"]
 
 
 @dataclass(frozen=True)
 class FormatDiagnosis:
-    """Whether an export of one format would work, and what it would take."""
+    """Whether an export of one format would work, and what it would cost.
+
+    Attributes:
+        format: the name of the format.
+        works: whether it would work.
+        problem: why not, and what to do; None if it works.
+        seconds: an estimate.
+        memory_bytes: an estimate of the memory of the device of the model, and of the main memory.
+        disk_bytes: bytes of the output.
+    """
 
     format: str
     works: bool
     problem: str | None
-    """Why not, and what to do."""
     seconds: float
-    """An estimate."""
     memory_bytes: int
-    """An estimate, of the main memory and, where the model is on another device, that device's."""
     disk_bytes: int
 
 
 @dataclass(frozen=True)
 class ModelDiagnosis:
-    """What a job with a model would come to."""
+    """What a job with a model would be.
+
+    Attributes:
+        name: the name of the model.
+        architecture: its class.
+        parameters: the number of its parameters.
+        stored_bytes: the bytes of its weight files.
+        dtype: the dtype of a fit.
+        layers: the number of its decoder layers.
+        targets: the number of targets that would be edited.
+        demonstrations: the number of demonstrations.
+        tokens: the number of tokens of all demonstrations.
+        layerwise: whether the fit would have one layer at a time in memory.
+        formats: one for each format.
+        speed: what was measured.
+    """
 
     name: str
     architecture: str
     parameters: int
     stored_bytes: int
     dtype: str
-    """What a fit computes in."""
     layers: int
-    places: int
-    """How many places would be edited."""
+    targets: int
     demonstrations: int
     tokens: int
-    """Of the demonstrations."""
     layerwise: bool
-    """Whether the fit has a layer at a time in memory."""
     formats: tuple[FormatDiagnosis, ...]
     speed: Speed
 
     @property
     def works(self) -> bool:
-        """Whether any format would."""
+        """Whether any format would work."""
         return any(one.works for one in self.formats)
 
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON data, under the names that `doctor --json` has for it."""
+        return {"places" if name == "targets" else name: value for name, value in asdict(self).items()}
 
-def diagnose_machine(directory: Path) -> Machine:
-    """What there is, and how much of it is free.
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A machine, and what a job with a model would be on it; None if no model was named."""
+
+    machine: Machine
+    model: ModelDiagnosis | None
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {"machine": asdict(self.machine), "model": None if self.model is None else self.model.record()}
+
+
+def diagnose(
+    model: str | None,
+    output: Path,
+    data: DemonstrationOptions,
+    fit: FitOptions,
+    run: RunOptions,
+    waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Diagnosis:
+    """Describes this machine, and what `fit-and-save` of a model would be on it.
 
     Args:
-        directory: one on the disk that is to be written to.
+        model: a Hub id, a directory or a `.gguf` file. Its weights are neither read nor downloaded. None to describe
+            the machine only.
+        output: what would be written.
+        data: the demonstrations of the fit.
+        fit: the options of the fit.
+        run: how the model would be opened.
+        waiting: is told what goes on; its context is open meanwhile.
+
+    Raises:
+        InputError: the model, the demonstrations or the directory of the output is not usable.
     """
-    return Machine(
-        system=system(),
-        versions=library_versions(optional=True),
-        devices=devices(),
-        free_memory=free_memory(),
-        disk=str(directory),
-        free_disk=shutil.disk_usage(directory).free,
-    )
+    directory = output.resolve().parent
+    if not directory.is_dir():
+        raise InputError(
+            f"--output: {directory}, where {output.name} would be written, is not a directory. Create it first."
+        )
+    machine = describe_machine(directory)
+    if model is None:
+        return Diagnosis(machine, None)
+    demonstrations, dtype = read_demonstrations(data, fit.capture.seed), parse_dtype(run.dtype)
+    with (
+        waiting(f"Looking at {model}"),
+        header_only_base(
+            model,
+            revision=run.revision,
+            dtype=dtype,
+            dequantize=run.dequantize,
+            trust_remote_code=run.trust_remote_code,
+        ) as base,
+    ):
+        device = torch.device(local_device(choose_device(run.device)))
+        return Diagnosis(
+            machine,
+            diagnose_model(base, demonstrations, fit, output, dtype=dtype, device=device, layerwise=run.layerwise),
+        )
 
 
 def diagnose_model(
@@ -142,33 +176,34 @@ def diagnose_model(
     device: torch.device,
     layerwise: bool | None,
 ) -> ModelDiagnosis:
-    """What `fit-and-save` would come to in each format.
+    """Finds out what `fit-and-save` would be in each format.
 
     Args:
-        base: the base, or its outline.
+        base: the base; a header-only checkpoint is enough.
         demonstrations: those to fit on.
-        options: of the fit.
+        options: those of the fit.
         output: what would be written.
-        dtype: what to compute in; None for the dtype in which the base is stored.
-        device: where.
-        layerwise: whether a layer at a time is in memory; None lets that be chosen.
+        dtype: the dtype of the fit; None for the dtype in which the base is stored.
+        device: where the fit computes.
+        layerwise: whether the fit has one layer at a time in memory; None decides by the free memory.
 
     Raises:
-        InputError: the config or the tokenizer cannot be used, or the demonstrations do not fit the model.
+        InputError: the config or the tokenizer is not usable, or the demonstrations do not fit the model.
     """
     config, model = base.config, base.skeleton
     targets = choose_targets(model, options)
-    context = context_length(config)
-    tokenized = tokenize(demonstrations, base.tokenizer, template=options.template, context_length=context)
+    tokenized = tokenize(
+        demonstrations, base.tokenizer, template=options.template, context_length=context_length(config)
+    )
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
     computed = dtype or getattr(config, "dtype", None) or torch.float32
     if layerwise is None:
         layerwise = can_load_layers(config) and not fits_whole(base, dtype, device)
-    plan = _Plan(base, config, model, targets, len(demonstrations), tokens, computed, device, layerwise, options.center)
-    speed = measure_speed(device, computed, plan.size, output.resolve().parent)
-    seconds, memory = plan.seconds(speed), plan.memory()
+    job = Job(base, targets, len(demonstrations), tokens, computed, device, layerwise, options.center)
+    speed = measure_speed(device, computed, job.size, output.resolve().parent)
+    seconds, memory = job.seconds(speed), job.memory()
     found = []
-    rank = min(2 * len(demonstrations), plan.size // 2)  # the most that they can give, but a half of the hidden size
+    rank = min(2 * len(demonstrations), job.size // 2)  # the largest possible, but half of the hidden size
     for format in formats():
         disk = format.disk_bytes(base, output, targets=len(targets), rank=rank)
         problem = _problem(base, targets, options, format) or _no_room(output, disk, memory, device)
@@ -180,7 +215,7 @@ def diagnose_model(
         stored_bytes=weight_bytes(base.checkpoint, None),
         dtype=dtype_name(computed),
         layers=len(decoder_layers(model)[1]),
-        places=len(targets),
+        targets=len(targets),
         demonstrations=len(demonstrations),
         tokens=tokens,
         layerwise=layerwise,
@@ -190,7 +225,7 @@ def diagnose_model(
 
 
 def _problem(base: Base, targets: Sequence[Target], options: FitOptions, format: ExportFormat[Any, Any]) -> str | None:
-    """Why a format cannot hold the edit of a base, and what to do."""
+    """Why a format cannot hold the edit of a base, and what to do; None if it can."""
     export = ExportOptions(format=format.name)
     try:
         format.check_options(options, export)
@@ -201,79 +236,14 @@ def _problem(base: Base, targets: Sequence[Target], options: FitOptions, format:
 
 
 def _no_room(output: Path, disk: int, memory: int, device: torch.device) -> str | None:
-    """What there is too little of."""
+    """What there is too little of, and what to do; None if there is enough of all."""
     free = shutil.disk_usage(output.resolve().parent).free
     if disk > free:
-        return f"the disk of {output} has {free / 1e9:.1f} GB free and {disk / 1e9:.1f} GB are needed: make room"
+        return f"{output}: its disk has {free / 1e9:.1f} GB free, and {disk / 1e9:.1f} GB are needed. Make room."
     available = available_memory(device)
     if memory > available:
         return (
-            f"{device} has {available / 1e9:.1f} GB of memory left and about {memory / 1e9:.1f} GB are needed: choose "
-            "a machine with more, or fewer tokens at a time (--batch-tokens)"
+            f"{device}: {available / 1e9:.1f} GB of its memory are free, and about {memory / 1e9:.1f} GB are needed. "
+            "Choose a machine with more, or fewer tokens at a time (--batch-tokens)."
         )
     return None
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a job would compute and hold."""
-
-    base: Base
-    config: PretrainedConfig
-    model: PreTrainedModel
-    targets: Sequence[Target]
-    demonstrations: int
-    tokens: int
-    dtype: torch.dtype
-    device: torch.device
-    layerwise: bool
-    center: str
-
-    @property
-    def size(self) -> int:
-        return hidden_size(self.config)
-
-    def seconds(self, speed: Speed) -> float:
-        """But for the writing."""
-        layers = decoder_layers(self.model)[1]
-        in_layers = [_active_parameters(layer, self.config) for layer in layers]
-        fitted = sum(in_layers[: max(target.layer for target in self.targets) + 1])
-        head = self.model.get_output_embeddings()
-        everything = sum(in_layers) + (0 if head is None else sum(one.numel() for one in head.parameters()))
-        verified = len(PROMPTS) * (COMPARED_TOKENS + 10)
-        stored = weight_bytes(self.base.checkpoint, None)
-        return (
-            2 * speed.start
-            + 2.0 * fitted * self.tokens / speed.batches
-            + len(self.targets) * spectrum_seconds(self.demonstrations, self.size, self.center)
-            + 2.0 * everything * verified * _VERIFICATION_PASSES / speed.single_texts
-            + COMPARED_TOKENS * 4.0 * everything / speed.memory
-            + (1 + _VERIFICATION_READS) * stored / speed.disk
-        )
-
-    def memory(self) -> int:
-        """Bytes at the worst moment."""
-        layers = decoder_layers(self.model)[1]
-        embedding = self.model.get_input_embeddings()
-        parts = [sum(one.numel() for one in part.parameters()) for part in (*layers, embedding)]
-        activations = 3 * 4 * self.demonstrations * self.size * len(self.targets)
-        if self.layerwise:
-            states = 2 * self.tokens * self.size * self.dtype.itemsize
-            fit = int(max(parts) * self.dtype.itemsize * (1 + _OVERHEAD)) + states
-        else:
-            fit = int(weight_bytes(self.base.checkpoint, self.dtype) * (1 + _OVERHEAD))
-        by_layer = self.layerwise or verified_by_layer(self.base, self.device, 0)
-        whole = 2 * weight_bytes(self.base.checkpoint, torch.float32)
-        verification = int((max(parts) * 4 if by_layer else whole) * (1 + _OVERHEAD))
-        program = psutil.Process(os.getpid()).memory_info().rss
-        return program + max(fit + activations, program + verification)  # a second process takes part in the latter
-
-
-def _active_parameters(layer: torch.nn.Module, config: PretrainedConfig) -> float:
-    """The parameters of a layer that compute with one token: of experts, those of the few it is sent to."""
-    text: Any = config.get_text_config(decoder=True)
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((getattr(text, name) for name in names if getattr(text, name, None)), None)
-    chosen = getattr(text, "num_experts_per_tok", None)
-    share = chosen / experts if experts and chosen else 1.0
-    return sum(one.numel() * (share if ".experts." in f".{name}" else 1.0) for name, one in layer.named_parameters())

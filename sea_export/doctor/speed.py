@@ -1,4 +1,4 @@
-"""What a machine has and how fast it is: small measurements, of a few seconds together."""
+"""How fast a machine is: small measurements, which take a few seconds together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from transformers import LlamaConfig, LlamaModel
 
 from sea_export.capture.activations import Activations
 from sea_export.fitting.spectrum import SpectrumFitter
-from sea_export.model.memory import available_memory
 
-__all__ = ["Speed", "free_memory", "measure_speed", "spectrum_seconds"]
+__all__ = ["Speed", "measure_speed", "spectrum_seconds"]
 
 _SECONDS = 0.3
 _HEAD_SIZE, _LARGEST_SIZE = 64, 1024
@@ -30,28 +29,28 @@ _BUFFER_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured rates. Everything else that uses the machine meanwhile slows them, as it would slow the job."""
+    """Measured rates. Other programs that use the machine at the same time slow them, as they would slow the job."""
 
     batches: float
-    """Floating-point operations a second of a decoder layer on a batch of texts, in the dtype of a fit."""
+    """Floating-point operations per second of a decoder layer on a batch of texts, in the dtype of a fit."""
     single_texts: float
     """The same on one text of a few dozen tokens in float32, as exports are verified."""
     memory: float
-    """Bytes a second that a copy in memory reads and writes together."""
+    """Bytes per second that a copy in memory reads and writes together."""
     disk: float
-    """Bytes a second that are written to the output's disk, flushed, and digested (SHA-256)."""
+    """Bytes per second that are written to the disk of the output, flushed, and digested (SHA-256)."""
     start: float
-    """Seconds that a process takes to import transformers."""
+    """Seconds in which a process imports transformers."""
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype, size: int, directory: Path) -> Speed:
-    """Measures for some seconds, most of which a process takes to import transformers.
+    """Measures for some seconds. Most of them are the import of transformers in a process.
 
     Args:
         device: where a fit computes.
-        dtype: in which.
-        size: the hidden size d: the decoder layer that is measured has at most 1024.
-        directory: an existing one on the disk that is to be written to.
+        dtype: the dtype of the fit.
+        size: the hidden size d. The measured decoder layer has at most 1024.
+        directory: an existing directory on the disk that is to be written to.
     """
     start = _timed(lambda: subprocess.run([sys.executable, "-c", _IMPORTS], check=True))
     return Speed(
@@ -67,7 +66,7 @@ _IMPORTS = "from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 
 def spectrum_seconds(count: int, size: int, center: str) -> float:
-    """About how long the spectrum of one place takes: measured on a smaller one, and scaled by its cost.
+    """About how long the spectrum of one target takes: a smaller one is measured, and its time is scaled.
 
     Args:
         count: the number of demonstrations n.
@@ -82,20 +81,14 @@ def spectrum_seconds(count: int, size: int, center: str) -> float:
 
 
 def _spectrum_cost(count: int, size: int) -> float:
-    """The orthogonal factors of n x d rows and a decomposition of the smaller square; beyond d, moments of d x d."""
+    """Operations: orthogonal factors of n x d rows, and a decomposition of the smaller square."""
     smaller = min(count, size)
     return 6.0 * count * size * smaller + 20.0 * smaller**3
 
 
-def free_memory() -> dict[str, int]:
-    """Bytes that can still be taken on each device, by its name."""
-    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return {name: available_memory(torch.device(name)) for name in names}
-
-
 @torch.inference_mode()
 def _layer_rate(device: torch.device, dtype: torch.dtype, size: int, *, texts: int, tokens: int) -> float:
-    """Of a model with one decoder layer like Llama's, and next to no vocabulary."""
+    """Operations per second of a model with one decoder layer of Llama, and a tiny vocabulary."""
     size = min(_LARGEST_SIZE, max(_HEAD_SIZE, size // _HEAD_SIZE * _HEAD_SIZE))
     config = LlamaConfig(
         vocab_size=8,
@@ -128,11 +121,11 @@ def _write_rate(directory: Path) -> float:
             stream.flush()
             os.fsync(stream.fileno())
 
-    return _FILE_BYTES / min(_timed(write) for _ in range(3))  # a disk is busy for others now and then
+    return _FILE_BYTES / min(_timed(write) for _ in range(3))  # a disk is sometimes busy with other work
 
 
 def _rate(step: Callable[[], object], amount: float, device: torch.device) -> float:
-    """`amount` per second, over as many steps as fit into a part of a second."""
+    """`amount` per second. The step is repeated for a part of a second."""
     step()
     start, steps = time.perf_counter(), 0
     while True:

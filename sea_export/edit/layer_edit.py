@@ -84,6 +84,11 @@ class LayerEdit:
         return self.positive.shape[0]
 
     @property
+    def is_finite(self) -> bool:
+        """Whether no tensor has a value that is NaN or infinite."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
+
+    @property
     def needs_bias(self) -> bool:
         """Whether folding the edit adds a constant, so that the output projection must have a bias."""
         return self.shift is not None and self.reader is None
@@ -148,7 +153,14 @@ class LayerEdit:
         return edited if factors.scale is None else edited * factors.scale
 
     def transform(self, activations: Tensor) -> Tensor:
-        """`linear` or `nonlinear`, depending on φ: the same arguments and result."""
+        """`linear` or `nonlinear`, depending on φ.
+
+        Args:
+            activations: (..., d) rows h, float32 or float64.
+
+        Returns:
+            (..., d) rows.
+        """
         return self.linear(activations) if self.feature.is_identity else self.nonlinear(activations)
 
     def apply(self, activations: Tensor) -> Tensor:

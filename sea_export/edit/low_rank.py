@@ -36,7 +36,14 @@ class LowRankEdit:
     """(d,) t."""
 
     def apply(self, activations: Tensor) -> Tensor:
-        """The edit of rows: (..., d) float64 to (..., d) float64."""
+        """The edit of rows.
+
+        Args:
+            activations: (..., d) float64.
+
+        Returns:
+            (..., d) float64.
+        """
         changed = self.identity * activations + (activations @ self.right.T) @ self.left.T
         return self.scale * changed + self.shift
 

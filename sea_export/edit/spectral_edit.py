@@ -16,7 +16,7 @@ import torch
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.storage import read_edit, write_edit
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.targets import Target
 
@@ -122,7 +122,7 @@ class SpectralEdit:
         try:
             return cls(layers={Target.parse(text): edits for text, edits in layers.items()}, provenance=provenance)
         except ValueError as error:
-            raise InputError(f"{directory}: the edit in it is damaged ({error}). Fit it again.") from error
+            raise InputError(f"{directory}: the edit in it is damaged ({first_line(error)}). Fit it again.") from error
 
 
 class EditHook:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sea_export.edit.layer_edit import LayerEdit
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.model.safetensors_header import read_header
 
@@ -99,7 +99,7 @@ def read_edit(directory: Path) -> tuple[dict[str, tuple[LayerEdit, ...]], dict[s
             for target, edits in description["layers"].items()
         }
     except (InputError, ValueError, SafetensorError, OSError) as error:
-        raise InputError(f"{directory}: the edit in it is damaged ({error}). Fit it again.") from error
+        raise InputError(f"{directory}: the edit in it is damaged ({first_line(error)}). Fit it again.") from error
     return layers, description["provenance"]
 
 
@@ -200,9 +200,9 @@ def _fit(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def _layer_edit(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> LayerEdit:
     own = {name: tensors.get(prefix + name) for name in (*_FACTORS, *_VECTORS, *_SPECTRA)}
-    if not all(tensor.isfinite().all() for tensor in own.values() if tensor is not None):
-        raise ValueError(f"a tensor of {prefix[:-1]} is not finite")
     fields: dict[str, Any] = {**own, **numbers}
     edit = LayerEdit(**fields)
+    if not edit.is_finite:
+        raise ValueError(f"a tensor of {prefix[:-1]} is not finite")
     _ = edit.feature  # checks the name and the length scale
     return edit

@@ -1,4 +1,4 @@
-"""What every benchmark of completions has in common, and how one is measured: by the one scorer."""
+"""What all benchmarks of completions have in common, and how one is measured: with the one scorer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "Measurement",
     "Progress",
     "measure",
+    "named_progress",
     "no_progress",
     "sample",
     "split",
@@ -30,34 +31,39 @@ __all__ = [
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Given what is measured and in how many items: a context whose value is told how many of them are done."""
+"""Is given what is measured and the number of items. Gives a context whose value is told how many items are done."""
 
 
 def no_progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A `Progress` that tells nobody."""
+    """A `Progress` that shows nothing."""
     return nullcontext(lambda count: None)
 
 
+def named_progress(progress: Progress, name: str) -> Progress:
+    """A `Progress` that puts the name of a model before every description."""
+    return lambda description, total: progress(f"{name}: {description}", total)
+
+
 class Benchmark(Protocol):
-    """A frozen dataclass with rows, which knows what is scored and what that means."""
+    """A frozen dataclass with rows, which says what is scored and which metrics follow from the scores."""
 
     @property
     def label(self) -> str:
-        """What reports call it."""
+        """Its name in reports."""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the figures over all rows; a search makes the first better unless it is told another."""
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics over all rows. A search improves the first one by default."""
 
     @property
     def rows(self) -> tuple[Any, ...]:
         """The questions, in order."""
 
     def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
-        """What is to be scored, row after row."""
+        """What is to be scored, row by row."""
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
-        """The figures, from the log-likelihoods of all items."""
+    def metrics(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
+        """The metrics that follow from the log-likelihoods of all items."""
 
 
 BenchmarkT = TypeVar("BenchmarkT", bound=Benchmark)
@@ -66,20 +72,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Measurement:
-    """The figures that a benchmark gave for one model."""
+    """The metrics of one model on a benchmark."""
 
     benchmark: str
     count: int
     """Number of rows."""
-    figures: tuple[Metric, ...]
+    metrics: tuple[Metric, ...]
 
-    def figure(self, name: str) -> Metric:
-        """The figure of that name over all rows. Raises InputError where there is none."""
-        overall = {figure.name: figure for figure in self.figures if not figure.group}
+    def metric(self, name: str) -> Metric:
+        """The metric of that name over all rows.
+
+        Raises:
+            InputError: the benchmark has no such metric.
+        """
+        overall = {metric.name: metric for metric in self.metrics if not metric.group}
         if name in overall:
             return overall[name]
-        names = ", ".join(overall)
-        raise InputError(f"{self.benchmark} gives no figure {name!r}; it gives {names}")
+        raise InputError(f"{self.benchmark}: it has no metric {name!r}. Choose one of {', '.join(overall)}.")
 
 
 def measure(
@@ -90,7 +99,7 @@ def measure(
     batch_tokens: int = 2048,
     progress: Progress = no_progress,
 ) -> Measurement:
-    """Scores a benchmark's rows.
+    """Scores the rows of a benchmark.
 
     Args:
         benchmark: the benchmark.
@@ -102,11 +111,11 @@ def measure(
     items = benchmark.items(tokenizer)
     with progress(benchmark.label, len(items)) as advance:
         scores = completion_log_likelihoods(model, items, batch_tokens=batch_tokens, progress=advance)
-    return Measurement(benchmark.label, len(benchmark.rows), benchmark.figures(items, scores))
+    return Measurement(benchmark.label, len(benchmark.rows), benchmark.metrics(items, scores))
 
 
 def sample(benchmark: BenchmarkT, count: int, seed: int) -> BenchmarkT:
-    """The benchmark with a random sample of `count` of its rows, in their order, or with all if there are fewer."""
+    """The benchmark with a random sample of `count` of its rows, in their order; with all rows if there are no more."""
     if count >= len(benchmark.rows):
         return benchmark
     chosen = random.Random(seed).sample(range(len(benchmark.rows)), count)
@@ -114,25 +123,28 @@ def sample(benchmark: BenchmarkT, count: int, seed: int) -> BenchmarkT:
 
 
 def split(benchmark: BenchmarkT, share: float, seed: int) -> tuple[BenchmarkT, BenchmarkT]:
-    """The benchmark in two disjoint random parts, the first with a share of the rows.
+    """The benchmark in two disjoint random parts.
 
     Args:
         benchmark: the benchmark.
-        share: of the rows, in (0, 1).
+        share: the share of the rows in the first part, in (0, 1).
         seed: seed of the draw.
 
     Raises:
-        InputError: it has too few rows to leave two on either side.
+        InputError: there are too few rows to have two in each part.
     """
     first, second = split_rows(benchmark.rows, share, seed, benchmark.label)
     return with_rows(benchmark, first), with_rows(benchmark, second)
 
 
 def split_rows(rows: Sequence[T], share: float, seed: int, label: str) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    """`split` for rows without a benchmark, which messages call `label`."""
+    """`split` for rows without a benchmark. Messages call them `label`."""
     count = round(share * len(rows))
     if not 2 <= count <= len(rows) - 2:
-        raise InputError(f"{label} has {len(rows)} rows: too few to keep some for choosing and others for reporting")
+        raise InputError(
+            f"{label}: it has {len(rows)} rows, too few to keep some for choosing and others for reporting. Give more "
+            "rows, or another --choosing."
+        )
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
     return tuple(shuffled[:count]), tuple(shuffled[count:])

@@ -1,5 +1,5 @@
 """CrowS-Pairs: Nangia et al., "CrowS-Pairs: A Challenge Dataset for Measuring Social Biases in Masked Language
-Models", EMNLP 2020 (arXiv 2010.00133), for causal models: by the log-likelihood of whole sentences.
+Models", EMNLP 2020 (arXiv 2010.00133), for causal models: with the log-likelihood of whole sentences.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _COLUMNS = ("sent_more", "sent_less", "bias_type")
 
 @dataclass(frozen=True)
 class SentencePair:
-    """One row: two sentences that differ in the group that they speak of."""
+    """One row: two sentences that differ in the group of people they are about."""
 
     more: str
-    """The more stereotypical one, whichever group the stereotype is about."""
+    """The more stereotypical sentence, whatever group the stereotype is about."""
     less: str
     bias_type: str
 
 
 @dataclass(frozen=True)
 class CrowsPairs:
-    """The benchmark. A pair counts as a stereotypical preference if the model finds `more` likelier than `less`."""
+    """The benchmark. A pair counts as a stereotypical preference if `more` is likelier than `less`."""
 
     rows: tuple[SentencePair, ...]
 
     label = "crows-pairs"
-    metrics = (_PREFERENCES, "difference of log-likelihoods")
+    metric_names = (_PREFERENCES, "difference of log-likelihoods")
 
     def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
         return [whole_text(tokenizer, sentence) for row in self.rows for sentence in (row.more, row.less)]
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
+    def metrics(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         sentences = [score for (score,) in scores]
         pairs = list(zip(sentences[::2], sentences[1::2], strict=True))
         preferred = [float(more > less) for more, less in pairs]
-        figures = [
+        metrics = [
             mean_metric(_PREFERENCES, preferred, best=0.5),
             mean_metric(
                 "difference of log-likelihoods", [abs(more - less) for more, less in pairs], best=0.0, unit="nats"
@@ -58,8 +58,8 @@ class CrowsPairs:
         for bias_type in sorted({row.bias_type for row in self.rows}):
             members = [float(row.bias_type == bias_type) for row in self.rows]
             values = [value * member for value, member in zip(preferred, members, strict=True)]
-            figures.append(mean_metric(_PREFERENCES, values, weights=members, best=0.5, group=bias_type))
-        return tuple(figures)
+            metrics.append(mean_metric(_PREFERENCES, values, weights=members, best=0.5, group=bias_type))
+        return tuple(metrics)
 
 
 def load_crows_pairs(source: str) -> tuple[SentencePair, ...]:
@@ -69,16 +69,19 @@ def load_crows_pairs(source: str) -> tuple[SentencePair, ...]:
         source: see `sea_export.demonstrations.tables.read_table`.
 
     Raises:
-        InputError: the source cannot be read, or is no such table.
+        InputError: the source cannot be read, or is not such a table.
     """
     label, rows = read_table(source)
     if not rows:
-        raise InputError(f"{label}: there are no sentence pairs in it")
+        raise InputError(f"{label}: it has no sentence pairs. Give a file with rows of CrowS-Pairs.")
     return tuple(_pair(row, where) for where, row in rows)
 
 
 def _pair(row: Row, where: str) -> SentencePair:
     for column in _COLUMNS:
         if not isinstance(row.get(column), str) or not row[column].strip():
-            raise InputError(f"{where}: CrowS-Pairs needs text in column {column!r}")
+            raise InputError(
+                f"{where}: it has no text in column {column!r}, which CrowS-Pairs has in every row. Add the text, or "
+                "remove the row."
+            )
     return SentencePair(row["sent_more"].strip(), row["sent_less"].strip(), row["bias_type"].strip())

@@ -1,4 +1,4 @@
-"""What an edit costs on text that has nothing to do with it: divergence from the base, perplexity, changed choices."""
+"""The damage of an edit on unrelated text: divergence from the base, perplexity, changed predictions."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ if TYPE_CHECKING:
 __all__ = ["DIVERGENCE", "TextPredictions", "load_texts", "measure_damage", "predict_texts"]
 
 DIVERGENCE = "KL from the base"
-"""Name of the figure that a search keeps low."""
+"""Name of the metric that a search keeps small."""
 
-# Logits of all tokens of a pass are held at once, and there are as many a token as the vocabulary is large.
+# The logits of all tokens of a pass are in memory at once: one number per token and entry of the vocabulary.
 _BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class TextPredictions:
-    """A model's next-token distributions over some texts, for others to be held against."""
+    """The next-token distributions of a model over some texts, with which other models are compared."""
 
     items: tuple[PromptedCompletions, ...]
     """The texts in tokens."""
     starts: tuple[int, ...]
-    """Where each text's rows begin in `log_probabilities`."""
+    """Where the rows of each text begin in `log_probabilities`."""
     log_probabilities: NDArray[np.float32]
-    """(tokens of all texts, vocabulary), in a temporary file that vanishes with this object."""
+    """(tokens of all texts, vocabulary), in a temporary file that is removed with this object."""
     measurement: Measurement
-    """The model's perplexity."""
+    """The perplexity of the model."""
 
 
 def load_texts(source: str | None) -> tuple[str, ...]:
     """Reads passages of text.
 
     Args:
-        source: a `.txt` file, its passages separated by empty lines; a table with a column `text` (see
+        source: a `.txt` file, with empty lines between its passages; a table with a column `text` (see
             `sea_export.demonstrations.tables.read_table`); or None for the built-in set of plain prose.
 
     Raises:
-        InputError: the source cannot be read, or holds fewer than two passages.
+        InputError: the source cannot be read, or has fewer than two passages.
     """
     if source is None:
         with as_file(files("sea_export") / "data" / "neutral.jsonl") as builtin:
@@ -68,10 +68,10 @@ def load_texts(source: str | None) -> tuple[str, ...]:
         label, rows = read_table(source)
         for where, row in rows:
             if not isinstance(row.get("text"), str) or not row["text"].strip():
-                raise InputError(f"{where}: there is no text in a column 'text'")
+                raise InputError(f"{where}: it has no text in a column 'text'. Add it, or remove the row.")
         texts = [row["text"] for _, row in rows]
     if len(texts) < 2:
-        raise InputError(f"{label}: {len(texts)} passage(s) of text; at least 2 are needed")
+        raise InputError(f"{label}: it has {len(texts)} passage(s) of text. Give at least 2.")
     return tuple(texts)
 
 
@@ -79,7 +79,7 @@ def _read_passages(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: it cannot be read as UTF-8 text ({error})") from error
+        raise InputError(f"{path}: it cannot be read as UTF-8 text ({error}). Give another file.") from error
     return [passage.strip() for passage in text.split("\n\n") if passage.strip()]
 
 
@@ -90,13 +90,13 @@ def predict_texts(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> TextPredictions:
-    """The base's predictions, with its perplexity.
+    """The predictions of the base, with its perplexity.
 
     Args:
         model: the base.
         tokenizer: its tokenizer.
-        texts: passages; what does not fit into the model's context is cut off.
-        progress: told the number of passages that a batch has finished.
+        texts: passages. What does not fit into the context of the model is cut off.
+        progress: is told the number of passages that a batch has finished.
 
     Raises:
         InputError: a passage has no tokens, or see `sea_export.evaluation.scoring.whole_text`.
@@ -125,22 +125,25 @@ def measure_damage(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Measurement:
-    """Perplexity of a model, and how far its predictions are from a base's.
+    """Perplexity of a model, and the distance of its predictions from those of a base.
 
     Args:
         model: the edited model.
         tokenizer: its tokenizer.
         texts: the passages that the base predicted.
-        reference: the base's predictions.
-        progress: told the number of passages that a batch has finished.
+        reference: the predictions of the base.
+        progress: is told the number of passages that a batch has finished.
 
     Raises:
-        InputError: the two models do not read the passages as the same tokens, or have different vocabularies.
+        InputError: the two models have different tokens for the passages, or different vocabularies.
     """
     items = _items(model, tokenizer, texts)
     same_tokens = [item.completions for item in items] == [item.completions for item in reference.items]
     if not same_tokens or model.get_output_embeddings().weight.shape[0] != reference.log_probabilities.shape[1]:
-        raise InputError("the model and its base have different tokens, so their predictions cannot be compared")
+        raise InputError(
+            "--against: the model and its base have different tokens, so that their predictions cannot be compared. "
+            "Give the base that the model was made from."
+        )
     divergences, agreements = [0.0] * len(items), [0.0] * len(items)
 
     def compare(index: int, log_probabilities: Tensor) -> None:
@@ -153,12 +156,12 @@ def measure_damage(
     observer = _Observer(items, compare)
     observe_completions(model, items, observer, batch_tokens=_BATCH_TOKENS, progress=progress)
     lengths = [len(item.completions[0]) for item in items]
-    figures = (
+    metrics = (
         mean_metric(DIVERGENCE, divergences, weights=lengths, best=0.0, unit="nats"),
         mean_metric("equal likeliest token", agreements, weights=lengths),
         observer.perplexity(),
     )
-    return Measurement("damage", len(items), figures)
+    return Measurement("damage", len(items), metrics)
 
 
 def _items(
@@ -176,14 +179,14 @@ def _perplexity(sums: Sums) -> Sums:
 
 
 class _Observer:
-    """Observes passes: adds up negative log-likelihoods, and hands on each text's distributions."""
+    """Observes passes: sums negative log-likelihoods, and passes on the distributions of each text."""
 
     def __init__(self, items: Sequence[PromptedCompletions], then: Callable[[int, Tensor], None]) -> None:
-        """Starts.
+        """Starts with sums of 0.
 
         Args:
             items: the texts.
-            then: given a text's index and its (tokens, vocabulary) float32 log-probabilities.
+            then: is given the index of a text and its (tokens, vocabulary) float32 log-probabilities.
         """
         self._items = items
         self._then = then

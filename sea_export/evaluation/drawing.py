@@ -1,4 +1,4 @@
-"""What all pictures share: colours, markers, and how a picture is begun and written."""
+"""What all pictures share: colours, and how a picture is started and written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, reason
+from sea_export.files.writing import check_directory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,20 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "VERMILION", "check_picture", "new_figure", "plain", "save_figure"]
 
-# Okabe and Ito's colours: distinct for all common kinds of colour vision. Markers and hatches tell the same in grey.
+# The colours of Okabe and Ito, which all common kinds of colour vision can tell apart. Markers and hatches differ too.
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#555555"
 
 _FORMATS = (".png", ".pdf", ".svg")
 
 
 def check_picture(file: Path) -> None:
-    """Raises InputError if no picture could be written to `file`."""
+    """Raises InputError if no picture can be written to `file`."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib: pip install 'sea-export[plots]'")
+        raise InputError(
+            f"{file}: a picture needs matplotlib, which is not installed. Run pip install 'sea-export[plots]'."
+        )
     if file.suffix.lower() not in _FORMATS:
-        raise InputError(f"{file} cannot be drawn: its name must end in {', '.join(_FORMATS)}")
-    if not file.resolve().parent.is_dir():
-        raise InputError(f"{file} cannot be drawn: its directory does not exist")
+        raise InputError(f"{file}: it is no picture by its name. Give a name that ends in {', '.join(_FORMATS)}.")
+    check_directory(file)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -38,7 +40,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Writes a figure; the file's ending chooses the format.
+    """Writes a figure. The ending of the file name decides the format.
 
     Raises:
         InputError: the file cannot be written.
@@ -47,9 +49,9 @@ def save_figure(figure: Figure, file: Path) -> None:
     try:
         figure.savefig(file, dpi=150, metadata=metadata)
     except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{file}: it cannot be written ({reason(error)}). Choose another file.") from error
 
 
 def plain(axes: Axes) -> None:
-    """Takes the upper and the right line of the frame away."""
+    """Removes the upper and the right line of the frame."""
     axes.spines[["top", "right"]].set_visible(False)

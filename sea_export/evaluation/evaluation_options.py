@@ -8,7 +8,10 @@ from pathlib import Path
 from sea_export.errors import InputError
 from sea_export.options import CaptureOptions, check_values, option, same_option
 
-__all__ = ["CompareOptions", "EvaluateOptions", "InspectOptions"]
+__all__ = ["DAMAGE", "CompareOptions", "EvaluateOptions", "InspectOptions"]
+
+DAMAGE = "damage"
+"""The benchmark that compares predictions on neutral text. It needs no file."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class EvaluateOptions:
             raise InputError(
                 "--benchmark: nothing is to be measured. Give --benchmark NAME=FILE, or --benchmark damage."
             )
+        if self.text is not None and DAMAGE not in self.benchmarks:
+            raise InputError("--text: only --benchmark damage reads it. Give --benchmark damage too.")
         if self.record and (self.against is None or self.edit is not None):
             raise InputError(
-                "--record: it keeps the figures of an export beside those of its base. Give --against, and no --edit."
+                "--record: it keeps the metrics of an export beside those of its base. Give --against, and no --edit."
             )
 
 

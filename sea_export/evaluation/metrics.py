@@ -1,4 +1,4 @@
-"""The figures that benchmarks give: functions of sums over rows, so that all of them can be resampled alike."""
+"""Metrics of benchmarks. Each is a function of sums over rows, so that all of them are resampled in the same way."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ Sums = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a benchmark, kept as what each row contributes to it.
+    """One metric of a benchmark, with what each row contributes to it.
 
-    A mean, a ratio and a bias score are all functions of column sums. The bootstrap draws rows again, and a test
-    swaps the rows of two models: either changes the sums, and the function does the rest.
+    A mean, a ratio and a bias score are functions of column sums. The bootstrap draws rows again, and a permutation
+    test exchanges rows of two models. Both change only the sums.
     """
 
     name: str
     rows: NDArray[np.float64]
-    """(n, k): the contributions of each row. Two models' figures have theirs in the same order."""
+    """(n, k): the contributions of each row. The rows of two models are in the same order."""
     statistic: Callable[[Sums], Sums]
-    """(..., k) sums over rows -> (...) the figure."""
+    """(..., k) sums over rows -> (...) the metric."""
     best: float
-    """The value that the best model has: 1 for an accuracy, 0 for a divergence, 0.5 for a share that should be even."""
+    """The value of the best model: 1 for an accuracy, 0 for a divergence, 0.5 for a preference that should be even."""
     unit: str = "%"
-    """`%` for shares, which are shown times 100; `nats`; or nothing."""
+    """`%` for shares, which are shown multiplied by 100; `nats`; or empty."""
     group: str = ""
-    """Which rows it is about, such as a category; nothing for all."""
+    """Which rows it is about, such as a category; empty for all rows."""
 
     @property
     def value(self) -> float:
-        """The figure itself."""
+        """The value over all rows."""
         return float(self.statistic(self.rows.sum(axis=0)))
 
     @property
     def score(self) -> float:
-        """How good the value is, for a search: the higher the better, 0 at best."""
+        """How good the value is, for a search: higher is better, and 0 is the best."""
         return -abs(self.value - self.best)
 
 
 def mean_of_sums(sums: Sums) -> Sums:
-    """Σ value / Σ weight, of columns (value, weight); NaN where all weights are 0."""
+    """Σ value / Σ weight, of columns (value, weight); NaN if all weights are 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         quotient: Sums = sums[..., 0] / sums[..., 1]
     return quotient
@@ -60,12 +60,12 @@ def mean_metric(
     unit: str = "%",
     group: str = "",
 ) -> Metric:
-    """The mean of one value a row; with weights Σ value / Σ weight, values then being sums themselves.
+    """The mean of one value per row; with weights Σ value / Σ weight, where the values are sums themselves.
 
     Args:
-        name: what it is called.
-        values: one a row.
-        weights: one a row; 1 if None.
+        name: its name.
+        values: one per row.
+        weights: one per row; 1 if None.
         best: see `Metric`.
         unit: see `Metric`.
         group: see `Metric`.

@@ -36,13 +36,13 @@ class ChoiceQuestion:
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """The benchmark. A model's answer is the choice with the highest log-likelihood, in all or per character."""
+    """The benchmark. The answer of a model is the choice with the highest log-likelihood, total or per character."""
 
     rows: tuple[ChoiceQuestion, ...]
     prompt: str = "qa"
     """One of `PROMPTS`."""
 
-    metrics = ("accuracy", "accuracy, per character")
+    metric_names = ("accuracy", "accuracy, per character")
 
     @property
     def label(self) -> str:
@@ -58,7 +58,7 @@ class MultipleChoice:
             for row in self.rows
         ]
 
-    def figures(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
+    def metrics(self, items: Sequence[PromptedCompletions], scores: Sequence[Sequence[float]]) -> tuple[Metric, ...]:
         right, right_by_length = [], []
         for row, row_scores in zip(self.rows, scores, strict=True):
             by_length = [score / len(choice) for score, choice in zip(row_scores, row.choices, strict=True)]
@@ -68,26 +68,30 @@ class MultipleChoice:
 
 
 def load_multiple_choice(source: str) -> tuple[ChoiceQuestion, ...]:
-    """Reads a table with the columns question, choices (a list of texts) and label (the right one's index from 0).
+    """Reads a table with the columns question, choices (a list of texts) and label (index of the right one,
+    from 0).
 
     Args:
         source: see `sea_export.demonstrations.tables.read_table`.
 
     Raises:
-        InputError: the source cannot be read, or is no such table.
+        InputError: the source cannot be read, or is not such a table.
     """
     label, rows = read_table(source)
     if not rows:
-        raise InputError(f"{label}: there are no questions in it")
+        raise InputError(f"{label}: it has no questions. Give a table with the columns question, choices and label.")
     return tuple(_question(row, where) for where, row in rows)
 
 
 def _question(row: Row, where: str) -> ChoiceQuestion:
     question, choices, label = (row.get(column) for column in ("question", "choices", "label"))
     if not isinstance(question, str) or not question.strip():
-        raise InputError(f"{where}: its question is missing or empty")
+        raise InputError(f"{where}: its question is missing or empty. Add it, or remove the row.")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise InputError(f"{where}: choices must be a list of at least two texts")
+        raise InputError(f"{where}: its choices are not a list of at least two texts. Correct or remove the row.")
     if not isinstance(label, int) or label not in range(len(choices)):
-        raise InputError(f"{where}: label must be the index of the right choice, 0 to {len(choices) - 1}")
+        raise InputError(
+            f"{where}: its label is not the index of a choice. Give the index of the right one, 0 to "
+            f"{len(choices) - 1}."
+        )
     return ChoiceQuestion(question, tuple(choices), label)

@@ -1,4 +1,4 @@
-"""Pictures of edits, activations, evaluations and searches: legible in print, and without colour vision."""
+"""Pictures of edits, activations and evaluations: legible in print, and without colour vision."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
 
     Args:
         edit: the edit.
-        file: picture to write; its ending chooses the format (.png, .pdf, .svg).
+        file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
@@ -81,13 +81,13 @@ def _layer_axis(labels: Sequence[str]) -> str:
 
 
 def _label_layers(axis: Any, labels: Sequence[str]) -> None:
-    """Labels every layer, or every second, third … where all would not fit beside each other."""
+    """Labels every layer, or every second, third, … if not all labels fit beside each other."""
     step = -(-len(labels) // _LABELLED_LAYERS)
     axis.set_ticks(np.arange(0, len(labels), step), labels[::step])
 
 
 def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str], kind: str) -> None:
-    """Heat map of each layer's share of the squared spectrum by direction, on a logarithmic scale."""
+    """Heat map of the share of the squared spectrum by layer and direction, on a logarithmic scale."""
     from matplotlib.colors import LogNorm
 
     shares = np.full((len(layers), _SHOWN_VALUES), np.nan)
@@ -115,7 +115,7 @@ def _shares(layer: LayerEdit, kind: str) -> np.ndarray[Any, Any]:
 
 
 def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]) -> None:
-    """Share of the squared spectra that the first k directions explain, one line a layer."""
+    """Share of the squared spectra that the first k directions explain, one line per layer."""
     from matplotlib import colormaps
 
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
@@ -134,14 +134,14 @@ def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[s
 
 
 def plot_activations(activations: Mapping[Target, Activations], edit: SpectralEdit, file: Path) -> None:
-    """Draws, layer by layer, activations on the two directions in which they differ most.
+    """Draws the activations of each layer on the two directions in which they differ most.
 
     The directions are principal components of the neutral, positive and negative activations together.
 
     Args:
-        activations: of the layers to draw, each of which is edited.
-        edit: the edit; what it makes of the negative activations is drawn with them.
-        file: picture to write; its ending chooses the format (.png, .pdf, .svg).
+        activations: those of the layers to draw. Each of these layers is edited.
+        edit: the edit. The negative activations are drawn before and after it.
+        file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
@@ -186,26 +186,26 @@ def _draw_components(axis: Axes, kinds: Activations, edited: Tensor) -> None:
 
 
 def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
-    """Draws the figures of an evaluation over all rows, before and after, with their intervals.
+    """Draws the metrics of an evaluation over all rows, of base and model, with their intervals.
 
     Args:
-        reports: of all benchmarks.
-        file: picture to write; its ending chooses the format (.png, .pdf, .svg).
+        reports: one for each benchmark.
+        file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
     check_picture(file)
     panels = [
-        (report, unit, [figure for figure in report.figures if figure.unit == unit and not figure.group])
+        (report, unit, [metric for metric in report.metrics if metric.unit == unit and not metric.group])
         for report in reports
-        for unit in dict.fromkeys(figure.unit for figure in report.figures)
+        for unit in dict.fromkeys(metric.unit for metric in report.metrics)
     ]
-    heights = [0.45 * len(figures) + 0.9 for _, _, figures in panels]
+    heights = [0.45 * len(metrics) + 0.9 for _, _, metrics in panels]
     figure = new_figure(8, sum(heights) + 0.5)
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (report, unit, figures) in zip(axes, panels, strict=True):
-        _draw_intervals(axis, figures, 100 if unit == "%" else 1)
+    for axis, (report, unit, metrics) in zip(axes, panels, strict=True):
+        _draw_intervals(axis, metrics, 100 if unit == "%" else 1)
         axis.set_title(f"{report.benchmark} ({report.rows} rows)", loc="left")
         axis.set_xlabel(unit or "perplexity")
     handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -213,10 +213,10 @@ def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
     save_figure(figure, file)
 
 
-def _draw_intervals(axis: Axes, figures: Sequence[MetricReport], factor: float) -> None:
+def _draw_intervals(axis: Axes, metrics: Sequence[MetricReport], factor: float) -> None:
     kinds = ((-0.14, "base", "o", GREY, "base"), (0.14, "value", "s", BLUE, "this model"))
     for offset, kind, marker, color, name in kinds:
-        shown = [(row, getattr(one, kind)) for row, one in enumerate(figures) if getattr(one, kind) is not None]
+        shown = [(row, getattr(one, kind)) for row, one in enumerate(metrics) if getattr(one, kind) is not None]
         if not shown:
             continue
         means = [factor * interval.mean for _, interval in shown]
@@ -231,7 +231,7 @@ def _draw_intervals(axis: Axes, figures: Sequence[MetricReport], factor: float) 
             capsize=3,
             label=f"{name}, 95 % interval",
         )
-    axis.set_yticks(range(len(figures)), [one.name for one in figures])
-    axis.set_ylim(len(figures) - 0.5, -0.5)
+    axis.set_yticks(range(len(metrics)), [one.name for one in metrics])
+    axis.set_ylim(len(metrics) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     plain(axis)

@@ -1,9 +1,10 @@
-"""Measurements as they are told: with intervals, and against a base with differences and tests."""
+"""Reports of measurements: with intervals, and compared with a base, with differences and tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.metrics import Metric
@@ -14,20 +15,20 @@ __all__ = ["BenchmarkReport", "MetricReport", "make_reports"]
 
 @dataclass(frozen=True)
 class MetricReport:
-    """One figure of a model, and of its base where that has it. Intervals are of 95 %."""
+    """One metric of a model, and of its base if that has it. Intervals are 95 % intervals."""
 
     name: str
     group: str
-    """Which rows it is about; nothing for all."""
+    """Which rows it is about; empty for all rows."""
     unit: str
     """See `sea_export.evaluation.metrics.Metric`."""
     best: float
     value: Interval
     base: Interval | None
     difference: Interval | None
-    """`value` less `base`, paired by row."""
+    """`value` minus `base`, paired by row."""
     p_value: float | None
-    """Of the two models being alike."""
+    """Of the hypothesis that the two models are alike."""
 
     @property
     def title(self) -> str:
@@ -37,50 +38,54 @@ class MetricReport:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """What a benchmark gave."""
+    """The metrics of one benchmark."""
 
     benchmark: str
     rows: int
-    figures: tuple[MetricReport, ...]
+    metrics: tuple[MetricReport, ...]
 
-    def figure(self, name: str) -> MetricReport:
-        """The figure of that name over all rows."""
-        return next(figure for figure in self.figures if figure.title == name)
+    def metric(self, name: str) -> MetricReport:
+        """The metric of that name over all rows."""
+        return next(metric for metric in self.metrics if metric.title == name)
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON data, under the names that manifests and `--json` files have for it."""
+        return {"benchmark": self.benchmark, "rows": self.rows, "figures": [asdict(metric) for metric in self.metrics]}
 
 
 def make_reports(
     measurements: Sequence[Measurement], baseline: Sequence[Measurement] | None = None, *, seed: int = 0
 ) -> list[BenchmarkReport]:
-    """Reports of one model's measurements.
+    """Reports of the measurements of one model.
 
     Args:
-        measurements: the model's.
-        baseline: the base's, of the same benchmarks in the same order; None if there is none.
-        seed: seed of everything that is drawn.
+        measurements: those of the model.
+        baseline: those of the base, of the same benchmarks in the same order; None if there is no base.
+        seed: seed of all random draws.
     """
     bases: Sequence[Measurement | None] = [None] * len(measurements) if baseline is None else baseline
     return [_report(own, base, seed) for own, base in zip(measurements, bases, strict=True)]
 
 
 def _report(own: Measurement, base: Measurement | None, seed: int) -> BenchmarkReport:
-    known = {_key(figure): figure for figure in base.figures} if base is not None else {}
-    shared = [figure for figure in own.figures if _key(figure) in known]
-    partners = [known[_key(figure)] for figure in shared]
+    known = {_key(metric): metric for metric in base.metrics} if base is not None else {}
+    shared = [metric for metric in own.metrics if _key(metric) in known]
+    partners = [known[_key(metric)] for metric in shared]
     compared = zip(
         metric_intervals(partners, seed=seed),
         metric_differences(shared, partners, seed=seed),
         permutation_tests(shared, partners, seed=seed),
         strict=True,
     )
-    against = {_key(figure): one for figure, one in zip(shared, compared, strict=True)}
-    figures = []
-    for figure, value in zip(own.figures, metric_intervals(own.figures, seed=seed), strict=True):
-        base_value, difference, p_value = against.get(_key(figure), (None, None, None))
-        figures.append(
-            MetricReport(figure.name, figure.group, figure.unit, figure.best, value, base_value, difference, p_value)
+    against = {_key(metric): one for metric, one in zip(shared, compared, strict=True)}
+    metrics = []
+    for metric, value in zip(own.metrics, metric_intervals(own.metrics, seed=seed), strict=True):
+        base_value, difference, p_value = against.get(_key(metric), (None, None, None))
+        metrics.append(
+            MetricReport(metric.name, metric.group, metric.unit, metric.best, value, base_value, difference, p_value)
         )
-    return BenchmarkReport(own.benchmark, own.count, tuple(figures))
+    return BenchmarkReport(own.benchmark, own.count, tuple(metrics))
 
 
-def _key(figure: Metric) -> tuple[str, str]:
-    return figure.group, figure.name
+def _key(metric: Metric) -> tuple[str, str]:
+    return metric.group, metric.name

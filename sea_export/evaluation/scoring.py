@@ -1,8 +1,8 @@
 """Log-likelihoods of completions: the one scorer that all benchmarks share.
 
-What stands between a prompt and the probability of a completion's first token is the prompt's last token. It is
-moved in front of every completion, so that prompts are computed by the decoder alone, and completions by the whole
-model, whose head then sees no position but those that predict a completion's token.
+The last token of a prompt predicts the first token of a completion. It is moved from the prompt to the start of every
+completion. Prompts are then computed by the decoder alone. Completions are computed by the whole model, and its head
+computes only positions that predict a token of a completion.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def completion_log_likelihoods(
     batch_tokens: int = 2048,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[float]]:
-    """Σ log p(token | what precedes it) over the tokens of each completion, natural logarithm.
+    """Σ log p(token | all tokens before it) over the tokens of each completion, natural logarithm.
 
-    Tokens that all prompts begin with are computed once, each prompt once for all of its completions. Log-softmax
-    is float32 whatever the model's dtype.
+    Tokens that all prompts begin with are computed once, and each prompt once for all of its completions. Log-softmax
+    is computed in float32, for every dtype of the model.
 
     Args:
-        model: a causal language model; it is put into evaluation mode.
+        model: a causal language model. It is set to evaluation mode.
         items: prompts, each with at least one completion, all of at least one token.
         batch_tokens: about how many tokens a forward pass computes.
         progress: told the number of items that a batch has finished.
@@ -63,18 +63,18 @@ def observe_completions(
     batch_tokens: int = 2048,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """The passes behind `completion_log_likelihoods`, for whoever wants more of the logits.
+    """The passes of `completion_log_likelihoods`, for callers that need more of the logits.
 
     Args:
         model: see `completion_log_likelihoods`.
-        items: likewise.
-        observer: where a segment is of a completion, its row of the output's logits predicts that completion's
-            tokens, one position each.
-        batch_tokens: likewise.
-        progress: likewise.
+        items: see `completion_log_likelihoods`.
+        observer: if a segment belongs to a completion, its row of the logits predicts the tokens of that completion,
+            one per position.
+        batch_tokens: see `completion_log_likelihoods`.
+        progress: see `completion_log_likelihoods`.
 
     Raises:
-        InputError: likewise.
+        InputError: see `completion_log_likelihoods`.
     """
     _check(items)
     if not items:
@@ -101,18 +101,21 @@ def prompted_completions(
 
 
 def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedCompletions:
-    """A text all of whose tokens are to be scored, as the one completion of what the tokenizer puts before texts.
+    """A text whose tokens are all scored: the one completion after the special tokens that the tokenizer puts first.
 
-    Where it puts nothing there, the text follows its begin-of-text token, or else its end-of-text token.
+    If it puts none there, the text follows its begin-of-text token, or else its end-of-text token.
 
     Raises:
-        InputError: the tokenizer has neither token, or see `prompted_completions`.
+        InputError: the tokenizer has neither of the two tokens, or see `prompted_completions`.
     """
     before, tokens = tokenize_text(tokenizer, text)
     if not before:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if first is None:
-            raise InputError("the tokenizer has no special token that a text could begin with, to be scored whole")
+            raise InputError(
+                "tokenizer: it has no special token with which a text could begin, so that a whole text cannot be "
+                "scored. Leave out crows-pairs and damage, or give a tokenizer with a begin-of-text token."
+            )
         before = (first,)
     return PromptedCompletions(before, [tokens])
 
@@ -121,18 +124,18 @@ def _check(items: Sequence[PromptedCompletions]) -> None:
     for index, item in enumerate(items):
         if not len(item.prompt):
             raise InputError(
-                f"item {index}: its prompt has no tokens, so nothing predicts a completion's first token: "
-                "begin it with the tokenizer's first special token"
+                f"item {index}: its prompt has no tokens, so that nothing predicts the first token of a completion. "
+                "Begin the prompt with the first special token of the tokenizer."
             )
         if not item.completions:
-            raise InputError(f"item {index}: it has no completions to score")
+            raise InputError(f"item {index}: it has no completions to score. Give at least one.")
         for position, completion in enumerate(item.completions):
             if not len(completion):
-                raise InputError(f"item {index}, completion {position}: it has no tokens to score")
+                raise InputError(f"item {index}, completion {position}: it has no tokens to score. Give at least one.")
 
 
 class _Scorer:
-    """Observes passes: adds up the log-probabilities of the completions' tokens."""
+    """Observes passes: sums the log-probabilities of the tokens of completions."""
 
     def __init__(self, items: Sequence[PromptedCompletions]) -> None:
         self._items = items

@@ -1,10 +1,11 @@
-"""The same prompts answered by two models, and where the answers differ, word by word."""
+"""The same prompts answered by two models, and the words in which the answers differ."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,23 +15,33 @@ from jinja2 import TemplateError
 
 from sea_export.capture.generate import greedy_continuations
 from sea_export.demonstrations.tables import read_json_lines, read_table
-from sea_export.errors import InputError
+from sea_export.errors import InputError, first_line
+from sea_export.evaluation.evaluation_options import CompareOptions
+from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.files.writing import check_directory
+from sea_export.model.run_options import RunOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["TEMPLATES", "Comparison", "Piece", "answer_prompts", "compare_answers", "load_prompts"]
-
-TEMPLATES = ("auto", "chat", "qa", "none")
+__all__ = [
+    "Comparison",
+    "ModelComparison",
+    "Piece",
+    "answer_prompts",
+    "compare_answers",
+    "compare_models",
+    "load_prompts",
+]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of an answer."""
+    """A part of an answer."""
 
     text: str
     changed: bool
-    """Whether the other answer has something else there."""
+    """Whether the other answer has other words there."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,72 @@ class Comparison:
         return any(piece.changed for piece in (*self.base, *self.edited))
 
 
+@dataclass(frozen=True)
+class ModelComparison:
+    """The answers of a base and of an edited model to the same prompts.
+
+    Attributes:
+        base: the name of the base.
+        edited: the name of the edited model.
+        answers: one for each prompt.
+    """
+
+    base: str
+    edited: str
+    answers: tuple[Comparison, ...]
+
+
+def compare_models(
+    base: str,
+    edited: str,
+    options: CompareOptions,
+    run: RunOptions,
+    waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> ModelComparison:
+    """Answers the same prompts with two models, one after the other.
+
+    Args:
+        base: a Hub id, a directory, or a `.gguf` file.
+        edited: the same; also an export of any format.
+        options: the prompts, and how they are answered. The page that they name is checked, but not written.
+        run: how the models are opened.
+        waiting: is told what goes on; its context is open meanwhile.
+
+    Raises:
+        InputError: a model, the prompts or the page is not usable.
+    """
+    if options.html is not None:
+        check_directory(options.html)
+    prompts = list(options.own_prompts)
+    if options.prompts is not None or not prompts:
+        prompts += load_prompts(options.prompts)
+    answers: list[list[str]] = []
+    names: list[str] = []
+    for model in (base, edited):
+        with open_loaded_model(model, run) as loaded, waiting(f"{loaded.name} answers"):
+            names.append(loaded.name)
+            answers.append(
+                answer_prompts(
+                    loaded.model,
+                    loaded.tokenizer,
+                    prompts,
+                    template=options.template,
+                    new_tokens=options.new_tokens,
+                )
+            )
+    compared = tuple(compare_answers(*row) for row in zip(prompts, *answers, strict=True))
+    return ModelComparison(base=names[0], edited=names[1], answers=compared)
+
+
 def load_prompts(source: str | None) -> tuple[str, ...]:
     """Reads prompts.
 
     Args:
-        source: a `.txt` file with one prompt a line; a table with a column `prompt` or `question` (see
+        source: a `.txt` file with one prompt per line; a table with a column `prompt` or `question` (see
             `sea_export.demonstrations.tables.read_table`); or None for the built-in ones.
 
     Raises:
-        InputError: the source cannot be read, or there is no prompt in it.
+        InputError: the source cannot be read, or has no prompt.
     """
     if source is None:
         with as_file(files("sea_export") / "data" / "prompts.jsonl") as builtin:
@@ -64,7 +132,7 @@ def load_prompts(source: str | None) -> tuple[str, ...]:
         try:
             lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source}: it cannot be read as UTF-8 text ({error})") from error
+            raise InputError(f"{source}: it cannot be read as UTF-8 text ({error}). Give another file.") from error
         prompts = [line.strip() for line in lines if line.strip()]
     else:
         _, rows = read_table(source)
@@ -72,10 +140,12 @@ def load_prompts(source: str | None) -> tuple[str, ...]:
         for where, row in rows:
             prompt = row.get("prompt", row.get("question"))
             if not isinstance(prompt, str) or not prompt.strip():
-                raise InputError(f"{where}: there is no text in a column 'prompt' or 'question'")
+                raise InputError(
+                    f"{where}: it has no text in a column 'prompt' or 'question'. Add it, or remove the row."
+                )
             prompts.append(prompt)
     if not prompts:
-        raise InputError(f"{source}: there are no prompts in it")
+        raise InputError(f"{source}: it has no prompts. Give at least one.")
     return tuple(prompts)
 
 
@@ -93,12 +163,12 @@ def answer_prompts(
         model: a causal language model.
         tokenizer: its tokenizer.
         prompts: texts.
-        template: how a prompt is put: `chat`, the tokenizer's own chat template; `qa`, "Q: prompt", a new line, "A:";
-            `none`, as it is; `auto`, `chat` where there is a chat template and `qa` elsewhere.
-        new_tokens: length of an answer at most, in tokens.
+        template: how a prompt becomes text: `chat`, with the chat template of the tokenizer; `qa`, "Q: prompt", a new
+            line, "A:"; `none`, as it is; `auto`, `chat` if there is a chat template and `qa` if not.
+        new_tokens: the largest length of an answer, in tokens.
 
     Raises:
-        InputError: the tokenizer's chat template is missing or fails.
+        InputError: the chat template of the tokenizer is missing or fails.
     """
     if template == "auto":
         template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
@@ -112,19 +182,21 @@ def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, template: st
         plain: list[int] = tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"]
         return plain
     if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("the tokenizer has no chat template: use --template qa")
+        raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")
     try:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
     except (TemplateError, ValueError) as error:
-        raise InputError(f"the tokenizer's chat template fails ({error}): use --template qa") from error
+        raise InputError(
+            f"--template: the chat template of the tokenizer fails ({first_line(error)}). Choose --template qa."
+        ) from error
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokens
 
 
 def compare_answers(prompt: str, base: str, edited: str) -> Comparison:
-    """Finds which words of two answers differ."""
+    """Finds the words in which two answers differ."""
     words = [re.findall(r"\S+\s*", text) for text in (base, edited)]
     bare = [[word.rstrip() for word in own] for own in words]
     pieces: tuple[list[Piece], list[Piece]] = ([], [])

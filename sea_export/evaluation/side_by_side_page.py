@@ -1,4 +1,4 @@
-"""A comparison as a web page of one file."""
+"""A comparison as a web page in one file."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ _PAGE = """\
 
 
 def comparison_page(base: str, edited: str, comparisons: Sequence[Comparison]) -> str:
-    """The page, with everything that models or users wrote escaped.
+    """The page. Everything that models or users wrote is escaped.
 
     Args:
-        base: what the base is called.
-        edited: what the edited model is called.
+        base: the name of the base.
+        edited: the name of the edited model.
         comparisons: the answers.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined)

@@ -1,4 +1,4 @@
-"""Confidence intervals of figures by the bootstrap, and paired tests by exchange of rows."""
+"""Confidence intervals of metrics by the bootstrap, and paired permutation tests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = [
     "permutation_tests",
 ]
 
-# Resamples are drawn so many at a time, to bound memory.
+# So many resamples are drawn at a time, to bound memory.
 _CHUNK = 500
 
 
 class Interval(NamedTuple):
-    """A figure and the ends of its confidence interval."""
+    """A value and the ends of its confidence interval."""
 
     mean: float
     low: float
@@ -33,88 +33,89 @@ class Interval(NamedTuple):
 
 
 def metric_intervals(
-    figures: Sequence[Metric], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+    metrics: Sequence[Metric], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> list[Interval]:
-    """Figures of the same rows with their percentile bootstrap intervals (Efron 1979).
+    """Metrics of the same rows with their percentile bootstrap intervals (Efron 1979).
 
-    The rows are taken as a random sample: an interval says what other rows of the kind would give.
+    The rows count as a random sample. An interval says what other rows of the same kind would give.
 
     Args:
-        figures: the figures.
-        confidence: share of the resampled figures inside an interval, in (0, 1).
+        metrics: the metrics.
+        confidence: share of the resampled metrics inside an interval, in (0, 1).
         samples: how many times the rows are drawn again, with replacement.
         seed: seed of the draws.
 
     Raises:
         InputError: there are no rows, or the confidence is not between 0 and 1.
     """
-    draws: list[list[NDArray[np.float64]]] = [[] for _ in figures]
-    for counts in _resamples(_row_count(figures), samples, seed):
-        for one, figure in zip(draws, figures, strict=True):
-            one.append(figure.statistic(counts @ figure.rows))
-    return [_interval(figure.value, one, confidence) for figure, one in zip(figures, draws, strict=True)]
+    draws: list[list[NDArray[np.float64]]] = [[] for _ in metrics]
+    for counts in _resamples(_row_count(metrics), samples, seed):
+        for one, metric in zip(draws, metrics, strict=True):
+            one.append(metric.statistic(counts @ metric.rows))
+    return [_interval(metric.value, one, confidence) for metric, one in zip(metrics, draws, strict=True)]
 
 
 def metric_differences(
-    figures: Sequence[Metric],
+    metrics: Sequence[Metric],
     baselines: Sequence[Metric],
     *,
     confidence: float = 0.95,
     samples: int = 10_000,
     seed: int = 0,
 ) -> list[Interval]:
-    """`figure - baseline` with their intervals, from the same resampled rows of both.
+    """`metric - baseline` with their intervals, from the same resampled rows of both.
 
-    Both were measured on the same rows, which is what makes the intervals narrow: hard rows are hard for both.
+    Both were measured on the same rows. This makes the intervals narrow, because hard rows are hard for both models.
 
     Args:
-        figures: the figures of one model.
-        baselines: the same of another, their rows in the same order.
+        metrics: the metrics of one model.
+        baselines: those of another model, with their rows in the same order.
         confidence: see `metric_intervals`.
         samples: see `metric_intervals`.
         seed: see `metric_intervals`.
 
     Raises:
-        InputError: the two differ in their number of rows; or see `metric_intervals`.
+        InputError: the two have different numbers of rows; or see `metric_intervals`.
     """
-    draws: list[list[NDArray[np.float64]]] = [[] for _ in figures]
-    for counts in _resamples(_row_count([*figures, *baselines]), samples, seed):
-        for one, figure, baseline in zip(draws, figures, baselines, strict=True):
-            one.append(figure.statistic(counts @ figure.rows) - baseline.statistic(counts @ baseline.rows))
+    draws: list[list[NDArray[np.float64]]] = [[] for _ in metrics]
+    for counts in _resamples(_row_count([*metrics, *baselines]), samples, seed):
+        for one, metric, baseline in zip(draws, metrics, baselines, strict=True):
+            one.append(metric.statistic(counts @ metric.rows) - baseline.statistic(counts @ baseline.rows))
     return [
-        _interval(figure.value - baseline.value, one, confidence)
-        for figure, baseline, one in zip(figures, baselines, draws, strict=True)
+        _interval(metric.value - baseline.value, one, confidence)
+        for metric, baseline, one in zip(metrics, baselines, draws, strict=True)
     ]
 
 
 def permutation_tests(
-    figures: Sequence[Metric], baselines: Sequence[Metric], *, samples: int = 10_000, seed: int = 0
+    metrics: Sequence[Metric], baselines: Sequence[Metric], *, samples: int = 10_000, seed: int = 0
 ) -> list[float]:
     """Two-sided p-values of the hypothesis that two models are alike (paired permutation tests).
 
-    If they are, each row's two results could as well be the other way round. p is the share of random exchanges that
-    put the figures at least as far apart as they are, the actual one counted; for means this is the sign-flip test.
+    If they are alike, the two results of each row can be exchanged. p is the share of random exchanges after which the
+    metrics differ at least as much as they do now; the observed result counts as one. For means this is the sign-flip
+    test.
 
     Args:
-        figures: the figures of one model.
-        baselines: the same of another, their rows in the same order.
-        samples: how many random exchanges.
-        seed: their seed.
+        metrics: the metrics of one model.
+        baselines: those of another model, with their rows in the same order.
+        samples: the number of random exchanges.
+        seed: seed of the exchanges.
 
     Raises:
-        InputError: the two differ in their number of rows, or have none.
+        InputError: the two have different numbers of rows, or no rows.
     """
-    count = _row_count([*figures, *baselines])
+    count = _row_count([*metrics, *baselines])
     generator = np.random.default_rng(seed)
-    extreme = [0] * len(figures)
+    extreme = [0] * len(metrics)
     for size in _chunks(samples):
         exchanged = generator.integers(2, size=(size, count)).astype(np.float64)
-        for index, (figure, baseline) in enumerate(zip(figures, baselines, strict=True)):
-            moved = exchanged @ (baseline.rows - figure.rows)
-            own, other = figure.rows.sum(axis=0) + moved, baseline.rows.sum(axis=0) - moved
-            distance = np.abs(figure.statistic(own) - baseline.statistic(other))
-            observed = abs(figure.value - baseline.value)
-            extreme[index] += int((distance >= observed - 1e-9 * max(1.0, observed)).sum())  # rounding aside
+        for index, (metric, baseline) in enumerate(zip(metrics, baselines, strict=True)):
+            moved = exchanged @ (baseline.rows - metric.rows)
+            own, other = metric.rows.sum(axis=0) + moved, baseline.rows.sum(axis=0) - moved
+            distance = np.abs(metric.statistic(own) - baseline.statistic(other))
+            observed = abs(metric.value - baseline.value)
+            extreme[index] += int((distance >= observed - 1e-9 * max(1.0, observed)).sum())  # but for rounding
     return [(1 + one) / (1 + samples) for one in extreme]
 
 
@@ -139,7 +140,7 @@ def paired_bootstrap_interval(
 
 
 def _resamples(count: int, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """(chunk, count): how often each row is in each resample."""
+    """(chunk, count): the number of times that each row is in each resample."""
     generator = np.random.default_rng(seed)
     for size in _chunks(samples):
         drawn = generator.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
@@ -153,17 +154,19 @@ def _chunks(samples: int) -> Iterator[int]:
 
 def _interval(value: float, draws: Sequence[NDArray[np.float64]], confidence: float) -> Interval:
     if not 0 < confidence < 1:
-        raise InputError(f"a confidence of {confidence} is not between 0 and 1")
-    # A resample without any row that a figure is about says nothing about it.
+        raise InputError(f"confidence: {confidence} is out of range. Give a number between 0 and 1.")
+    # A resample without any row of a group says nothing about the metrics of that group.
     low, high = np.nanquantile(np.concatenate(draws), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 
 
-def _row_count(figures: Sequence[Metric]) -> int:
-    """The number of rows, which all figures must share; 1 for no figures, so that drawing rows does no harm."""
-    counts = list(dict.fromkeys(len(figure.rows) for figure in figures)) or [1]
+def _row_count(metrics: Sequence[Metric]) -> int:
+    """The number of rows, which is the same for all metrics; 1 if there are no metrics, so that rows can be drawn."""
+    counts = list(dict.fromkeys(len(metric.rows) for metric in metrics)) or [1]
     if len(counts) > 1:
-        raise InputError(f"{counts[0]} values cannot be paired with {counts[1]}")
+        raise InputError(
+            f"metrics: {counts[0]} values cannot be paired with {counts[1]}. Measure both models on the same rows."
+        )
     if counts[0] == 0:
-        raise InputError("an interval needs at least one value")
+        raise InputError("metrics: an interval needs at least one value. Give at least one row.")
     return counts[0]

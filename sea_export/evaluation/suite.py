@@ -1,9 +1,8 @@
-"""Several benchmarks, and damage, measured on one model after another."""
+"""Several benchmarks, and damage, measured on one model after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sea_export.errors import InputError
@@ -11,6 +10,7 @@ from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Benchmark, Measurement, Progress, measure, no_progress, sample
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
 from sea_export.evaluation.damage import TextPredictions, load_texts, measure_damage, predict_texts
+from sea_export.evaluation.evaluation_options import DAMAGE, EvaluateOptions
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
 from sea_export.evaluation.truthfulqa import PROMPTS as TRUTHFULQA_PROMPTS
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["BENCHMARKS", "Suite", "load_benchmark"]
 
 BENCHMARKS = ("truthfulqa", "bbq", "crows-pairs", "multiple-choice")
-_DAMAGE = "damage"
 _PROMPTS = {"truthfulqa": tuple(TRUTHFULQA_PROMPTS), "multiple-choice": tuple(CHOICE_PROMPTS)}
 
 
@@ -38,13 +37,17 @@ def load_benchmark(text: str) -> Benchmark:
     name, equals, source = text.partition("=")
     name, _, prompt = name.partition(":")
     if name not in BENCHMARKS:
-        raise InputError(f"There is no benchmark {name!r}; choose one of {', '.join((*BENCHMARKS, _DAMAGE))}.")
+        raise InputError(
+            f"--benchmark: there is no benchmark {name!r}. Choose one of {', '.join((*BENCHMARKS, DAMAGE))}."
+        )
     if not equals or not source:
-        raise InputError(f"--benchmark {text}: say where its rows are, {name}=FILE or {name}=org/dataset")
+        raise InputError(
+            f"--benchmark: {text} does not say where its rows are. Give {name}=FILE or {name}=org/dataset."
+        )
     prompts = _PROMPTS.get(name, ())
     if prompt and prompt not in prompts:
-        choice = f"choose one of {', '.join(prompts)}" if prompts else "it has only one"
-        raise InputError(f"--benchmark {text}: {name} has no prompt {prompt!r}; {choice}")
+        choice = f"Choose one of {', '.join(prompts)}." if prompts else "Leave it out: there is only one."
+        raise InputError(f"--benchmark: {name} has no prompt {prompt!r}. {choice}")
     if name == "truthfulqa":
         return TruthfulQA(load_truthfulqa(source), prompt or prompts[0])
     if name == "multiple-choice":
@@ -58,36 +61,26 @@ class Suite:
 
     benchmarks: tuple[Benchmark, ...]
     texts: tuple[str, ...] = ()
-    """Passages for `damage`; none if that is not asked for."""
+    """Passages for `damage`; empty if damage is not measured."""
     batch_tokens: int = 2048
 
     @classmethod
-    def parse(cls, benchmarks: Sequence[str], *, text: str | None = None, batch_tokens: int = 2048) -> Suite:
-        """Reads what a command line asks for.
-
-        Args:
-            benchmarks: for each, see `load_benchmark`; or `damage`.
-            text: the passages for `damage`, see `sea_export.evaluation.damage.load_texts`.
-            batch_tokens: about how many tokens a forward pass computes.
+    def load(cls, options: EvaluateOptions) -> Suite:
+        """Reads the rows and passages of what is to be measured.
 
         Raises:
-            InputError: nothing is asked for, or something that cannot be read.
+            InputError: something cannot be read.
         """
-        if not benchmarks:
-            raise InputError("say what to measure: --benchmark NAME=FILE, or --benchmark damage")
-        if text is not None and _DAMAGE not in benchmarks:
-            raise InputError("--text is what --benchmark damage reads: ask for that too")
-        loaded = tuple(load_benchmark(one) for one in benchmarks if one != _DAMAGE)
-        return cls(loaded, load_texts(text) if _DAMAGE in benchmarks else (), batch_tokens)
-
-    def sampled(self, count: int, seed: int) -> Suite:
-        """The same with at most `count` rows of each benchmark."""
-        return replace(self, benchmarks=tuple(sample(one, count, seed) for one in self.benchmarks))
+        loaded = [load_benchmark(one) for one in options.benchmarks if one != DAMAGE]
+        if options.limit is not None:
+            loaded = [sample(one, options.limit, options.seed) for one in loaded]
+        texts = load_texts(options.text) if DAMAGE in options.benchmarks else ()
+        return cls(tuple(loaded), texts, options.batch_tokens)
 
     def measure_base(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress = no_progress
     ) -> tuple[list[Measurement], TextPredictions | None]:
-        """Measures a model, and keeps its predictions for others to be compared with.
+        """Measures a model, and keeps its predictions so that others can be compared with it.
 
         Args:
             model: a causal language model.
@@ -97,7 +90,7 @@ class Suite:
         measurements = self._benchmarks(model, tokenizer, progress)
         if not self.texts:
             return measurements, None
-        with progress(_DAMAGE, len(self.texts)) as advance:
+        with progress(DAMAGE, len(self.texts)) as advance:
             predictions = predict_texts(model, tokenizer, self.texts, progress=advance)
         return [*measurements, predictions.measurement], predictions
 
@@ -113,13 +106,13 @@ class Suite:
         Args:
             model: a causal language model.
             tokenizer: its tokenizer.
-            reference: the base's predictions, from `measure_base`.
+            reference: the predictions of the base, from `measure_base`.
             progress: see `sea_export.evaluation.benchmark.Progress`.
         """
         measurements = self._benchmarks(model, tokenizer, progress)
         if reference is None:
             return measurements
-        with progress(_DAMAGE, len(self.texts)) as advance:
+        with progress(DAMAGE, len(self.texts)) as advance:
             damage = measure_damage(model, tokenizer, self.texts, reference, progress=advance)
         return [*measurements, damage]
 

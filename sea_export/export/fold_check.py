@@ -55,7 +55,7 @@ def check_fold(model: PreTrainedModel, projections: Sequence[OutputProjection], 
         structure = _structure(model, projection.module_name, projection)
         if structure not in checked:
             runnable = runnable or with_random_weights(model)
-            _check_projection(runnable, _first_like(model, projection), needs_bias=needs_bias)
+            _check_projection(runnable, projection, needs_bias=needs_bias)
             checked.add(structure)
 
 
@@ -91,7 +91,9 @@ def _first_like(model: PreTrainedModel, projection: OutputProjection) -> OutputP
 
 @torch.inference_mode()
 def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, needs_bias: bool) -> None:
-    module = model.get_submodule(projection.module_name)
+    """Checks one output projection. Messages name it, and not the one of equal structure that runs instead."""
+    like = _first_like(model, projection)
+    module = model.get_submodule(like.module_name)
     arguments, keywords = _example_inputs(model, module)
     if needs_bias:
         for weight in projection.weights:
@@ -105,7 +107,7 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
     linear = random_edit(projection.size, generator)
     for edit in (linear, replace(linear, shift=torch.randn(projection.size, generator=generator)))[: 1 + needs_bias]:
         expected = edit.apply(output)
-        with with_parameters(model, _folded(model, projection, edit)):
+        with with_parameters(model, _folded(model, like, edit)):
             actual = _run(module, arguments, keywords)
         error = float((actual - expected).norm() / expected.norm())
         if error <= _TOLERANCE:

@@ -1,1 +1,1 @@
-"""Files on the disk: read as somebody else's, written as a whole or not at all, and digested."""
+"""Files on the disk: reading files of unknown origin, writing a whole file or nothing, and digests."""

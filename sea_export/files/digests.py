@@ -14,10 +14,13 @@ _CHUNK_BYTES = 1 << 20
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of the file at `path`, in hexadecimal.
+    """The SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: the file.
 
     Raises:
-        SeaExportError: the file became shorter or longer meanwhile.
+        SeaExportError: the size of the file changed while it was read.
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -27,11 +30,11 @@ def file_digest(path: Path) -> str:
             digest.update(buffer[:count])
             size -= count
     if size:
-        raise SeaExportError(f"{path} changed while it was read; make sure nothing writes to it.")
+        raise SeaExportError(f"{path}: it changed while it was read. Make sure that nothing writes to it.")
     return digest.hexdigest()
 
 
 def file_digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below `directory`, in hexadecimal, by sorted POSIX path relative to it."""
+    """The SHA-256, in hexadecimal, of every file below a directory, by POSIX path relative to it, sorted."""
     files = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     return {file: file_digest(directory / file) for file in files}

@@ -1,8 +1,8 @@
-"""Files that somebody else wrote: which are opened, where they may lie, and how much of them is taken into memory.
+"""Files that somebody else wrote: which ones are opened, where they may be, and how much of them is read into memory.
 
-A checkpoint or an edit may come from anywhere. Everything of one that this package reads by itself is opened here, so
-that a named pipe does not stop it, a link does not lead it out of the directory, and a file of a few megabytes that
-parses to gigabytes does not fill the memory.
+All files of checkpoints and edits that this package reads by itself are opened here. They may be from anywhere. So a
+named pipe cannot stop the program, a link cannot lead it out of the directory, and a small file that would become
+gigabytes of objects cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -20,36 +20,41 @@ from sea_export.errors import InputError
 __all__ = ["MAXIMUM_JSON_BYTES", "check_contained", "open_file", "parse_json", "read_json", "read_json_object"]
 
 MAXIMUM_JSON_BYTES = 64_000_000
-"""Of a JSON file or a safetensors header: several times what the largest published checkpoints have."""
+"""The largest size of a JSON file or a safetensors header: several times that of the largest published ones."""
 
-# An empty list takes 3 bytes of text and 80 of memory, and a key of an object more: these many take 500 MB at most.
+# An empty list is 3 bytes of text and 80 bytes of memory, and a key of an object is more. So many need 500 MB at most.
 _MAXIMUM_JSON_VALUES = 2_500_000
 _MAXIMUM_JSON_DEPTH = 100
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Opens a file for reading, in binary.
+    """Opens a file for reading bytes.
+
+    Args:
+        path: the file.
 
     Raises:
-        InputError: it is missing or unreadable, or no regular file.
+        InputError: it is missing, unreadable, or not a regular file.
     """
     try:
-        # Without waiting, because a pipe to which nobody writes would wait for ever.
+        # Without waiting, because a pipe to which nobody writes would never open.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return open(descriptor, "rb")
         os.close(descriptor)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    raise InputError(f"{path} cannot be read: it is not a file.")
+        raise InputError(
+            f"{path}: it cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from error
+    raise InputError(f"{path}: it cannot be read, because it is not a file. Check the path.")
 
 
 def check_contained(path: Path, directory: Path) -> None:
     """Refuses a link that leads out of a directory.
 
-    The Hub's cache is made of links: of those, a snapshot's may lead into the `blobs` folder of its repository, or into
-    the one that all repositories of the cache share.
+    The cache of the Hub consists of links. Those of a snapshot may lead into the `blobs` folder of its repository, or
+    into the one that all repositories of the cache share.
 
     Args:
         path: a file or folder in the directory.
@@ -65,45 +70,53 @@ def check_contained(path: Path, directory: Path) -> None:
         allowed += [repository / "blobs", repository.parent / "blobs"]
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise InputError(
-            f"{path} is a link that leads out of {directory}, and is not followed: put what it points to in its place."
+            f"{path}: it is a link that leads out of {directory}, and is not followed. Replace it by what it points to."
         )
 
 
 def read_json(path: Path, *, unique_keys: bool = False) -> Any:
-    """What the JSON file at `path` holds.
+    """The contents of a JSON file.
 
     Args:
         path: the file.
         unique_keys: whether to refuse a key that occurs twice in an object.
 
     Raises:
-        InputError: it is missing, not JSON, or too large to be what it should be.
+        InputError: it is missing, not JSON, or too large.
     """
     with open_file(path) as stream:
         text = stream.read(MAXIMUM_JSON_BYTES + 1)
     try:
         return parse_json(text, unique_keys=unique_keys)
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
+        raise InputError(f"{path}: it is not valid JSON ({error}). Repair it or get it again.") from error
 
 
 def read_json_object(path: Path, *, unique_keys: bool = False) -> dict[str, Any]:
-    """The same of a file that must hold a JSON object."""
+    """The contents of a JSON file that must hold an object.
+
+    Args:
+        path: the file.
+        unique_keys: whether to refuse a key that occurs twice in an object.
+
+    Raises:
+        InputError: see `read_json`; or it holds something else.
+    """
     contents = read_json(path, unique_keys=unique_keys)
     if not isinstance(contents, dict):
-        raise InputError(f"{path} is not a JSON object.")
+        raise InputError(f"{path}: it is not a JSON object. Repair it or get it again.")
     return contents
 
 
 def parse_json(text: bytes, *, unique_keys: bool = False) -> Any:
-    """What a JSON text in UTF-8 says.
+    """The contents of a JSON text.
 
     Args:
-        text: the text.
-        unique_keys: whether to refuse a key that occurs twice in an object: what it means is up to its reader.
+        text: the text, in UTF-8.
+        unique_keys: whether to refuse a key that occurs twice in an object, whose meaning depends on the reader.
 
     Raises:
-        ValueError: it is not JSON, nested too deeply, or of too many values.
+        ValueError: it is not JSON, is nested too deeply, or has too many values.
     """
     if len(text) > MAXIMUM_JSON_BYTES:
         raise ValueError(f"it is larger than {MAXIMUM_JSON_BYTES // 10**6} MB")
@@ -117,13 +130,13 @@ def parse_json(text: bytes, *, unique_keys: bool = False) -> Any:
         if depth == _MAXIMUM_JSON_DEPTH:
             raise ValueError("it is nested too deeply")
     if _HALF_CHARACTER.search(text):
-        # Half of a character may stand for itself in JSON, but in no file name and no other text: this raises.
+        # JSON allows half of a surrogate pair, but no file name and no other text does. This raises ValueError for it.
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:
-    """The lists and objects in a parsed JSON text, level by level."""
+    """The lists and objects in parsed JSON, level by level."""
     level = [value]
     while level := [one for one in level if isinstance(one, (dict, list))]:
         yield level

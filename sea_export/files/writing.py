@@ -1,4 +1,4 @@
-"""Files that are on the disk as a whole, or not at all."""
+"""Files that are completely on the disk, or not at all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ import json
 import os
 from pathlib import Path
 
-__all__ = ["flush", "write_json", "write_text"]
+from sea_export.errors import InputError
+
+__all__ = ["check_directory", "flush", "write_json", "write_text"]
+
+
+def check_directory(file: Path) -> None:
+    """Raises InputError if the directory of a file to be written does not exist."""
+    if not file.resolve().parent.is_dir():
+        raise InputError(
+            f"{file}: it cannot be written, because its directory does not exist. Create the directory first."
+        )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, which appears, or takes the place of the one that is there, as a whole."""
+    """Writes a file. It appears, or replaces an older one, only when it is complete.
+
+    Args:
+        path: the file.
+        text: its contents, written in UTF-8.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -21,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the entries of a directory, on the disk: they outlast a power failure."""
+    """Waits until a file, or the entries of a directory, are on the disk, so that they outlast a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,5 +45,13 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write `data` as indented JSON. Raises ValueError for numbers that JSON does not have (NaN, infinities)."""
+    """Writes data as indented JSON.
+
+    Args:
+        path: the file.
+        data: plain JSON data.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

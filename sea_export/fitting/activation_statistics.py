@@ -78,7 +78,7 @@ class ActivationStatistics:
             raise InputError(f"neutral, positive and negative activations differ in shape: {shapes}.")
         rows = torch.stack(kinds)
         if not torch.isfinite(rows).all():
-            raise InputError("an activation is NaN or infinite. Load the model in float32 (--dtype float32).")
+            raise InputError("activations: one is NaN or infinite. Load the model in float32 (--dtype float32).")
         if Statistic.SAMPLES in self.needs:
             self._neutral.append(rows[0].clone())
             self._completion_sums = self._completion_sums + rows[1:].sum(dim=1, dtype=torch.float64)
@@ -209,7 +209,12 @@ class Moments:
         return covariances
 
     def update(self, rows: Tensor, folds: Tensor) -> None:
-        """Adds (3, batch, d) rows, whose folds are (batch,)."""
+        """Adds rows.
+
+        Args:
+            rows: (3, batch, d) float64 neutral, positive and negative rows.
+            folds: (batch,) the fold of each demonstration.
+        """
         shifted = rows - self.pilot[:, None]
         self.sums_ += shifted.sum(dim=1)
         self.products_ += shifted[0].T @ shifted

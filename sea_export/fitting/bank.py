@@ -16,7 +16,7 @@ from sea_export.fitting.collect import check_enough
 from sea_export.fitting.edit_method import FinishedStatistics, errors_of
 from sea_export.fitting.fit import computation_record, edit_from_statistics
 from sea_export.fitting.layer_choice import LayerChoice
-from sea_export.fitting.methods import DEFAULT_METHOD
+from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.architecture import context_length, decoder_layers, find_output_projections
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.options import FitOptions
@@ -105,9 +105,10 @@ class StatisticsBank:
     def _statistics(self, target: Target, options: FitOptions) -> FinishedStatistics:
         site = options.capture.site
         read = target if site == "target" else Target(target.layer, self._residual_component)
-        collected = DEFAULT_METHOD.statistics_options(options)
+        method = METHODS[DEFAULT_METHOD]
+        collected = method.statistics_options(options)
         if (read, collected) not in self._finished:
-            accumulator = DEFAULT_METHOD.accumulator(collected)
+            accumulator = method.accumulator(collected)
             for batch in self._activations[site, read]:
                 with errors_of(read):
                     accumulator.update(batch)

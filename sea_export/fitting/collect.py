@@ -19,7 +19,7 @@ from sea_export.errors import InputError
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics, errors_of
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.fitting.methods import DEFAULT_METHOD
+from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.architecture import OutputProjection, context_length, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, FitOptions
@@ -82,7 +82,7 @@ def collect_statistics(
     tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
     logger.debug(
         "collecting %s of %d targets over %d demonstrations, %s.",
-        " and ".join(sorted(statistic.value for statistic in DEFAULT_METHOD.needed_statistics(options))),
+        " and ".join(sorted(statistic.value for statistic in METHODS[DEFAULT_METHOD].needed_statistics(options))),
         len(targets),
         len(tokenized),
         "with the whole model in memory" if in_memory else "layer by layer",
@@ -159,8 +159,8 @@ class _Collected:
 
     def __init__(self, targets: Sequence[Target], options: FitOptions, processes: Processes) -> None:
         self.finished: dict[Target, FinishedStatistics] = {}
-        self._options, self._processes = options, processes
-        self._accumulators = {target: DEFAULT_METHOD.accumulator(options) for target in targets}
+        self._method, self._options, self._processes = METHODS[DEFAULT_METHOD], options, processes
+        self._accumulators = {target: self._method.accumulator(options) for target in targets}
 
     def update(self, target: Target, activations: Activations) -> None:
         with errors_of(target):
@@ -178,7 +178,7 @@ class _Collected:
         self.finished[target] = statistics
         if not self._options.sequential:
             return None
-        return DEFAULT_METHOD.layer_edits({target: statistics}, self._options)[target]
+        return self._method.layer_edits({target: statistics}, self._options)[target]
 
 
 def _tokenized(

@@ -1,6 +1,6 @@
 """The vector that reads a constant from activations: the ridge solution u of uᵀh ≈ 1, for `--center linear`.
 
-Its penalty is chosen by cross-validation over demonstrations, from moments alone. Everything here is float64.
+Its penalty is chosen by cross-validation over demonstrations, which needs only moments. Everything here is float64.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ _READER_PENALTIES = tuple(10.0**exponent for exponent in range(-8, 2))
 
 
 def constant_reader_of_rows(rows: Tensor, folds: Tensor) -> tuple[Tensor, float]:
-    """`constant_reader` of activations themselves.
+    """The same as `constant_reader`, from the activations themselves.
 
     Args:
         rows: (3, n, d) neutral, positive and negative activations.
         folds: (n,) the fold of each demonstration.
+
+    Returns:
+        see `constant_reader`.
     """
     kinds, count, size = rows.shape
     if kinds * count >= size:
@@ -33,7 +36,7 @@ def constant_reader_of_rows(rows: Tensor, folds: Tensor) -> tuple[Tensor, float]
 
 
 def constant_reader(products: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, float]:
-    """The ridge solution u of uᵀh ≈ 1, its penalty chosen by cross-validation over demonstrations.
+    """The ridge solution u of uᵀh ≈ 1, with the penalty that cross-validation over demonstrations chooses.
 
     Args:
         products: (folds, d, d) Σ h hᵀ of each fold.

@@ -17,7 +17,7 @@ from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics
 from sea_export.fitting.layer_choice import kept_by_signature
-from sea_export.fitting.methods import DEFAULT_METHOD
+from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
@@ -91,7 +91,7 @@ def fit(
         batch_tokens: about how many tokens a forward pass computes.
         seed: seed of `position="random"`.
         cache: a directory that keeps captured activations. A fit of layers that are in it already runs no forward
-            pass, whatever its truncation, strength, normalization and centring.
+            pass. Its truncation, strength, normalization and centring may differ.
         progress: told the number of demonstrations that each batch has finished.
 
     Returns:
@@ -186,7 +186,7 @@ def edit_from_statistics(
 
     Args:
         statistics: finished statistics of all candidate layers.
-        options: those of the fit, of which `layers`, `center` and `edit` decide what is made of the statistics.
+        options: those of the fit. `layers`, `center` and `edit` decide what is made from the statistics.
         provenance: where the edit comes from, as plain JSON data.
 
     Raises:
@@ -200,7 +200,7 @@ def edit_from_statistics(
         }
         layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
     kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
-    edits = DEFAULT_METHOD.layer_edits(kept, options)
+    edits = METHODS[DEFAULT_METHOD].layer_edits(kept, options)
     return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
 
 

@@ -66,7 +66,15 @@ class LayerChoice:
 
 
 def kept_by_signature(text: str, count: int) -> int | None:
-    """How many of `count` candidate layers `signature:K` keeps; None for the other forms, which keep all."""
+    """How many layers `signature:K` keeps.
+
+    Args:
+        text: what the user wrote.
+        count: the number of candidate layers.
+
+    Returns:
+        their number; None for the other forms, which keep all candidates.
+    """
     match = re.fullmatch(r"signature:(\d+)(%?)", text)
     return None if match is None else _number(match[1], match[2], count)
 

@@ -13,5 +13,5 @@ METHODS: dict[str, EditMethod[Any]] = {
     "spectral": SpectralMethod(),
 }
 
-DEFAULT_METHOD = METHODS["spectral"]
-"""The method of every fit, as long as there is one."""
+DEFAULT_METHOD = "spectral"
+"""The name of the method of every fit, as long as there is only one."""

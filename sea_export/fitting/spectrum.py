@@ -2,7 +2,7 @@
 
 Implements the estimation half of Qiu et al., "Spectral Editing of Activations for Large Language Model
 Alignment", NeurIPS 2024 (arXiv 2405.09719), section 3: Ω± = H0ᵀ H± / n and its singular value decomposition. For
-non-linear edits, φ(H0) and φ(H±) take the place of H0 and H±. All vectors are rows; n counts demonstrations and d is
+non-linear edits, φ(H0) and φ(H±) replace H0 and H±. All vectors are rows; n counts demonstrations and d is
 the hidden size. Everything here is float64.
 """
 
@@ -25,9 +25,9 @@ __all__ = ["LayerSpectrum", "SpectrumFitter", "needed_statistics", "rank_for_var
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """Left singular vectors and singular values of Ω+ and Ω-, to their full numerical rank.
+    """Left singular vectors and singular values of Ω+ and Ω-, up to their full numerical rank.
 
-    Truncating an edit is taking the first columns: nothing is ever fitted again.
+    Truncation takes the first columns, so that nothing is fitted again. d is the hidden size, and r the rank.
     """
 
     positive_vectors: Tensor
@@ -39,13 +39,13 @@ class LayerSpectrum:
     negative_values: Tensor
     """(r-,) singular values of Ω-, descending."""
     neutral_factor: Tensor
-    """(m, d) with m <= max(n, d): FᵀF = H0ᵀH0, of the centred H0 where the spectrum is centred."""
+    """(m, d) F with FᵀF = H0ᵀH0 and m <= max(n, d). H0 is centred if the spectrum is."""
     neutral_mean: Tensor
     """(d,) mean neutral activation μ."""
     reader: Tensor | None
-    """(d,) ridge solution u of uᵀh ≈ 1, for `linear` centring only."""
+    """(d,) the ridge solution u of uᵀh ≈ 1, for `center="linear"`; else None."""
     reader_error: float | None
-    """Root mean square of uᵀh - 1 over held-out demonstrations."""
+    """Root mean square of uᵀh - 1 over held-out demonstrations, for `center="linear"`; else None."""
     signature: float
     """Sum of the singular values of Eᵀ Y / n: see `signature`."""
     count: int
@@ -53,9 +53,9 @@ class LayerSpectrum:
     center: str
     """One of `CENTERS`."""
     feature: FeatureFunction = field(default_factory=FeatureFunction)
-    """φ, by which the activations were mapped before Ω± was formed."""
+    """φ, by which activations were mapped before Ω± was computed."""
     neutral: Tensor | None = None
-    """(n, d) the neutral activations themselves, not mapped, where φ is not the identity: no factor stands for them."""
+    """(n, d) the neutral activations, not mapped by φ; None if φ is the identity, where `neutral_factor` is enough."""
 
 
 def rank_for_variance(values: Tensor, variance: float) -> int:
@@ -71,7 +71,7 @@ def rank_for_variance(values: Tensor, variance: float) -> int:
     energy = values.to(torch.float64).square().cumsum(0)
     if energy.numel() == 0 or energy[-1] == 0:
         return 0
-    if variance >= 1:  # small values are lost in the sum, but all of it is all of them
+    if variance >= 1:  # the sum loses small values to rounding, but all of them are asked for
         return int(values.count_nonzero())
     threshold = variance * energy[-1] * (1 - 4 * torch.finfo(torch.float64).eps)
     return int(torch.searchsorted(energy, threshold).item()) + 1
@@ -153,7 +153,7 @@ class SpectrumFitter(ActivationStatistics):
 
 
 def _spectrum_of_moments(moments: Moments, center: str) -> LayerSpectrum:
-    """The spectrum from d x d matrices: for n >= d, or of so many demonstrations that rows were not kept."""
+    """The spectrum from d x d matrices, for n >= d."""
     means, covariances = moments.means(), moments.covariances()
     positive_vectors, positive_values = _left_singular(covariances[1])
     negative_vectors, negative_values = _left_singular(covariances[2])
@@ -177,10 +177,10 @@ def _spectrum_of_moments(moments: Moments, center: str) -> LayerSpectrum:
 
 
 def _spectrum_of_rows(activations: Activations, folds: Tensor, center: str) -> LayerSpectrum:
-    """The spectrum from the factors: for n < d, with n x n decompositions only."""
+    """The spectrum from n rows, for n < d: only n x n matrices are decomposed."""
     rows = activations if center == "off" else activations.centered()
     count = rows.neutral.shape[0]
-    # H0ᵀ = Q R0 and H±ᵀ = Q± R±, so that Ω± = Q (R0 R±ᵀ / n) Q±ᵀ: the core has the left singular vectors.
+    # H0ᵀ = Q R0 and H±ᵀ = Q± R±, so that Ω± = Q (R0 R±ᵀ / n) Q±ᵀ. The matrix in the middle is n x n.
     basis, neutral_core = torch.linalg.qr(rows.neutral.T)
     spectra = []
     for completion in (rows.positive, rows.negative):
@@ -207,7 +207,7 @@ def _spectrum_of_rows(activations: Activations, folds: Tensor, center: str) -> L
 
 
 def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors and values above rounding, with signs that do not depend on the solver."""
+    """Left singular vectors, and singular values above rounding. The signs do not depend on the solver."""
     vectors, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps * values[:1]
     rank = int((values > rounding).sum())
@@ -215,7 +215,7 @@ def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _canonical_signs(vectors: Tensor) -> Tensor:
-    """Columns with their entry of largest magnitude made positive."""
+    """The columns with such signs that the element of largest magnitude in each is positive."""
     if vectors.shape[1] == 0:
         return vectors
     largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))

@@ -82,10 +82,10 @@ def build_layer_edit(spectrum: LayerSpectrum, options: EditOptions) -> LayerEdit
     edit = replace(edit, relative_change=relative_change)
     edit = edit.map_tensors(lambda tensor: tensor.float().contiguous().cpu())
     largest = max(abs(options.strength), relative_change)
-    if not (largest < torch.finfo(torch.float32).max and all(one.isfinite().all() for one in edit.tensors().values())):
+    if not (largest < torch.finfo(torch.float32).max and edit.is_finite):
         raise InputError(
-            f"with --strength {options.strength:g} and activations of up to {float(neutral.abs().max()):.1e}, its edit "
-            "has values that float32 cannot hold. Lower the strength, or leave this layer out."
+            f"--strength: {options.strength:g} with activations of up to {float(neutral.abs().max()):.1e} gives values "
+            "that float32 cannot hold. Lower it, or leave this layer out."
         )
     return edit
 
@@ -96,7 +96,7 @@ def _truncate(vectors: Tensor, values: Tensor, kind: str, options: EditOptions) 
         rank = rank_for_variance(values, options.variance(kind))
     elif rank > values.numel():
         raise InputError(
-            f"--{kind}-rank {rank} is more than the {values.numel()} directions that the demonstrations span. "
-            "Lower it or give more demonstrations."
+            f"--{kind}-rank: {rank} is more than the {values.numel()} directions that the demonstrations span. Lower "
+            "it, or give more demonstrations."
         )
     return vectors[:, :rank]

@@ -1,8 +1,8 @@
 """Pushing an output to the Hub.
 
-A push is one commit. Everything large is uploaded before it, so that a branch shows all of an output or nothing of it,
-and what was uploaded before a push broke off is not sent again. The token is huggingface_hub's affair: it is read where
-`hf auth login` keeps it, or from HF_TOKEN, and never passes through here.
+A push is one commit. Large files are uploaded before it. A branch therefore shows all of an output or nothing of it,
+and after a push that broke off, the uploaded files are not sent again. Only huggingface_hub sees the token: it reads it
+where `hf auth login` keeps it, or from HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.cards.description import update_description
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG
-from sea_export.export.formats import export_format
+from sea_export.export.formats import ExportFormat, export_format
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.files.digests import file_digest
-from sea_export.files.reading import read_json
-from sea_export.hub.destination import Destination, explained, hub_client, open_destination
+from sea_export.hub.destination import Destination, hub_client, open_destination
+from sea_export.model.base import Base
+from sea_export.model.hub_errors import hub_errors_explained
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-__all__ = ["Pushed", "check_published_base", "push"]
+__all__ = ["Pushed", "check_published_base", "prepare_push", "push"]
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push has come to.
+    """The result of a push.
 
     Attributes:
         destination: where it went.
         url: the page of the commit, or of the pull request if one was opened.
         revision: the branch or the pull request, for `from_pretrained`.
-        changed: False if the branch held the very same files before.
+        changed: False if the branch held the same files before.
     """
 
     destination: Destination
@@ -53,35 +53,36 @@ def push(
     create_pr: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> Pushed:
-    """Pushes an output to the Hub in one commit, once its files have been found to be those of its manifest.
+    """Pushes an output to the Hub in one commit. Before that, its files are compared with its manifest.
 
     Args:
         output: a checkpoint that sea-export wrote.
-        repo_id: a Hub id; without an organization it is the user's. The repository is made if there is none.
+        repo_id: a Hub id. Without an organization it belongs to the user. The repository is made if it is missing.
         public: whether everybody may see a new repository, and whether a public one may be pushed to.
-        revision: the branch, which is made if there is none; None for the main branch.
+        revision: the branch, which is made if it is missing; None for the main branch.
         create_pr: whether to open a pull request instead of changing the main branch.
-        announce: told what is to be known about the base, and about files that are not pushed, a line at a time.
+        announce: told facts about the base, and about files that are not pushed, one line at a time.
 
     Raises:
-        InputError: the output is not as it was written, or could not be loaded by others; there is no token, it gives
-            no right to write, or the branch holds what sea-export has not pushed.
-        SeaExportError: the Hub or the connection failed: the same push again goes on with what is missing.
+        InputError: the output is not as it was written, or others could not load it; there is no token, it may not
+            write, or the branch holds files that sea-export did not push.
+        SeaExportError: the Hub or the connection failed. The same push again continues with what is missing.
     """
     output = Path(output)
     if create_pr and revision is not None:
-        raise InputError("a pull request is opened against the main branch: leave out --revision, or --create-pr")
+        raise InputError(
+            "--create-pr: a pull request is for the main branch, and --revision names another. Leave one of them out."
+        )
     manifest = read_manifest(output)
-    if export_format(manifest["format"]).loads_beside_base:
-        check_published_base(read_json(output / ADAPTER_CONFIG)["base_model_name_or_path"])
+    check_published_base(export_format(manifest["format"]).base_of(output))
     digests = _checked_digests(output, manifest)
     destination = open_destination(repo_id, public=public, revision=revision)
-    if manifest.get("repository") != destination.repo_id:  # the card's snippets load from there from now on
+    if manifest.get("repository") != destination.repo_id:  # the code in the model card loads from there
         update_description(output, {"repository": destination.repo_id})
         manifest = read_manifest(output)
         digests = {**manifest["files"], MANIFEST: file_digest(output / MANIFEST)}
     api = hub_client()
-    with explained(destination.repo_id):
+    with hub_errors_explained(destination.repo_id, pushing=True):
         for remark in (*_unlisted(output, digests), *_base_remarks(api, manifest, private=destination.private)):
             if announce is not None:
                 announce(remark)
@@ -89,7 +90,8 @@ def push(
         missing = digests.keys() - set(api.list_repo_files(destination.repo_id, revision=commit.oid))
     if missing:
         raise SeaExportError(
-            f"a .gitignore in {destination.repo_id} has kept out {', '.join(sorted(missing))}: remove it and push again"
+            f"{destination.repo_id}: its .gitignore has left out {', '.join(sorted(missing))}. Remove the .gitignore, "
+            "and push again."
         )
     return Pushed(
         destination,
@@ -99,30 +101,48 @@ def push(
     )
 
 
+def prepare_push(base: Base, format: ExportFormat[Any, Any], repo_id: str, *, public: bool) -> None:
+    """Finds out, before an output is made, whether it may be pushed. The repository is made if it is missing.
+
+    Args:
+        base: the base of the output.
+        format: the format of the output.
+        repo_id: see `push`.
+        public: see `push`.
+
+    Raises:
+        InputError: see `push`.
+        SeaExportError: see `push`.
+    """
+    if format.loads_beside_base:
+        check_published_base(base.location)
+    open_destination(repo_id, public=public)
+
+
 def check_published_base(location: str | None) -> None:
     """Refuses to publish an adapter whose base others could not find.
 
     Args:
-        location: what the adapter names as its base.
+        location: what the adapter names as its base; None for an output that needs no base.
 
     Raises:
         InputError: it is a path on this machine.
     """
     if location is not None and Path(location).is_absolute():
         raise InputError(
-            f"the adapter names its base by a path of this machine ({location}), where nobody else finds it: make it "
-            "with the base's Hub id (`sea-export save EDIT OUTPUT --base ORG/NAME --format adapter`)"
+            f"--base: the adapter names its base by a path of this machine ({location}), which others do not have. "
+            "Make it with the Hub id of the base (`sea-export save EDIT OUTPUT --base ORG/NAME --format adapter`)."
         )
 
 
 def _checked_digests(output: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of every file to push, found to be what the manifest says, by path."""
+    """SHA-256 of every file to push, by path. They are those of the manifest."""
     listed: dict[str, str] = manifest["files"]
     wrong = [file for file in listed if not (output / file).is_file() or file_digest(output / file) != listed[file]]
     if wrong:
         raise InputError(
-            f"{', '.join(wrong)} of {output} missing or not as {MANIFEST} says: push what was verified, and make it "
-            "anew if need be"
+            f"{output}: its {', '.join(wrong)} is missing or not as {MANIFEST} says. Push what was verified, or make "
+            "the output again."
         )
     return {**listed, MANIFEST: file_digest(output / MANIFEST)}
 
@@ -136,7 +156,7 @@ def _commit(
     *,
     create_pr: bool,
 ) -> CommitInfo:
-    """Uploads the files, and then makes them visible at once."""
+    """Uploads the files, and then makes all of them visible in one commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     additions = [CommitOperationAdd(file, output / file) for file in digests]
@@ -148,9 +168,9 @@ def _commit(
         create_pr=create_pr,
         free_memory=False,
     )
-    # What has gone up must be what was checked, even if a file was changed in between.
+    # What was uploaded must be what was checked, even if a file was changed in between.
     if any(addition.upload_info.sha256.hex() != digests[addition.path_in_repo] for addition in additions):
-        raise SeaExportError(f"{output} was changed while it was pushed: nothing was committed")
+        raise SeaExportError(f"{output}: it was changed during the push, and nothing was committed. Push again.")
     return api.create_commit(
         destination.repo_id,
         [*additions, *deletions],
@@ -165,11 +185,11 @@ def _commit(
 def _unlisted(output: Path, digests: Mapping[str, str]) -> Iterator[str]:
     files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     if others := sorted(files - digests.keys()):
-        yield f"Not pushed, because {MANIFEST} does not name them: {', '.join(others)}"
+        yield f"Not pushed, because {MANIFEST} does not name them: {', '.join(others)}."
 
 
 def _base_remarks(api: HfApi, manifest: Mapping[str, Any], *, private: bool) -> Iterator[str]:
-    """What readers of the repository will find, or should not find, because of its base."""
+    """What readers of the repository cannot load, or should not see, because of its base."""
     from huggingface_hub import errors
 
     base = manifest["base"]["name"]
@@ -198,5 +218,5 @@ def _description(manifest: Mapping[str, Any]) -> str:
     verified = "Verified" if manifest["verification"] else "Not verified"
     return (
         f"Base: {base['name']}{revision}. Edited: {targets}. {verified}, by sea-export "
-        f"{manifest['versions']['sea-export']}; {MANIFEST} has every option and figure."
+        f"{manifest['versions']['sea-export']}; {MANIFEST} has every option and measurement."
     )

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.errors import InputError, first_line
+from sea_export.errors import InputError
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import WEIGHTS, Checkpoint
 from sea_export.model.convert import PICKLE, PICKLE_INDEX, copy_files, gguf_config, pickled_state
+from sea_export.model.hub_errors import hub_errors_explained
 from sea_export.model.load_model import skeleton
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.safetensors_header import DTYPE_NAMES, Header, StoredTensor, encode_header
@@ -168,9 +169,8 @@ def _header_only_dequantized(base: Base, destination: Path, dtype: torch.dtype) 
 def _header_only_from_hub(model: str, revision: str | None, destination: Path) -> str:
     """Downloads the small files of a Hub model and the headers of its weights. Returns its commit."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with hub_errors_explained(model, revision=revision):
         information: Any = HfApi().model_info(model, revision=revision)
         commit = str(information.sha)
         snapshot_download(model, revision=commit, allow_patterns=[*_SMALL_FILES], local_dir=destination)
@@ -181,11 +181,6 @@ def _header_only_from_hub(model: str, revision: str | None, destination: Path) -
             entries = sorted(header.tensors.items(), key=lambda entry: entry[1].data_offsets)
             shapes = {name: (tuple(entry.shape), _DTYPES[entry.dtype]) for name, entry in entries}
             write_header_only(destination / file, shapes, header.metadata)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{model}: there is no such directory here, and the Hub does not give such a model ({first_line(error)}). "
-            "Check the name and the connection, or log in with `hf auth login`."
-        ) from error
     if not files:
         raise InputError(
             f"{model}: it has no safetensors on the Hub, whose headers could be read. Download it and give its "

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sea_export.errors import InputError, first_line
+from sea_export.model.run_options import DTYPES
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from sea_export.model.checkpoint import Checkpoint
 
 __all__ = [
-    "DTYPES",
     "auto_classes",
     "check_finite",
     "check_numbers",
     "check_parameters",
     "check_size",
+    "choose_device",
     "dtype_named",
     "is_finite",
     "load_config",
@@ -40,8 +41,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # Far above what any model has, and low enough to be counted without gigabytes of memory or minutes.
 _MAXIMUM_MODULES = 200_000
@@ -60,6 +59,13 @@ def parse_dtype(name: str) -> torch.dtype | None:
     if name not in DTYPES:
         raise InputError(f"--dtype: {name!r} is not a known dtype. Choose one of {', '.join(DTYPES)}.")
     return None if name == "auto" else getattr(torch, name)
+
+
+def choose_device(name: str) -> str:
+    """The device that `--device` names: a GPU for `auto`, if there is one, and otherwise the CPU."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dtype_named(name: str) -> torch.dtype:

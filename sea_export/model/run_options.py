@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sea_export.errors import InputError
 from sea_export.options import check_values, option
 
-__all__ = ["RunOptions"]
+__all__ = ["DTYPES", "RunOptions"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

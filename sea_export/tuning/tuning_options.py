@@ -60,3 +60,7 @@ class TuneOptions:
             raise InputError(f"--max-kl: {self.max_kl} is too low. Give a number above 0.")
         if not 0 < self.choosing < 1:
             raise InputError(f"--choosing: {self.choosing} is no share of the rows. Give a number between 0 and 1.")
+
+    def record_file(self, output: Path) -> Path:
+        """The file for settings and metrics of a search whose edit is baked into `output`."""
+        return self.json_file or output.with_name(f"{output.name}.tune.json")

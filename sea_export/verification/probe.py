@@ -57,10 +57,10 @@ def main(request_file: str) -> None:
     save_file({"logits": torch.cat(rows)}, request["answer"])
 
 
-def _with_own_code(request: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
+def _with_own_code(request: dict[str, Any], arguments: dict[str, Any]) -> PreTrainedModel:
     """The model of a checkpoint that comes with code. Its edit must be complete, and its tokenizer the base's."""
     loaded: Any = getattr(transformers, request["auto_class"]).from_pretrained(
-        request["checkpoint"], trust_remote_code=True, output_loading_info=True, **options
+        request["checkpoint"], trust_remote_code=True, output_loading_info=True, **arguments
     )
     model, report = loaded
     for key in (*report["missing_keys"], *report["unexpected_keys"]):

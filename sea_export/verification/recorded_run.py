@@ -1,19 +1,20 @@
-"""What a manifest tells of the run that wrote it: enough to repeat it, or an error that says what is missing."""
+"""What a manifest says about the run that wrote it. It is enough to repeat it, or an error says what is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sea_export.demonstrations.demonstration import DemonstrationOrigin, LoadedDemonstrations, demonstrations_digest
 from sea_export.demonstrations.load import load_demonstrations
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.errors import InputError
-from sea_export.export.manifest import fits_of
+from sea_export.export.manifest import MANIFEST, fits_of
 from sea_export.files.digests import file_digest
+from sea_export.files.records import from_record
 from sea_export.model.base import Base
-from sea_export.options import ExportOptions, FitOptions, recorded_options
+from sea_export.options import ExportOptions, FitOptions
 from sea_export.versions import library_versions
 
 __all__ = ["RecordedFit", "RecordedRun"]
@@ -21,29 +22,29 @@ __all__ = ["RecordedFit", "RecordedRun"]
 
 @dataclass(frozen=True)
 class RecordedFit:
-    """One fit: what it was fitted on and how."""
+    """One fit: on what, and how."""
 
     options: FitOptions
     origin: DemonstrationOrigin | None
-    """None for demonstrations that were not used as they were read."""
+    """Where the demonstrations were read; None if they were changed after reading."""
     digest: str
-    """SHA-256 of the demonstrations' texts."""
+    """SHA-256 of the texts of the demonstrations."""
     tuning: Mapping[str, Any] | None = None
-    """How `tune` came to the options; None if they were given."""
+    """How `tune` found the options; None if they were given."""
 
     @property
     def needs_file(self) -> bool:
-        """Whether somebody has to say where the demonstrations are."""
+        """Whether the user has to say where the demonstrations are."""
         return self.origin is None or is_file_name(self.origin.source)
 
     def demonstrations(self, file: str | None) -> LoadedDemonstrations:
         """The demonstrations that the fit used.
 
         Args:
-            file: where they are, if not where they were.
+            file: where they are now; None if they are where they were.
 
         Raises:
-            InputError: they cannot be read, or are others.
+            InputError: they cannot be read, or they are other ones.
         """
         origin = self.origin or DemonstrationOrigin("")
         loaded = load_demonstrations(
@@ -56,8 +57,8 @@ class RecordedFit:
         )
         if demonstrations_digest(loaded) != self.digest:
             raise InputError(
-                f"the demonstrations of {file or origin.source} are not those that the manifest tells of (SHA-256 "
-                f"{self.digest[:12]}…): they were changed since, or others are meant"
+                f"--demonstrations: {file or origin.source} does not hold those that the manifest names (SHA-256 "
+                f"{self.digest[:12]}…). They were changed, or it is another file. Give the ones of the run."
             )
         return LoadedDemonstrations(loaded, origin) if self.origin else loaded
 
@@ -67,14 +68,15 @@ class RecordedRun:
     """A whole run."""
 
     fits: tuple[RecordedFit, ...]
-    """The fits whose product was baked, in the order in which they are applied."""
+    """The fits whose product was baked, in the order of their application."""
     base: Mapping[str, Any]
-    """What the manifest says of the base."""
-    saving: ExportOptions
+    """What the manifest says about the base."""
+    export: ExportOptions
+    """How the product was baked."""
     trust_remote_code: bool
-    """Whether code that came with the base ran."""
+    """Whether code that came with the base could run."""
     computation: Mapping[str, Any]
-    """See `sea_export.fitting.fit.computation_record`; the same for all fits."""
+    """See `sea_export.fitting.fit.computation_record`. It is the same for all fits."""
     versions: Mapping[str, frozenset[str]]
     """For each library, the versions that fitted and saved."""
 
@@ -83,74 +85,84 @@ class RecordedRun:
         """The run that wrote a manifest.
 
         Raises:
-            InputError: the manifest does not tell enough, or the run cannot be repeated.
+            InputError: the manifest does not say enough, or the run cannot be repeated.
         """
         try:
             return cls._of(manifest)
         except KeyError as error:
-            raise InputError(f"the manifest lacks {error}, without which the run cannot be repeated") from error
+            raise InputError(
+                f"{MANIFEST}: it lacks {error}, without which the run cannot be repeated. Give the manifest as it was "
+                "written."
+            ) from error
 
     @classmethod
     def _of(cls, manifest: Mapping[str, Any]) -> RecordedRun:
         members = list(fits_of(manifest["edit"]))
         if (manifest["edit"].get("base") or {}).get("fitted_on"):
             raise InputError(
-                "the edit was fitted on another base than it was baked into (--force), and nothing keeps that one: the "
-                "run cannot be repeated"
+                f"{MANIFEST}: the edit was fitted on another base than it was baked into (--force), and the manifest "
+                "does not name that one, so that the run cannot be repeated. Fit the edit again."
             )
         if not all({"options", "demonstrations", "computation"} <= member.keys() for member in members):
-            raise InputError("the edit does not tell how it was fitted: bake it again with sea-export save instead")
+            raise InputError(
+                f"{MANIFEST}: it does not say how the edit was fitted. Bake the edit again with sea-export save "
+                "instead."
+            )
         computations = [member["computation"] for member in members]
         if any(one != computations[0] for one in computations):
             raise InputError(
-                f"the {len(members)} edits were fitted in different ways (dtype, device or threads): fit each again "
-                "and bake them with sea-export save"
+                f"{MANIFEST}: its {len(members)} edits were fitted in different ways (dtype, device or threads). Fit "
+                "each of them again, and bake them with sea-export save."
             )
-        export: Mapping[str, Any] = manifest["export"]
-        saving = ExportOptions(
-            format=manifest["format"],
-            adapter_rank=export["adapter_rank"],
-            verify=export["verify"],
+        recorded: Mapping[str, Any] = manifest["export"]
+        export = ExportOptions(
+            format=manifest["format"], adapter_rank=recorded["adapter_rank"], verify=recorded["verify"]
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}
         fits = tuple(_fit(member) for member in members)
-        return cls(fits, manifest["base"], saving, export["trust_remote_code"], computations[0], versions)
+        return cls(fits, manifest["base"], export, recorded["trust_remote_code"], computations[0], versions)
+
+    def export_options(self, *, overwrite: bool) -> ExportOptions:
+        """How the repeated run is baked: as the first one, but for whether an existing output is replaced."""
+        return replace(self.export, overwrite=overwrite)
 
     def demonstrations(self, files: Sequence[str]) -> list[LoadedDemonstrations]:
         """The demonstrations of all fits.
 
         Args:
-            files: for each fit whose demonstrations were a local file, in order, where they are.
+            files: where they are, for each fit whose demonstrations were a local file, in order.
 
         Raises:
-            InputError: there are too few or too many files, or their demonstrations are others.
+            InputError: there are too few or too many files, or their demonstrations are other ones.
         """
         wanting = [fit for fit in self.fits if fit.needs_file]
         if len(files) != len(wanting):
             names = ", ".join(fit.origin.source if fit.origin else "a list in memory" for fit in wanting)
             raise InputError(
-                f"the demonstrations came from {names}: say where each is with --demonstrations"
+                f"--demonstrations: those of the run came from {names}. Say where each is with --demonstrations."
                 if wanting
-                else "the manifest tells where the demonstrations are: leave --demonstrations out"
+                else "--demonstrations: the manifest says where the demonstrations are. Leave the option out."
             )
         given = iter(files)
         return [fit.demonstrations(next(given) if fit.needs_file else None) for fit in self.fits]
 
     def check_base(self, base: Base) -> None:
-        """Raises InputError unless the base is the very one that was edited, file by file."""
+        """Raises InputError unless every file of the base is the one that was edited."""
         for file, digest in self.base["files"].items():
             path = base.checkpoint.directory / file
             if not path.is_file():
-                raise InputError(f"{base.name} has no {file}, which the base of the manifest has: give that base")
+                raise InputError(
+                    f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base."
+                )
             if file_digest(path) != digest:
                 raise InputError(
-                    f"{file} of {base.name} is not that of the manifest's base (SHA-256 {digest[:12]}…): the base was "
-                    "changed since, or another one is meant"
+                    f"{base.name}: its {file} is not that of the base of the manifest (SHA-256 {digest[:12]}…). The "
+                    "base was changed, or it is another one. Give the base of the run."
                 )
 
     def changed_versions(self) -> list[str]:
-        """The libraries that have other versions now, each as a line."""
+        """The libraries that have other versions now, one line each."""
         now = library_versions()
         return [
             f"{name} {' and '.join(sorted(then))} then, {now.get(name, 'not installed')} now"
@@ -160,11 +172,11 @@ class RecordedRun:
 
 
 def _fit(member: Mapping[str, Any]) -> RecordedFit:
-    options, demonstrations = recorded_options(FitOptions, member["options"]), member["demonstrations"]
+    options, demonstrations = from_record(FitOptions, member["options"]), member["demonstrations"]
     origin = demonstrations.get("origin")
     return RecordedFit(
         options,
-        None if origin is None else recorded_options(DemonstrationOrigin, origin),
+        None if origin is None else from_record(DemonstrationOrigin, origin),
         demonstrations["sha256"],
         member.get("tuning"),
     )

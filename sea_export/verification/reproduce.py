@@ -1,8 +1,8 @@
-"""Is a repeated run what the first one was? Byte-identical, equal to rounding, or different; and where.
+"""The comparison of a repeated run with the first one: byte-identical, equal to rounding, or different.
 
-Files decide by their digests. Where tensors differ, those of the base's are compared number by number. Tensors that an
-export adds, and those of the edit itself, hold directions, which may turn within what they span or change their sign
-without anything being different: they are compared by what the edit does.
+Files are compared by their digests. Tensors of the base that differ are compared number by number. Tensors that an
+export adds, and those of the edit, hold directions. Directions may be rotated within their span, or change their sign,
+although the edit is the same. They are therefore compared by what the edit does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EQUAL_TO_ROUNDING = "equal to rounding"
 DIFFERENT = "different"
 
 DESCRIPTIONS = (CARD, "sea_edit/sea_edit.json")
-"""Files that tell of a run and are not its result: versions, threads, figures."""
+"""Files that describe a run and are not its result: versions, threads, measurements."""
 
 _EDIT_TENSORS = "sea_edit/sea_edit.safetensors"
 _PROBES = 64
@@ -40,17 +40,17 @@ class Reproduction:
     """How a repeated run compares with the first one.
 
     Attributes:
-        verdict: `IDENTICAL`, `EQUAL_TO_ROUNDING` or `DIFFERENT`, of everything but the descriptions.
-        identical_files: how many files are the same, byte for byte, descriptions included.
-        changed_files: the files that differ, descriptions left out.
+        verdict: `IDENTICAL`, `EQUAL_TO_ROUNDING` or `DIFFERENT`, without the descriptions.
+        identical_files: the number of files that are the same, byte for byte, with the descriptions.
+        changed_files: the files that differ, without the descriptions.
         changed_descriptions: the descriptions that differ.
-        tensors: (file, tensor) -> how far the repeated one is from the first, where any byte differs.
-        edit: target -> ‖difference of the edits' outputs‖ / ‖what the first edit changes‖ on random activations; for
-            targets where it is not 0.
-        tolerance: the largest relative difference that is taken for rounding: the square root of the precision of
-            the dtype in which was computed, which is half its digits. Stored tensors may differ by one unit of their
-            own dtype more.
-        problems: why the verdict is `DIFFERENT`, in sentences.
+        tensors: (file, tensor) -> the difference between the two, if any byte differs.
+        edit: target -> ‖difference of the outputs of the edits‖ / ‖what the first edit changes‖ on random activations,
+            for targets where it is not 0.
+        tolerance: the largest relative difference that counts as rounding: the square root of the precision of the
+            dtype of the computation, which is half of its digits. Stored tensors may differ by one more unit of their
+            own dtype.
+        problems: why the verdict is `DIFFERENT`.
     """
 
     verdict: str
@@ -67,24 +67,27 @@ def compare_runs(manifest: Mapping[str, Any], directory: Path, output: Path) -> 
     """Compares a repeated run with the first one.
 
     Args:
-        manifest: the first run's manifest.
-        directory: where the files of the first run are, if they are still there.
+        manifest: the manifest of the first run.
+        directory: where the files of the first run were written.
         output: the checkpoint that the repeated run has written.
 
     Raises:
-        InputError: `output` is not a checkpoint of ours.
+        InputError: `output` is not a checkpoint that sea-export wrote.
     """
     then, now = manifest["files"], read_manifest(output)["files"]
     differing = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     changed = [name for name in differing if name not in DESCRIPTIONS]
     tolerance = _tolerance(manifest)
-    problems = [f"{name} is of one of the runs only" for name in changed if (name in then) != (name in now)]
+    problems = [f"{name}: only one of the runs has it." for name in changed if (name in then) != (name in now)]
     common = [name for name in changed if name in then and name in now]
     tensors: dict[tuple[str, str], TensorDifference] = {}
     edit: dict[str, float] = {}
     gone = [name for name in common if not _is_still_there(directory / name, then[name])]
     if gone:
-        problems.append(f"how much differs cannot be told, since {gone[0]} of the first run is not beside its manifest")
+        problems.append(
+            f"{gone[0]}: that of the first run is not beside its manifest, so that the size of the difference is "
+            "unknown."
+        )
     else:
         for name in common:
             found, reasons = _compare_file(name, directory, output)
@@ -123,12 +126,12 @@ def _is_still_there(path: Path, digest: str) -> bool:
 def _compare_file(
     name: str, directory: Path, output: Path
 ) -> tuple[dict[tuple[str, str], TensorDifference], list[str]]:
-    """The tensors that differ in a file that both runs have, and whatever else does."""
+    """The tensors that differ in a file that both runs have, and all other differences."""
     if not name.endswith(".safetensors"):
-        return {}, [f"{name} has other contents"]
+        return {}, [f"{name}: it has other contents."]
     difference = compare_files(directory / name, output / name)
     others = (*difference.only_in_a, *difference.only_in_b, *difference.of_other_form)
-    problems = [f"{tensor} of {name} is of one of the runs only, or has another shape" for tensor in others]
+    problems = [f"{tensor} of {name}: only one of the runs has it, or it has another shape." for tensor in others]
     return {(name, tensor): change for tensor, change in difference.changed.items()}, problems
 
 
@@ -136,14 +139,17 @@ def _compare_edits(
     directory: Path, output: Path, then: Mapping[str, str], tolerance: float
 ) -> tuple[dict[str, float], list[str]]:
     if not all(_is_still_there(directory / name, then[name]) for name in then if name.startswith("sea_edit/")):
-        return {}, ["how far the edits differ cannot be told, since that of the first run is not beside its manifest"]
+        return {}, [
+            "sea_edit: that of the first run is not beside its manifest, so that the difference of the edits is "
+            "unknown."
+        ]
     first, second = SpectralEdit.load(directory), SpectralEdit.load(output)
     if first.targets != second.targets:
         layers = {str(target) for target in set(first.targets) ^ set(second.targets)}
-        return {}, [f"{', '.join(sorted(layers))}: edited in one of the runs only"]
+        return {}, [f"{', '.join(sorted(layers))}: only one of the runs edits it."]
     found = {str(target): _relative(first.layers[target], second.layers[target]) for target in first.targets}
     problems = [
-        f"the edit of {target} differs by {value:.1e} of what it does"
+        f"{target}: its edit differs by {value:.1e} of what it does."
         for target, value in found.items()
         if not value <= tolerance
     ]
@@ -167,7 +173,7 @@ def _beyond_rounding(
     tensors: Mapping[tuple[str, str], TensorDifference], added: set[str], tolerance: float
 ) -> list[str]:
     return [
-        f"{tensor} of {file} differs by {change.relative:.1e} of its norm"
+        f"{tensor} of {file}: it differs by {change.relative:.1e} of its norm."
         for (file, tensor), change in tensors.items()
         if file != _EDIT_TENSORS and tensor not in added and not change.relative <= tolerance
     ]

@@ -52,8 +52,8 @@ def test_what_may_be_shared_is_found_out_and_then_right(family_model) -> None:
     target = Target(1, "mlp")
     captured = capture(model, demonstrations, [target], options)[target]
     states: list[torch.Tensor] = []
-    (writer,) = find_output_projections(model, [target])
-    handle = model.get_submodule(writer.module_name).register_forward_hook(
+    (projection,) = find_output_projections(model, [target])
+    handle = model.get_submodule(projection.module_name).register_forward_hook(
         lambda module, inputs, output: states.append(
             (output[0] if isinstance(output, tuple) else output).flatten(0, -2)[-1]
         )

@@ -34,10 +34,10 @@ from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("little_memory")
 
-PROMISE = "Demonstrations of any content work, or are refused in one sentence that names the file and the row"
-MEMORY_PROMISE = "With --limit, memory does not grow with the number of demonstrations"
-SPECIAL_PROMISE = "What is spelt like a special token in a demonstration stays text"
-TEXT_PROMISE = "Text of demonstrations and answers is shown as text, and commands no terminal, page or table"
+GUARANTEE = "Demonstrations of any content work, or are refused in one sentence that names the file and the row"
+MEMORY_GUARANTEE = "With --limit, memory does not grow with the number of demonstrations"
+SPECIAL_GUARANTEE = "What is spelt like a special token in a demonstration stays text"
+TEXT_GUARANTEE = "Text of demonstrations and answers is shown as text, and commands no terminal, page or table"
 
 Triple = tuple[str, str, str]
 GOOD: Triple = ("Is the sea deep?", "Yes.", "No, not at all.")
@@ -88,7 +88,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_texts_are_read_as_they_are(suffix: str, tmp_path: Path, count_case: Callable[[], None]) -> None:
     for text in TEXTS.values():
@@ -97,7 +97,7 @@ def test_texts_are_read_as_they_are(suffix: str, tmp_path: Path, count_case: Cal
         assert triples_of(load_demonstrations(write(tmp_path, triples, suffix))) == triples
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("template", ["qa", "chat", "none"])
 def test_texts_are_tokenized_or_refused(
     template: str, tokenizer: PreTrainedTokenizerFast, count_case: Callable[[], None]
@@ -123,7 +123,7 @@ def test_a_fit_on_all_of_them_is_finite(tokenizer: PreTrainedTokenizerFast) -> N
 # Bytes
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
 @pytest.mark.parametrize("start", ["", "\ufeff"], ids=["", "byte order mark"])
 def test_line_endings_may_be_mixed(suffix: str, start: str, tmp_path: Path, count_case: Callable[[], None]) -> None:
@@ -175,7 +175,7 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
 }
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("case", FILES)
 def test_files_that_are_refused(case: str, commands: Commands, tiny_checkpoint: Path, tmp_path: Path) -> None:
     name, content, facts = FILES[case]
@@ -190,7 +190,7 @@ def test_files_that_are_refused(case: str, commands: Commands, tiny_checkpoint: 
     commands.refuses(tmp_path, "fit", tiny_checkpoint, tmp_path / "out", *given, names=facts)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_parquet_with_nested_columns(tmp_path: Path, count_case: Callable[[], None]) -> None:
     """What is nested is read where it is a conversation, ignored where it is no text of ours, and refused elsewhere."""
     import pyarrow as pa
@@ -224,7 +224,7 @@ def test_parquet_with_nested_columns(tmp_path: Path, count_case: Callable[[], No
 # Special tokens
 
 
-@pytest.mark.guarantee(SPECIAL_PROMISE)
+@pytest.mark.guarantee(SPECIAL_GUARANTEE)
 @pytest.mark.parametrize("template", ["qa", "chat", "none"])
 def test_special_tokens_in_texts_stay_text(
     template: str, tokenizer: PreTrainedTokenizerFast, count_case: Callable[[], None]
@@ -287,7 +287,7 @@ print(json.dumps({"grown": peak() - before, "count": len(loaded), "sources": [on
 """
 
 
-@pytest.mark.guarantee(MEMORY_PROMISE)
+@pytest.mark.guarantee(MEMORY_GUARANTEE)
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_sample_of_many_rows_takes_little_memory(suffix: str, tmp_path: Path) -> None:
     """A file of 30 MB; the campaign reads half a gigabyte, a million rows, within the same bound."""
@@ -358,7 +358,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzzed")
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @given(rows=ROWS, good=st.booleans())
 @FUZZ
 def test_fuzzed_rows(rows: list[Any], good: bool, fuzzed: Path, count_case: Callable[[], None]) -> None:
@@ -370,7 +370,7 @@ def test_fuzzed_rows(rows: list[Any], good: bool, fuzzed: Path, count_case: Call
         read_or_refuse(fuzzed / name)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 @given(contents=BYTES)
 @FUZZ
@@ -381,7 +381,7 @@ def test_fuzzed_bytes(suffix: str, contents: bytes, fuzzed: Path, count_case: Ca
     read_or_refuse(file)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255), length=st.integers(0, 10_000))
 @FUZZ
 def test_damaged_parquet(position: int, value: int, length: int, fuzzed: Path, count_case: Callable[[], None]) -> None:
@@ -403,7 +403,7 @@ def parquet_bytes() -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @given(texts=st.lists(st.tuples(ANY_TEXT, ANY_TEXT, ANY_TEXT), min_size=1, max_size=3))
 @FUZZ
 def test_fuzzed_texts_are_tokenized(
@@ -428,7 +428,7 @@ def test_fuzzed_texts_are_tokenized(
 # Reports
 
 
-@pytest.mark.guarantee(TEXT_PROMISE)
+@pytest.mark.guarantee(TEXT_GUARANTEE)
 def test_pages_escape_what_they_show(count_case: Callable[[], None]) -> None:
     for text in TEXTS.values():
         count_case()
@@ -442,7 +442,7 @@ def tags_of(page: str) -> set[str]:
     return set(re.findall(r"<([a-zA-Z0-9]+)", page))
 
 
-@pytest.mark.guarantee(TEXT_PROMISE)
+@pytest.mark.guarantee(TEXT_GUARANTEE)
 def test_cards_keep_their_tables(
     custom_code_of: Callable[..., tuple[Path, SpectralEdit]], count_case: Callable[[], None]
 ) -> None:

@@ -109,7 +109,7 @@ def test_the_builtin_demonstrations_load(name: str) -> None:
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "some.parquet").write_bytes(b"")
-    with pytest.raises(InputError, match=naming("pip install sea-export[datasets]")):
+    with pytest.raises(InputError, match=naming("pip install", "sea-export[datasets]")):
         load_demonstrations(tmp_path / "some.parquet")
 
 
@@ -219,7 +219,7 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_an_input_error(
 
 def test_the_hub_without_datasets_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=naming("pip install sea-export[datasets]")):
+    with pytest.raises(InputError, match=naming("pip install", "sea-export[datasets]")):
         load_demonstrations("org/name")
 
 
@@ -450,7 +450,7 @@ def test_equal_completions_are_refused(tmp_path: Path) -> None:
 def test_a_single_demonstration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=naming("rows.jsonl", 1, 2)):
         load_rows(tmp_path, rows_of(OURS)[:1])
-    with pytest.raises(InputError, match=naming("limit", 1, 2)):
+    with pytest.raises(InputError, match=naming("--limit", 1, 2)):
         load_rows(tmp_path, rows_of(OURS), limit=1)
 
 

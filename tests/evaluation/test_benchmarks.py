@@ -36,7 +36,7 @@ def answer_likelihood(model: PreTrainedModel, tokenizer: Any, prompt: str, answe
 
 
 def values(measurement: Measurement, group: str = "") -> dict[str, float]:
-    return {figure.name: figure.value for figure in measurement.figures if figure.group == group}
+    return {metric.name: metric.value for metric in measurement.metrics if metric.group == group}
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +116,15 @@ def answer(rows: list[Any], choose: Any) -> list[list[float]]:
 def test_bbq_of_models_that_always_answer_alike(tmp_path: Path, choose: Any, expected: dict[str, float]) -> None:
     """In the sample the context supports the stereotype in as many rows as it does not."""
     benchmark = BBQ(load_bbq(str(write_jsonl(tmp_path / "bbq.jsonl", bbq_rows()))))
-    figures = benchmark.figures([], answer(list(benchmark.rows), choose))
-    found = {figure.name: figure.value for figure in figures if not figure.group}
+    metrics = benchmark.metrics([], answer(list(benchmark.rows), choose))
+    found = {metric.name: metric.value for metric in metrics if not metric.group}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_figures_about_no_row_are_left_out(tmp_path: Path) -> None:
+def test_metrics_about_no_row_are_left_out(tmp_path: Path) -> None:
     rows = [row for row in bbq_rows() if row["context_condition"] == "ambig"]
     benchmark = BBQ(load_bbq(str(write_jsonl(tmp_path / "bbq.jsonl", rows))))
-    names = [figure.name for figure in benchmark.figures([], answer(list(benchmark.rows), lambda row: row.right))]
+    names = [metric.name for metric in benchmark.metrics([], answer(list(benchmark.rows), lambda row: row.right))]
     assert "accuracy, ambiguous" in names
     assert not [name for name in names if "disambiguated" in name]
 
@@ -244,7 +244,7 @@ def test_bad_rows_are_named(name: str, tmp_path: Path) -> None:
             load(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
 
 
-def test_benchmarks_give_the_figures_that_they_say(
+def test_benchmarks_give_the_metrics_that_they_say(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     sources = {
@@ -256,7 +256,7 @@ def test_benchmarks_give_the_figures_that_they_say(
     assert set(sources) == set(BENCHMARKS)
     for name, source in sources.items():
         benchmark = load_benchmark(f"{name}={source}")
-        assert sorted(values(measure(benchmark, llama, tokenizer))) == sorted(benchmark.metrics)
+        assert sorted(values(measure(benchmark, llama, tokenizer))) == sorted(benchmark.metric_names)
 
 
 def test_a_suite_asks_for_something() -> None:
@@ -268,7 +268,7 @@ def test_a_suite_asks_for_something() -> None:
 
 
 def test_every_benchmark_says_what_is_better() -> None:
-    """A search makes the score higher: nearer the figure's best value."""
+    """A search makes the score higher: nearer the metric's best value."""
     from sea_export.evaluation.metrics import mean_metric
 
     assert mean_metric("accuracy", [1, 0]).score < mean_metric("accuracy", [1, 1]).score == 0

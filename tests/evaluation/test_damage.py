@@ -37,11 +37,11 @@ def log_probabilities(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor
         return model(torch.tensor([tokens])).logits[0, :-1].double().log_softmax(-1)
 
 
-def test_figures_follow_their_definitions(
+def test_metrics_follow_their_definitions(
     llama: PreTrainedModel, other: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     reference = predict_texts(llama, tokenizer, TEXTS)
-    figures = {figure.name: figure for figure in measure_damage(other, tokenizer, TEXTS, reference).figures}
+    metrics = {metric.name: metric for metric in measure_damage(other, tokenizer, TEXTS, reference).metrics}
     divergences, agreements, losses, base_losses = [], [], [], []
     for text in TEXTS:
         tokens = [BEGIN, *tokenizer(text).input_ids]
@@ -50,17 +50,17 @@ def test_figures_follow_their_definitions(
         agreements.append((base.argmax(-1) == edited.argmax(-1)).double())
         losses.append(-edited.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0])
         base_losses.append(-base.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0])
-    assert figures[DIVERGENCE].value == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-3)
-    assert figures["equal likeliest token"].value == pytest.approx(torch.cat(agreements).mean().item())
-    assert figures["perplexity"].value == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
-    (base_figure,) = reference.measurement.figures
-    assert base_figure.value == pytest.approx(torch.cat(base_losses).mean().exp().item(), rel=1e-4)
-    assert figures[DIVERGENCE].rows[:, 0] == pytest.approx([one.sum().item() for one in divergences], abs=1e-3)
+    assert metrics[DIVERGENCE].value == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-3)
+    assert metrics["equal likeliest token"].value == pytest.approx(torch.cat(agreements).mean().item())
+    assert metrics["perplexity"].value == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
+    (base_metric,) = reference.measurement.metrics
+    assert base_metric.value == pytest.approx(torch.cat(base_losses).mean().exp().item(), rel=1e-4)
+    assert metrics[DIVERGENCE].rows[:, 0] == pytest.approx([one.sum().item() for one in divergences], abs=1e-3)
 
 
 def test_a_model_is_no_distance_from_itself(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    figures = measure_damage(llama, tokenizer, TEXTS, predict_texts(llama, tokenizer, TEXTS)).figures
-    found = {figure.name: figure.value for figure in figures}
+    metrics = measure_damage(llama, tokenizer, TEXTS, predict_texts(llama, tokenizer, TEXTS)).metrics
+    found = {metric.name: metric.value for metric in metrics}
     assert found[DIVERGENCE] == pytest.approx(0, abs=1e-6)
     assert found["equal likeliest token"] == 1
 

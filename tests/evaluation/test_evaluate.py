@@ -1,4 +1,4 @@
-"""`evaluate` from end to end: the run-time edit and exports of every format give the same figures."""
+"""`evaluate` from end to end: the run-time edit and exports of every format give the same metrics."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 from transformers import PreTrainedModel
 
 import sea_export
-from sea_export.cli import evaluate_job, main
+from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.evaluation import evaluate
 from tests.helpers.benchmark_files import bbq_rows, write_jsonl, write_truthfulqa
 from tests.helpers.messages import assert_names
 
@@ -57,7 +58,7 @@ def figures(file: Path) -> dict[str, dict[str, Any]]:
 def run_time(
     files: dict[str, Path], exports: dict[str, Path], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """The figures of the run-time edit."""
+    """The metrics of the run-time edit."""
     file = tmp_path_factory.mktemp("figures") / "figures.json"
     result = run(
         *("evaluate", tiny_checkpoint, "--edit", exports["edit"], "--json", file, "--benchmark", "damage"),
@@ -68,7 +69,7 @@ def run_time(
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter", "custom-code"])
-def test_exports_give_the_figures_of_the_run_time_edit(
+def test_exports_give_the_metrics_of_the_run_time_edit(
     form: str,
     files: dict[str, Path],
     exports: dict[str, Path],
@@ -90,7 +91,7 @@ def test_exports_give_the_figures_of_the_run_time_edit(
 
 
 def test_the_edit_makes_a_difference(run_time: dict[str, dict[str, Any]]) -> None:
-    """Negative control: without it, every export would give the base's figures as well."""
+    """Negative control: without it, every export would give the base's metrics too."""
     assert run_time["damage  KL from the base"]["value"][0] > 1e-2
     assert abs(run_time["truthfulqa  MC2"]["difference"][0]) > 1e-3
     assert run_time["truthfulqa  NLL of true answers"]["p_value"] < 1
@@ -152,7 +153,7 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded before the checks")
 
-    monkeypatch.setattr(evaluate_job, "open_loaded_model", fail)
+    monkeypatch.setattr(evaluate, "open_loaded_model", fail)
     options, fact = BAD_OPTIONS[case]
     result = run("evaluate", tiny_checkpoint, *options)
     assert result.exit_code == 2, result.output

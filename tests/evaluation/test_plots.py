@@ -20,8 +20,6 @@ from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.evaluation.report import make_reports
-from sea_export.options import FitOptions
-from sea_export.tuning.search import TrialResult
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, TARGET_SETS, spectral_edit
@@ -79,7 +77,7 @@ def test_activations_are_drawn_before_and_after(drawn: list[Figure], tmp_path: P
         assert abs(before - after).max() > 1e-3
 
 
-def test_figures_are_drawn_with_their_intervals(drawn: list[Figure], tmp_path: Path) -> None:
+def test_metrics_are_drawn_with_their_intervals(drawn: list[Figure], tmp_path: Path) -> None:
     own = Measurement(
         "truthfulqa", 4, (mean_metric("MC1", [1, 0, 1, 1]), mean_metric("NLL", [1, 2, 3, 4.0], unit="nats"))
     )
@@ -92,24 +90,6 @@ def test_figures_are_drawn_with_their_intervals(drawn: list[Figure], tmp_path: P
     assert [container.lines[0].get_xdata().tolist() for container in shares.containers] == [[50.0], [75.0]]
     plots.plot_reports(make_reports([own]), tmp_path / "alone.png")
     assert len(drawn[1].axes[0].containers) == 1
-
-
-def outcome(number: int, value: float | None, divergence: float) -> TrialResult:
-    score = None if value is None else value - 1
-    return TrialResult(number, FitOptions(), value, score, divergence, None if value else "over budget")
-
-
-def test_a_search_is_drawn_with_its_marks(drawn: list[Figure], tmp_path: Path) -> None:
-    outcomes = [outcome(0, 0.5, 0.1), outcome(1, None, 3.0), outcome(2, 0.6, 0.2)]
-    arguments: tuple[Any, ...] = ("MC2", mean_metric("MC2", [0.0, 1]), 0.3, tmp_path / "search.png")
-    plots.plot_search(outcomes, outcomes[::2], outcomes[2], outcomes[0], *arguments)
-    plots.plot_search(outcomes, outcomes[::2], outcomes[2], None, *arguments)
-    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert names == ["damage budget", "trial", "Pareto front", "base", "default edit", "chosen"]
-    trials = next(points for points in drawn[0].axes[0].collections if points.get_label() == "trial")
-    assert trials.get_offsets().tolist() == [[0.1, 50.0], [0.2, 60.0]]
-    assert "default edit" not in [text.get_text() for text in drawn[1].legends[0].get_texts()]
-    assert "nats" in drawn[0].axes[0].get_xlabel()
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

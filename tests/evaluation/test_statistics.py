@@ -98,7 +98,7 @@ def test_resamples_without_any_row_of_a_group_do_not_count() -> None:
     assert interval == (1, 1, 1)
 
 
-def test_the_exchange_test_is_the_sign_flip_test_for_means() -> None:
+def test_the_permutation_test_is_the_sign_flip_test_for_means() -> None:
     differences = np.array([1.0, 2.0, -0.5, 3.0, 1.5, 0.25, -1.0, 2.0])
     baseline = np.array(normal(8))
     signs = np.array(list(itertools.product((-1, 1), repeat=8)))
@@ -121,5 +121,5 @@ def test_p_values_are_as_small_as_they_say() -> None:
 
 
 def test_equal_models_have_a_p_value_of_one() -> None:
-    figure = ratio([1.0, 2, 3], [2.0, 2, 5])
-    assert permutation_tests([figure], [figure]) == [1.0]
+    metric = ratio([1.0, 2, 3], [2.0, 2, 5])
+    assert permutation_tests([metric], [metric]) == [1.0]

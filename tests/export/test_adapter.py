@@ -190,7 +190,7 @@ def test_at_scale_s_it_is_the_edit_of_strength_s(tiny_checkpoint_of: Callable[[s
         assert "at scale s it equals the edit of strength s," in card(tmp_path / str(number))
 
 
-def test_the_card_promises_a_dial_only_where_there_is_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_card_names_a_lora_scale_only_where_it_scales_the_strength(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for name, expected in {"half": "equals the edit of strength 0.5 s,", "calibrated": None, "composed": None}.items():
         edit = edit_of(strength=0.5) if name == "half" else VARIANTS[name]()
         save(edit, tiny_checkpoint, tmp_path / name)

@@ -20,7 +20,7 @@ import sea_export.fitting.collect
 import sea_export.saving
 from sea_export.capture.cache import ActivationCache
 from sea_export.cards.record_evaluation import record_evaluation
-from sea_export.cli import jobs, main
+from sea_export.cli import main, progress
 from sea_export.evaluation.report import BenchmarkReport
 from sea_export.export.manifest import read_manifest
 from tests.helpers.checkpoint_files import contents_of
@@ -80,7 +80,7 @@ def outcome(arguments: Sequence[object]) -> tuple[int, str]:
 @pytest.fixture(autouse=True)
 def no_drawing_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be lost in a fork."""
-    monkeypatch.setattr(jobs, "progress_bar", lambda *columns: Progress(*columns, disable=True))
+    monkeypatch.setattr(progress, "progress_bar", lambda *columns: Progress(*columns, disable=True))
 
 
 @pytest.mark.guarantee(OUTPUT_PROMISE)
@@ -147,7 +147,7 @@ def test_one_record(llama, fit_tiny, tiny_checkpoint, tmp_path, count_case):
         def record(barrier: threading.Barrier, round: int = round) -> str:
             name = f"{round}: {multiprocessing.current_process().name}"
             barrier.wait(60)
-            report = BenchmarkReport(name, rows=1, figures=())
+            report = BenchmarkReport(name, rows=1, metrics=())
             record_evaluation(tmp_path / "out", [report], against="base", dtype="float32")
             return name
 

@@ -1,4 +1,4 @@
-"""Whatever is found wrongly is refused by proof, and a proof takes little memory whatever the size of the model."""
+"""Whatever is found wrongly is refused by a numerical check, which takes little memory for any size of the model."""
 
 from __future__ import annotations
 

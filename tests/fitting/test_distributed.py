@@ -41,8 +41,8 @@ def test_shares_are_disjoint_and_keep_folds(processes, count):
     assert all(share == sorted(share) for share in shares)
     for share in shares:
         own = [index for index in order if index in share]
-        for place, index in enumerate(own):
-            assert place % FOLDS == order.index(index) % FOLDS
+        for position, index in enumerate(own):
+            assert position % FOLDS == order.index(index) % FOLDS
 
 
 @pytest.mark.parametrize(("demonstrations", "processes"), [(5, 2), (10, 3), (1, 2)])

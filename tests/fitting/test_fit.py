@@ -182,10 +182,10 @@ def test_a_fit_is_spectra_of_the_captured_activations_truncated(llama, tokenizer
         key=lambda i: (len(tokenized[i].prompt), max(len(tokenized[i].positive), len(tokenized[i].negative))),
         reverse=True,
     )
-    for place, activations in capture(llama, [tokenized[index] for index in order], targets).items():
+    for target, activations in capture(llama, [tokenized[index] for index in order], targets).items():
         expected = build_layer_edit(SpectrumFitter(center).update(activations).finish(), options.edit)
         for name, tensor in expected.tensors().items():
-            torch.testing.assert_close(edit.layers[place][0].tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(edit.layers[target][0].tensors()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_truncation_is_made_again_from_the_same_spectra(llama, tokenizer, demonstrations):

@@ -29,7 +29,7 @@ from tests.helpers.messages import naming
 from tests.helpers.reference import dense_edit, dense_of
 from tests.helpers.tiny_models import tiny_config, tiny_model
 
-PROMISE = "Whatever the activations are, an edit is finite and as defined, or refused in one sentence"
+GUARANTEE = "Whatever the activations are, an edit is finite and as defined, or refused in one sentence"
 SETTINGS = settings(
     derandomize=True, database=None, deadline=None, max_examples=400, suppress_health_check=list(HealthCheck)
 )
@@ -74,7 +74,7 @@ def assert_finite(edit: LayerEdit) -> None:
     assert math.isfinite(edit.first_share)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     count=st.integers(2, 12),
@@ -125,7 +125,7 @@ def test_edits_are_finite_and_as_defined(
             assert edit.apply(narrow).isfinite().all()
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("count", [2, 3, 30], ids=["n=2", "n=3", "n>d"])
 def test_activations_of_low_rank_have_the_edit_of_the_definition(
@@ -146,7 +146,7 @@ def test_activations_of_low_rank_have_the_edit_of_the_definition(
             torch.testing.assert_close(edit.apply(rows[1]), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_constant_activations_have_nothing_to_tell_apart(count_case: Callable[[], None]) -> None:
     for center, normalization in itertools.product(("affine", "linear"), ("none", "calibrated", "token")):
         count_case()
@@ -159,7 +159,7 @@ def test_constant_activations_have_nothing_to_tell_apart(count_case: Callable[[]
         assert "--explained-variance" not in warning, "there is nothing that a higher one could explain"
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_what_float32_does_not_hold_is_refused(count_case: Callable[[], None]) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3, 6, 8, generator=generator) + 1
@@ -174,7 +174,7 @@ def test_what_float32_does_not_hold_is_refused(count_case: Callable[[], None]) -
                 edit_of(large, center, options, FeatureFunction())
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("feature", FEATURE_FUNCTIONS)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_strength_0_edits_nothing(feature: str, normalization: str) -> None:
@@ -208,7 +208,7 @@ def overflowing() -> PreTrainedModel:
     return model
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_a_model_that_overflows_is_refused_by_name(
     overflowing: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -228,7 +228,7 @@ def test_a_model_that_overflows_is_refused_by_name(
             sea_export.fit(model.to(dtype), tokenizer, demonstrations, layers="last:1")
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_a_layer_of_zeros_is_left_as_it_is(
     tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...], count_case: Callable[[], None]
 ) -> None:
@@ -250,7 +250,7 @@ def test_a_layer_of_zeros_is_left_as_it_is(
             assert model(tokens).logits.isfinite().all()
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_weights_that_a_dtype_cannot_hold_are_not_written(
     dtype: torch.dtype,

@@ -1,4 +1,4 @@
-"""Whatever strikes an export, the output is whole or not there, the base is as it was, and the next run succeeds."""
+"""Whatever faults an export, the output is whole or not there, the base is as it was, and the next run succeeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sea_export.model.base
 import sea_export.saving
 from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.checkpoint_files import contents_of
-from tests.helpers.faults import End, Script, Strike, strike_command
+from tests.helpers.faults import End, Fault, Script, inject_into_command
 from tests.helpers.faulty_exports import FaultyExport, spread
 
 FORMATS = ("merged", "adapter", "custom-code")
@@ -58,35 +58,35 @@ def export(request, tiny_checkpoint, tiny_sharded_checkpoint, edit_directory, di
     return FaultyExport(format, base, edit_directory, *directories, overwrite)
 
 
-def over_all(kind: str, end: End, count: int, export: FaultyExport) -> list[Strike]:
+def over_all(kind: str, end: End, count: int, export: FaultyExport) -> list[Fault]:
     """Some places among all changes, and each of the last ones, in which an old output is replaced."""
     last = range(end.changes - LAST_CHANGES, end.changes) if export.overwrite else ()
-    return [*spread(kind, end.changes, count), *(Strike(kind, place) for place in last)]
+    return [*spread(kind, end.changes, count), *(Fault(kind, place) for place in last)]
 
 
 @pytest.mark.guarantee(KILLED)
 def test_kills(export, count_case):
-    export.strike(lambda end: over_all("SIGKILL", end, 16, export), count_case)
+    export.inject(lambda end: over_all("SIGKILL", end, 16, export), count_case)
 
 
 @pytest.mark.guarantee(STOPPED)
 @pytest.mark.parametrize("kind", ["SIGTERM", "SIGINT"])
 def test_signals(export, kind, count_case):
-    export.strike(lambda end: over_all(kind, end, 6, export), count_case)
+    export.inject(lambda end: over_all(kind, end, 6, export), count_case)
 
 
 @pytest.mark.guarantee(FULL)
 def test_writes_that_fail(export, count_case):
-    def strikes(end: End) -> list[Strike]:
-        failing = [strike for kind in ("ENOSPC", "EIO") for strike in over_all(kind, end, 4, export)]
+    def faults(end: End) -> list[Fault]:
+        failing = [fault for kind in ("ENOSPC", "EIO") for fault in over_all(kind, end, 4, export)]
         return [*failing, *spread("limit", max(export.sizes()), 3)]
 
-    export.strike(strikes, count_case)
+    export.inject(faults, count_case)
 
 
 @pytest.mark.guarantee(SHORT)
 def test_reads_that_end_early(export, count_case):
-    export.strike(lambda end: [*spread("short", end.reads, 3), *spread("end", end.reads, 3)], count_case)
+    export.inject(lambda end: [*spread("short", end.reads, 3), *spread("end", end.reads, 3)], count_case)
 
 
 @pytest.mark.guarantee(KILLED)
@@ -97,7 +97,7 @@ def test_kills_while_a_base_is_converted(tiny_checkpoint, edit_directory, direct
     (base / "model.safetensors").unlink()
     point = (sea_export.model.base, "scratch_directory")
     converted = FaultyExport("merged", base, edit_directory, *directories, point=point)
-    converted.strike(lambda end: spread("SIGKILL", end.changes, 8), count_case)
+    converted.inject(lambda end: spread("SIGKILL", end.changes, 8), count_case)
 
 
 @pytest.mark.guarantee(KILLED)
@@ -110,24 +110,24 @@ def test_kills_of_a_fit_that_keeps_activations(tiny_checkpoint, demonstrations, 
     options = ["--demonstrations", tmp_path / "rows.jsonl", "--cache", cache, "--layers", "2", "--batch-tokens", "60"]
 
     def script() -> Script:
-        undisturbed = yield Strike()
+        undisturbed = yield Fault()
         assert undisturbed.status == 0, undisturbed.message
         whole = contents_of(fitted)
-        for strike in spread("SIGKILL", undisturbed.changes, 12):
+        for fault in spread("SIGKILL", undisturbed.changes, 12):
             count_case()
             shutil.rmtree(fitted)
             shutil.rmtree(cache)
-            end = yield strike
+            end = yield fault
             assert end.status == 137
             assert not fitted.exists() or contents_of(fitted) == whole
             if not fitted.exists():
-                end = yield Strike()
+                end = yield Fault()
                 assert end.status == 0, end.message
             assert contents_of(fitted) == whole
             assert {path.name for path in directories[0].iterdir()} == {"edit", "cache"}
             assert not [path for path in cache.rglob("*") if path.name.startswith(".")]
 
-    strike_command(
+    inject_into_command(
         ["fit", str(tiny_checkpoint), str(fitted), *map(str, options)],
         script(),
         base=tiny_checkpoint,
@@ -148,7 +148,7 @@ def written_in_place(output: Path, *, overwrite: bool) -> Iterator[Path]:
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM", "EIO", "limit"])
 def test_an_output_that_is_written_in_place_does_not_pass(kind, export_in_place):
     with pytest.raises(AssertionError, match="neither whole nor what it was"):
-        export_in_place.strike(lambda end: [Strike(kind, 25)], lambda: None)
+        export_in_place.inject(lambda end: [Fault(kind, 25)], lambda: None)
 
 
 def test_a_base_that_is_written_to_does_not_pass(export_in_place, monkeypatch):
@@ -159,7 +159,7 @@ def test_a_base_that_is_written_to_does_not_pass(export_in_place, monkeypatch):
 
     monkeypatch.setattr(sea_export.saving, "staged_output", careless)
     with pytest.raises(AssertionError, match=r"status=97.*config\.json"):
-        export_in_place.strike(lambda end: [], lambda: None)
+        export_in_place.inject(lambda end: [], lambda: None)
 
 
 @pytest.fixture

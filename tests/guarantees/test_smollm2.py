@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct in bfloat16: fitted, baked, verified, and loaded by a stranger."""
+"""A real model, SmolLM2-135M-Instruct in bfloat16: fitted, baked, verified, and loaded by another program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strikes at a chosen operation on files, in processes that are forked off where an export begins to write.
+"""Injects a fault at a chosen operation on files, in processes that are forked off where an export begins to write.
 
 All that is Python's own is counted: what changes directories, opens files for writing, writes, flushes and reads.
 """
@@ -25,7 +25,7 @@ import safetensors
 import safetensors.torch
 from rich.progress import Progress
 
-from sea_export.cli import jobs, main
+from sea_export.cli import main, progress
 from sea_export.export import streaming
 
 _CHANGES = ("mkdir", "rmdir", "rename", "replace", "link", "unlink", "remove", "fsync")
@@ -36,7 +36,7 @@ _COUNTS = "\0"
 
 
 @dataclass(frozen=True)
-class Strike:
+class Fault:
     """What happens, and at which operation.
 
     Attributes:
@@ -53,7 +53,7 @@ class Strike:
 
 @dataclass(frozen=True)
 class End:
-    """How a struck process ended.
+    """How a process into which a fault was injected has ended.
 
     Attributes:
         status: its exit status, as shells give it.
@@ -69,49 +69,49 @@ class End:
 
 
 class Operations:
-    """Counts operations on files, in all threads, and carries out a strike. Files are those below some directories."""
+    """Counts operations on files, in all threads, and carries out a fault. Files are those below some directories."""
 
     def __init__(self, base: Path, directories: Sequence[Path]) -> None:
         self._base = str(base)
         self._directories = tuple(map(str, (base, *directories)))
         self.changes = self.reads = 0
-        self._strike: Strike | None = None
+        self._fault: Fault | None = None
         self._lock = threading.Lock()
         self._open = io.open
 
-    def arm(self, strike: Strike) -> None:
+    def arm(self, fault: Fault) -> None:
         """From now on operations count, and to open a file of the base for anything but reading ends the process."""
-        self._strike = strike
-        if strike.kind == "limit":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (strike.place, resource.RLIM_INFINITY))
+        self._fault = fault
+        if fault.kind == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.place, resource.RLIM_INFINITY))
         sys.addaudithook(lambda event, values: _guard(self._base, event, values))
 
     def change(self, name: str, half: Callable[[], object] = lambda: None) -> None:
         """Notes a change that is about to be made, of which `half` makes a part."""
-        strike = self._strike
-        if strike is None:
+        fault = self._fault
+        if fault is None:
             return
         with self._lock:
             place, self.changes = self.changes, self.changes + 1
-        if strike.kind.startswith("SIG") and place == strike.place:
+        if fault.kind.startswith("SIG") and place == fault.place:
             half()
-            os.kill(os.getpid(), signal.Signals[strike.kind])
-        if (strike.kind == "EIO" and place == strike.place) or (
-            strike.kind == "ENOSPC" and place >= strike.place and name in _FULL
+            os.kill(os.getpid(), signal.Signals[fault.kind])
+        if (fault.kind == "EIO" and place == fault.place) or (
+            fault.kind == "ENOSPC" and place >= fault.place and name in _FULL
         ):
             half()
-            number = getattr(errno, strike.kind)
+            number = getattr(errno, fault.kind)
             raise OSError(number, os.strerror(number))
 
     def read(self, asked: int) -> int:
         """How many bytes a read that asks for some may return."""
-        strike = self._strike
-        if strike is None or not asked:
+        fault = self._fault
+        if fault is None or not asked:
             return asked
         with self._lock:
             place, self.reads = self.reads, self.reads + 1
-        if place == strike.place:
-            return {"short": 1, "end": 0}.get(strike.kind, asked)
+        if place == fault.place:
+            return {"short": 1, "end": 0}.get(fault.kind, asked)
         return asked
 
     @contextmanager
@@ -125,7 +125,7 @@ class Operations:
             patch.setattr(safetensors.torch, "serialize_file", self._serialized)
             patch.setattr(streaming, "_CHUNK_BYTES", _WRITE_BYTES)  # tiny models are written in several pieces too
             # A thread that draws would be lost in a fork.
-            patch.setattr(jobs, "progress_bar", lambda *columns: Progress(*columns, disable=True))
+            patch.setattr(progress, "progress_bar", lambda *columns: Progress(*columns, disable=True))
             yield
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,7 +144,7 @@ class Operations:
         return preadv
 
     def _opened(self, file: Any, mode: str = "r", buffering: int = -1, *text: Any, **options: Any) -> Any:
-        if self._strike is None or isinstance(file, int) or not os.fspath(file).startswith(self._directories):
+        if self._fault is None or isinstance(file, int) or not os.fspath(file).startswith(self._directories):
             return self._open(file, mode, buffering, *text, **options)
         writes = bool(set("wxa+") & set(mode))
         if writes:
@@ -211,14 +211,14 @@ class _AllStruck(BaseException):
     """Takes the first process out of the command, which it has begun only to be forked."""
 
 
-Script = Generator[Strike, End, None]
-"""Yields strikes one after the other, and is told the end of each."""
+Script = Generator[Fault, End, None]
+"""Yields faults one after the other, and is told the end of each."""
 
 
-def strike_command(
+def inject_into_command(
     arguments: list[str], script: Script, *, base: Path, directories: Sequence[Path], point: tuple[object, str]
 ) -> None:
-    """Runs a command up to a point once, and from there on in a process of its own for each strike of a script.
+    """Runs a command up to a point once, and from there on in a process of its own for each fault of a script.
 
     Args:
         arguments: the command line.
@@ -233,7 +233,7 @@ def strike_command(
 
     failures: list[AssertionError] = []
 
-    def strike_here(*given: Any, **options: Any) -> Any:
+    def inject_here(*given: Any, **options: Any) -> Any:
         if os.getpid() == first:
             try:
                 _fork_each(script, operations)
@@ -245,7 +245,7 @@ def strike_command(
     status = 0
     try:
         with operations.installed(), pytest.MonkeyPatch.context() as patch, _heeded(signal.SIGINT):
-            patch.setattr(owner, name, strike_here)
+            patch.setattr(owner, name, inject_here)
             main(arguments)
     except _AllStruck:
         if failures:
@@ -278,20 +278,20 @@ def _heeded(number: signal.Signals) -> Iterator[None]:
 
 def _fork_each(script: Script, operations: Operations) -> None:
     """Returns in the forked processes only, which are to go on."""
-    strike = next(script)
+    fault = next(script)
     while True:
         reading, writing = os.pipe()
         process = os.fork()
         if process == 0:
             os.dup2(writing, 2)
             sys.stdout, sys.stderr = open(os.devnull, "w"), open(2, "w", closefd=False)  # noqa: SIM115
-            operations.arm(strike)
+            operations.arm(fault)
             return
         os.close(writing)
         with open(reading, encoding="utf-8") as stream:
             message, _, counts = stream.read().partition(_COUNTS)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         try:
-            strike = script.send(End(status if status >= 0 else 128 - status, message, *map(int, counts.split())))
+            fault = script.send(End(status if status >= 0 else 128 - status, message, *map(int, counts.split())))
         except StopIteration:
             raise _AllStruck from None

@@ -1,4 +1,4 @@
-"""Exports that are struck by faults, and what has to hold after each."""
+"""Exports into which faults are injected, and what has to hold after each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import sea_export.saving
 from sea_export.files.digests import file_digests
 from tests.helpers.checkpoint_files import contents_of
-from tests.helpers.faults import End, Script, Strike, strike_command
+from tests.helpers.faults import End, Fault, Script, inject_into_command
 from tests.helpers.messages import assert_names
 
 STATUS_OF_SIGNAL = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130}
@@ -28,7 +28,7 @@ READ_FAULTS = ("short", "end")
 
 @dataclass(frozen=True)
 class FaultyExport:
-    """An export to be struck.
+    """An export into which faults are injected.
 
     Attributes:
         format: its format.
@@ -37,7 +37,7 @@ class FaultyExport:
         directory: where the output is written, and nothing else.
         temporary: the system's directory for temporary files, which is empty.
         overwrite: whether an older output is replaced.
-        point: where the strikes begin.
+        point: where faults begin.
     """
 
     format: str
@@ -56,18 +56,18 @@ class FaultyExport:
         """Bytes of the files of the output that is there."""
         return [path.stat().st_size for path in self.output.rglob("*") if path.is_file()]
 
-    def drawn(self, kinds: Sequence[str], undisturbed: End, count: int, generator: random.Random) -> Iterator[Strike]:
-        """Strikes of any kind at any place."""
+    def drawn(self, kinds: Sequence[str], undisturbed: End, count: int, generator: random.Random) -> Iterator[Fault]:
+        """Faults of any kind at any place."""
         places = {"limit": max(self.sizes()), "full": sum(self.sizes()), "short": undisturbed.reads}
         places["end"] = undisturbed.reads
         for kind in generator.choices(kinds, k=count):
-            yield Strike(kind, generator.randrange(places.get(kind, undisturbed.changes)))
+            yield Fault(kind, generator.randrange(places.get(kind, undisturbed.changes)))
 
-    def strike(self, strikes: Callable[[End], Iterable[Strike]], count_case: Callable[[], None]) -> None:
-        """Strikes the export, checks what is left, and that the next run succeeds and leaves nothing else.
+    def inject(self, faults: Callable[[End], Iterable[Fault]], count_case: Callable[[], None]) -> None:
+        """Injects faults into the export, checks what is left, and that the next run succeeds and leaves nothing else.
 
         Args:
-            strikes: gives the strikes, from how an undisturbed run ended.
+            faults: gives the faults, from how an undisturbed run ended.
             count_case: called for each.
         """
         arguments = ["save", self.edit, self.output, "--base", self.base, "--no-verify", "--format", self.format]
@@ -75,41 +75,41 @@ class FaultyExport:
         self._prepare()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(self.temporary))
-            strike_command(
+            inject_into_command(
                 [*map(str, arguments), *options],
-                self._script(strikes, count_case),
+                self._script(faults, count_case),
                 base=self.base,
                 directories=(self.directory, self.temporary),
                 point=self.point,
             )
 
-    def _script(self, strikes: Callable[[End], Iterable[Strike]], count_case: Callable[[], None]) -> Script:
+    def _script(self, faults: Callable[[End], Iterable[Fault]], count_case: Callable[[], None]) -> Script:
         base = _state_of(self.base)
-        first = yield Strike()
+        first = yield Fault()
         assert (first.status, first.message) == (0, ""), first
         assert_complete(self.output)
         new = contents_of(self.output)
         self._prepare()
-        undisturbed = yield Strike()  # the first one has also removed what was made before the point
+        undisturbed = yield Fault()  # the first one has also removed what was made before the point
         assert (undisturbed.status, undisturbed.message) == (0, ""), undisturbed
         assert contents_of(self.output) == new
-        for strike in strikes(undisturbed):
+        for fault in faults(undisturbed):
             count_case()
             old = self._prepare()
-            with self._filled(strike):
-                end = yield strike
+            with self._filled(fault):
+                end = yield fault
             try:
-                self._check(strike, end, old, new)
+                self._check(fault, end, old, new)
                 assert _state_of(self.base) == base, "the base was touched"
                 if self.overwrite or not self.output.exists() or self._others():
                     if not self.overwrite and self.output.exists():
                         shutil.rmtree(self.output)
-                    end = yield Strike()
+                    end = yield Fault()
                     assert (end.status, end.message) == (0, "")
                     assert contents_of(self.output) == new
                 assert self._others() == [], "something was left behind"
             except AssertionError as error:
-                raise AssertionError(f"{error}: {self}, {strike}: {end}") from error
+                raise AssertionError(f"{error}: {self}, {fault}: {end}") from error
 
     def _prepare(self) -> dict[str, bytes]:
         """Has the directory as it is before a run. Returns what is in the output."""
@@ -121,39 +121,39 @@ class FaultyExport:
         (self.output / "sea_export.json").write_text('{"files": {}}')
         return contents_of(self.output)
 
-    def _check(self, strike: Strike, end: End, old: dict[str, bytes], new: dict[str, bytes]) -> None:
+    def _check(self, fault: Fault, end: End, old: dict[str, bytes], new: dict[str, bytes]) -> None:
         left = contents_of(self.output)
         # Killed between two renames: the old output waits beside its place for the next run.
-        moved_away = self.overwrite and strike.kind == "SIGKILL" and not self.output.exists()
+        moved_away = self.overwrite and fault.kind == "SIGKILL" and not self.output.exists()
         if moved_away:
             assert contents_of(self.directory / ".out.replaced") == old, "the old output is lost"
         elif left != new:
             assert left == old, "the output is neither whole nor what it was"
             assert self.output.exists() == self.overwrite
-        if strike.kind in STATUS_OF_SIGNAL:
-            assert end.status == STATUS_OF_SIGNAL[strike.kind]
-            if strike.kind == "SIGKILL":
+        if fault.kind in STATUS_OF_SIGNAL:
+            assert end.status == STATUS_OF_SIGNAL[fault.kind]
+            if fault.kind == "SIGKILL":
                 assert end.message == ""
             else:
                 assert end.message.count("\n") == 1
-                assert_names(end.message, "Error: ", strike.kind)
+                assert_names(end.message, "Error: ", fault.kind)
         elif end.status:
             assert end.status == 1
             assert end.message.startswith("Error: ")
             assert end.message.count("\n") == 1
         else:
             assert left == new
-        if strike.kind != "SIGKILL" and not self.overwrite:
+        if fault.kind != "SIGKILL" and not self.overwrite:
             assert self._others() == [], "not cleaned up"
 
     @contextmanager
-    def _filled(self, strike: Strike) -> Iterator[None]:
-        """Leaves as many bytes of the file system as a strike says that fills it."""
+    def _filled(self, fault: Fault) -> Iterator[None]:
+        """Leaves as many bytes of the file system as a fault says that fills it."""
         filler = self.directory.parent / "filler"
-        if strike.kind == "full":
+        if fault.kind == "full":
             system = os.statvfs(self.directory)
             with open(filler, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, system.f_bavail * system.f_bsize - strike.place)
+                os.posix_fallocate(file.fileno(), 0, system.f_bavail * system.f_bsize - fault.place)
         yield
         filler.unlink(missing_ok=True)
 
@@ -168,9 +168,9 @@ def assert_complete(output: Path) -> None:
     assert digests == json.loads((output / "sea_export.json").read_text(encoding="utf-8"))["files"]
 
 
-def spread(kind: str, total: int, count: int) -> list[Strike]:
-    """Strikes of one kind, at places spread evenly over a number of operations."""
-    return [Strike(kind, index * total // count) for index in range(count)]
+def spread(kind: str, total: int, count: int) -> list[Fault]:
+    """Faults of one kind, at places spread evenly over a number of operations."""
+    return [Fault(kind, index * total // count) for index in range(count)]
 
 
 def _state_of(directory: Path) -> dict[str, Any]:

@@ -337,7 +337,7 @@ def read_token(hub: LoopbackHub, home: Path) -> None:
     hub.users[TOKEN] = User(OWNER, role="read")
 
 
-def strangers_token(hub: LoopbackHub, home: Path) -> None:
+def token_of_somebody_else(hub: LoopbackHub, home: Path) -> None:
     hub.users[TOKEN] = User("somebody")
 
 
@@ -369,7 +369,7 @@ ERRORS: dict[Callable[[LoopbackHub, Path], None], tuple[int, list[str]]] = {
     no_token: (2, ["hf auth login"]),
     wrong_token: (2, [REPO, "hf auth whoami"]),
     read_token: (2, ["token", "write", "hf auth login"]),
-    strangers_token: (2, [REPO, "hf auth whoami"]),
+    token_of_somebody_else: (2, [REPO, "hf auth whoami"]),
     forbidden: (2, [REPO, "hf auth whoami"]),
     conflict: (1, [REPO, "changed"]),
     busy: (1, ["wait"]),

@@ -97,7 +97,7 @@ def greedy_tokens(model: PreTrainedModel) -> list[int]:
     return generated
 
 
-def test_a_stranger_generates_what_the_run_time_edit_generates(pushed: PushedExport, tmp_path: Path) -> None:
+def test_another_program_generates_what_the_run_time_edit_generates(pushed: PushedExport, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN, encoding="utf-8")  # the repository is private
     tokenizer = BASE if pushed.format == "adapter" else pushed.repo_id
     process = subprocess.run(

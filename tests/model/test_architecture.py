@@ -1,4 +1,4 @@
-"""Writers are found in every family, and whatever is found wrongly is refused by proof."""
+"""Output projections are found in every family, and whatever is found wrongly is refused by a numerical check."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_writers_are_found(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_folds_are_proved_for_every_family(family):
+def test_folds_are_checked_for_every_family(family):
     model = skeleton(tiny_config(family))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     check_fold(model, find_output_projections(model, ALL_TARGETS))

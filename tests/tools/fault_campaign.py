@@ -1,4 +1,4 @@
-"""Strikes exports of every format by faults at random, as the tests do it at chosen places, and prints what was tried.
+"""Injects faults into exports of every format at random, as tests do at chosen operations, and prints what it tried.
 
 Faults are kills, signals, failing writes and reads that end early, at any operation on files; as root also full file
 systems, which are mounted for that. It stops at the first export that is not whole, not cleaned up or not repeated.
@@ -21,7 +21,7 @@ import torch
 
 import sea_export
 from sea_export.model.load_model import quiet_transformers
-from tests.helpers.faults import End, Strike
+from tests.helpers.faults import End, Fault
 from tests.helpers.faulty_exports import READ_FAULTS, STATUS_OF_SIGNAL, WRITE_FAULTS, FaultyExport
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
@@ -44,12 +44,12 @@ def main() -> None:
         for number, export in enumerate(exports):
             count = (arguments.cases + number) // len(exports)
 
-            def strikes(end: End, export: FaultyExport = export, count: int = count) -> Iterator[Strike]:
-                for strike in export.drawn(kinds, end, count, generator):
-                    tried[export.format, strike.kind] += 1
-                    yield strike
+            def faults(end: End, export: FaultyExport = export, count: int = count) -> Iterator[Fault]:
+                for fault in export.drawn(kinds, end, count, generator):
+                    tried[export.format, fault.kind] += 1
+                    yield fault
 
-            export.strike(strikes, lambda: None)
+            export.inject(faults, lambda: None)
             print(f"{export.format}, {export.base.name}, overwrite={export.overwrite}: {count}", file=sys.stderr)
     print("| format | " + " | ".join(kinds) + " |\n|---" + "|---" * len(kinds) + "|")
     for format in FORMATS:

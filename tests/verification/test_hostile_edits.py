@@ -89,7 +89,7 @@ def test_figures_are_recorded_in_any_manifest_or_it_is_refused(
 ) -> None:
     """Every entry, and every entry of those, and of those, in turn is something else."""
     shutil.copytree(exports / "merged", arena / "out")
-    report = BenchmarkReport("damage", rows=1, figures=())
+    report = BenchmarkReport("damage", rows=1, metrics=())
     record_evaluation(arena / "out", [report], against="base", dtype="float32")
     good = json.loads((arena / "out" / MANIFEST).read_text(encoding="utf-8"))
     refused = 0

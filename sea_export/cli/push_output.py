@@ -1,14 +1,16 @@
-"""What `push` and `fit-and-save --push` do, and how it is printed."""
+"""Pushing an output, as `push` and `fit-and-save --push` do it, and what is printed about it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sea_export.cli.terminal import console
+from sea_export.errors import SeaExportError
+from sea_export.export.formats import export_format
 from sea_export.export.manifest import read_manifest
 from sea_export.hub.push import push
 
-__all__ = ["push_output"]
+__all__ = ["push_output", "push_saved"]
 
 
 def push_output(
@@ -23,10 +25,22 @@ def push_output(
     there = pushed.destination
     visibility = "private" if there.private else "public"
     if not pushed.changed:
-        console.print(f"{there.repo_id} ({visibility}) holds these very files already.", soft_wrap=True)
+        console.print(f"{there.repo_id} ({visibility}) holds these files already.", soft_wrap=True)
     else:
         what = "Opened the pull request" if create_pr else "Pushed in the commit"
         console.print(f"{what} {pushed.url} ({visibility}). Load it with", soft_wrap=True)
     named = f', revision="{pushed.revision}"' if pushed.revision != "main" else ""
-    trust = ", trust_remote_code=True" if read_manifest(output)["format"] == "custom-code" else ""
+    runs_code = export_format(read_manifest(output)["format"]).runs_code
+    trust = ", trust_remote_code=True" if runs_code else ""
     console.print(f'  AutoModelForCausalLM.from_pretrained("{there.repo_id}"{named}{trust})', soft_wrap=True)
+
+
+def push_saved(output: Path, repo_id: str, *, public: bool) -> None:
+    """Pushes an output that was just saved. If that fails, the error says how to push it later."""
+    try:
+        push_output(output, repo_id, public=public)
+    except SeaExportError as error:
+        again = f"sea-export push {output} {repo_id}{' --public' if public else ''}"
+        raise SeaExportError(
+            f"{output}: it is complete, but it was not pushed. Push it with `{again}`. The reason: {error}"
+        ) from error

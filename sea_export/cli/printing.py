@@ -1,0 +1,67 @@
+"""What commands print about edits and outputs."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from sea_export.cli.terminal import console, errors
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.export.formats import export_format
+from sea_export.saving import SaveResult
+from sea_export.verification.verify import Verification
+
+__all__ = ["print_layers", "print_saved", "print_verification"]
+
+
+def print_layers(edit: SpectralEdit) -> None:
+    """Prints ranks, spectra and relative change of each layer."""
+    table = Table("layer", "component", "kept", "dropped", "of", "first σ² (+)", "change", "signature", "reader error")
+    for target in edit.targets:
+        for layer in edit.layers[target]:
+            values = layer.positive_values
+            table.add_row(
+                str(target.layer),
+                target.component,
+                str(layer.positive.shape[1]),
+                str(layer.negative.shape[1]),
+                str(values.numel()),
+                f"{layer.first_share:.2%}",
+                f"{layer.relative_change:.2%}",
+                f"{layer.signature:.4g}",
+                "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
+            )
+    console.print(table)
+
+
+def print_verification(verification: Verification) -> None:
+    """Prints the measurements of a verification, and its problems."""
+    reference = "run-time edit" if verification.exact else "export in memory"
+    table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
+    rows = {
+        "run-time edit / export in memory (fold error)": verification.fold_error,
+        f"{reference} / as stored, base in {verification.dtype} (rounding error)": verification.rounding_error,
+        f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
+        "base / run-time edit (what the edit does)": verification.effect,
+    }
+    for name, agreement in rows.items():
+        table.add_row(
+            name,
+            f"{agreement.max_logit_difference:.1e}",
+            f"{agreement.mean_divergence:.1e}",
+            f"{agreement.top1_agreement:.2%}",
+        )
+    console.print(table)
+    console.print(verification.statement)
+    for problem in verification.problems:
+        errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
+
+
+def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
+    """Prints what was written, and how to load it."""
+    print_layers(edit)
+    if result.verification is not None:
+        print_verification(result.verification)
+    verified = "verified" if result.verification is not None else "not verified"
+    console.print(f"Saved to {result.output} ({verified}). Load it with")
+    trust = ", trust_remote_code=True" if export_format(result.format).runs_code else ""
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{trust})', soft_wrap=True)

@@ -1,0 +1,96 @@
+"""Evaluating a model, alone or against its base."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
+from sea_export.evaluation.drawing import check_picture
+from sea_export.evaluation.evaluation_options import EvaluateOptions
+from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.evaluation.report import BenchmarkReport, make_reports
+from sea_export.evaluation.suite import Suite
+from sea_export.export.manifest import read_manifest
+from sea_export.files.writing import check_directory
+from sea_export.model.run_options import RunOptions
+from sea_export.text import dtype_name
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        model: the name of the model.
+        against: the name of the base that was measured too; None if there was none.
+        dtype: the dtype of the computation.
+        edited: whether an edit was applied at run time.
+        reports: one for each benchmark.
+    """
+
+    model: str
+    against: str | None
+    dtype: str
+    edited: bool
+    reports: tuple[BenchmarkReport, ...]
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {
+            "model": self.model,
+            "against": self.against,
+            "dtype": self.dtype,
+            "edited": self.edited,
+            "benchmarks": [report.record() for report in self.reports],
+        }
+
+
+def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Progress = no_progress) -> Evaluation:
+    """Measures a model on benchmarks, alone or against its base.
+
+    Args:
+        model: a base or an export of any format: a Hub id, a directory, or a `.gguf` file.
+        options: what is measured, and against what. The files that they name are checked, but not written.
+        run: how models are opened.
+        progress: shows the progress.
+
+    Raises:
+        InputError: a model, a benchmark or a file is not usable.
+    """
+    edit = None if options.edit is None else SpectralEdit.load(options.edit)
+    base = options.against or (model if edit is not None else None)
+    _check(model, base, options, run)
+    suite = Suite.load(options)
+    baseline, reference, against = None, None, None
+    if base is not None:
+        with open_loaded_model(base, run) as loaded:
+            against = loaded.name
+            baseline, reference = suite.measure_base(loaded.model, loaded.tokenizer, named_progress(progress, "base"))
+    with open_loaded_model(model, run) as loaded, nullcontext() if edit is None else edit.apply(loaded.model):
+        own_progress = named_progress(progress, loaded.name)
+        if baseline is None:
+            measurements, _ = suite.measure_base(loaded.model, loaded.tokenizer, own_progress)
+        else:
+            measurements = suite.measure(loaded.model, loaded.tokenizer, reference, own_progress)
+        name, dtype = loaded.name, dtype_name(loaded.model.dtype)
+    reports = make_reports(measurements, baseline, seed=options.seed)
+    return Evaluation(name, against, dtype, edit is not None, tuple(reports))
+
+
+def _check(model: str, base: str | None, options: EvaluateOptions, run: RunOptions) -> None:
+    """Raises InputError for what would fail only after all models are measured."""
+    if run.revision is not None and all(Path(name).exists() for name in (model, base) if name is not None):
+        raise InputError("--revision: it belongs to a Hub id, and all models here are local paths. Leave it out.")
+    if options.record:
+        read_manifest(Path(model))
+    if options.plot is not None:
+        check_picture(options.plot)
+    if options.json_file is not None:
+        check_directory(options.json_file)

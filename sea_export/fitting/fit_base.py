@@ -1,0 +1,87 @@
+"""Fitting an edit of an opened base, which the edit then names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sea_export.capture.cache import cached_bytes
+from sea_export.capture.opened_model import OpenedModel
+from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting.distributed import ALONE, Processes
+from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
+from sea_export.fitting.layer_choice import choose_targets, left_out_note
+from sea_export.model.base import Base
+from sea_export.model.targets import Target
+from sea_export.options import FitOptions
+
+__all__ = ["fit_base", "log_warnings", "with_base", "with_weight_digests"]
+
+logger = logging.getLogger(__name__)
+
+
+def fit_base(
+    opened: OpenedModel,
+    demonstrations: Sequence[Demonstration],
+    options: FitOptions,
+    progress: Callable[[int], None] | None = None,
+    *,
+    targets: Sequence[Target] | None = None,
+    cache: Path | None = None,
+    processes: Processes = ALONE,
+) -> SpectralEdit:
+    """Fits an edit, and logs a warning if it does nothing.
+
+    Args:
+        opened: the base.
+        demonstrations: at least two.
+        options: those of the fit.
+        progress: told the number of demonstrations that each batch has finished.
+        targets: what `choose_targets` gave, if that was asked before.
+        cache: a directory that keeps captured activations.
+        processes: those that share the demonstrations.
+
+    Raises:
+        InputError: see `sea_export.fitting.fit.fit`.
+        SeaExportError: another process has ended.
+    """
+    if targets is None:
+        targets = choose_targets(opened.base.skeleton, options)
+    if note := left_out_note(opened.base.skeleton, options, targets):
+        logger.info("%s", note)
+    edit = fit_edit(
+        opened.model,
+        opened.base.tokenizer,
+        demonstrations,
+        options,
+        progress,
+        projections=opened.base.output_projections(targets),
+        cache=cache,
+        processes=processes,
+    )
+    edit = with_base(edit, opened.base)
+    log_warnings(edit)
+    if cache is not None:
+        logger.info("%s: it keeps %.1f MB of activations.", cache, cached_bytes(cache) / 1e6)
+    return edit
+
+
+def log_warnings(edit: SpectralEdit) -> None:
+    """Warns of an edit that does nothing, and of one whose results depend on the batch."""
+    for warning in (no_op_warning(edit), sequence_warning(edit)):
+        if warning:
+            logger.warning("%s", warning)
+
+
+def with_base(edit: SpectralEdit, base: Base) -> SpectralEdit:
+    """The edit with the name and the revision of the base that it was fitted on."""
+    return replace(edit, provenance={**edit.provenance, "base": {"name": base.name, "revision": base.revision}})
+
+
+def with_weight_digests(edit: SpectralEdit, base: Base) -> SpectralEdit:
+    """The edit with name, revision and digests of the weights of the base that it was fitted on."""
+    named = {"name": base.name, "revision": base.revision, "weights": dict(base.weight_digests)}
+    return replace(edit, provenance={**edit.provenance, "base": named})

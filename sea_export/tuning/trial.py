@@ -1,0 +1,134 @@
+"""One trial of a search: an edit with some settings, measured on the choosing rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sea_export.evaluation.benchmark import Benchmark, measure, with_rows
+from sea_export.evaluation.damage import DIVERGENCE, measure_damage, predict_texts
+from sea_export.evaluation.metrics import Metric
+from sea_export.evaluation.statistics import metric_differences
+from sea_export.fitting.bank import StatisticsBank
+from sea_export.options import FitOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["TrialResult", "Tuner", "surely_worse"]
+
+# A trial is cut short if its divergence is so many times the budget. The search would learn little from the rest.
+_FAR_OVER_BUDGET = 1.5
+# A hopeless trial is given up after this share of the choosing rows, and of the texts.
+_FIRST_PART = 0.3
+# The interval of fewer rows is never a reason to give up a trial.
+_FEWEST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial gave on the choosing rows.
+
+    Attributes:
+        number: the number of the trial in its study.
+        options: the settings of the edit.
+        value: the metric; None for a trial that was cut short.
+        score: how good the value is: see `sea_export.evaluation.metrics.Metric.score`.
+        divergence: mean KL from the base in nats per token. For a trial that was cut short: on the first texts.
+        cut: why the trial was cut short; None if it was not.
+    """
+
+    number: int
+    options: FitOptions
+    value: float | None
+    score: float | None
+    divergence: float
+    cut: str | None
+
+
+class Tuner:
+    """Measures edits of one model on the choosing rows."""
+
+    def __init__(
+        self,
+        bank: StatisticsBank,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        benchmark: Benchmark,
+        texts: Sequence[str],
+        *,
+        metric: str,
+        max_divergence: float,
+        batch_tokens: int = 2048,
+    ) -> None:
+        """Measures the base.
+
+        Args:
+            bank: makes the edits.
+            model: the base. Edits are applied to it and removed again.
+            tokenizer: its tokenizer.
+            benchmark: the choosing rows.
+            texts: neutral passages, at least two.
+            metric: the name of the metric that is to be improved.
+            max_divergence: the damage budget: mean KL from the base, in nats per token.
+            batch_tokens: about how many tokens a forward pass computes.
+
+        Raises:
+            InputError: the benchmark has no such metric.
+        """
+        self.bank, self.model, self.tokenizer = bank, model, tokenizer
+        self.metric, self.max_divergence, self.batch_tokens = metric, max_divergence, batch_tokens
+        first = max(1, round(_FIRST_PART * len(benchmark.rows)))
+        self._parts = [with_rows(benchmark, rows) for rows in (benchmark.rows[:first], benchmark.rows[first:])]
+        cut = max(1, round(_FIRST_PART * len(texts)))
+        self._texts = [texts[:cut], texts[cut:]]
+        self._references = [predict_texts(model, tokenizer, part) for part in self._texts]
+        self._base = [self._measured(part) for part in self._parts]
+        self.base = _joined(self._base)
+
+    def try_edit(self, number: int, options: FitOptions, *, whole: bool = False) -> TrialResult:
+        """Measures one edit, and begins with the cheap part.
+
+        Args:
+            number: the number of the trial.
+            options: its settings.
+            whole: whether it is measured to the end, even if it is hopeless.
+        """
+        edit = self.bank.edit(options)
+        with edit.apply(self.model):
+            divergence = self._divergence(0)
+            if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
+                return TrialResult(number, options, None, None, divergence.value, "over budget on the first texts")
+            divergence = _joined([divergence, self._divergence(1)])
+            if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
+                return TrialResult(number, options, None, None, divergence.value, "over budget")
+            metric = self._measured(self._parts[0])
+            if not whole and surely_worse(metric, self._base[0]):
+                return TrialResult(
+                    number, options, None, None, divergence.value, "worse than the base on the first rows"
+                )
+            metric = _joined([metric, self._measured(self._parts[1])])
+        return TrialResult(number, options, metric.value, metric.score, divergence.value, None)
+
+    def _measured(self, part: Benchmark) -> Metric:
+        return measure(part, self.model, self.tokenizer, batch_tokens=self.batch_tokens).metric(self.metric)
+
+    def _divergence(self, part: int) -> Metric:
+        damage = measure_damage(self.model, self.tokenizer, self._texts[part], self._references[part])
+        return damage.metric(DIVERGENCE)
+
+
+def _joined(metrics: Sequence[Metric]) -> Metric:
+    """The metric over all rows of several parts."""
+    return replace(metrics[0], rows=np.concatenate([metric.rows for metric in metrics]))
+
+
+def surely_worse(metric: Metric, base: Metric) -> bool:
+    """Whether the whole 99 % interval of the difference is on the wrong side of the base. Never with few rows."""
+    if len(metric.rows) < _FEWEST_ROWS:
+        return False
+    (difference,) = metric_differences([metric], [base], confidence=0.99, samples=2000)
+    return difference.high < 0 if base.best > base.value else difference.low > 0

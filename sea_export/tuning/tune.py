@@ -1,0 +1,283 @@
+"""Tuning: the settings of an edit are searched on some rows of a benchmark, and reported on the others."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sea_export.capture.opened_model import OpenedModel
+from sea_export.cards.record_evaluation import record_evaluation
+from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
+from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
+from sea_export.evaluation.drawing import check_picture
+from sea_export.evaluation.metrics import Metric
+from sea_export.evaluation.report import BenchmarkReport, make_reports
+from sea_export.evaluation.suite import Suite
+from sea_export.files.writing import check_directory
+from sea_export.fitting.bank import StatisticsBank
+from sea_export.fitting.fit_base import with_base
+from sea_export.fitting.layer_choice import LayerChoice, choose_targets
+from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
+from sea_export.saving import SaveResult, locate_fit, save_checkpoint
+from sea_export.text import dtype_name
+from sea_export.tuning.choosing import choose, pareto_front
+from sea_export.tuning.search import search
+from sea_export.tuning.search_space import SearchSpace
+from sea_export.tuning.study import SearchSettings, open_study
+from sea_export.tuning.trial import TrialResult, Tuner
+from sea_export.tuning.tuning_options import TuneOptions
+from sea_export.tuning.tuning_rows import REPORTING, Part, TuningRows
+
+__all__ = ["Tuning", "bake", "check_files", "tune"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT, CHOSEN = "default", "chosen"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The result of a search.
+
+    Attributes:
+        settings: everything that decided the results.
+        base: the metric of the base on the choosing rows.
+        trials: all results.
+        front: the results within the budget that no other one beats, by rising divergence.
+        chosen: the result that was chosen.
+        default: the result of the default edit; None if it was not tried.
+        edit: the chosen edit. It says how it was searched.
+        reports: part -> `default` or `chosen` -> the reports of that edit, compared with the base.
+    """
+
+    settings: SearchSettings
+    base: Metric
+    trials: tuple[TrialResult, ...]
+    front: tuple[TrialResult, ...]
+    chosen: TrialResult
+    default: TrialResult | None
+    edit: SpectralEdit
+    reports: Mapping[str, Mapping[str, Sequence[BenchmarkReport]]]
+
+    def record(self) -> dict[str, Any]:
+        """All of it but the edit, as plain JSON data."""
+        return {
+            "settings": self.settings.record(),
+            "base_value": self.base.value,
+            "trials": [asdict(result) for result in self.trials],
+            "front": [result.number for result in self.front],
+            "chosen": self.chosen.number,
+            "reports": {
+                part: {name: [report.record() for report in found] for name, found in edits.items()}
+                for part, edits in self.reports.items()
+            },
+        }
+
+
+def check_files(options: TuneOptions, output: Path) -> None:
+    """Raises InputError for files of a search that could not be written when it has ended."""
+    if options.plot is not None:
+        check_picture(options.plot)
+    for file in filter(None, (options.record_file(output), options.storage)):
+        check_directory(file)
+
+
+def tune(
+    opened: OpenedModel,
+    demonstrations: Sequence[Demonstration],
+    rows: TuningRows,
+    options: TuneOptions,
+    export: ExportOptions,
+    *,
+    progress: Progress = no_progress,
+    tell: Callable[[TrialResult, Metric], None] = lambda result, base: None,
+) -> Tuning:
+    """Searches settings, chooses, and measures the default and the chosen edit on both parts of the rows.
+
+    Args:
+        opened: the base.
+        demonstrations: those to fit on.
+        rows: from `TuningRows.load`.
+        options: what is searched, and for how long.
+        export: how the chosen edit will be baked. Settings that the format cannot hold are not tried.
+        progress: shows the progress.
+        tell: told the result of each trial, and the metric of the base.
+
+    Raises:
+        InputError: a setting, the storage or the model is not usable.
+        SeaExportError: no trial stayed within the budget.
+    """
+    centers = _centers(opened, options, export)
+    bank = _bank(opened, demonstrations, options, progress)
+    space = SearchSpace(bank.layer_count, options.targets or TARGETS, options.sites or SITES, centers)
+    start = _start(options, bank.layer_count)
+    tuner = Tuner(
+        bank,
+        opened.whole_model,
+        opened.base.tokenizer,
+        rows.choosing.benchmark,
+        rows.choosing.texts,
+        metric=rows.metric,
+        max_divergence=options.max_kl,
+        batch_tokens=options.batch_tokens,
+    )
+    settings = _settings(opened, demonstrations, rows, options, space, start)
+    results = search(
+        open_study(options.storage, settings),
+        tuner,
+        space,
+        start,
+        trials=options.trials,
+        timeout=options.timeout,
+        seed=options.seed,
+        progress=lambda result: tell(result, tuner.base),
+    )
+    chosen = choose(results, options.pick, max_divergence=options.max_kl, base_score=tuner.base.score)
+    edits = {DEFAULT: bank.edit(start), CHOSEN: bank.edit(chosen.options)}
+    return Tuning(
+        settings=settings,
+        base=tuner.base,
+        trials=tuple(results),
+        front=tuple(pareto_front(results, options.max_kl)),
+        chosen=chosen,
+        default=results[0] if space.contains(start) else None,
+        edit=_named(edits[CHOSEN], opened, rows, options, len(results)),
+        reports={part.name: _reports(part, edits, opened, options, progress) for part in rows.parts},
+    )
+
+
+def bake(
+    tuning: Tuning,
+    opened: OpenedModel,
+    output: Path,
+    export: ExportOptions,
+    *,
+    progress: Callable[[int], None] | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> SaveResult:
+    """Bakes the chosen edit into a checkpoint, and records its metrics on the reporting rows there.
+
+    Args:
+        tuning: the search.
+        opened: the base. It is left in another dtype than it came in.
+        output: the directory to write.
+        export: how.
+        progress: told the number of bytes written since the last call.
+        announce: told what is to be known before anything is written, a line at a time.
+
+    Raises:
+        InputError: see `sea_export.saving.save`.
+        SeaExportError: see `sea_export.saving.save`.
+    """
+    result = save_checkpoint(
+        tuning.edit, opened.base, output, export, model=opened.model, progress=progress, announce=announce
+    )
+    reports = tuning.reports[REPORTING][CHOSEN]
+    record_evaluation(output, reports, against=opened.base.name, dtype=tuning.settings.dtype)
+    return result
+
+
+def _centers(opened: OpenedModel, options: TuneOptions, export: ExportOptions) -> tuple[str, ...]:
+    """How edits may be centred: as asked for, or in every way that the base and the format can hold."""
+    if options.centers:
+        return options.centers
+    try:
+        for target in options.targets or TARGETS:
+            affine = FitOptions(layers="all", target=target, center="affine")
+            locate_fit(opened.base, choose_targets(opened.base.skeleton, affine), affine, export)
+    except InputError as error:
+        logger.info("No affine edit is tried. %s", error)
+        return tuple(center for center in CENTERS if center != "affine")
+    return CENTERS
+
+
+def _start(options: TuneOptions, layer_count: int) -> FitOptions:
+    """The default edit, with the number of its layers instead of their share."""
+    default = FitOptions()
+    count = len(LayerChoice.parse(default.layers, layer_count).candidates)
+    capture = CaptureOptions(batch_tokens=options.batch_tokens, seed=options.seed)
+    return replace(default, layers=f"last:{count}", template=options.template, capture=capture)
+
+
+def _bank(
+    opened: OpenedModel, demonstrations: Sequence[Demonstration], options: TuneOptions, progress: Progress
+) -> StatisticsBank:
+    """The statistics of everything that is searched, and of the default edit."""
+    default = FitOptions()
+    sites = dict.fromkeys((*(options.sites or SITES), default.capture.site))
+    with progress("Capturing", len(demonstrations) * len(sites)) as advance:
+        return StatisticsBank(
+            opened.whole_model,
+            opened.base.tokenizer,
+            demonstrations,
+            _start(options, 1),
+            sites=tuple(sites),
+            targets={*(options.targets or TARGETS), default.target},
+            progress=advance,
+        )
+
+
+def _settings(
+    opened: OpenedModel,
+    demonstrations: Sequence[Demonstration],
+    rows: TuningRows,
+    options: TuneOptions,
+    space: SearchSpace,
+    start: FitOptions,
+) -> SearchSettings:
+    base = opened.base
+    return SearchSettings(
+        base={"name": base.name, "revision": base.revision, "weights": dict(base.weight_digests)},
+        dtype=dtype_name(opened.whole_model.dtype),
+        demonstrations=demonstrations_digest(demonstrations),
+        benchmark=rows.choosing.benchmark.label,
+        choosing_rows=_digest(rows.choosing.benchmark.rows),
+        texts=_digest(rows.choosing.texts),
+        metric=rows.metric,
+        max_kl=options.max_kl,
+        space=space,
+        start=start,
+        seed=options.seed,
+    )
+
+
+def _digest(rows: Sequence[object]) -> str:
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def _named(
+    edit: SpectralEdit, opened: OpenedModel, rows: TuningRows, options: TuneOptions, trials: int
+) -> SpectralEdit:
+    """The edit with its base, and with how its settings were searched."""
+    searched = {
+        "benchmark": rows.choosing.benchmark.label,
+        "rows": len(rows.choosing.benchmark.rows),
+        "metric": rows.metric,
+        "max_kl": options.max_kl,
+        "trials": trials,
+        "pick": options.pick,
+    }
+    named = with_base(edit, opened.base)
+    return replace(named, provenance={**named.provenance, "tuning": searched})
+
+
+def _reports(
+    part: Part, edits: Mapping[str, SpectralEdit], opened: OpenedModel, options: TuneOptions, progress: Progress
+) -> dict[str, list[BenchmarkReport]]:
+    """Reports of each edit on a part of the rows, compared with the base."""
+    model, tokenizer = opened.whole_model, opened.base.tokenizer
+    suite = Suite((part.benchmark,), part.texts, options.batch_tokens)
+    base, reference = suite.measure_base(model, tokenizer, named_progress(progress, f"{part.name} rows, base"))
+    reports = {}
+    for name, edit in edits.items():
+        with edit.apply(model):
+            shown = named_progress(progress, f"{part.name} rows, {name} edit")
+            measured = suite.measure(model, tokenizer, reference, shown)
+        reports[name] = make_reports(measured, base, seed=options.seed)
+    return reports

@@ -1,0 +1,54 @@
+"""The rows and texts of a search, in two parts: settings are chosen on one part, and reported on the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sea_export.errors import InputError
+from sea_export.evaluation.benchmark import Benchmark, split, split_rows
+from sea_export.evaluation.damage import load_texts
+from sea_export.evaluation.suite import load_benchmark
+from sea_export.tuning.tuning_options import TuneOptions
+
+__all__ = ["CHOOSING", "REPORTING", "Part", "TuningRows"]
+
+CHOOSING, REPORTING = "choosing", "reporting"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows and texts that are used together: for choosing, or for reporting."""
+
+    name: str
+    benchmark: Benchmark
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TuningRows:
+    """The rows and texts of a search, in two parts, and the metric that is to be improved."""
+
+    choosing: Part
+    reporting: Part
+    metric: str
+
+    @classmethod
+    def load(cls, options: TuneOptions) -> TuningRows:
+        """Reads the rows and texts, and splits them.
+
+        Raises:
+            InputError: they cannot be read, are too few, or do not give the metric.
+        """
+        benchmark = load_benchmark(options.benchmark)
+        metric = options.metric or benchmark.metric_names[0]
+        if metric not in benchmark.metric_names:
+            names = ", ".join(benchmark.metric_names)
+            raise InputError(f"--metric: {benchmark.label} has no metric {metric!r}. Choose one of {names}.")
+        rows = split(benchmark, options.choosing, options.seed)
+        texts = split_rows(load_texts(options.text), 0.5, options.seed, "--text")
+        return cls(Part(CHOOSING, rows[0], texts[0]), Part(REPORTING, rows[1], texts[1]), metric)
+
+    @property
+    def parts(self) -> tuple[Part, Part]:
+        """Both parts."""
+        return self.choosing, self.reporting

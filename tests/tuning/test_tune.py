@@ -1,0 +1,93 @@
+"""`tune` from end to end: what it bakes and reports, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from transformers import AutoModelForCausalLM
+
+from sea_export.cli import main
+from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.evaluation.benchmark import split_rows
+from sea_export.evaluation.damage import load_texts
+from tests.helpers.benchmark_files import write_jsonl, write_truthfulqa
+from tests.helpers.messages import assert_names
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def demonstrations_file(demonstrations: tuple[Demonstration, ...], tmp_path: Path) -> Path:
+    rows = [{"prompt": d.prompt, "positive": d.positive, "negative": d.negative} for d in demonstrations]
+    return write_jsonl(tmp_path / "demonstrations.jsonl", rows)
+
+
+def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
+    tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
+) -> None:
+    questions = write_truthfulqa(tmp_path / "questions.csv")
+    output = tmp_path / "out"
+    result = run(
+        *("tune", tiny_checkpoint, output, "--demonstrations", demonstrations_file),
+        *("--benchmark", f"truthfulqa:plain={questions}", "--max-kl", 5, "--trials", 12, "--choosing", 0.5),
+        *("--storage", tmp_path / "study.log", "--plot", tmp_path / "search.png"),
+    )
+    assert result.exit_code == 0, result.output
+    assert_names(result.output, "Pareto front", "4 reporting rows")
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "out.tune.json").read_text(encoding="utf-8"))
+    assert len(record["trials"]) == 12
+    (chosen,) = [trial for trial in record["trials"] if trial["number"] == record["chosen"]]
+    assert chosen["divergence"] <= 5
+    assert chosen["score"] == max(
+        trial["score"] for trial in record["trials"] if trial["cut"] is None and trial["divergence"] <= 5
+    )
+    baked = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
+    assert baked["edit"]["options"] == chosen["options"]
+    assert baked["verification"]["problems"] == []
+    assert baked["edit"]["tuning"]["rows"] == 4
+    assert "among 12 that were tried on 4 rows of truthfulqa" in (output / "README.md").read_text(encoding="utf-8")
+    reported = record["reports"]["reporting"]["chosen"]
+    assert baked["evaluation"]["benchmarks"] == reported
+    assert record["reports"]["choosing"]["chosen"][0]["figures"][1]["value"][0] == pytest.approx(
+        chosen["value"], abs=1e-4
+    )
+    assert math.isfinite(reported[1]["figures"][0]["value"][0])
+    AutoModelForCausalLM.from_pretrained(output)
+
+
+def test_choosing_and_reporting_texts_are_apart() -> None:
+    choosing, reporting = split_rows(load_texts(None), 0.5, 0, "texts")
+    assert not set(choosing) & set(reporting)
+    assert len(choosing) + len(reporting) == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        (["--pick", "first"], "--pick"),
+        (["--max-kl", "0"], "--max-kl"),
+        (["--choosing", "1"], "--choosing"),
+        (["--plot", "search.txt"], ".png, .pdf, .svg"),
+        (["--storage", "no/where.log"], "no/where.log"),
+        (["--metric", "MC9"], "MC9"),
+        (["--choosing", "0.05"], "rows"),
+    ],
+)
+def test_bad_options(
+    options: list[str], fact: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
+) -> None:
+    questions = write_truthfulqa(tmp_path / "questions.csv")
+    result = run(
+        *("tune", tiny_checkpoint, tmp_path / "out", "--demonstrations", demonstrations_file),
+        *("--benchmark", f"truthfulqa={questions}", *options),
+    )
+    assert result.exit_code == 2, result.output
+    assert_names(result.stderr, fact)
+    assert not (tmp_path / "out").exists()
