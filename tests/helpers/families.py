@@ -204,7 +204,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     """Outcomes as a Markdown table: families of which all formats are exact in one row, then the others."""
     tried = {family: found for family, found in outcomes.items() if found.formats}
     exact = sorted(family for family, found in tried.items() if set(found.formats) == {EXACT})
-    rows = [f"| {', '.join(exact)} | {' | '.join([EXACT] * len(FORMATS))} |"]
+    rows = [f"| {', '.join(exact)} | {' | '.join([EXACT] * len(FORMATS))} |"] if exact else []
     rows += [
         f"| {family} | {' | '.join(found.formats)} |" for family, found in sorted(tried.items()) if family not in exact
     ]
