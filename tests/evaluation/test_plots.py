@@ -98,7 +98,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=naming("no/edit.png")):
         check_picture(tmp_path / "no" / "edit.png")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=naming("pip install 'sea-export[plots]'")):
+    with pytest.raises(InputError, match=naming("sea-export[plots]")):
         check_picture(tmp_path / "edit.png")
 
 

@@ -252,7 +252,7 @@ def test_gguf_that_is_none(tmp_path):
 def test_gguf_without_its_package(tmp_path, monkeypatch):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused(tmp_path / "tiny.gguf", "pip install sea-export[gguf]")
+    refused(tmp_path / "tiny.gguf", "sea-export[gguf]")
 
 
 # The Hub

@@ -157,5 +157,5 @@ def test_a_space_that_excludes_the_default_edit() -> None:
 
 def test_without_optuna_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(InputError, match=naming("pip install 'sea-export[tune]'")):
+    with pytest.raises(InputError, match=naming("sea-export[tune]")):
         open_study(None, SETTINGS)
