@@ -149,7 +149,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _problem(manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with an entry that is read again, as a clause; None if all are as `make_manifest` writes them."""
     base, adapter, files = manifest.get("base"), manifest.get("adapter"), manifest.get("files")
-    if manifest.get("format") not in FORMATS:
+    format = manifest.get("format")
+    if not isinstance(format, str) or format not in FORMATS:
         return f"its format is not one of {', '.join(FORMATS)}"
     if not isinstance(base, dict) or not isinstance(base.get("name"), str):
         return "it names no base"
@@ -161,8 +162,8 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
         return "its files are not digests by name"
     if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in files):
         return "it names a file that is not in its directory"
-    own_key = export_format(manifest["format"]).details_key
-    for key in filter(None, (format.details_key for format in formats())):
+    own_key = export_format(format).details_key
+    for key in filter(None, (one.details_key for one in formats())):
         if (key == own_key) != isinstance(manifest.get(key), dict):
             return f"it describes the {key} of another format, or lacks that of its own"
     evaluation = manifest.get("evaluation")

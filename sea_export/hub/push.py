@@ -169,8 +169,10 @@ def _commit(
         free_memory=False,
     )
     # What was uploaded must be what was checked, even if a file was changed in between.
-    if any(addition.upload_info.sha256.hex() != digests[addition.path_in_repo] for addition in additions):
-        raise SeaExportError(f"{output}: it was changed during the push, and nothing was committed. Push again.")
+    for addition in additions:
+        if addition.upload_info.sha256.hex() != digests[addition.path_in_repo]:
+            file = output / addition.path_in_repo
+            raise SeaExportError(f"{file}: it was changed during the push, and nothing was committed. Push again.")
     return api.create_commit(
         destination.repo_id,
         [*additions, *deletions],

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.options import FitOptions
 from sea_export.tuning import search_plot
@@ -16,6 +15,7 @@ from sea_export.tuning.search_space import SearchSpace
 from sea_export.tuning.study import SearchSettings
 from sea_export.tuning.trial import TrialResult
 from sea_export.tuning.tune import Tuning
+from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_search_is_drawn_with_its_marks(drawn: list[Figure], tmp_path: Path) -
         front=trials[::2],
         chosen=trials[2],
         default=trials[0],
-        edit=SpectralEdit({}, {}),
+        edit=spectral_edit(MLP_TARGETS),
         reports={},
     )
     search_plot.plot_search(tuning, tmp_path / "search.png")

@@ -157,7 +157,7 @@ def test_what_python_fitted(
             assert "byte-identical" in result.output, result.output
             assert files(tmp_path / name) == files(tmp_path / f"{name} again")
         else:
-            assert_refused(result, "a list in memory", tmp_path / f"{name} again")
+            assert_refused(result, ["a list in memory"], tmp_path / f"{name} again")
     renamed = tmp_path / "pairs.jsonl"
     renamed.write_text(pairs.read_text(encoding="utf-8").replace('"ask"', '"prompt"'), encoding="utf-8")
     result = repeat(tmp_path / "a list", tmp_path / "again", tiny_checkpoint, renamed)
