@@ -178,7 +178,7 @@ def test_bad_demonstrations(case: str, tiny_checkpoint: Path, tmp_path: Path) ->
 
 BAD_OPTIONS = {
     "missing file": (["--demonstrations", "nowhere.jsonl"], ["nowhere.jsonl"]),
-    "unknown layer": (["--layers", "2-9"], ["layer 4", 0, 3]),
+    "unknown layer": (["--layers", "2-9"], ["layer 9", 0, 3]),
     "too many layers": (["--layers", "last:9"], ["--layers", "last:9", 4]),
     "unreadable layers": (["--layers", "some"], ["--layers", "'some'", "signature:K"]),
     "variance of 0": (["--explained-variance", "0"], ["--explained-variance", 0.0]),

@@ -15,6 +15,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Measurement, measure, sample, split
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
+from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
 from sea_export.evaluation.suite import BENCHMARKS, Suite, load_benchmark
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
@@ -261,10 +262,10 @@ def test_benchmarks_give_the_metrics_that_they_say(
 
 def test_a_suite_asks_for_something() -> None:
     with pytest.raises(InputError, match=naming("--benchmark")):
-        Suite.parse([])
+        EvaluateOptions(benchmarks=())
     with pytest.raises(InputError, match=naming("--benchmark damage")):
-        Suite.parse(["bbq=x"], text="x.txt")
-    assert len(Suite.parse(["damage"]).texts) == 40
+        EvaluateOptions(benchmarks=("bbq=x",), text="x.txt")
+    assert len(Suite.load(EvaluateOptions(benchmarks=("damage",))).texts) == 40
 
 
 def test_every_benchmark_says_what_is_better() -> None:
