@@ -366,6 +366,7 @@ def test_progress_counts_every_demonstration_once(llama, tokenizer, demonstratio
 # Verification
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_verified_layer_by_layer(
     fit_tiny: Callable[..., SpectralEdit], tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path
 ):

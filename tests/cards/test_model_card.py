@@ -215,6 +215,7 @@ def logits_of_snippets(outputs: dict[str, Path]) -> dict[str, list[torch.Tensor]
     return {form: [load_file(file)["logits"] for file in sorted(parent.glob(f"{form}-*.st"))] for form in outputs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_snippets_run_as_they_stand(
     form: str, logits_of_snippets: dict[str, list[torch.Tensor]], llama: PreTrainedModel, edit: SpectralEdit
@@ -305,6 +306,7 @@ def test_the_digests_hold_after_figures_were_recorded(outputs: dict[str, Path], 
 # The template
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_template(tmp_path: Path) -> None:
     template = PROJECT / "sea_export" / "data" / "model_card.md"
     assert (PROJECT / "model_cards" / "template.md").read_bytes() == template.read_bytes()

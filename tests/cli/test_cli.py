@@ -61,6 +61,7 @@ def test_fit_and_save_writes_a_verified_checkpoint(
     assert again["effect"]["mean_divergence"] == pytest.approx(figures["effect"]["mean_divergence"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["merged", "adapter", "custom-code"])
 def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
     format: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
@@ -74,6 +75,7 @@ def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
     assert manifest["verification"]["problems"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_model_that_was_rounded_to_be_fitted_is_not_what_its_export_is_verified_against(
     dtype: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
@@ -100,6 +102,7 @@ def test_fit_then_save_gives_the_bytes_of_fit_and_save(
         assert (tmp_path / "one-step" / file).read_bytes() == (tmp_path / "two-steps" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_merged_into_plain_weights(
     quantized_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_quantized_base_is_merged_into_plain_weights(
     assert verified.exit_code == 0, verified.output
 
 
+@pytest.mark.slow
 def test_verify_fails_on_a_checkpoint_that_is_not_the_edit(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:

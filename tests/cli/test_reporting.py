@@ -166,6 +166,7 @@ def talk(*, terminal: bool, quiet: bool = False, **environment: str) -> str:
     return written.decode()
 
 
+@pytest.mark.slow
 def test_progress_is_for_terminals() -> None:
     on_a_terminal = talk(terminal=True)
     assert all(words in on_a_terminal for words in ("a wait", "some work", "careful", "the result", "\x1b[31m"))

@@ -32,7 +32,7 @@ from tests.helpers.messages import assert_names, naming
 from tests.helpers.refusals import Commands
 from tests.helpers.tiny_models import tiny_model
 
-pytestmark = pytest.mark.usefixtures("little_memory")
+pytestmark = [pytest.mark.usefixtures("little_memory"), pytest.mark.slow]
 
 GUARANTEE = "Demonstrations of any content work, or are refused in one sentence that names the file and the row"
 MEMORY_GUARANTEE = "With --limit, memory does not grow with the number of demonstrations"

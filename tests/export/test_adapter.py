@@ -425,6 +425,7 @@ def test_an_adapter_needs_no_room_for_a_checkpoint(
 # Verification
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "variant", "rank"), [("gpt2", "calibrated", None), ("llama", "linear, calibrated", 3)]
 )
@@ -446,6 +447,7 @@ def test_a_saved_adapter_is_verified(
         assert figures.weight_error > 0.1
 
 
+@pytest.mark.slow
 def test_verify_knows_what_was_saved_and_sees_what_was_changed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     save(edit_of(), tiny_checkpoint, output)
@@ -571,6 +573,7 @@ def test_an_adapter_is_made_from_what_quantized_weights_compute(
 FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_adapter_on_a_quantized_base_is_verified(
     bits: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
@@ -599,6 +602,7 @@ def test_an_adapter_on_a_quantized_base_is_verified(
 # A real model
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_adapter_and_merged_export_of_a_real_model_agree(smollm2_directory: Path, tmp_path: Path) -> None:
     """The merged one is rounded to bfloat16, the adapter is not."""

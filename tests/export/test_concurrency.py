@@ -27,6 +27,8 @@ from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faulty_exports import assert_complete
 from tests.helpers.messages import assert_names
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 4
 OUTPUT_PROMISE = "Of runs into the same output at the same time one wins, and the others say in one line why not"
 CACHE_PROMISE = "Runs that share a cache at the same time all fit the edit that each would fit alone"

@@ -28,6 +28,8 @@ from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import layer_edit
 from tests.helpers.tiny_models import VOCABULARY, random_model
 
+pytestmark = pytest.mark.slow
+
 TOKENS = [7, 60, 31, 20, 5, 40, 17, 44]
 
 

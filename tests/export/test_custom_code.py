@@ -142,6 +142,7 @@ assert "sea_export" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_knows_nothing_of_sea_export_loads_it(custom_code_of, tmp_path) -> None:
     output, edit = custom_code_of("llama", **TANH)
     answer = tmp_path / "answer.safetensors"
@@ -243,6 +244,7 @@ def test_sequence_normalization_depends_on_both_and_the_code_says_so(custom_code
 # What programs do with models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["linear", "affine token", "tanh", "elu calibrated", "squared exponential"])
 def test_torch_compile_takes_the_edit_along(variant: str, custom_code_of) -> None:
     output, _ = custom_code_of("llama", **VARIANTS[variant])

@@ -10,6 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.helpers.families import EXACT, FAMILIES, MULTIMODAL, Outcome, outcome, table
 
+pytestmark = pytest.mark.slow
+
 # The release whose families are listed here. With others, every outcome is measured all the same: exact, or refused
 # for a reason.
 PINNED_RELEASE = "5.24"

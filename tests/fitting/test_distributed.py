@@ -26,6 +26,8 @@ from tests.helpers.messages import assert_names, naming
 from tests.helpers.random_demonstrations import assert_same_edit
 from tests.helpers.reference import random_activations
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,8 @@ from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faults import End, Fault, Script, inject_into_command
 from tests.helpers.faulty_exports import FaultyExport, spread
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("merged", "adapter", "custom-code")
 EXPORTS = [*itertools.product(FORMATS, ("single", "sharded"), (False,)), ("merged", "sharded", True)]
 

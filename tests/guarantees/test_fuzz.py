@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.fuzzing import PROPERTIES, Property
 
+pytestmark = pytest.mark.slow
+
 CASES = 300
 
 

@@ -19,7 +19,7 @@ from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 from sea_export.saving import SaveResult
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 # A program of someone who has never heard of sea-export: importing it is made to fail, as if it were not installed.
 STRANGER = """

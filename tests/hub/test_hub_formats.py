@@ -25,6 +25,8 @@ from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.messages import assert_names
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 FORMATS = {
     "merged": [],
     "adapter": ["--format", "adapter"],

@@ -11,6 +11,8 @@ from tests.helpers import hostile_checkpoints
 from tests.helpers.refusals import Commands
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 
+pytestmark = pytest.mark.slow
+
 REFUSED = "A checkpoint that lies about itself is refused in one sentence, and nothing is written"
 
 

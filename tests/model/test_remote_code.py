@@ -14,6 +14,8 @@ from tests.helpers.hostile_checkpoints import change_json
 from tests.helpers.refusals import Commands
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 
+pytestmark = pytest.mark.slow
+
 NEVER_RUN = "Code that comes with a model does not run unless --trust-remote-code says so"
 
 CODE = """

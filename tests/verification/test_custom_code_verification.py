@@ -21,6 +21,8 @@ from tests.helpers.custom_code_models import TANH, load, logits, relative_error
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def saved(edit: SpectralEdit, base: Path, output: Path) -> sea_export.Verification:
     verification = sea_export.save(edit, base, output, format="custom-code").verification

@@ -21,6 +21,8 @@ from tests.helpers.hostile_edits import ADAPTERS, EDITS, FOREIGN_EDITS, MANIFEST
 from tests.helpers.refusals import Commands, state_of
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 
+pytestmark = pytest.mark.slow
+
 REFUSED_EDIT = "An edit that is damaged or does not fit the base is refused in one sentence, and nothing is written"
 REFUSED_EXPORT = "An export with a false manifest, edit or adapter is refused in one sentence, and nothing is written"
 TUNING = {"benchmark": "truthfulqa", "rows": 7, "metric": "MC2", "max_kl": 0.2, "trials": 30, "pick": "best"}

@@ -102,6 +102,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_option_is_repeated(form: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = (*FORMS[form], "--demonstrations", "builtin:fairness", "--limit", 12, "--layers", "1,3")
