@@ -107,6 +107,7 @@ def kinds_of(activations: Activations) -> dict[str, Tensor]:
     return {kind: getattr(activations, kind) for kind in ("neutral", "positive", "negative")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", PREFIXES.values(), ids=PREFIXES)
 @pytest.mark.parametrize("neutral", NEUTRALS)
 @pytest.mark.parametrize("position", POSITIONS)

@@ -62,6 +62,7 @@ def assert_same_activations(one: dict[Target, Activations], other: dict[Target, 
             assert relative_error(getattr(activations, kind), getattr(other[target], kind)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0, 20], ids=["nothing shared", "shared prefix"])
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -145,6 +146,7 @@ KINDS = ("mixtral", "deepseek_v3", "gpt_oss", "falcon", "bloom", "opt", "llama4_
 KINDS += ("qwen3_next", "deepseek_v32", "openai-gpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS)
 def test_every_kind_of_layer_is_loaded_and_passed_through(family, tmp_path):
     model = random_model(tiny_family_config(family))

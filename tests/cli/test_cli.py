@@ -257,6 +257,7 @@ def test_not_enough_disk(
     assert_refused(result, [tmp_path / "out", "0.00 GB"], tmp_path, [demonstrations_file])
 
 
+@pytest.mark.slow
 def test_hub_id_that_cannot_be_reached(demonstrations_file: Path, tmp_path: Path) -> None:
     """In a process of its own, because huggingface_hub reads its settings when it is imported."""
     command = [sys.executable, "-m", "sea_export", "fit-and-save", "nobody/nothing", str(tmp_path / "out")]

@@ -119,6 +119,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(PROMISE)
 @pytest.mark.parametrize(
     ("memory", "disk", "layerwise", "working"),

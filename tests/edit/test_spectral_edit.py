@@ -22,6 +22,7 @@ LINEAR_NORMALIZATIONS = ("none", "average", "calibrated")
 # Against the dense definition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("normalization", LINEAR_NORMALIZATIONS)
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, -1.0])

@@ -68,6 +68,7 @@ def run_time(
     return figures(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["merged", "adapter", "custom-code"])
 def test_exports_give_the_metrics_of_the_run_time_edit(
     form: str,

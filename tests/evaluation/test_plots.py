@@ -57,6 +57,7 @@ def test_an_edit_is_drawn_layer_by_layer(targets: str, drawn: list[Figure], tmp_
         assert heights[-1] == pytest.approx(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_every_format_is_written(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"edit.{ending}"

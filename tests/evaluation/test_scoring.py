@@ -42,6 +42,7 @@ def alone(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> f
     return sum(log_probabilities[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [8, 40, 2048])
 @pytest.mark.parametrize("shared", [0, 30])
 def test_equals_scoring_every_completion_alone(any_model: PreTrainedModel, shared: int, batch_tokens: int) -> None:

@@ -110,6 +110,7 @@ VARIANTS: dict[str, Callable[[], SpectralEdit]] = {
 WITHOUT_BIAS = ("llama", "qwen3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", ["llama", "llama-bias", "gpt2", "qwen3"])
 def test_loads_by_its_directory_alone_and_computes_the_edit(
