@@ -229,7 +229,7 @@ def test_snippets_run_as_they_stand(
     assert torch.allclose(found[0], edited, atol=1e-4)
     assert not torch.allclose(found[0], base, atol=1e-2), "negative control: the base's are others"
     assert len(found) == (2 if form == "adapter" else 1)
-    if form == "adapter":  # the dial at one half
+    if form == "adapter":  # the LoRA scale at one half
         assert not torch.allclose(found[1], edited, atol=1e-2)
         assert not torch.allclose(found[1], base, atol=1e-2)
 

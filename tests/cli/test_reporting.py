@@ -17,7 +17,7 @@ from sea_export.model.checkpoint import Checkpoint
 from sea_export.text import visible
 from tests.helpers.messages import assert_names
 
-PROMISE = "A failure is told in one or two sentences, and with --debug with its traceback and environment"
+GUARANTEE = "A failure is told in one or two sentences, and with --debug with its traceback and environment"
 TEXT_PROMISE = "Text of demonstrations and answers is shown as text, and commands no terminal, page or table"
 
 
@@ -55,7 +55,7 @@ def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return status, facts
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_a_failure_is_one_line(failure: tuple[int, list[str]]) -> None:
     status, facts = failure
     result = run("diff", "nowhere", "elsewhere")
@@ -67,7 +67,7 @@ def test_a_failure_is_one_line(failure: tuple[int, list[str]]) -> None:
     assert result.stdout == ""
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize(
     "arguments", [("--debug", "diff", "nowhere", "elsewhere"), ("diff", "nowhere", "elsewhere", "--debug")]
 )

@@ -31,7 +31,7 @@ from sea_export.model.load_model import skeleton
 from tests.helpers.messages import naming
 from tests.helpers.tiny_models import tiny_model
 
-PROMISE = "Before anything is read, `doctor` says of each format whether it would work, and if not why and what to do"
+GUARANTEE = "Before anything is read, `doctor` says of each format whether it would work, and if not why and what to do"
 GIGABYTE = 10**9
 
 
@@ -82,7 +82,7 @@ def test_a_base_that_works(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert more["seconds"] > merged["seconds"], "more demonstrations take longer"
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_what_does_not_work(
     tiny_checkpoint: Path, quantized_checkpoint: Path, tmp_path: Path, count_case: Callable[[], None]
 ) -> None:
@@ -120,7 +120,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
 
 
 @pytest.mark.slow
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 @pytest.mark.parametrize(
     ("memory", "disk", "layerwise", "working"),
     [
@@ -156,7 +156,7 @@ def test_what_the_machine_has_room_for(
     assert all(one["works"] or re.search(r"\d GB", one["problem"]) for one in model["formats"])
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee(GUARANTEE)
 def test_a_model_that_is_none(tmp_path: Path, count_case: Callable[[], None]) -> None:
     (tmp_path / "fake.gguf").write_bytes(b"no")
     for name in ("fake.gguf", ".", "fake"):
@@ -167,7 +167,7 @@ def test_a_model_that_is_none(tmp_path: Path, count_case: Callable[[], None]) ->
         assert "Traceback" not in result.output
 
 
-# Outlines
+# Checkpoints of headers alone
 
 
 def forms(checkpoint: Checkpoint) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

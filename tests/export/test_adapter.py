@@ -74,8 +74,8 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 def adapter_of(model: PreTrainedModel, edit: SpectralEdit, rank: int | None = None) -> Adapter:
     parameters = dict(model.named_parameters())
-    writers = find_output_projections(model, edit.targets)
-    return build_adapter(edit, writers, lambda name: parameters[name].detach(), base="org/base", rank=rank)
+    projections = find_output_projections(model, edit.targets)
+    return build_adapter(edit, projections, lambda name: parameters[name].detach(), base="org/base", rank=rank)
 
 
 def save(edit: SpectralEdit, base: Path, output: Path, **options: object) -> sea_export.SaveResult:
@@ -232,9 +232,9 @@ def test_rows_of_zeros_stay_zeros(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     made = SpectralEdit({Target(1, "mlp"): (layer,)})
     save(made, tmp_path / "base", tmp_path / "out")
-    (writer,) = find_output_projections(model, [Target(1, "mlp")])
+    (projection,) = find_output_projections(model, [Target(1, "mlp")])
     with torch.no_grad():
-        folded = fold_parameters(writer, [layer], dict(model.named_parameters()))[writer.weights[0].name]
+        folded = fold_parameters(projection, [layer], dict(model.named_parameters()))[projection.weights[0].name]
     norms = folded.norm(dim=1)
     assert norms[[0, 3]].eq(0).all()
     assert norms[1] > 0.1
@@ -267,11 +267,13 @@ def test_a_capped_adapter_is_the_nearest_of_its_rank_and_tells_its_error(
     assert adapter.config["r"] == rank
     assert not adapter.config["use_dora"]
     adapted = adapted_weights(llama, adapter)
-    writers = {writer.weights[0].name: writer for writer in find_output_projections(llama, edit.targets)}
+    projections = {
+        projection.weights[0].name: projection for projection in find_output_projections(llama, edit.targets)
+    }
     for module in adapter.modules:
         name = f"{module.module}.weight"
         weight = llama.get_parameter(name).detach().double()
-        folded = fold_parameters(writers[name], edit.layers[writers[name].target], {name: weight})[name]
+        folded = fold_parameters(projections[name], edit.layers[projections[name].target], {name: weight})[name]
         values = torch.linalg.svdvals(folded - weight)
         error = (adapted[module.module] - folded).norm()
         assert float(error) == pytest.approx(float(values[rank:].norm()), rel=1e-5)
@@ -554,8 +556,8 @@ def test_an_adapter_is_made_from_what_quantized_weights_compute(
     expected = run_time_logits(model, edit)
     assert relative_error(logits(model), expected) > 1e-2
     linear = {}
-    for writer in find_output_projections(model, edit.targets):
-        module = writer.weights[0].name.removesuffix(".weight")
+    for projection in find_output_projections(model, edit.targets):
+        module = projection.weights[0].name.removesuffix(".weight")
         quantized = model.get_submodule(module)
         tensors = {name: plan.adapter.tensors[f"base_model.model.{module}.{name}"].double() for name in FACTORS}
         dequantized = (quantized.packed * quantized.scales).double()

@@ -129,7 +129,7 @@ def test_without_trust_the_load_fails(kind: type, custom_code_of) -> None:
         kind.from_pretrained(output, trust_remote_code=False)
 
 
-STRANGER = """
+OTHER_PROGRAM = """
 import sys, torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -148,7 +148,7 @@ def test_a_process_that_knows_nothing_of_sea_export_loads_it(custom_code_of, tmp
     answer = tmp_path / "answer.safetensors"
 
     def run(trust: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-I", "-c", STRANGER, str(output), trust, str(answer), *map(str, PROMPT)]
+        command = [sys.executable, "-I", "-c", OTHER_PROGRAM, str(output), trust, str(answer), *map(str, PROMPT)]
         # Nobody can answer transformers' question whether to run the code.
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 

@@ -153,7 +153,7 @@ def test_affine_edit_turns_on_the_bias_that_the_architecture_has(
     assert written == {**base, "mlp_bias": True}
     tensors = Checkpoint.open(tmp_path / "out")
     assert tensors.read("model.layers.0.mlp.down_proj.bias").eq(0).all(), "layer 0 is not edited"
-    assert tensors.read("model.layers.3.mlp.up_proj.bias").eq(0).all(), "only the writer gets a constant"
+    assert tensors.read("model.layers.3.mlp.up_proj.bias").eq(0).all(), "only the output projection gets a constant"
     assert not tensors.read("model.layers.3.mlp.down_proj.bias").eq(0).any()
 
 

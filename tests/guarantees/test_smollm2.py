@@ -22,7 +22,7 @@ from sea_export.saving import SaveResult
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 # A program of someone who has never heard of sea-export: importing it is made to fail, as if it were not installed.
-STRANGER = """
+OTHER_PROGRAM = """
 import sys
 sys.modules["sea_export"] = None
 import torch
@@ -75,7 +75,7 @@ def test_only_the_edited_tensors_and_the_card_differ(saved: SaveResult, smollm2_
 
 
 def test_loads_where_sea_export_is_not_installed(saved: SaveResult) -> None:
-    command = [sys.executable, "-I", "-c", STRANGER, str(saved.output)]
+    command = [sys.executable, "-I", "-c", OTHER_PROGRAM, str(saved.output)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip()

@@ -410,7 +410,7 @@ def pickled(make: Callable[[Path], object]) -> Attack:
 
 
 class RunsCode:
-    """A pickle of this runs a function of its writer's choice, which leaves a trace beside the model."""
+    """A pickle of this runs a function of its author's choice, which leaves a trace beside the model."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.function, self.arguments = function, arguments

@@ -40,7 +40,7 @@ ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in (
 
 # Family -> the list of layers, and by component the linear map that ends its block, whether its weight is
 # transposed, and whether it has a bias.
-WRITERS = {
+PROJECTIONS = {
     "llama": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
     "llama-tied": ("model.layers", {"mlp": ("mlp.down_proj", -2, False), "attention": ("self_attn.o_proj", -2, False)}),
     "llama-bias": ("model.layers", {"mlp": ("mlp.down_proj", -2, True), "attention": ("self_attn.o_proj", -2, True)}),
@@ -59,12 +59,12 @@ _SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_writers_are_found(family):
-    list_name, blocks = WRITERS[family]
-    for writer, target in zip(find_output_projections(tiny_model(family), ALL_TARGETS), ALL_TARGETS, strict=True):
+    list_name, blocks = PROJECTIONS[family]
+    for projection, target in zip(find_output_projections(tiny_model(family), ALL_TARGETS), ALL_TARGETS, strict=True):
         name, output_dim, has_bias = blocks[target.component]
         name = f"{list_name}.{target.layer}.{name}"
         weight = ProjectionWeight(f"{name}.weight", output_dim, f"{name}.bias" if has_bias else None)
-        assert writer == OutputProjection(target, name.rpartition(".")[0], 24, (weight,))
+        assert projection == OutputProjection(target, name.rpartition(".")[0], 24, (weight,))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,7 +85,7 @@ def test_a_skeleton_has_the_structure_of_the_model(family):
 def test_decoder_layers_are_numbered_from_zero_and_all_there(family):
     model = tiny_model(family)
     name, layers = decoder_layers(model)
-    assert name == WRITERS[family][0]
+    assert name == PROJECTIONS[family][0]
     assert layers is model.get_submodule(name)
     assert len(layers) == 4
     assert hidden_size(model.config) == 24
@@ -131,9 +131,9 @@ def test_the_edited_module_is_the_block_or_what_comes_before_a_residual(family):
     model = skeleton(tiny_family_config(family))
     layer = f"{decoder_layers(model)[0]}.1"
     for component, (module, weights) in IRREGULAR[family].items():
-        (writer,) = find_output_projections(model, [Target(1, component)])
-        assert writer.module_name == f"{layer}.{module}"
-        names = [weight.name.removesuffix(".weight") for weight in writer.weights]
+        (projection,) = find_output_projections(model, [Target(1, component)])
+        assert projection.module_name == f"{layer}.{module}"
+        names = [weight.name.removesuffix(".weight") for weight in projection.weights]
         assert names == [f"{layer}.{module}.{weight}".removesuffix(".") for weight in weights]
 
 
@@ -234,8 +234,8 @@ def test_folded_parameters_load_into_the_model_they_came_from(family):
     model = tiny_model(family)
     without_effect = layer_edit(options=EditOptions(strength=0))
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for writer in find_output_projections(model, ALL_TARGETS):
-        for name, tensor in fold_parameters(writer, [without_effect], parameters).items():
+    for projection in find_output_projections(model, ALL_TARGETS):
+        for name, tensor in fold_parameters(projection, [without_effect], parameters).items():
             assert torch.equal(tensor, parameters[name])
             assert tensor.data_ptr() != parameters[name].data_ptr()
 

@@ -163,7 +163,7 @@ def test_safetensors_come_before_pickles(tmp_path):
 
 
 class RunsCode:
-    """A pickle of this runs a function of its writer's choice."""
+    """A pickle of this runs a function of its author's choice."""
 
     def __reduce__(self):
         return print, ("code was run",)
