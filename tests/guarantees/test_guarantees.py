@@ -54,10 +54,11 @@ def test_that_guarantees_nothing(count_case):
 """
 
 
-def test_cases_and_failures_are_counted(tmp_path):
+@pytest.mark.parametrize("processes", [0, 2])
+def test_cases_and_failures_are_counted(tmp_path, processes):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_a.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_a.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(processes), "test_a.py"]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "2 failed, 4 passed, 1 error" in run.stdout, run.stdout

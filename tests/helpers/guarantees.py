@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Tries:
 def guarantees_table(guarantees: Mapping[str, Tries]) -> str:
     """The Markdown table: guarantee, test, cases tried, failures."""
     rows = [
-        f"| {guarantee} | {', '.join(tries.tests)} | {tries.cases:,} | {tries.failures} |\n"
+        f"| {guarantee} | {', '.join(sorted(tries.tests))} | {tries.cases:,} | {tries.failures} |\n"
         for guarantee, tries in guarantees.items()
     ]
     return "| guarantee | test | cases tried | failures |\n|---|---|---|---|\n" + "".join(rows)
@@ -49,7 +49,10 @@ def count_case(pytestconfig: pytest.Config) -> Callable[[], None]:
 
 
 class GuaranteeCounter:
-    """A pytest plugin: counts the cases and the failures of tests that are marked with a guarantee."""
+    """A pytest plugin: counts the cases and the failures of tests that are marked with a guarantee.
+
+    Where pytest-xdist spreads the tests over processes, each of them hands its counts to the first one.
+    """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -80,8 +83,19 @@ class GuaranteeCounter:
             tries.failures += 1
         return report
 
-    def pytest_sessionfinish(self) -> None:
-        if self._file is not None:
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Adds what a process of pytest-xdist has counted. One that died has left no counts, and its tests failed."""
+        for guarantee, counts in getattr(node, "workeroutput", {}).get(PLUGIN, {}).items():
+            tries = self._guarantees.setdefault(guarantee, Tries())
+            tries.tests += [name for name in counts["tests"] if name not in tries.tests]
+            tries.cases += counts["cases"]
+            tries.failures += counts["failures"]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[PLUGIN] = {name: asdict(tries) for name, tries in self._guarantees.items()}
+        elif self._file is not None:
             self._file.write_text(guarantees_table(dict(sorted(self._guarantees.items()))), encoding="utf-8")
 
     def _tries_of(self, item: pytest.Item) -> Tries | None:
