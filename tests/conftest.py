@@ -18,7 +18,7 @@ from sea_export.fitting import collect
 from tests.helpers.guarantees import PLUGIN, GuaranteeCounter, count_case  # noqa: F401 - a fixture of all tests
 from tests.helpers.refusals import Commands, little_growth
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
-from tests.helpers.tiny_models import FAMILIES, random_model, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers.tiny_models import family_parameters, random_model, tiny_config, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)  # tiny models are slower with more
 transformers.logging.set_verbosity_error()
@@ -40,7 +40,7 @@ def llama() -> PreTrainedModel:
     return tiny_model("llama")
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=family_parameters())
 def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """Every family of `tiny_models.CONFIGS` in turn. Shared: change only a copy."""
     return tiny_model(request.param)

@@ -31,7 +31,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("format", ["merged", "adapter", "custom-code"])
+@pytest.mark.parametrize(
+    "format", ["merged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter", "custom-code"))]
+)
 def test_a_fit_and_save_finds_each_fact_once(
     format: str, tiny_checkpoint: Path, demonstrations: tuple[Demonstration, ...], tmp_path: Path
 ) -> None:

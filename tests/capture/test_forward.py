@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, shared_prefix_length
 from sea_export.capture.forward import hands_on_caches, run_batches
-from tests.helpers.tiny_models import FAMILIES, random_model, tiny_config, tiny_model
+from tests.helpers.tiny_models import family_parameters, random_model, tiny_config, tiny_model
 
 SHARED = list(range(10, 30))
 
@@ -90,7 +90,7 @@ def assert_same_states(recorder: _Recorder, expected: dict[tuple[int, int | None
 
 
 @pytest.mark.parametrize("prefix", [[], SHARED], ids=["nothing shared", "shared prefix"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_every_token_has_the_state_of_a_pass_of_its_own(family, prefix):
     model, items = tiny_model(family), random_items(6, prefix=prefix)
     recorder, batches = run(model, items)

@@ -33,7 +33,7 @@ from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
 from tests.helpers.families import tiny_family_config
 from tests.helpers.messages import naming
 from tests.helpers.random_demonstrations import TARGETS, assert_same_edit, random_demonstrations, relative_error
-from tests.helpers.tiny_models import FAMILIES, hook_count, layers_of, random_model, tiny_model
+from tests.helpers.tiny_models import family_parameters, hook_count, layers_of, random_model, tiny_model
 
 
 def captured_by_layer(
@@ -65,7 +65,7 @@ def assert_same_activations(one: dict[Target, Activations], other: dict[Target, 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [0, 20], ids=["nothing shared", "shared prefix"])
 @pytest.mark.parametrize("sequential", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_activations_are_those_of_the_model_in_memory(family, sequential, shared):
     """Without edits a sequential capture is the same; stops within layers disturb nothing."""
     model, demonstrations = tiny_model(family), random_demonstrations(9, shared=shared)
@@ -133,7 +133,7 @@ def hybrid_model() -> PreTrainedModel:
 # From a checkpoint
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_a_fit_from_a_checkpoint_is_the_fit_in_memory(family, tiny_checkpoint_of, tokenizer, demonstrations):
     options = {"layers": "1,3", "target": "both", "positive_rank": 2, "negative_rank": 2, "batch_tokens": 60}
     with sea_export.open_layerwise(tiny_checkpoint_of(family)) as source:

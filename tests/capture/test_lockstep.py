@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sea_export.capture.lockstep import END, HiddenStates, SuspendedPass, advance_together, stops_installed
 from sea_export.errors import SeaExportError
-from tests.helpers.tiny_models import FAMILIES, blocks_of, hook_count, layers_of, tiny_model
+from tests.helpers.tiny_models import blocks_of, family_parameters, hook_count, layers_of, tiny_model
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33, 34]]
 IN_MEMORY = HiddenStates(device=None, directory=None)
@@ -36,7 +36,7 @@ def states(request: pytest.FixtureRequest, tmp_path: Path) -> HiddenStates:
     return IN_MEMORY if request.param == "memory" else HiddenStates(device=None, directory=tmp_path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 @torch.no_grad()
 def test_suspended_passes_give_the_same_logits(family, states, tmp_path):
     model = tiny_model(family)

@@ -17,7 +17,7 @@ from sea_export.options import CENTERS, EditOptions
 from tests.helpers.messages import naming
 from tests.helpers.reference import dense_of, random_activations
 from tests.helpers.tiny_edits import MLP_TARGETS, SIZE, TARGET_SETS, layer_edit, spectral_edit
-from tests.helpers.tiny_models import FAMILIES, blocks_of, hook_count, tiny_model
+from tests.helpers.tiny_models import blocks_of, family_parameters, hook_count, tiny_model
 
 TOKENS = torch.tensor([[5, 40, 7, 99, 300, 12, 6]])
 
@@ -51,7 +51,7 @@ def logits_of(model: torch.nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("targets", TARGET_SETS.values(), ids=TARGET_SETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_a_model_under_an_edit_puts_out_the_edited_activations(family, targets, center):
     model, edit = tiny_model(family), spectral_edit(targets, center=center)
     base_logits, hooks = logits_of(model), hook_count(model)

@@ -56,7 +56,9 @@ CASES = [(variant, "llama") for variant in VARIANTS] + [
 ]
 
 
-@pytest.mark.parametrize(("variant", "family"), CASES)
+@pytest.mark.parametrize(
+    ("variant", "family"), [pytest.param(*case, marks=() if case[1] == "llama" else pytest.mark.slow) for case in CASES]
+)
 def test_exported_code_computes_the_run_time_edit(variant: str, family: str, custom_code_of) -> None:
     output, edit = custom_code_of(family, **VARIANTS[variant])
     base = tiny_model(family)
@@ -67,7 +69,7 @@ def test_exported_code_computes_the_run_time_edit(variant: str, family: str, cus
     assert relative_error(logits(base), expected) > 1e-2, "the edit must do something for the test to mean anything"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
 def test_edits_in_turn_are_run_in_turn(family: str, fit_tiny, tiny_checkpoint_of, tmp_path) -> None:
     model = tiny_model(family)
     edits = [
@@ -164,7 +166,7 @@ def test_a_process_that_knows_nothing_of_sea_export_loads_it(custom_code_of, tmp
 
 
 @pytest.mark.parametrize("options", [LINEAR, TANH], ids=["linear", "tanh"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
 def test_a_saved_model_is_the_same_and_brings_its_code(family: str, options: dict, custom_code_of, tmp_path) -> None:
     output, _ = custom_code_of(family, **options)
     model = load(output)
@@ -217,7 +219,7 @@ CAUSAL = {"linear": LINEAR, "tanh": TANH, "token": {"normalization": "token"}}
 
 
 @pytest.mark.parametrize("variant", CAUSAL)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
 def test_generation_does_not_depend_on_cache_or_batch(variant: str, family: str, custom_code_of) -> None:
     output, edit = custom_code_of(family, **CAUSAL[variant])
     model, base = load(output), tiny_model(family)

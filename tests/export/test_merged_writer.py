@@ -354,6 +354,7 @@ print((peak() - before) // 1000)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_peak_memory_does_not_grow_with_the_checkpoint(tmp_path, output):
     """Editing 60 tensors of 4 MB takes far less than the 240 MB that they have together."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -65,6 +68,13 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "phi3": ("Phi3Config", _LLAMA | {"original_max_position_embeddings": 256, "sliding_window": None}),
 }
 FAMILIES = tuple(CONFIGS)
+FAST_FAMILIES = ("llama", "gpt2", "gemma2")
+"""Enough to cover every module: a plain one, one with transposed weights, and one with norms behind its blocks."""
+
+
+def family_parameters(names: Iterable[str] = FAMILIES) -> list[Any]:
+    """Families as parameters of a test, of which all but the fast ones are marked as slow."""
+    return [pytest.param(name, marks=() if name in FAST_FAMILIES else pytest.mark.slow) for name in names]
 
 
 def tiny_config(name: str) -> transformers.PretrainedConfig:

@@ -34,7 +34,7 @@ from sea_export.options import EditOptions
 from tests.helpers.family_configs import tiny_family_config
 from tests.helpers.messages import naming
 from tests.helpers.tiny_edits import layer_edit
-from tests.helpers.tiny_models import FAMILIES, tiny_config, tiny_model
+from tests.helpers.tiny_models import family_parameters, tiny_config, tiny_model
 
 ALL_TARGETS = [Target(layer, component) for layer in range(4) for component in ("attention", "mlp")]
 
@@ -57,7 +57,7 @@ PROJECTIONS = {
 _SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_writers_are_found(family):
     list_name, blocks = PROJECTIONS[family]
     for projection, target in zip(find_output_projections(tiny_model(family), ALL_TARGETS), ALL_TARGETS, strict=True):
@@ -67,7 +67,7 @@ def test_writers_are_found(family):
         assert projection == OutputProjection(target, name.rpartition(".")[0], 24, (weight,))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_folds_are_checked_for_every_family(family):
     model = skeleton(tiny_config(family))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
@@ -75,13 +75,13 @@ def test_folds_are_checked_for_every_family(family):
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_a_skeleton_has_the_structure_of_the_model(family):
     expected = {name: parameter.shape for name, parameter in tiny_model(family).named_parameters()}
     assert {name: parameter.shape for name, parameter in skeleton(tiny_config(family)).named_parameters()} == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_parameters())
 def test_decoder_layers_are_numbered_from_zero_and_all_there(family):
     model = tiny_model(family)
     name, layers = decoder_layers(model)

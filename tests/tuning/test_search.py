@@ -119,7 +119,7 @@ def settings(options: FitOptions) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("done", [0, 3, 14])
+@pytest.mark.parametrize("done", [3, *(pytest.param(done, marks=pytest.mark.slow) for done in (0, 14))])
 def test_an_interrupted_search_goes_on_as_it_would_have(done: int, tmp_path: Path) -> None:
     storage = tmp_path / "study.log"
     with pytest.raises(KeyboardInterrupt):
