@@ -114,6 +114,7 @@ def test_a_model_alone_and_a_sample(tiny_checkpoint: Path, files: dict[str, Path
     assert "difference" not in result.output
 
 
+@pytest.mark.slow
 def test_pictures_and_records(
     edit: SpectralEdit, tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_every_second_trial_varies_the_best_so_far() -> None:
     assert min(differences[1::2]) > 2
 
 
+@pytest.mark.slow
 def test_no_edit_is_measured_twice() -> None:
     tuner = FakeTuner()
     found = run_search(tuner, None, trials=200)
