@@ -37,6 +37,7 @@ PROJECTIONS = ("both", "positive", "negative", "reversed")
 RUN_TIME_NORMALIZATIONS = ("token", "sequence")
 NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
 FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
+FORMS = ("bias", "linear", "low-rank")
 
 FORMATS = {
     "merged": "sea_export.export.merged.merged_format",
@@ -44,6 +45,16 @@ FORMATS = {
     "custom-code": "sea_export.export.custom_code.code_format",
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
+
+
+METHODS = {
+    "spectral": "sea_export.fitting.spectral",
+    "gradient": "sea_export.fitting.gradient",
+    "natural-gradient": "sea_export.fitting.natural_gradient",
+    "mean-difference": "sea_export.fitting.mean_difference",
+    "erasure": "sea_export.fitting.erasure",
+}
+"""The registry of methods: name -> the module whose METHOD is the `EditMethod` of that name."""
 
 
 def option(
@@ -172,6 +183,18 @@ class EditOptions:
 class FitOptions:
     """Everything that decides a fit, besides the model and the demonstrations."""
 
+    method: str = option(
+        "spectral",
+        "What makes the edit: spectra of the activations, gradients of the demonstrations' margin (gradient, "
+        "natural-gradient), the difference of means, or the erasure of its direction.",
+        METHODS,
+    )
+    form: str = option(
+        "bias",
+        "Of a gradient method: a constant, a linear map of the output, or the map's nearest one of rank --rank.",
+        FORMS,
+    )
+    rank: int = option(16, "Rank of --form low-rank.", minimum=1)
     layers: str = option(
         "last:60%",
         "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "

@@ -9,6 +9,9 @@ where s is the strength and D is the diagonal of the normalization. For `average
 1 and nothing at strength 0. The edit of an activation h is M' h. A centred edit is μ + M' (h - μ) = M' h + (I - M') μ
 (`affine`), or M' h + (I - M') μ (uᵀh) with uᵀh ≈ 1 (`linear`).
 
+Other methods have other factors. A linear map L R, with L (d, k) and R (k, d), is added to M. A constant b takes the
+place of (I - M') μ: the edit is h + s b, or h + s b (uᵀh).
+
 A non-linear edit (Φ-SEA) is D (h + s (e - h)) with e = φ⁻¹(P+ φ(h)) + φ⁻¹(P- φ(h)). For φ(h) = h it is the one above.
 The normalizations `token` and `sequence` replace D by norms that are taken at run time: edited activations are scaled
 to the norm that they had before, each token by itself, or each feature over all tokens of the forward call.
@@ -51,7 +54,7 @@ class LayerEdit:
     scale: Tensor | None
     """(d,) diagonal of D, or None for the identity."""
     shift: Tensor | None
-    """(d,) (I - M') μ for centred edits, else None."""
+    """(d,) (I - M') μ for centred edits, s b for edits by a constant, else None."""
     reader: Tensor | None
     """(d,) u with uᵀh ≈ 1, for `center="linear"`, where the shift is multiplied by uᵀh; else None."""
     positive_values: Tensor
@@ -73,6 +76,10 @@ class LayerEdit:
     """Which of P+ and P- make the edit: `both`, `positive` or `negative`."""
     normalization: str = "none"
     """`token` or `sequence`; `none` for the other normalizations, which `scale` holds."""
+    left: Tensor | None = None
+    """(d, k) L of a linear map L R that is added to M, or None."""
+    right: Tensor | None = None
+    """(k, d) R, or None."""
 
     def __post_init__(self) -> None:
         check_choice("projections", self.projections, ("both", "positive", "negative"))
@@ -122,7 +129,10 @@ class LayerEdit:
         factors = self._cast(activations)
         kept = (activations @ factors.positive) @ factors.positive.T
         dropped = (activations @ factors.negative) @ factors.negative.T
-        edited = self.identity * activations + self.strength * (kept - dropped)
+        changed = kept - dropped
+        if factors.left is not None and factors.right is not None:
+            changed = changed + (activations @ factors.right.T) @ factors.left.T
+        edited = self.identity * activations + self.strength * changed
         if factors.scale is not None:
             edited = edited * factors.scale
         if factors.shift is not None and factors.reader is not None:
@@ -218,7 +228,7 @@ class LayerEdit:
 
     def numbers(self) -> dict[str, float | str | None]:
         """All other fields of the edit by name: numbers and text."""
-        optional = {"scale", "shift", "reader"}
+        optional = {"scale", "shift", "reader", "left", "right"}
         names = [item.name for item in fields(self) if item.name not in self.tensors().keys() | optional]
         return {name: getattr(self, name) for name in names}
 

@@ -1,6 +1,6 @@
 """Layer edits as the identity plus a change of low rank: one form for the product of several edits.
 
-Every linear edit of `sea_export.edit.layer_edit` is h ↦ D (c h + L R h) + t. L and R hold U+ and U-, and one more
+Every linear edit of `sea_export.edit.layer_edit` is h ↦ D (c h + L R h) + t. L and R hold U+ and U- or the factors of a linear map, and one more
 column and row for `center="linear"`; t is for `center="affine"`. The product of two such edits has the same form:
 
     D₂ (c₂ + L₂ R₂) D₁ (c₁ + L₁ R₁) = D₂ D₁ (c₂ c₁ + [c₂ L₁, D₁⁻¹ L₂] [R₁; R₂ D₁ (c₁ + L₁ R₁)]).
@@ -92,6 +92,9 @@ def _one(edit: LayerEdit) -> LowRankEdit:
         raise InputError("the edit: one of its features is scaled by zero, which no fit gives. Fit it again.")
     left = [edit.strength * positive, -edit.strength * negative]
     right = [positive.T, negative.T]
+    if edit.left is not None:
+        left.append(edit.strength * tensors["left"])
+        right.append(tensors["right"])
     shift = tensors.get("shift", zeros)
     if edit.reader is not None:  # shift (uᵀh) is one more column and row
         left.append((shift / scale)[:, None])

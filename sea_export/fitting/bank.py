@@ -13,10 +13,9 @@ from sea_export.demonstrations.demonstration import Demonstration, demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import check_enough
-from sea_export.fitting.edit_method import FinishedStatistics, errors_of
+from sea_export.fitting.edit_method import FinishedStatistics, activation_method, errors_of
 from sea_export.fitting.fit import computation_record, edit_from_statistics
 from sea_export.fitting.layer_choice import LayerChoice
-from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.architecture import context_length, decoder_layers, find_output_projections
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.options import FitOptions
@@ -105,7 +104,7 @@ class StatisticsBank:
     def _statistics(self, target: Target, options: FitOptions) -> FinishedStatistics:
         site = options.capture.site
         read = target if site == "target" else Target(target.layer, self._residual_component)
-        method = METHODS[DEFAULT_METHOD]
+        method = activation_method(options.method)
         collected = method.statistics_options(options)
         if (read, collected) not in self._finished:
             accumulator = method.accumulator(collected)

@@ -16,10 +16,11 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
+from sea_export.fitting.activation_statistics import Statistic
+from sea_export.fitting.collect_gradients import collect_gradients
 from sea_export.fitting.distributed import ALONE, Processes
-from sea_export.fitting.edit_method import FinishedStatistics, errors_of
+from sea_export.fitting.edit_method import FinishedStatistics, activation_method, edit_method, errors_of
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.architecture import OutputProjection, context_length, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, FitOptions
@@ -64,6 +65,7 @@ def collect_statistics(
     """
     check_enough(demonstrations)
     processes.check_enough(len(demonstrations))
+    needs = edit_method(options.method).needed_statistics(options)
     source = layer_source(model)
     in_memory = isinstance(source, ModelInMemory)
     if options.capture.neutral == "generated" and not in_memory:
@@ -82,11 +84,15 @@ def collect_statistics(
     tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
     logger.debug(
         "collecting %s of %d targets over %d demonstrations, %s.",
-        " and ".join(sorted(statistic.value for statistic in METHODS[DEFAULT_METHOD].needed_statistics(options))),
+        " and ".join(sorted(statistic.value for statistic in needs)),
         len(targets),
         len(tokenized),
         "with the whole model in memory" if in_memory else "layer by layer",
     )
+    if Statistic.MARGIN_GRADIENTS in needs:
+        _check_gradients(source, options, cache, processes)
+        texts = neutral_texts(tokenizer, options) if Statistic.NEUTRAL_GRADIENTS in needs else []
+        return dict(collect_gradients(source.model, tokenized, texts, projections, options, needs, progress))
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
     share = processes.share(order)
     collected = _Collected(targets, options, processes)
@@ -117,6 +123,22 @@ def collect_statistics(
         )
     logger.debug("statistics of %d targets are finished.", len(collected.finished))
     return collected.finished
+
+
+def _check_gradients(
+    source: LayerSource, options: FitOptions, cache: Path | str | None, processes: Processes
+) -> None:
+    """Raises InputError where gradients cannot be collected."""
+    if not isinstance(source, ModelInMemory):
+        raise InputError(
+            f"--method: {options.method} runs the whole model backward, which is not in memory together. Choose "
+            "--method spectral, or --no-layerwise on a machine with more memory."
+        )
+    if processes.count > 1:
+        raise InputError(f"--method: {options.method} runs in one process. Start one, or choose --method spectral.")
+    for option, given in (("--sequential", options.sequential), ("--cache", cache is not None)):
+        if given:
+            raise InputError(f"{option}: --method {options.method} reads no activations. Leave it out.")
 
 
 def check_enough(demonstrations: Sequence[Demonstration]) -> None:
@@ -159,7 +181,7 @@ class _Collected:
 
     def __init__(self, targets: Sequence[Target], options: FitOptions, processes: Processes) -> None:
         self.finished: dict[Target, FinishedStatistics] = {}
-        self._method, self._options, self._processes = METHODS[DEFAULT_METHOD], options, processes
+        self._method, self._options, self._processes = activation_method(options.method), options, processes
         self._accumulators = {target: self._method.accumulator(options) for target in targets}
 
     def update(self, target: Target, activations: Activations) -> None:

@@ -1,18 +1,20 @@
 """What a method is: it says which statistics of activations it needs, and makes layer edits from them.
 
 Everything that fits an edit goes through this protocol, so that a method is one module and one line in
-`sea_export.fitting.methods`. A method works in three steps:
+`sea_export.options.METHODS`. A method works in three steps:
 
 1. An accumulator for each target takes captured activations, batch by batch. Several processes may each fill one.
+   Gradients are collected for all methods in the same way (`sea_export.fitting.collect_gradients`).
 2. The accumulator is finished once. What comes out is kept: edits with other `EditOptions` are made from it.
 3. Layer edits are made from the finished statistics of all targets.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -21,9 +23,17 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
 from sea_export.fitting.activation_statistics import Statistic
 from sea_export.model.targets import Target
-from sea_export.options import FitOptions
+from sea_export.options import METHODS, FitOptions, check_choice
 
-__all__ = ["Accumulator", "EditMethod", "FinishedStatistics", "errors_of"]
+__all__ = [
+    "Accumulator",
+    "ActivationMethod",
+    "EditMethod",
+    "FinishedStatistics",
+    "activation_method",
+    "edit_method",
+    "errors_of",
+]
 
 
 class FinishedStatistics(Protocol):
@@ -60,13 +70,10 @@ class Accumulator(Protocol[FinishedOut]):
 
 
 class EditMethod(Protocol[Finished]):
-    """How layer edits are made from activations of demonstrations."""
+    """How layer edits are made from statistics of demonstrations."""
 
     def needed_statistics(self, options: FitOptions) -> frozenset[Statistic]:
-        """Which statistics the accumulators of a fit collect."""
-
-    def accumulator(self, options: FitOptions) -> Accumulator[Finished]:
-        """A new accumulator for one target."""
+        """Which statistics a fit collects."""
 
     def statistics_options(self, options: FitOptions) -> FitOptions:
         """The options on which finished statistics depend, all others at their defaults.
@@ -84,6 +91,42 @@ class EditMethod(Protocol[Finished]):
         Raises:
             InputError: the options ask for an edit that these statistics do not have.
         """
+
+
+class ActivationMethod(EditMethod[Finished], Protocol[Finished]):
+    """A method whose statistics are of captured activations."""
+
+    def accumulator(self, options: FitOptions) -> Accumulator[Finished]:
+        """A new accumulator for one target."""
+
+
+def edit_method(name: str) -> EditMethod[Any]:
+    """The method of a name.
+
+    Args:
+        name: one of `sea_export.options.METHODS`.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    check_choice("method", name, METHODS)
+    method: EditMethod[Any] = importlib.import_module(METHODS[name]).METHOD
+    return method
+
+
+def activation_method(name: str) -> ActivationMethod[Any]:
+    """The method of a name, if its statistics are of captured activations.
+
+    Args:
+        name: one of `sea_export.options.METHODS`.
+
+    Raises:
+        InputError: there is no such method, or its statistics are of gradients.
+    """
+    method = edit_method(name)
+    if not hasattr(method, "accumulator"):
+        raise InputError(f"--method: {name} needs gradients, which are not collected here. Choose another method.")
+    return cast("ActivationMethod[Any]", method)
 
 
 @contextmanager

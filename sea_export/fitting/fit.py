@@ -15,9 +15,8 @@ from sea_export.demonstrations.demonstration import Demonstration, demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
-from sea_export.fitting.edit_method import FinishedStatistics
+from sea_export.fitting.edit_method import FinishedStatistics, edit_method
 from sea_export.fitting.layer_choice import kept_by_signature
-from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
@@ -38,6 +37,9 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     *,
+    method: str = FitOptions.method,
+    form: str = FitOptions.form,
+    rank: int = FitOptions.rank,
     layers: str = FitOptions.layers,
     target: str = FitOptions.target,
     center: str = FitOptions.center,
@@ -69,6 +71,9 @@ def fit(
             at a time (`sea_export.open_layerwise`).
         tokenizer: its tokenizer.
         demonstrations: at least two.
+        method: `spectral`, `gradient`, `natural-gradient`, `mean-difference` or `erasure`.
+        form: of a gradient method: `bias`, `linear` or `low-rank`.
+        rank: of `form="low-rank"`.
         layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
         target: `mlp`, `attention` or `both`.
         center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
@@ -101,6 +106,9 @@ def fit(
         InputError: an option, a demonstration or the architecture does not allow the fit.
     """
     options = FitOptions(
+        method=method,
+        form=form,
+        rank=rank,
         layers=layers,
         target=target,
         center=center,
@@ -200,7 +208,7 @@ def edit_from_statistics(
         }
         layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
     kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
-    edits = METHODS[DEFAULT_METHOD].layer_edits(kept, options)
+    edits = edit_method(options.method).layer_edits(kept, options)
     return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
 
 

@@ -14,7 +14,7 @@ from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.targets import Target
 from sea_export.options import FitOptions
 
-__all__ = ["SpectralMethod"]
+__all__ = ["METHOD", "SpectralMethod"]
 
 
 class SpectralMethod:
@@ -54,6 +54,9 @@ class SpectralMethod:
             with errors_of(target):
                 edits[target] = build_layer_edit(spectrum, options.edit)
         return edits
+
+
+METHOD = SpectralMethod()
 
 
 def _feature(options: FitOptions) -> FeatureFunction:

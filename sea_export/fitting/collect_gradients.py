@@ -1,0 +1,129 @@
+"""From demonstrations and neutral text to statistics of gradients, for all methods that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.gradients import Labels, OutputGradients, ScoredText, own_labels, read_gradients
+from sea_export.demonstrations.tokenize import TokenizedDemonstration
+from sea_export.fitting.activation_statistics import Statistic
+from sea_export.fitting.edit_method import errors_of
+from sea_export.fitting.gradient_statistics import GradientStatistics, MarginGradients, NeutralGradients
+from sea_export.errors import InputError
+from sea_export.model.architecture import OutputProjection
+from sea_export.model.targets import Target
+from sea_export.options import FitOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["collect_gradients"]
+
+_DRAWS = 2
+"""How often labels are drawn for each neutral text."""
+
+
+def collect_gradients(
+    model: PreTrainedModel,
+    demonstrations: Sequence[TokenizedDemonstration],
+    neutral: Sequence[PromptedCompletions],
+    projections: Sequence[OutputProjection],
+    options: FitOptions,
+    needs: Collection[Statistic],
+    progress: Callable[[int], None] | None = None,
+) -> dict[Target, GradientStatistics]:
+    """Gradients of the mean margin of demonstrations, and of the log-likelihood of neutral text.
+
+    Args:
+        model: a causal language model in memory.
+        demonstrations: at least one, tokenized.
+        neutral: texts, each a prompt with one completion, which is scored; used for `Statistic.NEUTRAL_GRADIENTS`.
+        projections: the output projections of the targets.
+        options: `form`, `capture.batch_tokens` and `capture.seed` are used.
+        needs: the statistics that the method needs.
+        progress: told the number of demonstrations that each batch has finished.
+
+    Raises:
+        InputError: a gradient is not finite.
+    """
+    maps = options.form != "bias"
+    targets = [one.target for one in projections]
+    margins = {target: MarginGradients(maps=maps) for target in targets}
+    halves = _Halves(progress)
+    read_gradients(
+        model,
+        margin_texts(demonstrations),
+        projections,
+        lambda target, read: margins[target].update(_finite(target, read)),
+        batch_tokens=options.capture.batch_tokens,
+        progress=halves,
+    )
+    if Statistic.NEUTRAL_GRADIENTS not in needs:
+        return {
+            target: GradientStatistics(one.gradient(), one.map_gradient(), torch.zeros(0), None, one.moments())
+            for target, one in margins.items()
+        }
+    lengths = [len(one.completions[0]) for one in neutral]
+    neutrals = {target: NeutralGradients(lengths, _DRAWS, maps=maps) for target in targets}
+    generator = torch.Generator().manual_seed(options.capture.seed)
+    labels: list[Labels] = [own_labels(generator)] * _DRAWS
+    read_gradients(
+        model,
+        neutral_texts(neutral),
+        projections,
+        lambda target, read: neutrals[target].update(_finite(target, read)),
+        batch_tokens=options.capture.batch_tokens,
+        labels=labels,
+    )
+    return {
+        target: GradientStatistics(
+            one.gradient(),
+            one.map_gradient(),
+            neutrals[target].samples(),
+            neutrals[target].curvature(),
+            neutrals[target].moments(),
+        )
+        for target, one in margins.items()
+    }
+
+
+def margin_texts(demonstrations: Sequence[TokenizedDemonstration]) -> list[ScoredText]:
+    """The two texts of each demonstration, weighted so that the sum of all objectives is the mean margin."""
+    count = len(demonstrations)
+    return [
+        ScoredText((*one.prompt, *completion), len(one.prompt), sign / len(completion) / count)
+        for one in demonstrations
+        for sign, completion in ((1.0, one.positive), (-1.0, one.negative))
+    ]
+
+
+def neutral_texts(texts: Sequence[PromptedCompletions]) -> list[ScoredText]:
+    """Texts of which the completion is scored, weighted by one over the root of its tokens."""
+    return [
+        ScoredText((*one.prompt, *one.completions[0]), len(one.prompt), len(one.completions[0]) ** -0.5)
+        for one in texts
+    ]
+
+
+def _finite(target: Target, read: OutputGradients) -> OutputGradients:
+    if not read.gradients.isfinite().all():
+        with errors_of(target):
+            raise InputError("gradients: one is NaN or infinite. Load the model in float32 (--dtype float32).")
+    return read
+
+
+class _Halves:
+    """Tells the progress in demonstrations, of which each has two texts."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self._progress, self._texts, self._told = progress, 0, 0
+
+    def __call__(self, texts: int) -> None:
+        self._texts += texts
+        if self._progress is not None and self._texts // 2 > self._told:
+            self._progress(self._texts // 2 - self._told)
+            self._told = self._texts // 2
