@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.whole_text import whole_text
 from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
 from sea_export.evaluation.metrics import Metric, mean_metric
-from sea_export.evaluation.scoring import whole_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sea_export.capture.batching import PromptedCompletions, Segment
-from sea_export.demonstrations.tables import read_json_lines, read_table
+from sea_export.capture.whole_text import whole_text
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.metrics import Metric, Sums, mean_metric, mean_of_sums
-from sea_export.evaluation.scoring import observe_completions, whole_text
+from sea_export.evaluation.scoring import observe_completions
 from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DIVERGENCE", "TextPredictions", "load_texts", "measure_damage", "predict_texts"]
+__all__ = ["DIVERGENCE", "TextPredictions", "measure_damage", "predict_texts"]
 
 DIVERGENCE = "KL from the base"
 """Name of the metric that a search keeps small."""
@@ -48,41 +46,6 @@ class TextPredictions:
     """The perplexity of the model."""
 
 
-def load_texts(source: str | None) -> tuple[str, ...]:
-    """Reads passages of text.
-
-    Args:
-        source: a `.txt` file, with empty lines between its passages; a table with a column `text` (see
-            `sea_export.demonstrations.tables.read_table`); or None for the built-in set of plain prose.
-
-    Raises:
-        InputError: the source cannot be read, or has fewer than two passages.
-    """
-    if source is None:
-        with as_file(files("sea_export") / "data" / "neutral.jsonl") as builtin:
-            rows = list(read_json_lines(builtin, "built-in text"))
-        return tuple(row["text"] for _, row in rows)
-    if Path(source).suffix.lower() == ".txt":
-        label, texts = Path(source).name, _read_passages(Path(source))
-    else:
-        label, rows = read_table(source)
-        for where, row in rows:
-            if not isinstance(row.get("text"), str) or not row["text"].strip():
-                raise InputError(f"{where}: it has no text in a column 'text'. Add it, or remove the row.")
-        texts = [row["text"] for _, row in rows]
-    if len(texts) < 2:
-        raise InputError(f"{label}: it has {len(texts)} passage(s) of text. Give at least 2.")
-    return tuple(texts)
-
-
-def _read_passages(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: it cannot be read as UTF-8 text ({error}). Give another file.") from error
-    return [passage.strip() for passage in text.split("\n\n") if passage.strip()]
-
-
 def predict_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -99,7 +62,7 @@ def predict_texts(
         progress: is told the number of passages that a batch has finished.
 
     Raises:
-        InputError: a passage has no tokens, or see `sea_export.evaluation.scoring.whole_text`.
+        InputError: a passage has no tokens, or see `sea_export.capture.whole_text.whole_text`.
     """
     items = _items(model, tokenizer, texts)
     lengths = [len(item.completions[0]) for item in items]

@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy
 from sea_export.capture.batching import PromptedCompletions, Segment
 from sea_export.capture.forward import SegmentObserver, run_batches
 from sea_export.capture.prefix_cache import prefix_cache_mode
-from sea_export.demonstrations.tokenize import tokenize_completions, tokenize_text
+from sea_export.demonstrations.tokenize import tokenize_completions
 from sea_export.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["completion_log_likelihoods", "observe_completions", "prompted_completions", "whole_text"]
+__all__ = ["completion_log_likelihoods", "observe_completions", "prompted_completions"]
 
 
 def completion_log_likelihoods(
@@ -98,26 +98,6 @@ def prompted_completions(
 ) -> PromptedCompletions:
     """A prompt and its completions as tokens: see `sea_export.demonstrations.tokenize.tokenize_completions`."""
     return PromptedCompletions(*tokenize_completions(tokenizer, prompt, completions))
-
-
-def whole_text(tokenizer: PreTrainedTokenizerBase, text: str) -> PromptedCompletions:
-    """A text whose tokens are all scored: the one completion after the special tokens that the tokenizer puts first.
-
-    If it puts none there, the text follows its begin-of-text token, or else its end-of-text token.
-
-    Raises:
-        InputError: the tokenizer has neither of the two tokens, or see `prompted_completions`.
-    """
-    before, tokens = tokenize_text(tokenizer, text)
-    if not before:
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if first is None:
-            raise InputError(
-                "tokenizer: it has no special token with which a text could begin, so that a whole text cannot be "
-                "scored. Leave out crows-pairs and damage, or give a tokenizer with a begin-of-text token."
-            )
-        before = (first,)
-    return PromptedCompletions(before, [tokens])
 
 
 def _check(items: Sequence[PromptedCompletions]) -> None:

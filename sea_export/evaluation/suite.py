@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Benchmark, Measurement, Progress, measure, no_progress, sample
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
-from sea_export.evaluation.damage import TextPredictions, load_texts, measure_damage, predict_texts
+from sea_export.evaluation.damage import TextPredictions, measure_damage, predict_texts
 from sea_export.evaluation.evaluation_options import DAMAGE, EvaluateOptions
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice

@@ -17,7 +17,7 @@ from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
 from sea_export.fitting.activation_statistics import Statistic
-from sea_export.fitting.collect_gradients import collect_gradients
+from sea_export.fitting.collect_gradients import collect_gradients, curvature_items
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics, activation_method, edit_method, errors_of
 from sea_export.fitting.layer_choice import choose_targets
@@ -91,7 +91,7 @@ def collect_statistics(
     )
     if Statistic.MARGIN_GRADIENTS in needs:
         _check_gradients(source, options, cache, processes)
-        texts = neutral_texts(tokenizer, options) if Statistic.NEUTRAL_GRADIENTS in needs else []
+        texts = curvature_items(tokenizer) if Statistic.NEUTRAL_GRADIENTS in needs else []
         return dict(collect_gradients(source.model, tokenized, texts, projections, options, needs, progress))
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
     share = processes.share(order)
@@ -125,9 +125,7 @@ def collect_statistics(
     return collected.finished
 
 
-def _check_gradients(
-    source: LayerSource, options: FitOptions, cache: Path | str | None, processes: Processes
-) -> None:
+def _check_gradients(source: LayerSource, options: FitOptions, cache: Path | str | None, processes: Processes) -> None:
     """Raises InputError where gradients cannot be collected."""
     if not isinstance(source, ModelInMemory):
         raise InputError(

@@ -9,22 +9,26 @@ import torch
 
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.gradients import Labels, OutputGradients, ScoredText, own_labels, read_gradients
+from sea_export.capture.whole_text import whole_text
+from sea_export.demonstrations.neutral_text import curvature_texts
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
+from sea_export.errors import InputError
 from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.edit_method import errors_of
 from sea_export.fitting.gradient_statistics import GradientStatistics, MarginGradients, NeutralGradients
-from sea_export.errors import InputError
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.targets import Target
 from sea_export.options import FitOptions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["collect_gradients"]
+__all__ = ["collect_gradients", "curvature_items"]
 
 _DRAWS = 2
 """How often labels are drawn for each neutral text."""
+_PIECE = 64
+"""Tokens of a neutral text. More and shorter texts give more samples, and so a Fisher information of higher rank."""
 
 
 def collect_gradients(
@@ -89,6 +93,26 @@ def collect_gradients(
         )
         for target, one in margins.items()
     }
+
+
+def curvature_items(tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
+    """The built-in neutral text in pieces, each after the tokens that a text begins with.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+
+    Raises:
+        InputError: see `sea_export.capture.whole_text.whole_text`.
+    """
+    items = []
+    for text in curvature_texts():
+        whole = whole_text(tokenizer, text)
+        tokens = whole.completions[0]
+        items += [
+            PromptedCompletions(whole.prompt, [tokens[start : start + _PIECE]])
+            for start in range(0, len(tokens), _PIECE)
+        ]
+    return items
 
 
 def margin_texts(demonstrations: Sequence[TokenizedDemonstration]) -> list[ScoredText]:

@@ -46,6 +46,7 @@ class FinishedStatistics(Protocol):
 
 Finished = TypeVar("Finished", bound=FinishedStatistics)
 FinishedOut = TypeVar("FinishedOut", bound=FinishedStatistics, covariant=True)
+FinishedIn = TypeVar("FinishedIn", bound=FinishedStatistics, contravariant=True)
 _Self = TypeVar("_Self")
 
 
@@ -69,7 +70,7 @@ class Accumulator(Protocol[FinishedOut]):
         """The finished statistics of everything seen so far."""
 
 
-class EditMethod(Protocol[Finished]):
+class EditMethod(Protocol[FinishedIn]):
     """How layer edits are made from statistics of demonstrations."""
 
     def needed_statistics(self, options: FitOptions) -> frozenset[Statistic]:
@@ -81,7 +82,7 @@ class EditMethod(Protocol[Finished]):
         Statistics that were collected with the result serve every fit for which the result is equal.
         """
 
-    def layer_edits(self, statistics: Mapping[Target, Finished], options: FitOptions) -> dict[Target, LayerEdit]:
+    def layer_edits(self, statistics: Mapping[Target, FinishedIn], options: FitOptions) -> dict[Target, LayerEdit]:
         """The edit of every target.
 
         Args:

@@ -33,7 +33,9 @@ class GradientMethod:
         """See `gradient_options`."""
         return gradient_options(options)
 
-    def layer_edits(self, statistics: Mapping[Target, GradientStatistics], options: FitOptions) -> dict[Target, LayerEdit]:
+    def layer_edits(
+        self, statistics: Mapping[Target, GradientStatistics], options: FitOptions
+    ) -> dict[Target, LayerEdit]:
         """z + s g, or z + s G z.
 
         Raises:

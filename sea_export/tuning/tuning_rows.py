@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Benchmark, split, split_rows
-from sea_export.evaluation.damage import load_texts
 from sea_export.evaluation.suite import load_benchmark
 from sea_export.tuning.tuning_options import TuneOptions
 

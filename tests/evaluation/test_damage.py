@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
-from sea_export.evaluation.damage import DIVERGENCE, load_texts, measure_damage, predict_texts
+from sea_export.evaluation.damage import DIVERGENCE, measure_damage, predict_texts
 from tests.helpers.messages import naming
 from tests.helpers.tiny_models import BEGIN, random_model, tiny_config
 

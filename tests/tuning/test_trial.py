@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import sea_export.capture.in_memory
 import sea_export.tuning.trial
 from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.evaluation.benchmark import measure
-from sea_export.evaluation.damage import load_texts
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 from sea_export.fitting.bank import StatisticsBank

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.evaluation.benchmark import split_rows
-from sea_export.evaluation.damage import load_texts
 from tests.helpers.benchmark_files import write_jsonl, write_truthfulqa
 from tests.helpers.messages import assert_names
 
