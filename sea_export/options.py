@@ -224,7 +224,7 @@ class FitOptions:
         check_values(self)
         check_length_scale(self.length_scale)
         if self.center == "auto":  # settled here, so that everything after, the manifest too, sees what was chosen
-            object.__setattr__(self, "center", "linear" if self.feature_function == "identity" else "off")
+            object.__setattr__(self, "center", self._best_center())
         if self.center != "off" and self.feature_function != "identity":
             raise InputError(
                 f"--center: {self.center} goes with --feature-function identity only, because the mean of activations "
@@ -232,6 +232,33 @@ class FitOptions:
             )
         if self.sequential:
             self._check_sequential()
+        if self.method != "spectral":
+            self._check_method()
+
+    def _best_center(self) -> str:
+        if self.method == "spectral":
+            return "linear" if self.feature_function == "identity" else "off"
+        return "affine" if self.form == "bias" else "off"
+
+    def _check_method(self) -> None:
+        """Refuses what only spectral edits have."""
+        spectral = {
+            "--feature-function": self.feature_function != "identity",
+            "--sequential": self.sequential,
+            "--normalization": self.edit.normalization != "none",
+            "--projections": self.edit.projections != "both",
+        }
+        for option, given in spectral.items():
+            if given:
+                raise InputError(f"{option}: it goes with --method spectral, not with {self.method}. Leave it out.")
+        if self.form != "bias" and self.method not in ("gradient", "natural-gradient"):
+            raise InputError(
+                f"--form: {self.form} goes with the gradient methods, not with {self.method}. Leave it out."
+            )
+        if self.form == "bias" and self.center == "off" and self.method != "erasure":
+            raise InputError(f"--center: off leaves nothing of a constant ({self.method}). Choose affine or linear.")
+        if self.form != "bias" and self.center != "off":
+            raise InputError(f"--center: {self.center} goes with --form bias, not with {self.form}. Leave it out.")
 
     def _check_sequential(self) -> None:
         if self.layers.startswith("signature:"):

@@ -91,11 +91,8 @@ def read_gradients(
     device = input_device(model)
     reader = _Reader(observe)
     first = min(one.target.layer for one in projections)
-    with (
-        _without_parameter_gradients(model),
-        _checkpointed(list(decoder_layers(model)[1])[first:]),
-        ExitStack() as hooks,
-    ):
+    upper = list(decoder_layers(model)[1])[first:]
+    with _without_parameter_gradients(model), _checkpointed(upper), ExitStack() as hooks:
         for one in projections:
             module = model.get_submodule(one.module_name)
             hooks.callback(module.register_forward_hook(reader.hook(one.target)).remove)

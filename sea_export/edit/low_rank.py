@@ -1,7 +1,8 @@
 """Layer edits as the identity plus a change of low rank: one form for the product of several edits.
 
-Every linear edit of `sea_export.edit.layer_edit` is h ↦ D (c h + L R h) + t. L and R hold U+ and U- or the factors of a linear map, and one more
-column and row for `center="linear"`; t is for `center="affine"`. The product of two such edits has the same form:
+Every linear edit of `sea_export.edit.layer_edit` is h ↦ D (c h + L R h) + t. L and R hold U+ and U- or the factors of a
+linear map, and one more column and row for `center="linear"`; t is for `center="affine"`. The product of two such edits
+has the same form:
 
     D₂ (c₂ + L₂ R₂) D₁ (c₁ + L₁ R₁) = D₂ D₁ (c₂ c₁ + [c₂ L₁, D₁⁻¹ L₂] [R₁; R₂ D₁ (c₁ + L₁ R₁)]).
 """

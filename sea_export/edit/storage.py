@@ -28,6 +28,7 @@ _FORMAT_VERSION = 1
 
 _LARGEST_NUMBER = 1e30  # far beyond any that an edit has, and no infinity in float32
 _FACTORS = ("positive", "negative")
+_MAPS = ("left", "right")
 _VECTORS = ("scale", "shift", "reader")
 _SPECTRA = ("positive_values", "negative_values")
 _NUMBERS = ("identity", "strength", "relative_change", "signature")
@@ -175,7 +176,7 @@ def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]])
     for target, edits in layers.items():
         for position in range(len(edits)):
             prefix = f"{target}.{position}."
-            own = {name: stored.pop(prefix + name, None) for name in (*_FACTORS, *_VECTORS, *_SPECTRA)}
+            own = {name: stored.pop(prefix + name, None) for name in (*_FACTORS, *_MAPS, *_VECTORS, *_SPECTRA)}
             missing = [name for name in (*_FACTORS, *_SPECTRA) if own[name] is None]
             if missing:
                 raise ValueError(f"there is no tensor {prefix}{missing[0]}")
@@ -189,17 +190,24 @@ def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]])
 
 
 def _fit(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these shapes are those of one edit: (d, k) factors, (d,) vectors, (r,) spectra."""
-    sizes = {shapes[name][0] for name in (*_FACTORS, *_VECTORS) if shapes.get(name)}
+    """Whether these are the shapes of one edit: (d, k) factors, (d, k) and (k, d) maps, (d,) vectors, (r,) spectra."""
+    left, right = shapes.get("left"), shapes.get("right")
+    if (left is None) != (right is None) or (left is not None and left != right[::-1]):
+        return False
+    sizes = {shapes[name][0] for name in (*_FACTORS, "left", *_VECTORS) if shapes.get(name)}
     return (
         len(sizes) == 1
-        and all(len(shapes[name]) == 2 and shapes[name][1] <= shapes[name][0] for name in _FACTORS)
+        and all(
+            len(shapes[name]) == 2 and shapes[name][1] <= shapes[name][0]
+            for name in (*_FACTORS, "left")
+            if name in shapes
+        )
         and all(len(shapes[name]) == 1 for name in (*_VECTORS, *_SPECTRA) if name in shapes)
     )
 
 
 def _layer_edit(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> LayerEdit:
-    own = {name: tensors.get(prefix + name) for name in (*_FACTORS, *_VECTORS, *_SPECTRA)}
+    own = {name: tensors.get(prefix + name) for name in (*_FACTORS, *_MAPS, *_VECTORS, *_SPECTRA)}
     fields: dict[str, Any] = {**own, **numbers}
     edit = LayerEdit(**fields)
     if not edit.is_finite:

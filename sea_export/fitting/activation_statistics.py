@@ -32,7 +32,7 @@ class Statistic(Enum):
     CROSS_MOMENTS = "cross-moments"
     """Σ h0, Σ h+ and Σ h-, and of neutral activations with each kind: Σ h0 h0ᵀ, Σ h0 h+ᵀ and Σ h0 h-ᵀ."""
     MARGIN_GRADIENTS = "gradients of the margin"
-    """Gradients of the margin of demonstrations with respect to outputs: see `sea_export.fitting.gradient_statistics`."""
+    """Gradients of the margin of demonstrations: see `sea_export.fitting.gradient_statistics`."""
     NEUTRAL_GRADIENTS = "gradients of neutral text"
     """The same of the log-likelihood of neutral text, for labels that are drawn from the model itself."""
 

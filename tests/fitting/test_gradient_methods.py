@@ -1,0 +1,156 @@
+"""Edits from gradients are the steps that their definitions say, and raise the margin that they were made for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import sea_export
+from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.tokenize import tokenize
+from sea_export.errors import InputError
+from sea_export.evaluation.scoring import completion_log_likelihoods
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.fitting.gradient_statistics import GradientStatistics
+from sea_export.fitting.linear_edit import OutputMoments
+from sea_export.fitting.natural_gradient import natural_biases, natural_map
+from sea_export.model.targets import Target
+from sea_export.options import FitOptions
+from tests.helpers.messages import naming
+
+GRADIENT_METHODS = ("gradient", "natural-gradient")
+FORMS = ("bias", "linear", "low-rank")
+
+
+def statistics(seed: int, size: int = 6, samples: int = 4) -> GradientStatistics:
+    generator = torch.Generator().manual_seed(seed)
+
+    def positive_definite() -> torch.Tensor:
+        root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+        return root @ root.T
+
+    outputs = torch.randn(2, 30, size, generator=generator, dtype=torch.float64)
+    return GradientStatistics(
+        gradient=torch.randn(size, generator=generator, dtype=torch.float64),
+        map_gradient=torch.randn(size, size, generator=generator, dtype=torch.float64),
+        samples=torch.randn(samples, size, generator=generator, dtype=torch.float64),
+        curvature=positive_definite(),
+        moments=OutputMoments(outputs.mT @ outputs, outputs.sum(1), torch.tensor([30.0, 30.0], dtype=torch.float64)),
+    )
+
+
+def test_natural_biases_solve_for_all_targets_together() -> None:
+    several = {Target(1, "mlp"): statistics(1), Target(2, "mlp"): statistics(2)}
+    found = natural_biases(several, damping=3.0)
+    samples = torch.cat([one.samples for one in several.values()], dim=1)
+    fisher = samples.T @ samples / len(samples)
+    penalty = 3.0 * fisher.diagonal().mean()
+    gradient = torch.cat([one.gradient for one in several.values()])
+    expected = torch.linalg.solve(fisher + penalty * torch.eye(12, dtype=torch.float64), gradient)
+    torch.testing.assert_close(torch.cat(list(found.values())), expected)
+    assert list(found) == list(several)
+
+
+def test_a_natural_map_solves_the_kronecker_product() -> None:
+    one = statistics(3)
+    eye = torch.eye(6, dtype=torch.float64)
+    outer = one.curvature + 2.0 * one.curvature.diagonal().mean() * eye
+    inner = one.moments.second_moment + 2.0 * one.moments.second_moment.diagonal().mean() * eye
+    expected = torch.linalg.solve(torch.kron(outer, inner), one.map_gradient.flatten()).view(6, 6)
+    torch.testing.assert_close(natural_map(one, damping=2.0), expected)
+
+
+def margin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstrations) -> float:
+    """The mean of log p(positive) / |positive| - log p(negative) / |negative|."""
+    tokenized = tokenize(demonstrations, tokenizer)
+    items = [PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized]
+    scores = completion_log_likelihoods(model, items)
+    return sum(
+        plus / len(one.positive) - minus / len(one.negative) for (plus, minus), one in zip(scores, tokenized, strict=True)
+    ) / len(tokenized)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_a_small_step_raises_the_margin_and_its_opposite_lowers_it(
+    method: str, form: str, llama: PreTrainedModel, tokenizer, demonstrations
+) -> None:
+    edit = sea_export.fit(llama, tokenizer, demonstrations, method=method, form=form, rank=3, layers="1-3")
+    size = edit.relative_change
+    before = margin(llama, tokenizer, demonstrations)
+    changes = []
+    for sign in (1, -1):
+        small = sea_export.fit(
+            llama,
+            tokenizer,
+            demonstrations,
+            **{"method": method, "form": form, "rank": 3, "layers": "1-3", "strength": sign * 0.02 / size},
+        )
+        with small.apply(llama):
+            changes.append(margin(llama, tokenizer, demonstrations) - before)
+    assert changes[0] > 1e-3
+    assert changes[1] < -1e-3
+
+
+def test_the_gradient_is_the_derivative_of_the_margin(llama: PreTrainedModel, tokenizer, demonstrations) -> None:
+    edit = sea_export.fit(llama, tokenizer, demonstrations, method="gradient", layers="2")
+    ((layer,),) = edit.layers.values()
+    before = margin(llama, tokenizer, demonstrations)
+    small = replace(edit, layers={Target(2, "mlp"): (replace(layer, shift=1e-2 * layer.shift),)})
+    with small.apply(llama):
+        gained = margin(llama, tokenizer, demonstrations) - before
+    assert gained == pytest.approx(1e-2 * float(layer.shift @ layer.shift), rel=0.05)
+
+
+@pytest.mark.parametrize("method", [*GRADIENT_METHODS, "mean-difference", "erasure"])
+def test_the_strength_scales_the_change(method: str, llama: PreTrainedModel, tokenizer, demonstrations) -> None:
+    one, half = (
+        sea_export.fit(llama, tokenizer, demonstrations, method=method, layers="1,2", strength=strength)
+        for strength in (1.0, 0.5)
+    )
+    rows = torch.randn(5, 24)
+    for target in one.targets:
+        whole = one.layers[target][0].apply(rows) - rows
+        torch.testing.assert_close(2 * (half.layers[target][0].apply(rows) - rows), whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_a_constant_can_be_read_from_the_activation(method: str, llama: PreTrainedModel, tokenizer, demonstrations):
+    given = {"method": method, "layers": "2"}
+    bias = sea_export.fit(llama, tokenizer, demonstrations, **given)
+    read = sea_export.fit(llama, tokenizer, demonstrations, **given, center="linear")
+    (one,), (other,) = bias.layers[Target(2, "mlp")], read.layers[Target(2, "mlp")]
+    assert one.needs_bias
+    assert not other.needs_bias
+    torch.testing.assert_close(one.shift, other.shift)
+    assert other.reader_error < 0.9
+
+
+def test_the_low_rank_form_is_the_nearest_map(llama: PreTrainedModel, tokenizer, demonstrations) -> None:
+    given = {"method": "natural-gradient", "layers": "2"}
+    whole = sea_export.fit(llama, tokenizer, demonstrations, **given, form="linear").layers[Target(2, "mlp")][0]
+    low = sea_export.fit(llama, tokenizer, demonstrations, **given, form="low-rank", rank=5).layers[Target(2, "mlp")][0]
+    change = whole.left.double() @ whole.right.double()
+    u, s, v = torch.linalg.svd(change)
+    expected = (u[:, :5] * s[:5]) @ v[:5]
+    torch.testing.assert_close(low.left.double() @ low.right.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"feature_function": "tanh"}, ("--feature-function", "gradient")),
+        ({"sequential": True}, ("--sequential", "gradient")),
+        ({"form": "linear", "center": "affine"}, ("--center", "linear")),
+        ({"center": "off"}, ("--center", "off")),
+        ({"method": "erasure", "form": "low-rank"}, ("--form", "erasure")),
+        ({"method": "newton"}, ("--method", "newton")),
+        ({"form": "round"}, ("--form", "round")),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(options: dict, facts: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=naming(*facts)):
+        FitOptions(**{"method": "gradient", **options})
