@@ -41,6 +41,7 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> Path:
 FIT = ("--layers", "last:2", "--explained-variance", "0.7")
 
 
+@pytest.mark.slow
 def test_fit_and_save_writes_a_verified_checkpoint(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
