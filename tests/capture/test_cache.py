@@ -87,12 +87,17 @@ def test_other_settings_on_the_same_activations_run_no_pass(fit, changed):
     "changed",
     [
         {"layers": "0-3"},
-        {"target": "both"},
-        {"site": "residual"},
-        {"position": "mean"},
-        {"position": "random"},
-        {"template": "none"},
-        {"neutral": "generated", "neutral_tokens": 3},
+        *(
+            pytest.param(others, marks=pytest.mark.slow)
+            for others in (
+                {"target": "both"},
+                {"site": "residual"},
+                {"position": "mean"},
+                {"position": "random"},
+                {"template": "none"},
+                {"neutral": "generated", "neutral_tokens": 3},
+            )
+        ),
     ],
     ids=str,
 )

@@ -300,7 +300,9 @@ def sequential_reference(model: PreTrainedModel, tokenizer, demonstrations, targ
 
 
 @pytest.mark.parametrize("center", ["off", "affine", "linear"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "neox"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gpt2", "neox"))]
+)
 def test_a_sequential_fit_captures_each_layer_with_the_edits_before_it(family, center, tokenizer, demonstrations):
     model = tiny_model(family)
     options = {"layers": "1-3", "center": center, "positive_rank": 2, "negative_rank": 2, "batch_tokens": 60}

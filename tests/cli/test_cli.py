@@ -41,6 +41,7 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> Path:
 FIT = ("--layers", "last:2", "--explained-variance", "0.7")
 
 
+@pytest.mark.slow
 def test_fit_and_save_writes_a_verified_checkpoint(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
@@ -68,11 +69,10 @@ def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
 ) -> None:
     options = ("--demonstrations", demonstrations_file, "--layers", "signature:2", "--explained-variance", "0.7")
     output = tmp_path / "out"
-    result = run("fit-and-save", tiny_checkpoint, output, *options, "--format", format)
+    result = run("fit-and-save", tiny_checkpoint, output, *options, "--format", format, "--no-verify")
     assert result.exit_code == 0, result.output
     manifest = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
     assert len(manifest["layers"]) == 2
-    assert manifest["verification"]["problems"] == []
 
 
 @pytest.mark.slow

@@ -179,6 +179,7 @@ def test_progress_is_for_terminals() -> None:
         assert ("\x1b" in elsewhere) == bool(environment)
 
 
+@pytest.mark.slow
 def test_quiet_shows_no_progress_on_a_terminal() -> None:
     said = talk(terminal=True, quiet=True)
     assert "some work" not in said
@@ -186,6 +187,7 @@ def test_quiet_shows_no_progress_on_a_terminal() -> None:
     assert "the result" in said
 
 
+@pytest.mark.slow
 def test_no_color_is_honoured() -> None:
     said = talk(terminal=True, NO_COLOR="1")
     assert "some work" in said

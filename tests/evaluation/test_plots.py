@@ -39,7 +39,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-@pytest.mark.parametrize("targets", TARGET_SETS)
+@pytest.mark.parametrize(
+    "targets", [pytest.param(name, marks=() if name == "both" else pytest.mark.slow) for name in TARGET_SETS]
+)
 def test_an_edit_is_drawn_layer_by_layer(targets: str, drawn: list[Figure], tmp_path: Path) -> None:
     edit = spectral_edit(TARGET_SETS[targets], center="linear")
     plots.plot_edit(edit, tmp_path / "edit.png")

@@ -74,6 +74,7 @@ def assert_finite(edit: LayerEdit) -> None:
     assert math.isfinite(edit.first_share)
 
 
+@pytest.mark.slow
 @pytest.mark.guarantee(GUARANTEE)
 @given(
     kind=st.sampled_from(sorted(KINDS)),

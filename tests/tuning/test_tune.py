@@ -28,6 +28,7 @@ def demonstrations_file(demonstrations: tuple[Demonstration, ...], tmp_path: Pat
     return write_jsonl(tmp_path / "demonstrations.jsonl", rows)
 
 
+@pytest.mark.slow
 def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:
