@@ -223,6 +223,8 @@ class FitOptions:
     def __post_init__(self) -> None:
         check_values(self)
         check_length_scale(self.length_scale)
+        if self.method != "spectral":
+            self._check_method()
         if self.center == "auto":  # settled here, so that everything after, the manifest too, sees what was chosen
             object.__setattr__(self, "center", self._best_center())
         if self.center != "off" and self.feature_function != "identity":
@@ -232,8 +234,6 @@ class FitOptions:
             )
         if self.sequential:
             self._check_sequential()
-        if self.method != "spectral":
-            self._check_method()
 
     def _best_center(self) -> str:
         if self.method == "spectral":
@@ -257,7 +257,7 @@ class FitOptions:
             )
         if self.form == "bias" and self.center == "off" and self.method != "erasure":
             raise InputError(f"--center: off leaves nothing of a constant ({self.method}). Choose affine or linear.")
-        if self.form != "bias" and self.center != "off":
+        if self.form != "bias" and self.center not in ("auto", "off"):
             raise InputError(f"--center: {self.center} goes with --form bias, not with {self.form}. Leave it out.")
 
     def _check_sequential(self) -> None:

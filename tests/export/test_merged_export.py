@@ -47,6 +47,12 @@ VARIANTS = {
     "affine": {"center": "affine"},
     "affine both": {"center": "affine", "target": "both", "normalization": "calibrated"},
     "linear": {"center": "linear", "normalization": "calibrated"},
+    "gradient": {"method": "gradient", "strength": 0.5},
+    "natural gradient, both": {"method": "natural-gradient", "target": "both", "center": "linear"},
+    "linear map": {"method": "natural-gradient", "form": "linear", "strength": 0.1},
+    "map of low rank": {"method": "gradient", "form": "low-rank", "rank": 3},
+    "mean difference": {"method": "mean-difference"},
+    "erasure": {"method": "erasure"},
 }
 
 

@@ -9,11 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
-from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.capture.batching import PromptedCompletions
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods
-from sea_export.capture.batching import PromptedCompletions
 from sea_export.fitting.gradient_statistics import GradientStatistics
 from sea_export.fitting.linear_edit import OutputMoments
 from sea_export.fitting.natural_gradient import natural_biases, natural_map
@@ -69,7 +68,8 @@ def margin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstra
     items = [PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized]
     scores = completion_log_likelihoods(model, items)
     return sum(
-        plus / len(one.positive) - minus / len(one.negative) for (plus, minus), one in zip(scores, tokenized, strict=True)
+        plus / len(one.positive) - minus / len(one.negative)
+        for (plus, minus), one in zip(scores, tokenized, strict=True)
     ) / len(tokenized)
 
 

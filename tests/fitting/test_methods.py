@@ -18,12 +18,12 @@ from sea_export.capture.in_memory import capture
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.layer_edit import LayerEdit
+from sea_export.fitting import spectral
 from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.distributed import ALONE
-from sea_export.fitting.edit_method import EditMethod
+from sea_export.fitting.edit_method import ActivationMethod
 from sea_export.fitting.fit import fit_edit
-from sea_export.fitting.methods import DEFAULT_METHOD, METHODS
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, EditOptions, FitOptions
 from tests.helpers.reference import random_activations
@@ -85,8 +85,8 @@ def shifted_by(shift: Tensor) -> LayerEdit:
 
 @pytest.fixture
 def mean_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    method: EditMethod[Means] = MeanDifference()
-    monkeypatch.setitem(METHODS, DEFAULT_METHOD, method)
+    method: ActivationMethod[Means] = MeanDifference()
+    monkeypatch.setattr(spectral, "METHOD", method)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_processes_finish_the_accumulator_of_any_method():
 
 
 def test_statistics_are_shared_by_all_fits_that_differ_in_the_edit_alone():
-    method = METHODS["spectral"]
+    method = activation_method("spectral")
     options = FitOptions(layers="last:2", target="mlp", center="linear")
     others = (
         replace(options, layers="all", target="both"),
@@ -171,7 +171,7 @@ def test_statistics_are_shared_by_all_fits_that_differ_in_the_edit_alone():
 
 @pytest.mark.parametrize("center", CENTERS)
 def test_the_spectral_method_says_which_statistics_it_collects(center):
-    method = METHODS["spectral"]
+    method = activation_method("spectral")
     options = FitOptions(center=center)
     needed = method.needed_statistics(options)
     assert needed == method.accumulator(options).needs
@@ -182,7 +182,7 @@ def test_the_spectral_method_says_which_statistics_it_collects(center):
 
 
 def test_an_affine_edit_of_statistics_for_linear_ones_has_no_reader():
-    method = METHODS["spectral"]
+    method = activation_method("spectral")
     linear, affine = (FitOptions(center=center) for center in ("linear", "affine"))
     activations = random_activations(40, 12)
     shared, own = (method.accumulator(one).update(activations).finish() for one in (linear, affine))
