@@ -192,7 +192,7 @@ def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]])
 def _fit(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether these are the shapes of one edit: (d, k) factors, (d, k) and (k, d) maps, (d,) vectors, (r,) spectra."""
     left, right = shapes.get("left"), shapes.get("right")
-    if (left is None) != (right is None) or (left is not None and left != right[::-1]):
+    if left != (None if right is None else right[::-1]):
         return False
     sizes = {shapes[name][0] for name in (*_FACTORS, "left", *_VECTORS) if shapes.get(name)}
     return (

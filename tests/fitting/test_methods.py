@@ -22,7 +22,7 @@ from sea_export.fitting import spectral
 from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.distributed import ALONE
-from sea_export.fitting.edit_method import ActivationMethod
+from sea_export.fitting.edit_method import ActivationMethod, activation_method
 from sea_export.fitting.fit import fit_edit
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, EditOptions, FitOptions
