@@ -26,12 +26,14 @@ class Demonstration:
         positive: the completion to move towards.
         negative: the completion to move away from.
         source: where it was read, such as "halueval.jsonl, row 17", for messages.
+        kind: what kind of demonstration it is, from a column `kind` or `category`; empty if there is none.
     """
 
     prompt: str
     positive: str
     negative: str
     source: str = field(default="", compare=False)
+    kind: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

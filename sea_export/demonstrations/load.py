@@ -14,7 +14,7 @@ from pathlib import Path
 from sea_export.demonstrations.columns import ColumnFormat, Fields, recognise
 from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin, LoadedDemonstrations
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
-from sea_export.demonstrations.tables import Table, open_table, read_json_lines
+from sea_export.demonstrations.tables import Row, Table, open_table, read_json_lines
 from sea_export.errors import InputError
 
 __all__ = ["BUILTIN", "load_demonstrations", "read_demonstrations"]
@@ -100,6 +100,11 @@ def read_demonstrations(options: DemonstrationOptions, seed: int) -> LoadedDemon
     )
 
 
+def _kind(row: Row) -> str:
+    found = row.get("kind") or row.get("category")
+    return found if isinstance(found, str) else ""
+
+
 def _checked(demonstration: Demonstration) -> Demonstration:
     if demonstration.positive.strip() == demonstration.negative.strip():
         raise InputError(
@@ -118,7 +123,7 @@ def _read(table: Table, fields: Fields, remarks: Counter[str]) -> Iterator[Demon
         if reading.remark is not None:
             remarks[reading.remark] += 1
         if reading.contrast is not None:
-            yield _checked(Demonstration(*reading.contrast, source=where))
+            yield _checked(Demonstration(*reading.contrast, source=where, kind=_kind(row)))
     if column_format is None:
         raise InputError(f"{table.label}: it has no rows. Give at least 2.")
 
