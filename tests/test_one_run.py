@@ -20,6 +20,7 @@ from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.load_model import skeleton
 from tests.helpers.calls import counted_calls
+from tests.helpers.parameters import slow_but
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "config.json read by the package": read_json,
@@ -31,9 +32,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "format", ["merged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter", "custom-code"))]
-)
+@pytest.mark.parametrize("format", slow_but(["merged"], ["merged", "adapter", "custom-code"]))
 def test_a_fit_and_save_finds_each_fact_once(
     format: str, tiny_checkpoint: Path, demonstrations: tuple[Demonstration, ...], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from sea_export.capture.cache import ActivationCache, cached_bytes
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
 from tests.helpers.messages import naming
+from tests.helpers.parameters import slow_but
 from tests.helpers.random_demonstrations import assert_same_edit
 from tests.helpers.tiny_models import layers_of, tiny_model
 
@@ -85,20 +86,18 @@ def test_other_settings_on_the_same_activations_run_no_pass(fit, changed):
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"layers": "0-3"},
-        *(
-            pytest.param(others, marks=pytest.mark.slow)
-            for others in (
-                {"target": "both"},
-                {"site": "residual"},
-                {"position": "mean"},
-                {"position": "random"},
-                {"template": "none"},
-                {"neutral": "generated", "neutral_tokens": 3},
-            )
-        ),
-    ],
+    slow_but(
+        [{"layers": "0-3"}],
+        [
+            {"layers": "0-3"},
+            {"target": "both"},
+            {"site": "residual"},
+            {"position": "mean"},
+            {"position": "random"},
+            {"template": "none"},
+            {"neutral": "generated", "neutral_tokens": 3},
+        ],
+    ),
     ids=str,
 )
 def test_other_activations_are_captured(fit, changed):

@@ -32,6 +32,7 @@ from sea_export.model.targets import Target
 from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
 from tests.helpers.families import tiny_family_config
 from tests.helpers.messages import naming
+from tests.helpers.parameters import slow_but
 from tests.helpers.random_demonstrations import TARGETS, assert_same_edit, random_demonstrations, relative_error
 from tests.helpers.tiny_models import family_parameters, hook_count, layers_of, random_model, tiny_model
 
@@ -300,9 +301,7 @@ def sequential_reference(model: PreTrainedModel, tokenizer, demonstrations, targ
 
 
 @pytest.mark.parametrize("center", ["off", "affine", "linear"])
-@pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gpt2", "neox"))]
-)
+@pytest.mark.parametrize("family", slow_but(["llama"], ["llama", "gemma2", "gpt2", "neox"]))
 def test_a_sequential_fit_captures_each_layer_with_the_edits_before_it(family, center, tokenizer, demonstrations):
     model = tiny_model(family)
     options = {"layers": "1-3", "center": center, "positive_rank": 2, "negative_rank": 2, "batch_tokens": 60}

@@ -69,10 +69,11 @@ def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
 ) -> None:
     options = ("--demonstrations", demonstrations_file, "--layers", "signature:2", "--explained-variance", "0.7")
     output = tmp_path / "out"
-    result = run("fit-and-save", tiny_checkpoint, output, *options, "--format", format, "--no-verify")
+    result = run("fit-and-save", tiny_checkpoint, output, *options, "--format", format)
     assert result.exit_code == 0, result.output
     manifest = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
     assert len(manifest["layers"]) == 2
+    assert manifest["verification"]["problems"] == []
 
 
 @pytest.mark.slow

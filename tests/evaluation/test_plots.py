@@ -21,6 +21,7 @@ from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.evaluation.report import make_reports
 from tests.helpers.messages import assert_names, naming
+from tests.helpers.parameters import slow_but
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, TARGET_SETS, spectral_edit
 
@@ -39,9 +40,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-@pytest.mark.parametrize(
-    "targets", [pytest.param(name, marks=() if name == "both" else pytest.mark.slow) for name in TARGET_SETS]
-)
+@pytest.mark.parametrize("targets", slow_but(["both"], TARGET_SETS))
 def test_an_edit_is_drawn_layer_by_layer(targets: str, drawn: list[Figure], tmp_path: Path) -> None:
     edit = spectral_edit(TARGET_SETS[targets], center="linear")
     plots.plot_edit(edit, tmp_path / "edit.png")

@@ -16,6 +16,7 @@ import sea_export
 from sea_export.export.custom_code.code_plan import CODE_FILE, EDIT_SHARD
 from sea_export.model.targets import Target
 from tests.helpers.custom_code_models import LINEAR, PROMPT, TANH, hidden_states, load, logits, relative_error
+from tests.helpers.parameters import slow_but
 from tests.helpers.tiny_models import PAD, tiny_model
 
 # The same numbers as the run-time edit
@@ -57,9 +58,7 @@ CASES = [(variant, "llama") for variant in VARIANTS] + [
 FAST_CASES = [(variant, "llama") for variant in ("linear", "affine token", "squared exponential", "tanh average")]
 
 
-@pytest.mark.parametrize(
-    ("variant", "family"), [pytest.param(*case, marks=() if case in FAST_CASES else pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize(("variant", "family"), slow_but(FAST_CASES, CASES))
 def test_exported_code_computes_the_run_time_edit(variant: str, family: str, custom_code_of) -> None:
     output, edit = custom_code_of(family, **VARIANTS[variant])
     base = tiny_model(family)
@@ -70,7 +69,7 @@ def test_exported_code_computes_the_run_time_edit(variant: str, family: str, cus
     assert relative_error(logits(base), expected) > 1e-2, "the edit must do something for the test to mean anything"
 
 
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
+@pytest.mark.parametrize("family", slow_but(["llama"], FAMILIES))
 def test_edits_in_turn_are_run_in_turn(family: str, fit_tiny, tiny_checkpoint_of, tmp_path) -> None:
     model = tiny_model(family)
     edits = [
@@ -167,7 +166,7 @@ def test_a_process_that_knows_nothing_of_sea_export_loads_it(custom_code_of, tmp
 
 
 @pytest.mark.parametrize("options", [LINEAR, TANH], ids=["linear", "tanh"])
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
+@pytest.mark.parametrize("family", slow_but(["llama"], FAMILIES))
 def test_a_saved_model_is_the_same_and_brings_its_code(family: str, options: dict, custom_code_of, tmp_path) -> None:
     output, _ = custom_code_of(family, **options)
     model = load(output)
@@ -220,7 +219,7 @@ CAUSAL = {"linear": LINEAR, "tanh": TANH, "token": {"normalization": "token"}}
 
 
 @pytest.mark.parametrize("variant", CAUSAL)
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])])
+@pytest.mark.parametrize("family", slow_but(["llama"], FAMILIES))
 def test_generation_does_not_depend_on_cache_or_batch(variant: str, family: str, custom_code_of) -> None:
     output, edit = custom_code_of(family, **CAUSAL[variant])
     model, base = load(output), tiny_model(family)

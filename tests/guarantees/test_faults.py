@@ -149,8 +149,12 @@ def written_in_place(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM", "EIO", "limit"])
 def test_an_output_that_is_written_in_place_does_not_pass(kind, export_in_place):
+    def faults(end: End) -> list[Fault]:
+        # Which change is the first to leave a part of an output depends on what else of the process has been counted.
+        return [Fault(kind, 25)] if kind == "limit" else spread(kind, end.changes, 8)
+
     with pytest.raises(AssertionError, match="neither whole nor what it was"):
-        export_in_place.inject(lambda end: [Fault(kind, 25)], lambda: None)
+        export_in_place.inject(faults, lambda: None)
 
 
 def test_a_base_that_is_written_to_does_not_pass(export_in_place, monkeypatch):

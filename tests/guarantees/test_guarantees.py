@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.guarantees import Tries, guarantees_table, replace_table
+from tests.helpers.parameters import slow_but
 
 CONFTEST = """
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_that_guarantees_nothing(count_case):
 """
 
 
-@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", slow_but([0], [0, 2]))
 def test_cases_and_failures_are_counted(tmp_path, processes):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_a.py").write_text(TESTS)

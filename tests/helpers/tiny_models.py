@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.model.load_model import auto_classes
+from tests.helpers.parameters import slow_but
 
 VOCABULARY = 320
 SPECIAL_TOKENS = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
@@ -72,9 +71,9 @@ FAST_FAMILIES = ("llama", "gpt2", "gemma2")
 """Enough to cover every module: a plain one, one with transposed weights, and one with norms behind its blocks."""
 
 
-def family_parameters(names: Iterable[str] = FAMILIES) -> list[Any]:
+def family_parameters() -> list[Any]:
     """Families as parameters of a test, of which all but the fast ones are marked as slow."""
-    return [pytest.param(name, marks=() if name in FAST_FAMILIES else pytest.mark.slow) for name in names]
+    return slow_but(FAST_FAMILIES, FAMILIES)
 
 
 def tiny_config(name: str) -> transformers.PretrainedConfig:

@@ -21,6 +21,7 @@ from sea_export.hub.push import push
 from tests.helpers.hub_client import OWNER, TOKEN, connected_hub
 from tests.helpers.loopback_hub import LoopbackHub, Repository, User
 from tests.helpers.messages import assert_names, naming
+from tests.helpers.parameters import slow_but
 from tests.helpers.tiny_models import tiny_model
 
 REPO = f"{OWNER}/edited"
@@ -245,7 +246,7 @@ def test_a_file_that_the_repository_ignores_is_missed(hub: LoopbackHub, merged: 
 # What breaks in between
 
 
-@pytest.mark.parametrize("tenth", [5, *(pytest.param(one, marks=pytest.mark.slow) for one in range(10) if one != 5)])
+@pytest.mark.parametrize("tenth", slow_but([5], range(10)))
 def test_a_push_that_is_cut_and_repeated_is_complete_and_never_half(hub: LoopbackHub, merged: Path, tenth: int) -> None:
     hub.part_size = 12000
     push(merged, "whole")

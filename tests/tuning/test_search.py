@@ -16,6 +16,7 @@ from sea_export.tuning.search_space import SearchSpace
 from sea_export.tuning.study import SearchSettings, open_study
 from sea_export.tuning.trial import TrialResult
 from tests.helpers.messages import naming
+from tests.helpers.parameters import slow_but
 
 START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
 
@@ -120,7 +121,7 @@ def settings(options: FitOptions) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("done", [3, *(pytest.param(done, marks=pytest.mark.slow) for done in (0, 14))])
+@pytest.mark.parametrize("done", slow_but([3], [0, 3, 14]))
 def test_an_interrupted_search_goes_on_as_it_would_have(done: int, tmp_path: Path) -> None:
     storage = tmp_path / "study.log"
     with pytest.raises(KeyboardInterrupt):
