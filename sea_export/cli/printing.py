@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import export_format
 from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
 
-__all__ = ["print_layers", "print_saved", "print_verification"]
+__all__ = ["print_effect", "print_layers", "print_saved", "print_verification"]
 
 
 def print_layers(edit: SpectralEdit) -> None:
@@ -31,6 +32,14 @@ def print_layers(edit: SpectralEdit) -> None:
                 "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
             )
     console.print(table)
+
+
+def print_effect(edit: SpectralEdit) -> None:
+    """Prints what was measured of an edit, if anything was."""
+    effect = edit.provenance.get("effect")
+    if effect is not None:
+        for sentence in effect_sentences(effect, edit.provenance["options"]["edit"]["strength"]):
+            console.print(sentence, soft_wrap=True)
 
 
 def print_verification(verification: Verification) -> None:

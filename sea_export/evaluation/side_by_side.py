@@ -32,6 +32,7 @@ __all__ = [
     "compare_answers",
     "compare_models",
     "load_prompts",
+    "prompt_tokens",
 ]
 
 
@@ -172,12 +173,22 @@ def answer_prompts(
     """
     if template == "auto":
         template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
-    tokens = [_prompt_tokens(tokenizer, prompt, template) for prompt in prompts]
+    tokens = [prompt_tokens(tokenizer, prompt, template) for prompt in prompts]
     answers = greedy_continuations(model, tokens, new_tokens=new_tokens)
     return [str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip() for answer in answers]
 
 
-def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str) -> list[int]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str) -> list[int]:
+    """A prompt as tokens, ready to be answered.
+
+    Args:
+        tokenizer: the tokenizer.
+        prompt: the prompt.
+        template: `chat`, `qa` or `none`: see `answer_prompts`.
+
+    Raises:
+        InputError: the chat template of the tokenizer is missing or fails.
+    """
     if template != "chat":
         plain: list[int] = tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"]
         return plain

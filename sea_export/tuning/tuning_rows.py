@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Benchmark, split, split_rows
+from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.suite import load_benchmark
 from sea_export.tuning.tuning_options import TuneOptions
 
@@ -22,6 +23,7 @@ class Part:
     name: str
     benchmark: Benchmark
     texts: tuple[str, ...]
+    questions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ class TuningRows:
             raise InputError(f"--metric: {benchmark.label} has no metric {metric!r}. Choose one of {names}.")
         rows = split(benchmark, options.choosing, options.seed)
         texts = split_rows(load_texts(options.text), 0.5, options.seed, "--text")
-        return cls(Part(CHOOSING, rows[0], texts[0]), Part(REPORTING, rows[1], texts[1]), metric)
+        questions = split_rows(ordinary_questions(), 0.5, options.seed, "questions")
+        choosing, reporting = (
+            Part(name, rows[index], texts[index], questions[index]) for index, name in enumerate((CHOOSING, REPORTING))
+        )
+        return cls(choosing, reporting, metric)
 
     @property
     def parts(self) -> tuple[Part, Part]:

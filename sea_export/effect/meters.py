@@ -1,0 +1,186 @@
+"""What measures edits of a base: one that has the base in memory as a whole, and one that reads it layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.offloaded import StoredModel
+from sea_export.demonstrations.tokenize import TokenizedDemonstration
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.effect.held_out_effect import held_out_items, held_out_metrics
+from sea_export.effect.scored_by_layer import predict_by_layer
+from sea_export.effect.strength import StrengthStep, strength_by_grids, strength_by_secants
+from sea_export.evaluation.benchmark import Progress
+from sea_export.evaluation.divergence import Divergence, compared, divergence_of, divergences
+from sea_export.evaluation.metrics import Metric
+from sea_export.evaluation.own_answers import ordinary_questions
+from sea_export.evaluation.scoring import completion_log_likelihoods
+from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
+from sea_export.fitting.fit import Fit
+from sea_export.model.architecture import OutputProjection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["LayerMeter", "Meter", "WholeMeter"]
+
+# Counted tokens of either kind of text: of the first steps of a search, and of its result.
+_PART_TOKENS, _WHOLE_TOKENS = 800, 6000
+# Layer by layer several edits are measured in a pass, so that each has fewer tokens.
+_LAYERWISE_TOKENS = 2000
+
+
+class Meter(Protocol):
+    """Measures edits of one base."""
+
+    def search(self, fit: Fit, budget: float, start: float) -> tuple[StrengthStep, ...]:
+        """The steps to the largest strength of a fit within a budget: see `sea_export.effect.strength`."""
+
+    def damage(self, edit: SpectralEdit) -> Divergence:
+        """The divergence of an edit from the base on unrelated text."""
+
+    def held_out(
+        self, demonstrations: Sequence[TokenizedDemonstration], edits: Sequence[SpectralEdit | None]
+    ) -> list[tuple[Metric, ...]]:
+        """The metrics of `sea_export.effect.held_out_effect` for each edit; None for the base."""
+
+
+class WholeMeter:
+    """A `Meter` of a model that is in memory. Edits are applied to it and removed again."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        progress: Progress,
+    ) -> None:
+        """Has the base answer ordinary questions, which is a part of the text.
+
+        Args:
+            model: the base.
+            tokenizer: its tokenizer.
+            texts: prose.
+            progress: shows the progress.
+
+        Raises:
+            InputError: see `sea_export.evaluation.unrelated_text.unrelated_text`.
+        """
+        self._model, self._progress = model, progress
+        questions = ordinary_questions()
+        with progress("Answering", len(questions)) as advance:
+            self._text = unrelated_text(model, tokenizer, texts, questions).part(_WHOLE_TOKENS)
+            advance(len(questions))
+
+    def search(self, fit: Fit, budget: float, start: float) -> tuple[StrengthStep, ...]:
+        """See `Meter`."""
+        part = self._text.part(_PART_TOKENS)
+
+        def measure(strength: float, whole: bool) -> float:
+            return self._divergence(fit.edit(strength), self._text if whole else part).largest.value
+
+        return strength_by_secants(budget, measure, start)
+
+    def damage(self, edit: SpectralEdit) -> Divergence:
+        """See `Meter`."""
+        return self._divergence(edit, self._text)
+
+    def held_out(
+        self, demonstrations: Sequence[TokenizedDemonstration], edits: Sequence[SpectralEdit | None]
+    ) -> list[tuple[Metric, ...]]:
+        """See `Meter`."""
+        items = held_out_items(demonstrations)
+        measured = []
+        with self._progress("Held-out demonstrations", len(items) * len(edits)) as advance:
+            for edit in edits:
+                with nullcontext() if edit is None else edit.apply(self._model):
+                    scores = completion_log_likelihoods(self._model, items, progress=advance)
+                measured.append(held_out_metrics(demonstrations, scores))
+        return measured
+
+    def _divergence(self, edit: SpectralEdit, text: UnrelatedText) -> Divergence:
+        with self._progress("Damage", len(text.items)) as advance:
+            return divergences(self._model, text, [edit], progress=advance)[0]
+
+
+class LayerMeter:
+    """A `Meter` of a model that is in memory one layer at a time. It cannot generate, so that its text is all prose."""
+
+    def __init__(
+        self,
+        source: StoredModel,
+        tokenizer: PreTrainedTokenizerBase,
+        projections: Sequence[OutputProjection],
+        texts: Sequence[str],
+        progress: Progress,
+    ) -> None:
+        """Reads the text.
+
+        Args:
+            source: the base.
+            tokenizer: its tokenizer.
+            projections: the output projections of the targets that edits have.
+            texts: prose.
+            progress: shows the progress.
+
+        Raises:
+            InputError: see `sea_export.evaluation.unrelated_text.prose_items`.
+        """
+        self._source, self._projections, self._progress = source, projections, progress
+        prose = tuple(prose_items(source.model, tokenizer, texts))
+        self._text = UnrelatedText(prose, ()).part(_LAYERWISE_TOKENS)
+
+    def search(self, fit: Fit, budget: float, start: float) -> tuple[StrengthStep, ...]:
+        """See `Meter`."""
+
+        def measure(strengths: Sequence[float]) -> list[float]:
+            return [one.largest.value for one in self._divergences([fit.edit(one) for one in strengths])]
+
+        return strength_by_grids(budget, measure, start)
+
+    def damage(self, edit: SpectralEdit) -> Divergence:
+        """See `Meter`."""
+        return self._divergences([edit])[0]
+
+    def held_out(
+        self, demonstrations: Sequence[TokenizedDemonstration], edits: Sequence[SpectralEdit | None]
+    ) -> list[tuple[Metric, ...]]:
+        """See `Meter`."""
+        items = [
+            PromptedCompletions(item.prompt, [completion])
+            for item in held_out_items(demonstrations)
+            for completion in item.completions
+        ]
+        scores = [[0.0] * len(items) for _ in edits]
+
+        def add(index: int, edit: int, log_probabilities: Tensor) -> None:
+            tokens = torch.tensor(items[index].completions[0], device=log_probabilities.device)
+            scores[edit][index] = float(log_probabilities.gather(1, tokens[:, None]).double().sum())
+
+        with self._progress("Held-out demonstrations", 1) as advance:
+            predict_by_layer(self._source, self._projections, items, edits, add)
+            advance(1)
+        return [held_out_metrics(demonstrations, list(zip(own[::2], own[1::2], strict=True))) for own in scores]
+
+    def _divergences(self, edits: Sequence[SpectralEdit]) -> list[Divergence]:
+        sums = [[(0.0, 0.0)] * len(self._text.items) for _ in edits]
+        base: dict[int, Tensor] = {}
+
+        def compare(index: int, edit: int, log_probabilities: Tensor) -> None:
+            if edit == 0:
+                base[index] = log_probabilities
+                return
+            sums[edit - 1][index] = compared(base[index], log_probabilities)
+            if edit == len(edits):
+                del base[index]
+
+        with self._progress("Damage", 1) as advance:
+            predict_by_layer(self._source, self._projections, self._text.items, [None, *edits], compare)
+            advance(1)
+        return [divergence_of(self._text, own) for own in sums]
