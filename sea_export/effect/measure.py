@@ -56,10 +56,11 @@ def measured_edit(
     steps: tuple[StrengthStep, ...] = ()
     strength, change = options.strength, fit.edit().relative_change
     if strength is None and change > 0:
-        steps = meter.search(fit, options.max_kl, _FIRST_CHANGE / change)
-        strength = steps[-1].strength
-    edit = fit.edit(strength)
-    damage = meter.damage(edit)
+        steps, damage = meter.search(fit, options.max_kl, _FIRST_CHANGE / change)
+        edit = fit.edit(steps[-1].strength)
+    else:
+        edit = fit.edit(strength)
+        damage = meter.damage(edit)
     metrics = (damage.largest, *damage.metrics, damage.agreement)
     measurement = Measurement("damage", len(damage.agreement.rows), metrics)
     record: dict[str, Any] = {
@@ -94,7 +95,7 @@ def _held_out(
         context_length=context_length(opened.base.config),
     )
     strength = _strength(edit)
-    edits = [None, fit.edit(strength / 2), edit]
+    edits = [None, fit.trial_edit(strength / 2), edit]
     before, half, after = (
         Measurement("held-out demonstrations", len(tokenized), metrics) for metrics in meter.held_out(tokenized, edits)
     )

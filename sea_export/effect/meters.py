@@ -39,8 +39,17 @@ _LAYERWISE_TOKENS = 2000
 class Meter(Protocol):
     """Measures edits of one base."""
 
-    def search(self, fit: Fit, budget: float, start: float) -> tuple[StrengthStep, ...]:
-        """The steps to the largest strength of a fit within a budget: see `sea_export.effect.strength`."""
+    def search(self, fit: Fit, budget: float, start: float) -> tuple[tuple[StrengthStep, ...], Divergence]:
+        """Searches the largest strength within a budget: see `sea_export.effect.strength`.
+
+        Args:
+            fit: the fit.
+            budget: the largest mean KL, in nats per token.
+            start: the first strength that is tried.
+
+        Returns:
+            All steps, and the divergence at the last one.
+        """
 
     def damage(self, edit: SpectralEdit) -> Divergence:
         """The divergence of an edit from the base on unrelated text."""
@@ -78,14 +87,17 @@ class WholeMeter:
             self._text = unrelated_text(model, tokenizer, texts, questions).part(_WHOLE_TOKENS)
             advance(len(questions))
 
-    def search(self, fit: Fit, budget: float, start: float) -> tuple[StrengthStep, ...]:
+    def search(self, fit: Fit, budget: float, start: float) -> tuple[tuple[StrengthStep, ...], Divergence]:
         """See `Meter`."""
         part = self._text.part(_PART_TOKENS)
+        found: dict[float, Divergence] = {}
 
         def measure(strength: float, whole: bool) -> float:
-            return self._divergence(fit.edit(strength), self._text if whole else part).largest.value
+            found[strength] = self._divergence(fit.trial_edit(strength), self._text if whole else part)
+            return found[strength].largest.value
 
-        return strength_by_secants(budget, measure, start)
+        steps = strength_by_secants(budget, measure, start)
+        return steps, found[steps[-1].strength]
 
     def damage(self, edit: SpectralEdit) -> Divergence:
         """See `Meter`."""
@@ -136,13 +148,17 @@ class LayerMeter:
         prose = tuple(prose_items(source.model, tokenizer, texts))
         self._text = UnrelatedText(prose, ()).part(_LAYERWISE_TOKENS)
 
-    def search(self, fit: Fit, budget: float, start: float) -> tuple[StrengthStep, ...]:
+    def search(self, fit: Fit, budget: float, start: float) -> tuple[tuple[StrengthStep, ...], Divergence]:
         """See `Meter`."""
+        found: dict[float, Divergence] = {}
 
         def measure(strengths: Sequence[float]) -> list[float]:
-            return [one.largest.value for one in self._divergences([fit.edit(one) for one in strengths])]
+            edits = [fit.trial_edit(one) for one in strengths]
+            found.update(zip(strengths, self._divergences(edits), strict=True))
+            return [found[one].largest.value for one in strengths]
 
-        return strength_by_grids(budget, measure, start)
+        steps = strength_by_grids(budget, measure, start)
+        return steps, found[steps[-1].strength]
 
     def damage(self, edit: SpectralEdit) -> Divergence:
         """See `Meter`."""

@@ -15,7 +15,7 @@ from sea_export.errors import SeaExportError
 
 __all__ = ["StrengthStep", "strength_by_grids", "strength_by_secants"]
 
-_SECANT_STEPS, _GRID_STEPS = 16, 6
+_SECANT_STEPS, _GRID_STEPS = 24, 6
 # The KL that is accepted, and the one that is aimed at, as shares of the budget.
 _LOWEST, _AIM = 0.85, 0.95
 # On a part of the text, a KL within this factor of the budget is near enough to go on with all of it.
@@ -64,7 +64,7 @@ def strength_by_secants(
         if whole and _LOWEST * budget <= found <= budget:
             return tuple(steps)
         whole = whole or budget / _NEAR < found < budget * _NEAR
-        strength *= _factor(steps, _AIM * budget)
+        strength = _next(steps, _AIM * budget)
     raise _not_found(budget, steps)
 
 
@@ -85,19 +85,15 @@ def strength_by_grids(
         SeaExportError: no strength gives a divergence near the budget.
     """
     steps: list[StrengthStep] = []
-    center, grid = start, _FIRST_GRID
+    strengths = [start * factor for factor in _FIRST_GRID]
     for _ in range(_GRID_STEPS):
-        strengths = [center * factor for factor in grid]
         steps += [StrengthStep(one, kl, True) for one, kl in zip(strengths, measure(strengths), strict=True)]
         accepted = [step for step in steps if _LOWEST * budget <= step.kl <= budget]
         if accepted:
             best = max(accepted, key=lambda step: step.strength)
             return (*(step for step in steps if step is not best), best)
-        nearest = min(steps, key=lambda step: _distance(step.kl, budget))
-        around = sorted((step for step in steps if step is not nearest), key=lambda step: _distance(step.kl, budget))
-        factor = _factor([*reversed(around), nearest], _AIM * budget)
-        center = nearest.strength * factor
-        grid = _GRID if 1 / _LARGEST_STEP < factor < _LARGEST_STEP else _FIRST_GRID
+        by_distance = sorted(steps, key=lambda step: _distance(step.kl, budget), reverse=True)
+        strengths = _grid(steps, _next(by_distance, _AIM * budget), _AIM * budget)
     raise _not_found(budget, steps)
 
 
@@ -112,15 +108,36 @@ def _not_found(budget: float, steps: Sequence[StrengthStep]) -> SeaExportError:
     )
 
 
-def _factor(steps: Sequence[StrengthStep], aim: float) -> float:
-    """By what to multiply the last strength, so that its divergence becomes `aim`."""
+def _next(steps: Sequence[StrengthStep], aim: float) -> float:
+    """The strength to try after the last step, so that the divergence becomes `aim`."""
     last = steps[-1]
-    if not math.isfinite(last.kl):
-        return 1 / _LARGEST_STEP
-    if last.kl <= 0:
-        return _LARGEST_STEP
-    factor = (aim / last.kl) ** (1 / _exponent(steps))
-    return min(max(factor, 1 / _LARGEST_STEP), _LARGEST_STEP)
+    low, high = _bracket(steps, aim)
+    if 0 < last.kl < math.inf:
+        factor = (aim / last.kl) ** (1 / _exponent(steps))
+        proposed = last.strength * min(max(factor, 1 / _LARGEST_STEP), _LARGEST_STEP)
+        if low < proposed < high:
+            return proposed
+    if low == 0:
+        return high / _LARGEST_STEP
+    return low * _LARGEST_STEP if high == math.inf else math.sqrt(low * high)
+
+
+def _grid(steps: Sequence[StrengthStep], center: float, aim: float) -> list[float]:
+    """Strengths around an estimate; evenly between the nearest ones below and above, if those are near it."""
+    low, high = _bracket(steps, aim)
+    around = [center * factor for factor in _GRID]
+    if all(low < one < high for one in around):
+        return around
+    if low == 0 or high == math.inf:
+        return [center * factor for factor in _FIRST_GRID]
+    return [low * (high / low) ** (index / 6) for index in range(1, 6)]
+
+
+def _bracket(steps: Sequence[StrengthStep], aim: float) -> tuple[float, float]:
+    """The largest strength below `aim` and the smallest one above it, on the text of the last step; 0 and infinity."""
+    same = [step for step in steps if step.whole == steps[-1].whole]
+    low = max((step.strength for step in same if step.kl < aim), default=0.0)
+    return low, min((step.strength for step in same if not step.kl < aim), default=math.inf)
 
 
 def _exponent(steps: Sequence[StrengthStep]) -> float:

@@ -105,7 +105,7 @@ def divergence_of(text: UnrelatedText, sums: Sequence[tuple[float, float]]) -> D
     kinds = {"prose": range(len(text.prose)), "own answers": range(len(text.prose), len(text.items))}
     metrics = [
         # The rows of all metrics are the same texts, so that they can be resampled together.
-        mean_metric(f"KL on {name}", kls, weights=_only(rows, text.lengths), best=0.0, unit="nats")
+        mean_metric(f"KL on {name}", _only(rows, kls), weights=_only(rows, text.lengths), best=0.0, unit="nats")
         for name, rows in kinds.items()
         if rows
     ]
@@ -124,8 +124,8 @@ def joined_metric(parts: Sequence[Metric]) -> Metric:
     return replace(parts[0], rows=np.concatenate([part.rows for part in parts]))
 
 
-def _only(rows: range, lengths: Sequence[int]) -> list[int]:
-    return [length if row in rows else 0 for row, length in enumerate(lengths)]
+def _only(rows: range, values: Sequence[float]) -> list[float]:
+    return [value if row in rows else 0 for row, value in enumerate(values)]
 
 
 def compared(base: Tensor, edited: Tensor) -> tuple[float, float]:

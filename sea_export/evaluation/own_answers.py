@@ -10,6 +10,7 @@ from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.generate import sampled_continuations
 from sea_export.demonstrations.tables import read_json_lines
 from sea_export.evaluation.side_by_side import prompt_tokens
+from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +32,8 @@ def own_answers(
 ) -> list[PromptedCompletions]:
     """Samples one answer to each question from the model's own distribution, at temperature 1.
 
+    Questions that leave no room for an answer in the context of the model are left out.
+
     Args:
         model: a causal language model.
         tokenizer: its tokenizer. Questions are put through its chat template, or as `Q:` and `A:` if it has none.
@@ -42,5 +45,8 @@ def own_answers(
     """
     template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
     prompts = [prompt_tokens(tokenizer, question, template) for question in questions]
+    context = context_length(model.config)
+    if context is not None:
+        prompts = [prompt for prompt in prompts if len(prompt) + _NEW_TOKENS <= context]
     answers = sampled_continuations(model, prompts, new_tokens=_NEW_TOKENS, seed=seed)
     return [PromptedCompletions(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -161,22 +161,28 @@ class Fit:
         Raises:
             InputError: see `edit_from_statistics`.
         """
-        own = self._own_edit
         if strength is None or strength == self.options.edit.strength:
-            return own
-        options = replace(self.options, edit=replace(self.options.edit, strength=strength))
-        provenance = {**self.provenance, "options": asdict(options)}
-        layers = [layer for edits in own.layers.values() for layer in edits]
-        if any(layer.scale is not None for layer in layers) or self.options.edit.strength == 0:
-            return edit_from_statistics(self.statistics, options, provenance)
+            return self._own_edit
+        return self._made(strength)
+
+    def trial_edit(self, strength: float) -> SpectralEdit:
+        """The edit of a strength, but for rounding in float32; made from another one where that is quicker."""
+        layers = [layer for edits in self._own_edit.layers.values() for layer in edits]
+        if self.options.edit.strength == 0 or any(layer.scale is not None for layer in layers):
+            return self._made(strength)
         scaled = {
-            target: tuple(layer.with_strength(strength) for layer in own.layers[target]) for target in own.targets
+            target: tuple(layer.with_strength(strength) for layer in edits)
+            for target, edits in self._own_edit.layers.items()
         }
-        return SpectralEdit(layers=scaled, provenance=provenance)
+        return SpectralEdit(scaled)
 
     @cached_property
     def _own_edit(self) -> SpectralEdit:
-        return edit_from_statistics(self.statistics, self.options, {**self.provenance, "options": asdict(self.options)})
+        return self._made(self.options.edit.strength)
+
+    def _made(self, strength: float) -> SpectralEdit:
+        options = replace(self.options, edit=replace(self.options.edit, strength=strength))
+        return edit_from_statistics(self.statistics, options, {**self.provenance, "options": asdict(options)})
 
 
 def fit_any_strength(
