@@ -230,17 +230,32 @@ def _amount(edit: Mapping[str, Any], kind: str) -> str:
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
-    header = ("layer", "directions kept", "directions dropped", "strength", "relative change")
+    """A table of the layers, with the columns that say something of one of them."""
+    spectral = any(row["positive_variance"] is not None for row in layers)
+    mapped = any(row.get("map_rank") is not None for row in layers)
+    header = (
+        "layer",
+        *(("directions kept", "directions dropped") if spectral else ()),
+        *(("rank",) if mapped else ()),
+        "strength",
+        "relative change",
+    )
     rows = [
         (
             row["target"],
-            *(_with_share(row[f"{kind}_rank"], row[f"{kind}_variance"]) for kind in ("positive", "negative")),
-            f"{row['strength']:g}",
+            *(_directions(row) if spectral else ()),
+            *((str(row.get("map_rank") or ""),) if mapped else ()),
+            f"{row['strength']:.6g}",
             f"{row['relative_change']:.1%}",
         )
         for row in layers
     ]
     return _table(header, rows)
+
+
+def _directions(row: Mapping[str, Any]) -> tuple[str, str]:
+    kept, dropped = (_with_share(row[f"{kind}_rank"], row[f"{kind}_variance"]) for kind in ("positive", "negative"))
+    return kept, dropped
 
 
 def _with_share(rank: int, share: float | None) -> str:
