@@ -13,13 +13,12 @@ from sea_export.capture.offloaded import StoredModel
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.hold_out import HeldOut
 from sea_export.demonstrations.neutral_text import load_texts
-from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.effect.effect_options import EffectOptions
-from sea_export.effect.held_out_effect import MARGIN
 from sea_export.effect.meters import LayerMeter, Meter, WholeMeter
 from sea_export.effect.strength import StrengthStep
 from sea_export.evaluation.benchmark import Measurement, Progress, no_progress
+from sea_export.evaluation.demonstration_margins import MARGIN, DemonstrationMargins
 from sea_export.evaluation.report import make_reports
 from sea_export.fitting.fit import Fit
 from sea_export.model.architecture import context_length
@@ -88,17 +87,9 @@ def _held_out(
     """What is recorded of held-out demonstrations: their kinds, the effect on them, and its curve over the strength."""
     if not demonstrations.held_out:
         return {"held_out": None, "kinds": [], "effects": []}
-    tokenized = tokenize(
-        demonstrations.held_out,
-        opened.base.tokenizer,
-        template=fit.options.template,
-        context_length=context_length(opened.base.config),
-    )
+    margins = DemonstrationMargins(demonstrations.held_out, fit.options.template, context_length(opened.base.config))
     strength = _strength(edit)
-    edits = [None, fit.trial_edit(strength / 2), edit]
-    before, half, after = (
-        Measurement("held-out demonstrations", len(tokenized), metrics) for metrics in meter.held_out(tokenized, edits)
-    )
+    before, half, after = meter.held_out(margins, [None, fit.trial_edit(strength / 2), edit])
     reports = make_reports([half], [before])[0], make_reports([after], [before])[0]
     return {
         "held_out": reports[-1].record(),

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.offloaded import StoredModel
-from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.effect.held_out_effect import held_out_items, held_out_metrics
 from sea_export.effect.scored_by_layer import predict_by_layer
 from sea_export.effect.strength import StrengthStep, strength_by_grids, strength_by_secants
-from sea_export.evaluation.benchmark import Progress
+from sea_export.evaluation.benchmark import Measurement, Progress, measure
+from sea_export.evaluation.demonstration_margins import DemonstrationMargins
 from sea_export.evaluation.divergence import Divergence, compared, divergence_of, divergences
-from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.own_answers import ordinary_questions
-from sea_export.evaluation.scoring import completion_log_likelihoods
 from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
 from sea_export.fitting.fit import Fit
 from sea_export.model.architecture import OutputProjection
@@ -54,10 +51,8 @@ class Meter(Protocol):
     def damage(self, edit: SpectralEdit) -> Divergence:
         """The divergence of an edit from the base on unrelated text."""
 
-    def held_out(
-        self, demonstrations: Sequence[TokenizedDemonstration], edits: Sequence[SpectralEdit | None]
-    ) -> list[tuple[Metric, ...]]:
-        """The metrics of `sea_export.effect.held_out_effect` for each edit; None for the base."""
+    def held_out(self, demonstrations: DemonstrationMargins, edits: Sequence[SpectralEdit | None]) -> list[Measurement]:
+        """Measures each edit on held-out demonstrations; None for the base."""
 
 
 class WholeMeter:
@@ -81,7 +76,7 @@ class WholeMeter:
         Raises:
             InputError: see `sea_export.evaluation.unrelated_text.unrelated_text`.
         """
-        self._model, self._progress = model, progress
+        self._model, self._tokenizer, self._progress = model, tokenizer, progress
         questions = ordinary_questions()
         with progress("Answering", len(questions)) as advance:
             self._text = unrelated_text(model, tokenizer, texts, questions).part(_WHOLE_TOKENS)
@@ -92,28 +87,23 @@ class WholeMeter:
         part = self._text.part(_PART_TOKENS)
         found: dict[float, Divergence] = {}
 
-        def measure(strength: float, whole: bool) -> float:
+        def divergence(strength: float, whole: bool) -> float:
             found[strength] = self._divergence(fit.trial_edit(strength), self._text if whole else part)
             return found[strength].largest.value
 
-        steps = strength_by_secants(budget, measure, start)
+        steps = strength_by_secants(budget, divergence, start)
         return steps, found[steps[-1].strength]
 
     def damage(self, edit: SpectralEdit) -> Divergence:
         """See `Meter`."""
         return self._divergence(edit, self._text)
 
-    def held_out(
-        self, demonstrations: Sequence[TokenizedDemonstration], edits: Sequence[SpectralEdit | None]
-    ) -> list[tuple[Metric, ...]]:
+    def held_out(self, demonstrations: DemonstrationMargins, edits: Sequence[SpectralEdit | None]) -> list[Measurement]:
         """See `Meter`."""
-        items = held_out_items(demonstrations)
         measured = []
-        with self._progress("Held-out demonstrations", len(items) * len(edits)) as advance:
-            for edit in edits:
-                with nullcontext() if edit is None else edit.apply(self._model):
-                    scores = completion_log_likelihoods(self._model, items, progress=advance)
-                measured.append(held_out_metrics(demonstrations, scores))
+        for edit in edits:
+            with nullcontext() if edit is None else edit.apply(self._model):
+                measured.append(measure(demonstrations, self._model, self._tokenizer, progress=self._progress))
         return measured
 
     def _divergence(self, edit: SpectralEdit, text: UnrelatedText) -> Divergence:
@@ -144,7 +134,8 @@ class LayerMeter:
         Raises:
             InputError: see `sea_export.evaluation.unrelated_text.prose_items`.
         """
-        self._source, self._projections, self._progress = source, projections, progress
+        self._source, self._tokenizer = source, tokenizer
+        self._projections, self._progress = projections, progress
         prose = tuple(prose_items(source.model, tokenizer, texts))
         self._text = UnrelatedText(prose, ()).part(_LAYERWISE_TOKENS)
 
@@ -152,37 +143,33 @@ class LayerMeter:
         """See `Meter`."""
         found: dict[float, Divergence] = {}
 
-        def measure(strengths: Sequence[float]) -> list[float]:
+        def divergence(strengths: Sequence[float]) -> list[float]:
             edits = [fit.trial_edit(one) for one in strengths]
             found.update(zip(strengths, self._divergences(edits), strict=True))
             return [found[one].largest.value for one in strengths]
 
-        steps = strength_by_grids(budget, measure, start)
+        steps = strength_by_grids(budget, divergence, start)
         return steps, found[steps[-1].strength]
 
     def damage(self, edit: SpectralEdit) -> Divergence:
         """See `Meter`."""
         return self._divergences([edit])[0]
 
-    def held_out(
-        self, demonstrations: Sequence[TokenizedDemonstration], edits: Sequence[SpectralEdit | None]
-    ) -> list[tuple[Metric, ...]]:
+    def held_out(self, demonstrations: DemonstrationMargins, edits: Sequence[SpectralEdit | None]) -> list[Measurement]:
         """See `Meter`."""
-        items = [
-            PromptedCompletions(item.prompt, [completion])
-            for item in held_out_items(demonstrations)
-            for completion in item.completions
-        ]
+        pairs = demonstrations.items(self._tokenizer)
+        items = [PromptedCompletions(pair.prompt, [one]) for pair in pairs for one in pair.completions]
         scores = [[0.0] * len(items) for _ in edits]
 
         def add(index: int, edit: int, log_probabilities: Tensor) -> None:
             tokens = torch.tensor(items[index].completions[0], device=log_probabilities.device)
             scores[edit][index] = float(log_probabilities.gather(1, tokens[:, None]).double().sum())
 
-        with self._progress("Held-out demonstrations", 1) as advance:
+        with self._progress(demonstrations.label, 1) as advance:
             predict_by_layer(self._source, self._projections, items, edits, add)
             advance(1)
-        return [held_out_metrics(demonstrations, list(zip(own[::2], own[1::2], strict=True))) for own in scores]
+        scored = [list(zip(own[::2], own[1::2], strict=True)) for own in scores]
+        return [Measurement(demonstrations.label, len(pairs), demonstrations.metrics(pairs, own)) for own in scored]
 
     def _divergences(self, edits: Sequence[SpectralEdit]) -> list[Divergence]:
         sums = [[(0.0, 0.0)] * len(self._text.items) for _ in edits]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Benchmark, split, split_rows
+from sea_export.evaluation.demonstration_margins import DemonstrationMargins
 from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.suite import load_benchmark
 from sea_export.tuning.tuning_options import TuneOptions
@@ -35,13 +38,21 @@ class TuningRows:
     metric: str
 
     @classmethod
-    def load(cls, options: TuneOptions) -> TuningRows:
+    def load(cls, options: TuneOptions, held_out: Sequence[Demonstration]) -> TuningRows:
         """Reads the rows and texts, and splits them.
+
+        Args:
+            options: those of the search.
+            held_out: the demonstrations that are held out, which are the rows if there is no benchmark.
 
         Raises:
             InputError: they cannot be read, are too few, or do not give the metric.
         """
-        benchmark = load_benchmark(options.benchmark)
+        benchmark: Benchmark = (
+            load_benchmark(options.benchmark)
+            if options.benchmark is not None
+            else DemonstrationMargins(tuple(held_out), options.template)
+        )
         metric = options.metric or benchmark.metric_names[0]
         if metric not in benchmark.metric_names:
             names = ", ".join(benchmark.metric_names)
