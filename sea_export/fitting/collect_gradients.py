@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["collect_gradients", "curvature_items"]
 
+_PASSES = 4
+"""Into so many passes a batch of a forward capture is divided: a backward pass keeps that much more of each token."""
 _PIECE = 32
 """Tokens of a neutral text. More and shorter texts give more samples, and so a Fisher information of higher rank."""
 
@@ -53,6 +55,7 @@ def collect_gradients(
         InputError: a gradient is not finite.
     """
     maps = options.form != "bias"
+    batch_tokens = max(1, options.capture.batch_tokens // _PASSES)
     targets = [one.target for one in projections]
     margins = {target: MarginGradients(maps=maps) for target in targets}
     halves = _Halves(progress)
@@ -61,7 +64,7 @@ def collect_gradients(
         margin_texts(demonstrations),
         projections,
         lambda target, read: margins[target].update(_finite(target, read)),
-        batch_tokens=options.capture.batch_tokens,
+        batch_tokens=batch_tokens,
         progress=halves,
     )
     if Statistic.NEUTRAL_GRADIENTS not in needs:
@@ -77,7 +80,7 @@ def collect_gradients(
         neutral_texts(neutral),
         projections,
         lambda target, read: neutrals[target].update(_finite(target, read)),
-        batch_tokens=options.capture.batch_tokens,
+        batch_tokens=batch_tokens,
         labels=own_labels(generator),
     )
     return {
