@@ -15,15 +15,12 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
-from sea_export.fitting.edit_method import FinishedStatistics
 from sea_export.fitting.fit import edit_from_statistics
 from sea_export.fitting.gradient import biased
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.fitting.natural_gradient import natural_biases
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
-
-Statistics = Mapping[Target, FinishedStatistics]
 
 GRADIENT_METHODS = ("gradient", "natural-gradient")
 MIDDLE = "middle"
@@ -131,29 +128,36 @@ class CollectedStatistics:
         self._model, self._tokenizer, self._demonstrations = model, tokenizer, demonstrations
         self._identity, self._directory = dict(identity), directory
         self._layer_count = model.config.get_text_config().num_hidden_layers
-        self._loaded: tuple[str, Statistics] | None = None
-        self._layers: dict[tuple[FitOptions, bool], set[int]] = {}
+        self._loaded: tuple[str, Mapping[Target, Any]] | None = None
+        self._layers: dict[FitOptions, set[int]] = {}
         for arm in arms:
-            layers = self._layers.setdefault((_collected_options(arm), arm.shuffled), set())
-            layers.update(target.layer for target in self._targets(arm))
+            needed = [_collected_options(arm), *([FitOptions(method="gradient")] if arm.shuffled else [])]
+            for options in needed:
+                layers = self._layers.setdefault(options, set())
+                layers.update(target.layer for target in self._targets(arm))
 
-    def of(self, arm: Arm) -> dict[Target, FinishedStatistics]:
+    def of(self, arm: Arm) -> dict[Target, Any]:
         """The statistics of the layers that an arm edits."""
-        collected = self._collected(_collected_options(arm), arm.shuffled)
-        return {target: collected[target] for target in self._targets(arm)}
+        collected = self._collected(_collected_options(arm), shuffled=False)
+        own = {target: collected[target] for target in self._targets(arm)}
+        if not arm.shuffled:
+            return own
+        # Only the gradient of the margin depends on the labels.
+        gradients = self._collected(FitOptions(method="gradient"), shuffled=True)
+        return {target: replace(one, gradient=gradients[target].gradient) for target, one in own.items()}
 
     def _targets(self, arm: Arm) -> tuple[Target, ...]:
         return choose_targets(self._model, arm.fit_options(self._layer_count))
 
-    def _collected(self, options: FitOptions, shuffled: bool) -> Statistics:
-        layers = sorted(self._layers[options, shuffled])
+    def _collected(self, options: FitOptions, *, shuffled: bool) -> Mapping[Target, Any]:
+        layers = sorted(self._layers[options])
         options = replace(options, layers=",".join(map(str, layers)))
         key = digest({**self._identity, "options": asdict(options), "shuffled": shuffled})[:16]
         if self._loaded is not None and self._loaded[0] == key:
             return self._loaded[1]
         self._loaded = None
         file = self._directory / f"statistics-{key}.pt"
-        statistics: Statistics
+        statistics: Mapping[Target, Any]
         if file.exists():
             statistics = torch.load(file, weights_only=False)
         else:
@@ -171,17 +175,14 @@ def _collected_options(arm: Arm) -> FitOptions:
     """The options with which the statistics of an arm are collected; the same for arms that share them."""
     options = arm.options
     if options.method in GRADIENT_METHODS:
-        form = "bias" if arm.shuffled else "linear"
-        return FitOptions(method="natural-gradient", form=form, template=options.template, capture=options.capture)
+        return FitOptions(method="natural-gradient", form="linear", template=options.template, capture=options.capture)
     if options.method in ("mean-difference", "erasure"):
         return FitOptions(method="mean-difference", template=options.template, capture=options.capture)
     center = options.center
     return FitOptions(method=options.method, center=center, template=options.template, capture=options.capture)
 
 
-def edits_by_strength(
-    arm: Arm, statistics: dict[Target, FinishedStatistics], layer_count: int
-) -> Callable[[float], SpectralEdit]:
+def edits_by_strength(arm: Arm, statistics: Mapping[Target, Any], layer_count: int) -> Callable[[float], SpectralEdit]:
     """A function that makes the edit of an arm at a strength above 0.
 
     Args:
@@ -215,7 +216,7 @@ def _scaled(unit: LayerEdit, strength: float) -> LayerEdit:
     )
 
 
-def _random_biases(statistics: Any) -> dict[Target, torch.Tensor]:
+def _random_biases(statistics: Mapping[Target, Any]) -> dict[Target, torch.Tensor]:
     """For every target a random constant as long as that of the natural gradient."""
     generator = torch.Generator().manual_seed(0)
     found = {}

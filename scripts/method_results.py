@@ -16,6 +16,7 @@ from sea_export.evaluation.statistics import metric_differences
 from sea_export.text import interval_text
 
 Record = dict[str, Any]
+_Arms = dict[str, list[Record]]
 
 DAMAGE = "damage"
 HELD_OUT = "held-out"
@@ -29,6 +30,8 @@ _SHOWN = {
     "bbq": ("accuracy, ambiguous", "accuracy, disambiguated", "bias score, ambiguous", "bias score, disambiguated"),
     "crows-pairs": ("stereotypical preferences", "difference of log-likelihoods"),
 }
+# The metrics by which a method is chosen.
+_CHOOSING = ("truthfulqa: MC2", "bbq: accuracy, ambiguous")
 # Arms that are no method, and are not chosen.
 _CONTROLS = ("random direction", "turned sign", "shuffled labels")
 
@@ -107,33 +110,37 @@ def _without_each(metric: Metric) -> NDArray[np.float64]:
 
 
 def tables(records: Iterable[Record]) -> str:
-    """Markdown tables of all measurements: one for each model, demonstrations, budget and half of the rows."""
-    groups: dict[str, dict[str, list[Record]]] = {}
-    for record in records:
-        title = _title(record["settings"])
-        groups.setdefault(title, {}).setdefault(record["settings"]["arm"], []).append(record)
-    titles = sorted(title for title in groups if not any(other.startswith(f"{title}, ") for other in groups))
+    """Markdown tables of all measurements: one for each model, demonstrations, budget, texts and half of the rows."""
+    known = list(records)
+    # The damage and the held-out demonstrations of an edit are the same for both halves.
+    shared: dict[str, _Arms] = {}
+    groups: dict[str, dict[str, _Arms]] = {}
+    for record in known:
+        settings = record["settings"]
+        title = _title(settings)
+        own = shared if "rows" not in settings else groups.setdefault(title, {})
+        name = title if "rows" not in settings else _rows_text(settings)
+        own.setdefault(name, {}).setdefault(settings["arm"], []).append(record)
     texts = []
-    for title in titles:
-        # The damage and the held-out demonstrations of an edit are the same for both halves.
-        shared = groups.get(title.rpartition(", ")[0], {}) if title.endswith(" rows") else {}
-        arms = {arm: [*shared.get(arm, []), *own] for arm, own in groups[title].items()}
-        texts.append(f"{title}\n\n{_table(arms)}\n\n{_correlations(arms)}")
-    texts += [text for title in titles if "choosing rows" in title for text in _chosen(title, groups)]
-    failed = [record for record in _unique(groups) if "error" in record]
-    texts += [f"{_title(one['settings'])}, {one['settings']['arm']}: {one['error']}" for one in failed]
+    for title, arms in shared.items():
+        halves = groups.get(title, {})
+        for rows, measured in halves.items() or [("", {arm: [] for arm in arms})]:
+            together = {arm: [*own, *measured[arm]] for arm, own in arms.items() if arm in measured}
+            texts += [f"{title}{rows}", _table(together), *_correlations(together), *_chosen(rows, halves)]
+        texts += [f"{arm}: {one['error']}" for arm, own in arms.items() for one in own if "error" in one]
     return "\n\n".join(texts)
 
 
 def _title(settings: Mapping[str, Any]) -> str:
-    title = (
-        f"{settings['model']}, {settings['fitted']} demonstrations of {settings['demonstrations']}, KL {settings['kl']}"
+    return (
+        f"{settings['model']}, {settings['fitted']} demonstrations of {settings['demonstrations']}, "
+        f"KL {settings['kl']} on texts {settings['texts'][:8]}"
     )
-    return f"{title}, {settings['rows']} rows" if "rows" in settings else title
 
 
-def _unique(groups: Mapping[str, Mapping[str, list[Record]]]) -> list[Record]:
-    return [record for arms in groups.values() for records in arms.values() for record in records]
+def _rows_text(settings: Mapping[str, Any]) -> str:
+    limit = settings["limit"]
+    return f", {settings['rows']} rows" + ("" if limit is None else f", at most {limit} of each benchmark")
 
 
 def _cells(records: Sequence[Record]) -> dict[str, str]:
@@ -185,7 +192,7 @@ def _differences(records: Sequence[Record]) -> dict[str, float]:
     return {name: one["difference"][0] for record in records for name, one in _metrics(record).items()}
 
 
-def _correlations(arms: Mapping[str, Sequence[Record]]) -> str:
+def _correlations(arms: Mapping[str, Sequence[Record]]) -> list[str]:
     """How the changes of the margin of held-out demonstrations rank the arms, against those of benchmarks."""
     changes = [_differences(records) for records in arms.values()]
     margin = f"{HELD_OUT}: {MARGIN}"
@@ -194,8 +201,8 @@ def _correlations(arms: Mapping[str, Sequence[Record]]) -> str:
         pairs = [(one[margin], one[name]) for one in changes if margin in one and name in one]
         if len(pairs) > 2:
             lines.append(f"- {name}: {spearman(*zip(*pairs, strict=True)):+.2f} ({len(pairs)} methods)")
-    return (
-        "\n".join(["Rank correlation of the change of the held-out margin with that of", "", *lines]) if lines else ""
+    return ["Rank correlation (Spearman) of the change of the held-out margin with that of", "\n".join(lines)] * bool(
+        lines
     )
 
 
@@ -212,18 +219,22 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     return less + (equal - 1) / 2
 
 
-def _chosen(title: str, groups: Mapping[str, Mapping[str, Sequence[Record]]]) -> list[str]:
-    """For each first metric of a benchmark, the method that the choosing rows choose and what the others say of it."""
-    reported = groups.get(title.replace("choosing rows", "reporting rows"), {})
-    changes = {arm: _differences(own) for arm, own in groups[title].items() if arm not in _CONTROLS}
+def _chosen(rows: str, halves: Mapping[str, Mapping[str, Sequence[Record]]]) -> list[str]:
+    """What the choosing rows choose by the first metric of a benchmark, and what the reporting rows say of it."""
+    if "choosing" not in rows:
+        return []
+    reported = halves.get(rows.replace("choosing", "reporting"), {})
+    changes = {arm: _differences(own) for arm, own in halves[rows].items() if arm not in _CONTROLS}
     texts = []
-    for metric in ("truthfulqa: MC2", "bbq: accuracy, ambiguous"):
+    for metric in _CHOOSING:
         candidates = {arm: one[metric] for arm, one in changes.items() if metric in one}
         if not candidates:
             continue
         best = max(candidates, key=lambda arm: candidates[arm])
-        found = [one for record in reported.get(best, []) for name, one in _metrics(record).items() if name == metric]
-        text = f"{title}: {best} is chosen by {metric}, {100 * candidates[best]:+.1f} points"
-        after = f"; on the reporting rows {interval_text(found[0]['difference'], found[0]['unit'], signed=True)}"
-        texts.append(f"{text}{after if found else ''}.")
+        text = f"{best} has the highest {metric} on the choosing rows: {100 * candidates[best]:+.1f} points"
+        for record in reported.get(best, []):
+            for name, one in _metrics(record).items():
+                if name == metric:
+                    text += f"; on the reporting rows {interval_text(one['difference'], one['unit'], signed=True)}"
+        texts.append(f"{text}.")
     return texts

@@ -111,7 +111,7 @@ class UpperLayers:
             self._run(observer, head=head)
             return
         outputs = self._outputs[start]
-        with _left_out(self._layers[:start], outputs):
+        with _left_out(list(self._layers[:start]), outputs):
             self._run(_Counted(observer, outputs), head=head)
 
     def _run(self, observer: SegmentObserver, *, head: bool) -> None:
