@@ -23,7 +23,13 @@ from sea_export.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["completion_log_likelihoods", "observe_completions", "prompted_completions"]
+__all__ = [
+    "CompletionScorer",
+    "completion_log_likelihoods",
+    "observe_completions",
+    "predicting_items",
+    "prompted_completions",
+]
 
 
 def completion_log_likelihoods(
@@ -50,7 +56,7 @@ def completion_log_likelihoods(
     Raises:
         InputError: a prompt or a completion has no tokens, or a prompt no completions.
     """
-    scorer = _Scorer(items)
+    scorer = CompletionScorer(items)
     observe_completions(model, items, scorer, batch_tokens=batch_tokens, progress=progress)
     return scorer.log_likelihoods()
 
@@ -76,14 +82,10 @@ def observe_completions(
     Raises:
         InputError: see `completion_log_likelihoods`.
     """
-    _check(items)
+    shifted = predicting_items(items)
     if not items:
         return
     model.eval()
-    shifted = [
-        PromptedCompletions(item.prompt[:-1], [(item.prompt[-1], *completion[:-1]) for completion in item.completions])
-        for item in items
-    ]
     decoder = cast("PreTrainedModel", model.base_model)
     prefix_cache = prefix_cache_mode(decoder, shifted, batch_tokens=batch_tokens)
     for indices in run_batches(
@@ -91,6 +93,22 @@ def observe_completions(
     ):
         if progress is not None:
             progress(len(indices))
+
+
+def predicting_items(items: Sequence[PromptedCompletions]) -> list[PromptedCompletions]:
+    """The items to compute, in which every token of a completion predicts the next token to score.
+
+    Args:
+        items: see `completion_log_likelihoods`.
+
+    Raises:
+        InputError: see `completion_log_likelihoods`.
+    """
+    _check(items)
+    return [
+        PromptedCompletions(item.prompt[:-1], [(item.prompt[-1], *completion[:-1]) for completion in item.completions])
+        for item in items
+    ]
 
 
 def prompted_completions(
@@ -114,10 +132,15 @@ def _check(items: Sequence[PromptedCompletions]) -> None:
                 raise InputError(f"item {index}, completion {position}: it has no tokens to score. Give at least one.")
 
 
-class _Scorer:
+class CompletionScorer:
     """Observes passes: sums the log-probabilities of the tokens of completions."""
 
     def __init__(self, items: Sequence[PromptedCompletions]) -> None:
+        """Starts with nothing.
+
+        Args:
+            items: see `completion_log_likelihoods`.
+        """
         self._items = items
         self._scores: dict[tuple[int, int], Tensor] = {}
 
@@ -134,6 +157,7 @@ class _Scorer:
             self._scores[segment.item, segment.completion] = -cross_entropy(logits, tokens, reduction="sum")
 
     def log_likelihoods(self) -> list[list[float]]:
+        """For each item one log-likelihood per completion, once all passes are done."""
         return [
             [self._scores[index, completion].item() for completion in range(len(item.completions))]
             for index, item in enumerate(self._items)

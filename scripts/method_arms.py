@@ -1,0 +1,226 @@
+"""The edits that `benchmark_methods` compares, and the statistics that they are made from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from method_results import digest
+
+from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting.collect import collect_statistics
+from sea_export.fitting.fit import edit_from_statistics
+from sea_export.fitting.gradient import biased
+from sea_export.fitting.layer_choice import choose_targets
+from sea_export.fitting.natural_gradient import natural_biases
+from sea_export.model.targets import Target
+from sea_export.options import CaptureOptions, EditOptions, FitOptions
+
+GRADIENT_METHODS = ("gradient", "natural-gradient")
+MIDDLE = "middle"
+"""A third of the layers, in the middle of the model."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One edit, at any strength."""
+
+    name: str
+    options: FitOptions
+    layers: str | None = None
+    """`MIDDLE`, or what `options.layers` says if None."""
+    random_direction: bool = False
+    """Whether the constant of every layer is replaced by a random one of the same norm."""
+    turned: bool = False
+    """Whether the strength is negative."""
+    shuffled: bool = False
+    """Whether positive and negative completions change places in a random half of the demonstrations."""
+
+    def fit_options(self, layer_count: int) -> FitOptions:
+        """The options for a model of so many layers."""
+        if self.layers != MIDDLE:
+            return self.options
+        first = layer_count // 3
+        return replace(self.options, layers=f"{first}-{2 * layer_count // 3 - 1}")
+
+
+_NATURAL = FitOptions(method="natural-gradient")
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("spectral", FitOptions()),
+        Arm(
+            "spectral, published",
+            FitOptions(center="off", edit=EditOptions(explained_variance=0.998, normalization="calibrated")),
+        ),
+        Arm("gradient bias", FitOptions(method="gradient")),
+        Arm("natural bias", _NATURAL),
+        Arm("natural bias, linear center", replace(_NATURAL, center="linear")),
+        Arm("natural linear", FitOptions(method="natural-gradient", form="linear")),
+        Arm("natural low-rank 16", FitOptions(method="natural-gradient", form="low-rank", rank=16)),
+        Arm("mean difference, last", FitOptions(method="mean-difference")),
+        Arm("mean difference, mean", FitOptions(method="mean-difference", capture=CaptureOptions(position="mean"))),
+        Arm("erasure", FitOptions(method="erasure")),
+        Arm("natural bias, last 6", replace(_NATURAL, layers="last:6")),
+        Arm("natural bias, middle", _NATURAL, layers=MIDDLE),
+        Arm("random direction", _NATURAL, random_direction=True),
+        Arm("turned sign", _NATURAL, turned=True),
+        Arm("shuffled labels", _NATURAL, shuffled=True),
+    )
+}
+"""By name. The last three are controls."""
+
+
+def arm_named(name: str) -> Arm:
+    """The arm of a name, which may be written with hyphens: `natural-bias-last-6`."""
+    wanted = _plain(name)
+    found = [arm for arm in ARMS.values() if _plain(arm.name) == wanted]
+    if not found:
+        raise ValueError(f"{name!r} is no method. Choose some of {', '.join(_plain(one) for one in ARMS)}.")
+    return found[0]
+
+
+def _plain(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+def shuffle_labels(demonstrations: Sequence[Demonstration], seed: int = 0) -> tuple[Demonstration, ...]:
+    """The demonstrations, with positive and negative exchanged in a random half of them."""
+    exchanged = set(random.Random(seed).sample(range(len(demonstrations)), len(demonstrations) // 2))
+    return tuple(
+        replace(one, positive=one.negative, negative=one.positive) if index in exchanged else one
+        for index, one in enumerate(demonstrations)
+    )
+
+
+class CollectedStatistics:
+    """Statistics of one model and its demonstrations, collected when they are first asked for, and kept in a folder.
+
+    Gradients for linear maps hold all that every gradient method and form needs, so that they are collected once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        demonstrations: Sequence[Demonstration],
+        identity: Mapping[str, Any],
+        arms: Sequence[Arm],
+        directory: Path,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            model: the base.
+            tokenizer: its tokenizer.
+            demonstrations: those of the fit.
+            identity: what tells the model and the demonstrations apart from others, as plain JSON data.
+            arms: all arms whose statistics may be asked for: what they share is collected for all their layers.
+            directory: where statistics are kept.
+        """
+        self._model, self._tokenizer, self._demonstrations = model, tokenizer, demonstrations
+        self._identity, self._directory = dict(identity), directory
+        self._layer_count = model.config.get_text_config().num_hidden_layers
+        self._loaded: tuple[str, Mapping[Target, Any]] | None = None
+        self._layers: dict[FitOptions, set[int]] = {}
+        for arm in arms:
+            needed = [_collected_options(arm), *([FitOptions(method="gradient")] if arm.shuffled else [])]
+            for options in needed:
+                layers = self._layers.setdefault(options, set())
+                layers.update(target.layer for target in self._targets(arm))
+
+    def of(self, arm: Arm) -> dict[Target, Any]:
+        """The statistics of the layers that an arm edits."""
+        collected = self._collected(_collected_options(arm), shuffled=False)
+        own = {target: collected[target] for target in self._targets(arm)}
+        if not arm.shuffled:
+            return own
+        # Only the gradient of the margin depends on the labels.
+        gradients = self._collected(FitOptions(method="gradient"), shuffled=True)
+        return {target: replace(one, gradient=gradients[target].gradient) for target, one in own.items()}
+
+    def _targets(self, arm: Arm) -> tuple[Target, ...]:
+        return choose_targets(self._model, arm.fit_options(self._layer_count))
+
+    def _collected(self, options: FitOptions, *, shuffled: bool) -> Mapping[Target, Any]:
+        layers = sorted(self._layers[options])
+        options = replace(options, layers=",".join(map(str, layers)))
+        key = digest({**self._identity, "options": asdict(options), "shuffled": shuffled})[:16]
+        if self._loaded is not None and self._loaded[0] == key:
+            return self._loaded[1]
+        self._loaded = None
+        file = self._directory / f"statistics-{key}.pt"
+        statistics: Mapping[Target, Any]
+        if file.exists():
+            statistics = torch.load(file, weights_only=False)
+        else:
+            demonstrations = shuffle_labels(self._demonstrations) if shuffled else self._demonstrations
+            statistics = collect_statistics(self._model, self._tokenizer, demonstrations, options)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            torch.save(statistics, partial)
+            partial.rename(file)
+        self._loaded = key, statistics
+        return statistics
+
+
+def _collected_options(arm: Arm) -> FitOptions:
+    """The options with which the statistics of an arm are collected; the same for arms that share them."""
+    options = arm.options
+    if options.method in GRADIENT_METHODS:
+        return FitOptions(method="natural-gradient", form="linear", template=options.template, capture=options.capture)
+    if options.method in ("mean-difference", "erasure"):
+        return FitOptions(method="mean-difference", template=options.template, capture=options.capture)
+    center = options.center
+    return FitOptions(method=options.method, center=center, template=options.template, capture=options.capture)
+
+
+def edits_by_strength(arm: Arm, statistics: Mapping[Target, Any], layer_count: int) -> Callable[[float], SpectralEdit]:
+    """A function that makes the edit of an arm at a strength above 0.
+
+    Args:
+        arm: the arm.
+        statistics: of the layers that it edits.
+        layer_count: the number of layers of the model.
+    """
+    options = arm.fit_options(layer_count)
+    sign = -1.0 if arm.turned else 1.0
+    if options.method == "spectral":
+        return lambda strength: edit_from_statistics(
+            statistics, replace(options, edit=replace(options.edit, strength=sign * strength))
+        )
+    if arm.random_direction:
+        edits = {target: (one,) for target, one in biased(_random_biases(statistics), statistics, options).items()}
+        unit = SpectralEdit(edits)
+    else:
+        unit = edit_from_statistics(statistics, options)
+    return lambda strength: SpectralEdit(
+        {target: tuple(_scaled(one, sign * strength) for one in edits) for target, edits in unit.layers.items()}
+    )
+
+
+def _scaled(unit: LayerEdit, strength: float) -> LayerEdit:
+    """An edit without spectra at another strength than 1, at which it was made."""
+    return replace(
+        unit,
+        strength=strength,
+        shift=None if unit.shift is None else strength * unit.shift,
+        relative_change=abs(strength) * unit.relative_change,
+    )
+
+
+def _random_biases(statistics: Mapping[Target, Any]) -> dict[Target, torch.Tensor]:
+    """For every target a random constant as long as that of the natural gradient."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for target, bias in natural_biases(statistics).items():
+        drawn = torch.randn(bias.shape, generator=generator, dtype=bias.dtype)
+        found[target] = drawn * bias.norm() / drawn.norm()
+    return found

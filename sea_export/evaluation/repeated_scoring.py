@@ -1,0 +1,77 @@
+"""Scores the same completions many times: of a base, and of edits of it that share their lower layers with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.forward import SegmentObserver
+from sea_export.capture.upper_layers import upper_layers
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.evaluation.scoring import CompletionScorer, predicting_items
+from sea_export.model.architecture import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["RepeatedScorer"]
+
+
+class RepeatedScorer:
+    """What `sea_export.evaluation.scoring` gives for some items, computed from the first edited layer on.
+
+    The hidden states of the base are in memory: for each token one at every layer of `starts`, and one at the end.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        items: Sequence[PromptedCompletions],
+        starts: Collection[int],
+        *,
+        batch_tokens: int = 2048,
+    ) -> None:
+        """Runs the base once.
+
+        Args:
+            model: a causal language model, without an edit. It is set to evaluation mode.
+            items: at least one prompt, each with at least one completion, all of at least one token.
+            starts: the lowest edited layers of the edits to come.
+            batch_tokens: about how many tokens a forward pass computes.
+
+        Raises:
+            InputError: see `sea_export.evaluation.scoring.completion_log_likelihoods`.
+        """
+        self._model, self._items = model, items
+        self._layer_count = len(decoder_layers(model)[1])
+        self._passes = upper_layers(
+            model, predicting_items(items), {*starts, self._layer_count}, batch_tokens=batch_tokens
+        )
+
+    @property
+    def items(self) -> Sequence[PromptedCompletions]:
+        """What is scored."""
+        return self._items
+
+    def observe(self, observer: SegmentObserver, edit: SpectralEdit | None = None) -> None:
+        """The passes of `sea_export.evaluation.scoring.observe_completions`.
+
+        Args:
+            observer: told of every pass.
+            edit: applied to the base and removed again; None for the base itself.
+        """
+        first = self._layer_count if edit is None else min(target.layer for target in edit.targets)
+        with nullcontext() if edit is None else edit.apply(self._model):
+            self._passes.run(observer, first)
+
+    def log_likelihoods(self, edit: SpectralEdit | None = None) -> list[list[float]]:
+        """For each item one log-likelihood per completion: see `completion_log_likelihoods`.
+
+        Args:
+            edit: see `observe`.
+        """
+        scorer = CompletionScorer(self._items)
+        self.observe(scorer, edit)
+        return scorer.log_likelihoods()
