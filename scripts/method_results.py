@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sea_export.evaluation.demonstration_margins import HELD_OUT, MARGIN
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.statistics import metric_differences
 from sea_export.text import interval_text
@@ -19,9 +20,6 @@ Record = dict[str, Any]
 _Arms = dict[str, list[Record]]
 
 DAMAGE = "damage"
-HELD_OUT = "held-out"
-MARGIN = "mean margin per token"
-"""The metric of held-out demonstrations that is compared with the benchmarks' metrics."""
 
 # The metrics in the tables, by benchmark. The results file has all of them.
 _SHOWN = {
