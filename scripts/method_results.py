@@ -147,9 +147,9 @@ def _cells(records: Sequence[Record]) -> dict[str, str]:
     for record in records:
         if record["settings"]["what"] == DAMAGE and "strength" in record:
             cells["strength"] = f"{record['strength']:.3g}"
-            for name, one in record["divergences"].items():
-                cells[f"KL, {name}"] = f"{one['kl']:.4f}"
-                cells[f"agreement, {name} (%)"] = f"{100 * one['agreement']:.1f}"
+            for name, kl in record["kl"].items():
+                cells[f"KL, {name}"] = f"{kl:.4f}"
+            cells["top-1 agreement (%)"] = f"{100 * record['agreement']:.1f}"
         for name, metric in _metrics(record).items():
             error = _value_text(metric["standard_error"], metric["unit"])
             column = f"Δ {name} ({'points' if metric['unit'] == '%' else metric['unit']})"

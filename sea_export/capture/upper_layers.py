@@ -86,7 +86,8 @@ class UpperLayers:
         with ExitStack() as hooks:
             for start, outputs in self._outputs.items():
                 hooks.callback(self._layers[start - 1].register_forward_hook(outputs.keep).remove)
-            self._run(_Quiet(), head=False)
+            for _ in self._batches(_Quiet(), head=False):
+                pass
 
     @property
     def layer_count(self) -> int:
@@ -106,25 +107,38 @@ class UpperLayers:
             first: the lowest layer with an edit; the number of layers for the base itself.
             head: whether completions are computed with the head.
         """
+        for _ in self.batches(observer, first, head=head):
+            pass
+
+    def batches(self, observer: SegmentObserver, first: int, *, head: bool = True) -> Iterator[Sequence[int]]:
+        """`run`, which stops after every batch, so that others can run in between.
+
+        Yields:
+            the indices of the items that the batch has finished.
+        """
         start = max((one for one in self._outputs if one <= first), default=0)
         if start == 0:
-            self._run(observer, head=head)
+            yield from self._batches(observer, head=head)
             return
         outputs = self._outputs[start]
-        with _left_out(list(self._layers[:start]), outputs):
-            self._run(_Counted(observer, outputs), head=head)
+        batches = self._batches(_Counted(observer, outputs), head=head)
+        while True:
+            with _left_out(list(self._layers[:start]), outputs):
+                indices = next(batches, None)
+            if indices is None:
+                return
+            yield indices
 
-    def _run(self, observer: SegmentObserver, *, head: bool) -> None:
+    def _batches(self, observer: SegmentObserver, *, head: bool) -> Iterator[Sequence[int]]:
         decoder = cast("PreTrainedModel", self._model.base_model)
-        for _ in run_batches(
+        return run_batches(
             decoder,
             self._model if head else decoder,
             self._items,
             batch_tokens=self._batch_tokens,
             prefix_cache=self._mode,
             observer=observer,
-        ):
-            pass
+        )
 
 
 class _Outputs:

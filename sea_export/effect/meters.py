@@ -16,7 +16,7 @@ from sea_export.effect.scored_by_layer import predict_by_layer
 from sea_export.effect.strength import StrengthStep, strength_by_grids, strength_by_secants
 from sea_export.evaluation.benchmark import Measurement, Progress, measure
 from sea_export.evaluation.demonstration_margins import DemonstrationMargins
-from sea_export.evaluation.divergence import Divergence, compared, divergence_of, divergences
+from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, compared, divergence_of
 from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
 from sea_export.fitting.fit import Fit
@@ -84,11 +84,12 @@ class WholeMeter:
 
     def search(self, fit: Fit, budget: float, start: float) -> tuple[tuple[StrengthStep, ...], Divergence]:
         """See `Meter`."""
-        part = self._text.part(_PART_TOKENS)
+        part = self._repeated(self._text.part(_PART_TOKENS), fit)
+        all_of_it = self._repeated(self._text, fit)
         found: dict[float, Divergence] = {}
 
         def divergence(strength: float, whole: bool) -> float:
-            found[strength] = self._divergence(fit.trial_edit(strength), self._text if whole else part)
+            found[strength] = self._divergence(fit.trial_edit(strength), all_of_it if whole else part)
             return found[strength].largest.value
 
         steps = strength_by_secants(budget, divergence, start)
@@ -96,7 +97,7 @@ class WholeMeter:
 
     def damage(self, edit: SpectralEdit) -> Divergence:
         """See `Meter`."""
-        return self._divergence(edit, self._text)
+        return self._divergence(edit, RepeatedDivergence(self._model, self._text, ()))
 
     def held_out(self, demonstrations: DemonstrationMargins, edits: Sequence[SpectralEdit | None]) -> list[Measurement]:
         """See `Meter`."""
@@ -106,9 +107,12 @@ class WholeMeter:
                 measured.append(measure(demonstrations, self._model, self._tokenizer, progress=self._progress))
         return measured
 
-    def _divergence(self, edit: SpectralEdit, text: UnrelatedText) -> Divergence:
-        with self._progress("Damage", len(text.items)) as advance:
-            return divergences(self._model, text, [edit], progress=advance)[0]
+    def _repeated(self, text: UnrelatedText, fit: Fit) -> RepeatedDivergence:
+        return RepeatedDivergence(self._model, text, {min(target.layer for target in fit.edit().targets)})
+
+    def _divergence(self, edit: SpectralEdit, meter: RepeatedDivergence) -> Divergence:
+        with self._progress("Damage", meter.count) as advance:
+            return meter.of(edit, advance)
 
 
 class LayerMeter:

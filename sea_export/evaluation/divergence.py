@@ -1,22 +1,22 @@
 """How far the predictions of an edited model are from those of its base, on unrelated text.
 
-The logits of the base are needed for every edit, and are too large to keep in memory. So each batch is run without an
-edit, and then with each of the edits.
+The logits of the base are needed for every edit, and are too large to keep in memory. They are computed again for each
+batch, from the last hidden states of the base, which are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from sea_export.capture.batching import PromptedCompletions, Segment
+from sea_export.capture.batching import Segment
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.metrics import Metric, mean_metric
-from sea_export.evaluation.scoring import observe_completions
+from sea_export.evaluation.repeated_scoring import RepeatedScorer
 from sea_export.evaluation.unrelated_text import UnrelatedText
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ __all__ = [
     "DIVERGENCE",
     "Divergence",
     "PredictionObserver",
+    "RepeatedDivergence",
     "compared",
     "divergence_of",
-    "divergences",
     "joined",
     "joined_metric",
 ]
@@ -58,40 +58,49 @@ class Divergence:
         return replace(largest, name=DIVERGENCE)
 
 
-def divergences(
-    model: PreTrainedModel,
-    text: UnrelatedText,
-    edits: Sequence[SpectralEdit],
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> list[Divergence]:
-    """Measures edits.
+class RepeatedDivergence:
+    """Measures several edits on the same text, from their lowest layer on."""
 
-    Args:
-        model: the base. Edits are applied to it and removed again.
-        text: what is predicted.
-        edits: the edits to measure.
-        progress: told the number of texts that a batch has finished.
+    def __init__(self, model: PreTrainedModel, text: UnrelatedText, starts: Collection[int]) -> None:
+        """Runs the base once, whose hidden states are kept.
 
-    Returns:
-        One for each edit, in their order.
+        Args:
+            model: the base. Edits are applied to it and removed again.
+            text: what is predicted.
+            starts: the lowest edited layers of the edits to come.
 
-    Raises:
-        InputError: see `sea_export.evaluation.scoring.observe_completions`.
-    """
-    items = text.items
-    sums = [[(0.0, 0.0)] * len(items) for _ in edits]
-    for indices in _batches(items):
-        batch = [items[index] for index in indices]
-        base = _log_probabilities(model, batch)
-        for edit, own in zip(edits, sums, strict=True):
-            with edit.apply(model):
-                edited = _log_probabilities(model, batch)
-            for index, before, after in zip(indices, base, edited, strict=True):
-                own[index] = compared(before, after)
-        if progress is not None:
-            progress(len(indices))
-    return [divergence_of(text, own) for own in sums]
+        Raises:
+            InputError: see `sea_export.evaluation.repeated_scoring.RepeatedScorer`.
+        """
+        self._text = text
+        self._scorer = RepeatedScorer(model, text.items, starts, batch_tokens=BATCH_TOKENS)
+
+    @property
+    def count(self) -> int:
+        """The number of texts."""
+        return len(self._text.items)
+
+    def of(self, edit: SpectralEdit, progress: Callable[[int], None] | None = None) -> Divergence:
+        """The divergence of an edit.
+
+        Args:
+            edit: the edit.
+            progress: told the number of texts that a batch has finished.
+        """
+        base: dict[int, Tensor] = {}
+        edited: dict[int, Tensor] = {}
+        sums = [(0.0, 0.0)] * len(self._text.items)
+        passes = zip(
+            self._scorer.batches(PredictionObserver(base.__setitem__)),
+            self._scorer.batches(PredictionObserver(edited.__setitem__), edit),
+            strict=True,
+        )
+        for indices, _ in passes:
+            for index in indices:
+                sums[index] = compared(base.pop(index), edited.pop(index))
+            if progress is not None:
+                progress(len(indices))
+        return divergence_of(self._text, sums)
 
 
 def divergence_of(text: UnrelatedText, sums: Sequence[tuple[float, float]]) -> Divergence:
@@ -162,25 +171,3 @@ class PredictionObserver:
             if segment.item is not None and segment.completion is not None:
                 columns = slice(segment.column, segment.column + segment.length)
                 self._then(segment.item, output.logits[segment.row, columns].float().log_softmax(-1))
-
-
-def _batches(items: Sequence[PromptedCompletions]) -> Iterator[list[int]]:
-    """Indices of texts of about equal length, of at most `BATCH_TOKENS` tokens together, or one text."""
-    lengths = [len(item.prompt) + len(item.completions[0]) for item in items]
-    batch: list[int] = []
-    tokens = 0
-    for index in sorted(range(len(items)), key=lambda index: lengths[index], reverse=True):
-        if batch and tokens + lengths[index] > BATCH_TOKENS:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(index)
-        tokens += lengths[index]
-    if batch:
-        yield batch
-
-
-def _log_probabilities(model: PreTrainedModel, items: Sequence[PromptedCompletions]) -> list[Tensor]:
-    """For each text (tokens, vocabulary) float32."""
-    found: dict[int, Tensor] = {}
-    observe_completions(model, items, PredictionObserver(found.__setitem__), batch_tokens=BATCH_TOKENS)
-    return [found[index] for index in range(len(items))]

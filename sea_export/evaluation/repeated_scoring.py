@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -62,9 +62,23 @@ class RepeatedScorer:
             observer: told of every pass.
             edit: applied to the base and removed again; None for the base itself.
         """
+        for _ in self.batches(observer, edit):
+            pass
+
+    def batches(self, observer: SegmentObserver, edit: SpectralEdit | None = None) -> Iterator[Sequence[int]]:
+        """`observe`, which stops after every batch. The edit is on the model only while a batch runs.
+
+        Yields:
+            the indices of the items that the batch has finished. They are the same for every edit.
+        """
         first = self._layer_count if edit is None else min(target.layer for target in edit.targets)
-        with nullcontext() if edit is None else edit.apply(self._model):
-            self._passes.run(observer, first)
+        batches = self._passes.batches(observer, first)
+        while True:
+            with nullcontext() if edit is None else edit.apply(self._model):
+                indices = next(batches, None)
+            if indices is None:
+                return
+            yield indices
 
     def log_likelihoods(self, edit: SpectralEdit | None = None) -> list[list[float]]:
         """For each item one log-likelihood per completion: see `completion_log_likelihoods`.

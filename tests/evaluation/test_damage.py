@@ -14,7 +14,7 @@ from sea_export.capture.batching import PromptedCompletions
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.damage import measure_damage, predict_texts
-from sea_export.evaluation.divergence import DIVERGENCE, divergences
+from sea_export.evaluation.divergence import DIVERGENCE, RepeatedDivergence
 from sea_export.evaluation.own_answers import own_answers
 from sea_export.evaluation.unrelated_text import unrelated_text
 from tests.helpers.messages import naming
@@ -82,7 +82,8 @@ def test_several_edits_are_measured_as_each_by_itself(
 ) -> None:
     edits = [spectral_edit(targets) for targets in (MLP_TARGETS[:1], MLP_TARGETS)]
     text = unrelated_text(llama, tokenizer, TEXTS, QUESTIONS)
-    found = divergences(llama, text, edits)
+    repeated = RepeatedDivergence(llama, text, {1})
+    found = [repeated.of(edit) for edit in edits]
     reference = predict_texts(llama, tokenizer, TEXTS, QUESTIONS)
     for edit, divergence in zip(edits, found, strict=True):
         with edit.apply(llama):
