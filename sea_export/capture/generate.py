@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-__all__ = ["greedy_continuations"]
+__all__ = ["end_tokens", "greedy_continuations"]
 
 
 @torch.inference_mode()
@@ -22,6 +22,7 @@ def greedy_continuations(
     new_tokens: int,
     batch_tokens: int = 2048,
     past_the_end: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> list[tuple[int, ...]]:
     """Continuations of prompts in which every token is the likeliest one.
 
@@ -34,6 +35,7 @@ def greedy_continuations(
         batch_tokens: about how many tokens are processed at a time.
         past_the_end: never choose the end-of-sequence token, so that every continuation has `new_tokens` tokens.
             Otherwise a continuation ends before that token, but has at least one token.
+        progress: told the number of prompts that a batch has finished.
 
     Returns:
         One continuation for each prompt, without the prompt.
@@ -41,14 +43,13 @@ def greedy_continuations(
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    end_tokens = {ends} if isinstance(ends, int) else set(ends or ())
+    ends = end_tokens(model)
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens if past_the_end else None,
         do_sample=False,
-        eos_token_id=sorted(end_tokens) or None,
-        pad_token_id=min(end_tokens, default=0),
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
     )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     continuations: dict[int, tuple[int, ...]] = {}
@@ -64,8 +65,16 @@ def greedy_continuations(
         with _own_settings_replaced(model, settings):
             generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         for row, index in enumerate(batch):
-            continuations[index] = _until_end(generated[row, width:].tolist(), end_tokens)
+            continuations[index] = _until_end(generated[row, width:].tolist(), ends)
+        if progress is not None:
+            progress(len(batch))
     return [continuations[index] for index in range(len(prompts))]
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens that end a text, as the model's generation settings name them; empty if they name none."""
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return {named} if isinstance(named, int) else set(named or ())
 
 
 @contextmanager
@@ -79,6 +88,6 @@ def _own_settings_replaced(model: PreTrainedModel, settings: GenerationConfig) -
         model.generation_config = own
 
 
-def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[int, ...]:
-    length = next((position for position, token in enumerate(tokens) if token in end_tokens), len(tokens))
+def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
+    length = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
     return tuple(tokens[: max(length, 1)])
