@@ -87,9 +87,7 @@ def prompt_tokens(
     return plain
 
 
-def chat_text(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, template_values: Mapping[str, Any] | None = None
-) -> str:
+def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, template_values: Mapping[str, Any] | None = None) -> str:
     """A prompt as the chat template of the tokenizer puts it, special tokens included."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")

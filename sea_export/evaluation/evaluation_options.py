@@ -9,7 +9,15 @@ from sea_export.errors import InputError
 from sea_export.evaluation.generation_options import GenerationOptions, JudgeOptions, template_values
 from sea_export.options import CaptureOptions, check_values, option, same_option
 
-__all__ = ["DAMAGE", "FREE_PROMPTS", "GENERATIONS", "TRUTHFULQA_GENERATION", "CompareOptions", "EvaluateOptions", "InspectOptions"]
+__all__ = [
+    "DAMAGE",
+    "FREE_PROMPTS",
+    "GENERATIONS",
+    "TRUTHFULQA_GENERATION",
+    "CompareOptions",
+    "EvaluateOptions",
+    "InspectOptions",
+]
 
 DAMAGE = "damage"
 """The benchmark that compares predictions on neutral text. It needs no file."""

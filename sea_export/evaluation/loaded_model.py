@@ -18,7 +18,7 @@ from sea_export.model.run_options import RunOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LoadedModel", "open_loaded_model"]
+__all__ = ["LoadedModel", "check_loadable", "open_loaded_model"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,19 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
                 loaded.load_adapter(str(adapter))
                 loaded.eval()
         yield LoadedModel(base.name if adapter is None else adapter.resolve().name, loaded, base.tokenizer)
+
+
+def check_loadable(model: str, run: RunOptions) -> None:
+    """Raises InputError if a name is that of no model that can be loaded. It is downloaded, but not loaded.
+
+    Args:
+        model: see `open_loaded_model`.
+        run: see `open_loaded_model`.
+    """
+    with open_base(
+        model, revision=run.revision, dtype=parse_dtype(run.dtype), trust_remote_code=run.trust_remote_code
+    ) as base:
+        _check_code(base)
 
 
 @contextmanager

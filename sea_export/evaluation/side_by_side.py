@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
 from sea_export.evaluation.loaded_model import open_loaded_model
-from sea_export.files.writing import check_directory
 from sea_export.evaluation.prompts import load_prompts
+from sea_export.files.writing import check_directory
 from sea_export.model.run_options import RunOptions
 
 __all__ = [
