@@ -48,7 +48,7 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
         record_evaluation(Path(model), evaluation.reports, against=evaluation.against, dtype=evaluation.dtype)
         console.print(f"Recorded the metrics in the manifest and the model card of {model}.")
     if evaluation.judging is not None and evaluation.judging.missing:
-        console.print(f"The judge gave no verdict {evaluation.judging.missing} times. Ask again with the same command.")
+        console.print(f"{evaluation.judging.missing} verdicts of the judge are missing, and count as not judged.")
         if evaluation.judging.failure is not None:  # told last, so that what is known is written before
             raise SeaExportError(evaluation.judging.failure)
 

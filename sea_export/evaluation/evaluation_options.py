@@ -13,7 +13,6 @@ __all__ = [
     "DAMAGE",
     "FREE_PROMPTS",
     "GENERATIONS",
-    "TRUTHFULQA_GENERATION",
     "CompareOptions",
     "EvaluateOptions",
     "InspectOptions",

@@ -77,7 +77,7 @@ def answer_metrics(answers: Sequence[Answer]) -> tuple[Metric, ...]:
     Args:
         answers: one for each row.
     """
-    shares = {
+    shares: dict[str, list[float]] = {
         "refusals": [is_refusal(answer.text) for answer in answers],
         "loops": [is_loop(answer.tokens) for answer in answers],
         "repeated 4-grams": [repeated_share(answer.tokens) for answer in answers],

@@ -125,7 +125,7 @@ def _measurement(task: str, samples: Sequence[Mapping[str, Any]], results: Mappi
         if not chosen or name.endswith("_stderr"):
             continue
         rows = sorted((one for one in samples if one.get("filter", chosen) == chosen), key=lambda one: one["doc_id"])
-        values = [row.get(name) for row in rows]
+        values: list[Any] = [row.get(name) for row in rows]
         if not _is_mean(value, values):  # such as a perplexity or a BLEU, which are no means over rows
             continue
         metrics.append(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import GivenAnswer, Measurement, Progress, no_progress
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.generation_options import template_values
@@ -48,15 +47,21 @@ class Judging:
 
 @dataclass(frozen=True)
 class ChosenJudge:
-    """The judge that the options name, and where its verdicts are kept."""
+    """The judge that the options name."""
 
     name: str
+    """Its name in reports and in the file of its verdicts."""
+    model: str
+    """A model on this machine or on the Hub; with a `url`, the name of a model there."""
+    url: str | None
+    file: Path | None
+    """Where its verdicts are kept."""
     options: EvaluateOptions
     run: RunOptions
 
     @classmethod
     def choose(cls, options: EvaluateOptions, run: RunOptions) -> ChosenJudge | None:
-        """Checks the judge before any model is loaded; None if there is none.
+        """The judge, checked before any model is loaded; None if the options name none.
 
         Args:
             options: `judge`, `json_file`, `batch_tokens` and `generation` are used.
@@ -65,51 +70,40 @@ class ChosenJudge:
         Raises:
             InputError: the judge is no model, or the file of its verdicts cannot be used.
         """
-        named = options.judge
-        if named.judge is None:
+        model, url, file = options.judge.judge, options.judge.judge_url, options.judge.judge_cache
+        if model is None:
             return None
-        path, name = Path(named.judge).expanduser(), named.judge
-        run = replace(run, revision=None)
-        if named.judge_url is None:
-            name = path.resolve().name if path.exists() else name
-            check_loadable(named.judge, run)
-        chosen = cls(name, options, run)
-        if chosen.file is not None:
-            check_directory(chosen.file)
-        VerdictFile(name, chosen.file)  # raises for a file of something else
-        return chosen
-
-    @property
-    def file(self) -> Path | None:
-        """Where its verdicts are kept."""
-        if self.options.judge.judge_cache is not None or self.options.json_file is None:
-            return self.options.judge.judge_cache
-        return self.options.json_file.with_suffix(".verdicts.jsonl")
+        if file is None and options.json_file is not None:
+            file = options.json_file.with_suffix(".verdicts.jsonl")
+        if file is not None:
+            check_directory(file)
+        own_run = replace(run, revision=None)
+        path = Path(model).expanduser()
+        name = path.resolve().name if url is None and path.exists() else model
+        VerdictFile(name, file)  # raises for a file of something else
+        if url is None:
+            check_loadable(model, own_run)
+        return cls(name, model, url, file, options, own_run)
 
     def measure(
         self, measurements: Sequence[Measurement], progress: Progress = no_progress
     ) -> tuple[list[Measurement], Judging]:
         """`judge_measurements` by this judge, which is opened only if a verdict is missing."""
-        verdicts = VerdictFile(self.name, self.file)
-        return judge_measurements(measurements, self.name, self._opened(), verdicts, progress)
+        return judge_measurements(measurements, self._opened(), VerdictFile(self.name, self.file), progress)
 
     @contextmanager
     def _opened(self) -> Iterator[Judge]:
-        named = self.options.judge
-        if named.judge is None:
-            raise InputError("--judge: there is none. Name one.")
-        if named.judge_url is not None:
+        if self.url is not None:
             key = next((os.environ[name] for name in _KEYS if os.environ.get(name)), None)
-            yield RemoteJudge(named.judge, named.judge_url, key)
+            yield RemoteJudge(self.model, self.url, key)
             return
         values = template_values(self.options.generation.chat_template_kwargs)
-        with open_loaded_model(named.judge, self.run) as loaded:
+        with open_loaded_model(self.model, self.run) as loaded:
             yield LocalJudge(loaded.model, loaded.tokenizer, values, self.options.batch_tokens)
 
 
 def judge_measurements(
     measurements: Sequence[Measurement],
-    name: str,
     opened: AbstractContextManager[Judge],
     verdicts: VerdictFile,
     progress: Progress = no_progress,
@@ -118,7 +112,6 @@ def judge_measurements(
 
     Args:
         measurements: those of all models.
-        name: the name of the judge.
         opened: the judge. It is entered only if a verdict is missing.
         verdicts: the verdicts that are known. New ones are added as soon as they are known.
         progress: see `sea_export.evaluation.benchmark.Progress`.
@@ -143,7 +136,7 @@ def judge_measurements(
             except JudgeUnavailable as error:
                 failure = str(error)
     left = sum(verdicts.get(request) is None for request in missing)
-    return [_judged(one, verdicts) for one in measurements], Judging(name, len(missing), left, failure)
+    return [_judged(one, verdicts) for one in measurements], Judging(verdicts.judge, len(missing), left, failure)
 
 
 def _requests(answer: GivenAnswer) -> list[JudgeRequest]:
@@ -156,10 +149,7 @@ def _judged(measurement: Measurement, verdicts: VerdictFile) -> Measurement:
     """The measurement with its verdicts and their metrics."""
     if not any(answer.correct for answer in measurement.answers):
         return measurement
-    answers = tuple(
-        replace(answer, **{request.criterion: verdicts.get(request) for request in _requests(answer)})
-        for answer in measurement.answers
-    )
+    answers = tuple(_with_verdicts(answer, verdicts) for answer in measurement.answers)
     truthful, informative = [one.truthful for one in answers], [one.informative for one in answers]
     both = [
         None if one.truthful is None or one.informative is None else one.truthful and one.informative for one in answers
@@ -172,6 +162,11 @@ def _judged(measurement: Measurement, verdicts: VerdictFile) -> Measurement:
     ]
     kept = tuple(metric for metric in metrics if metric is not None)
     return replace(measurement, answers=answers, metrics=(*measurement.metrics, *kept))
+
+
+def _with_verdicts(answer: GivenAnswer, verdicts: VerdictFile) -> GivenAnswer:
+    found = {request.criterion: verdicts.get(request) for request in _requests(answer)}
+    return replace(answer, truthful=found["truthful"], informative=found["informative"])
 
 
 def _share(name: str, verdicts: Sequence[bool | None]) -> Metric | None:

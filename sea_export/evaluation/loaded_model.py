@@ -47,8 +47,7 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     """
     if run.layerwise:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
-    directory = Path(model).expanduser()
-    adapter = directory if (directory / ADAPTER_CONFIG).is_file() else None
+    adapter = _adapter(model)
     with _opened(base_of_adapter(adapter) if adapter else model, run) as base:
         _check_code(base)
         loaded = base.load_model(
@@ -68,10 +67,15 @@ def check_loadable(model: str, run: RunOptions) -> None:
         model: see `open_loaded_model`.
         run: see `open_loaded_model`.
     """
-    with open_base(
-        model, revision=run.revision, dtype=parse_dtype(run.dtype), trust_remote_code=run.trust_remote_code
-    ) as base:
+    adapter = _adapter(model)
+    with _opened(base_of_adapter(adapter) if adapter else model, run) as base:
         _check_code(base)
+
+
+def _adapter(model: str) -> Path | None:
+    """The directory of an adapter; None if the name is that of something else."""
+    directory = Path(model).expanduser()
+    return directory if (directory / ADAPTER_CONFIG).is_file() else None
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class LocalJudge:
         for start in range(0, len(prompts), _CHUNK):
             items = [self._item(prompt) for prompt in prompts[start : start + _CHUNK]]
             for scores in completion_log_likelihoods(self.model, items, batch_tokens=self.batch_tokens):
-                yes, no = np.logaddexp(*scores[:2]), np.logaddexp(*scores[2:])
+                yes, no = np.logaddexp(scores[0], scores[1]), np.logaddexp(scores[2], scores[3])
                 yield bool(yes > no)
 
     def _item(self, prompt: str) -> PromptedCompletions:

@@ -20,7 +20,8 @@ __all__ = ["RemoteJudge"]
 _REMINDER = "Reply with one word, yes or no."
 # Requests that one answer may make wrong, by its length or its words. Other requests can still succeed.
 _REFUSED_ANSWER = (400, 413, 422)
-_TOO_MANY_REQUESTS = 429
+# Refusals that end by themselves: timeout, conflict, too early, too many requests.
+_TRANSIENT = (408, 409, 425, 429)
 _LONGEST_WAIT = 300.0
 _FAILURES_IN_A_ROW = 3
 _LARGEST_REPLY = 2**24
@@ -92,7 +93,7 @@ class RemoteJudge:
                     reason = f"status {error.code}"
                     if error.code in _REFUSED_ANSWER:
                         raise _Failed(reason) from error
-                    if error.code != _TOO_MANY_REQUESTS and error.code < 500:
+                    if error.code not in _TRANSIENT and error.code < 500:
                         raise JudgeUnavailable(
                             f"--judge-url: {self.url} refuses the request with status {error.code}. Check the "
                             "address, --judge, and the key in SEA_EXPORT_JUDGE_KEY."

@@ -30,7 +30,7 @@ class VerdictFile:
         Raises:
             InputError: the file cannot be read, or has other lines.
         """
-        self._judge = judge
+        self.judge = judge
         self._file = file
         self._verdicts: dict[str, bool] = {}
         if file is not None and file.exists():
@@ -52,7 +52,7 @@ class VerdictFile:
             return
         line = {
             "key": key,
-            "judge": self._judge,
+            "judge": self.judge,
             "criterion": request.criterion,
             "question": request.question,
             "answer": request.answer,
@@ -65,7 +65,7 @@ class VerdictFile:
             raise InputError(f"{self._file}: it cannot be written ({reason(error)}). Choose another file.") from error
 
     def _key(self, request: JudgeRequest) -> str:
-        return hashlib.sha256(json.dumps([self._judge, request.prompt]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.judge, request.prompt]).encode()).hexdigest()
 
     def _read(self, file: Path) -> None:
         try:
