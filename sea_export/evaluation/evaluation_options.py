@@ -40,8 +40,8 @@ class EvaluateOptions:
     )
     lm_eval: str | None = option(
         None,
-        "Tasks of lm-evaluation-harness, such as arc_easy,hellaswag; needs the extra lm-eval. --limit takes the first "
-        "rows of each.",
+        "Tasks of lm-evaluation-harness, by name or YAML file, such as arc_easy,hellaswag; needs the extra lm-eval. "
+        "Metrics are those that are means over rows. --limit takes the first rows.",
         metavar="TASKS",
     )
     text: str | None = option(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Harness", "harness_measurements"]
 
-_LIBRARY = "lm_eval"
+logger = logging.getLogger(__name__)
+
 _SHARES = {"acc", "acc_norm", "exact_match", "em", "f1", "pct_stereotype"}
 """Metrics that are shares of rows. The others are shown as they are."""
 
@@ -53,14 +53,7 @@ class Harness:
         tasks = tuple(name.strip() for name in text.split(",") if name.strip())
         if not tasks:
             raise InputError("--lm-eval: it names no task. Give one, such as arc_easy.")
-        if library is None:
-            if importlib.util.find_spec(_LIBRARY) is None:
-                raise InputError(
-                    "--lm-eval: lm-evaluation-harness is not installed. Run pip install 'sea-export[lm-eval]'."
-                )
-            library = importlib.import_module(_LIBRARY)
-            importlib.import_module(f"{_LIBRARY}.tasks")
-            importlib.import_module(f"{_LIBRARY}.models.huggingface")
+        library = library or _imported()
         manager = library.tasks.TaskManager()
         for task in tasks:
             if not Path(task).is_file() and not manager.match_tasks([task]):
@@ -103,8 +96,20 @@ class Harness:
         return harness_measurements(results)
 
 
+def _imported() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ImportError:
+        raise InputError(
+            "--lm-eval: lm-evaluation-harness is not installed. Run pip install 'sea-export[lm-eval]'."
+        ) from None
+    return lm_eval
+
+
 def harness_measurements(results: Mapping[str, Any]) -> list[Measurement]:
-    """The metrics of each task whose value is the mean over its rows, row by row.
+    """The metrics of each task whose value is the mean over its rows, row by row. Others are named in a warning.
 
     Args:
         results: what `lm_eval.simple_evaluate` returns with `log_samples`.
@@ -119,6 +124,7 @@ def _measurement(task: str, samples: Sequence[Mapping[str, Any]], results: Mappi
     reported = results["results"][task]
     higher = results.get("higher_is_better", {}).get(task, {})
     metrics: list[Metric] = []
+    others: list[str] = []
     count = len({sample["doc_id"] for sample in samples})
     for key, value in reported.items():
         name, _, chosen = key.partition(",")
@@ -126,7 +132,8 @@ def _measurement(task: str, samples: Sequence[Mapping[str, Any]], results: Mappi
             continue
         rows = sorted((one for one in samples if one.get("filter", chosen) == chosen), key=lambda one: one["doc_id"])
         values: list[Any] = [row.get(name) for row in rows]
-        if not _is_mean(value, values):  # such as a perplexity or a BLEU, which are no means over rows
+        if not _is_mean(value, values):  # such as a perplexity or a BLEU
+            others.append(name)
             continue
         metrics.append(
             mean_metric(
@@ -140,6 +147,8 @@ def _measurement(task: str, samples: Sequence[Mapping[str, Any]], results: Mappi
         raise SeaExportError(
             f"{task}: none of its metrics is a mean over its rows, which intervals by row need. Choose another task."
         )
+    if others:
+        logger.warning("%s: left out %s, which is no mean over rows.", task, ", ".join(others))
     return Measurement(f"lm-eval {task}", count, tuple(metrics))
 
 
