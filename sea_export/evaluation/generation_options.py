@@ -71,8 +71,8 @@ class JudgeOptions:
     )
     judge_cache: Path | None = option(
         None,
-        "Append each verdict to this JSONL file, and ask only for those that it does not have; by default a file "
-        "beside --json.",
+        "Append each verdict to this JSONL file, and ask only for those that it does not have; by default "
+        "beside --json, with the ending .verdicts.jsonl.",
         path="file",
     )
 

@@ -101,10 +101,11 @@ def _imported() -> Any:
         import lm_eval
         import lm_eval.models.huggingface
         import lm_eval.tasks
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            "--lm-eval: lm-evaluation-harness is not installed. Run pip install 'sea-export[lm-eval]'."
-        ) from None
+            f"--lm-eval: lm-evaluation-harness is not usable ({first_line(error)}). Run pip install "
+            "'sea-export[lm-eval]'."
+        ) from error
     return lm_eval
 
 

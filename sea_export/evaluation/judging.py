@@ -49,13 +49,11 @@ class Judging:
 class ChosenJudge:
     """The judge that the options name."""
 
-    name: str
-    """Its name in reports and in the file of its verdicts."""
     model: str
-    """A model on this machine or on the Hub; with a `url`, the name of a model there."""
-    url: str | None
-    file: Path | None
-    """Where its verdicts are kept."""
+    """A model on this machine or on the Hub, or the name of a model behind an address."""
+    remote: RemoteJudge | None
+    """The judge behind an address; None for a model that is opened here."""
+    verdicts: VerdictFile
     options: EvaluateOptions
     run: RunOptions
 
@@ -77,29 +75,33 @@ class ChosenJudge:
             file = options.json_file.with_suffix(".verdicts.jsonl")
         if file is not None:
             check_directory(file)
-        own_run = replace(run, revision=None)
-        path = Path(model).expanduser()
-        name = path.resolve().name if url is None and path.exists() else model
-        VerdictFile(name, file)  # raises for a file of something else
-        if url is None:
-            check_loadable(model, own_run)
-        return cls(name, model, url, file, options, own_run)
+        if url is not None:
+            return cls(model, RemoteJudge(model, url, _key()), VerdictFile(model, model, file), options, run)
+        own_run, path = replace(run, revision=None), Path(model).expanduser().resolve()
+        # Directories of one name can be different judges.
+        verdicts = VerdictFile(path.name, str(path), file) if path.exists() else VerdictFile(model, model, file)
+        check_loadable(model, own_run)
+        return cls(model, None, verdicts, options, own_run)
 
     def measure(
         self, measurements: Sequence[Measurement], progress: Progress = no_progress
     ) -> tuple[list[Measurement], Judging]:
         """`judge_measurements` by this judge, which is opened only if a verdict is missing."""
-        return judge_measurements(measurements, self._opened(), VerdictFile(self.name, self.file), progress)
+        return judge_measurements(measurements, self._opened(), self.verdicts, progress)
 
     @contextmanager
     def _opened(self) -> Iterator[Judge]:
-        if self.url is not None:
-            key = next((os.environ[name] for name in _KEYS if os.environ.get(name)), None)
-            yield RemoteJudge(self.model, self.url, key)
+        if self.remote is not None:
+            yield self.remote
             return
         values = template_values(self.options.generation.chat_template_kwargs)
         with open_loaded_model(self.model, self.run) as loaded:
             yield LocalJudge(loaded.model, loaded.tokenizer, values, self.options.batch_tokens)
+
+
+def _key() -> str | None:
+    """The key of a judge behind an address; None if there is none."""
+    return next((os.environ[name].strip() for name in _KEYS if os.environ.get(name, "").strip()), None)
 
 
 def judge_measurements(

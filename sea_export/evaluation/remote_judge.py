@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from sea_export.errors import first_line
+from sea_export.errors import InputError, first_line
 from sea_export.evaluation.judge import JudgeUnavailable, read_verdict
 
 __all__ = ["RemoteJudge"]
@@ -49,6 +49,11 @@ class RemoteJudge:
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.time
     """The time in seconds since 1970."""
+
+    def __post_init__(self) -> None:
+        # A library would quote such a key in its error.
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
+            raise InputError("SEA_EXPORT_JUDGE_KEY: the key has characters that no key has. Set it again.")
 
     def verdicts(self, prompts: Sequence[str]) -> Iterator[bool | None]:
         """See `sea_export.evaluation.judge.Judge`. A prompt that gets no reply has no verdict.

@@ -97,7 +97,7 @@ def test_a_judge_gets_question_answer_and_references() -> None:
 
 def test_metrics_of_a_remote_judge(server: LoopbackJudge, remote: RemoteJudge, tmp_path: Path) -> None:
     own, base = answered(*ANSWERS), answered(ANSWERS[0], "of cheese", "of cheese", "of cheese")
-    (judged, other), judging = judge_measurements([own, base], opened(remote), VerdictFile("m", None))
+    (judged, other), judging = judge_measurements([own, base], opened(remote), VerdictFile("m", "m", None))
     assert values(judged) == EXPECTED
     assert values(other)["truthful"] == 0.25
     assert [(one.truthful, one.informative) for one in judged.answers] == [
@@ -116,23 +116,23 @@ def test_metrics_of_a_remote_judge(server: LoopbackJudge, remote: RemoteJudge, t
 
 def test_answers_without_references_are_not_judged(remote: RemoteJudge, server: LoopbackJudge) -> None:
     free = Measurement("prompts", 1, (), (GivenAnswer("What?", "That."),))
-    found, judging = judge_measurements([free], opened(remote), VerdictFile("m", None))
+    found, judging = judge_measurements([free], opened(remote), VerdictFile("m", "m", None))
     assert found == [free]
     assert judging.asked == len(server.requests) == 0
 
 
 def test_a_known_verdict_is_not_asked_for_again(server: LoopbackJudge, remote: RemoteJudge, tmp_path: Path) -> None:
     file = tmp_path / "verdicts.jsonl"
-    judge_measurements([answered(*ANSWERS[:2])], opened(remote), VerdictFile("m", file))
+    judge_measurements([answered(*ANSWERS[:2])], opened(remote), VerdictFile("m", "m", file))
     server.reset()
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", file))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", file))
     assert values(judged) == EXPECTED
     assert judging.asked == len(server.requests) == 4
     server.reset()
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", file))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", file))
     assert values(judged) == EXPECTED
     assert not server.requests
-    judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("another judge", file))
+    judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "another m", file))
     assert len(server.requests) == 8
     assert KEY not in file.read_text(encoding="utf-8")
 
@@ -146,11 +146,11 @@ def test_what_a_stopped_run_wrote_is_used(server: LoopbackJudge, remote: RemoteJ
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge_measurements([answered(*ANSWERS)], opened(Stopped()), VerdictFile("m", file))
+        judge_measurements([answered(*ANSWERS)], opened(Stopped()), VerdictFile("m", "m", file))
     with file.open("a", encoding="utf-8") as stream:
         stream.write('{"key": "half a li')
     server.reset()
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", file))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", file))
     assert judging.asked == len(server.requests) == 5
     assert values(judged) == EXPECTED
     assert len([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]) == 8
@@ -161,7 +161,11 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     for line in ('{"prompt": "x"}', "x", "[]", '{"key": "x", "verdict": "yes"}'):
         file.write_text(f'{{"key": "x", "verdict": true}}\n{line}\n', encoding="utf-8")
         with pytest.raises(InputError, match=naming("rows.jsonl, row 2")):
-            VerdictFile("m", file)
+            VerdictFile("m", "m", file)
+    file.write_text("a text without an end of line", encoding="utf-8")
+    with pytest.raises(InputError, match=naming("rows.jsonl")):
+        VerdictFile("m", "m", file)
+    assert file.read_text(encoding="utf-8") == "a text without an end of line"
 
 
 def test_what_is_no_verdict_is_asked_once_more_and_then_counted(server: LoopbackJudge, remote: RemoteJudge) -> None:
@@ -169,14 +173,16 @@ def test_what_is_no_verdict_is_asked_once_more_and_then_counted(server: Loopback
         return "Perhaps yes, perhaps no." if len(messages) == 1 else by_rule(messages)
 
     server.says = hesitant
-    (judged,), judging = judge_measurements([answered("of rock", "of cheese")], opened(remote), VerdictFile("m", None))
+    (judged,), judging = judge_measurements(
+        [answered("of rock", "of cheese")], opened(remote), VerdictFile("m", "m", None)
+    )
     assert values(judged)["not judged"] == 0
     assert len(server.requests) == 8
     assert len(server.requests[1].json()["messages"]) == 3
 
     server.reset()
     server.says = lambda messages: "garbage" if "of rock" in messages[0] else by_rule(messages)
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", None))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", None))
     assert len(server.requests) == 2 * 2 + 6
     assert (judging.missing, judging.failure) == (2, None)
     found = values(judged)
@@ -185,7 +191,7 @@ def test_what_is_no_verdict_is_asked_once_more_and_then_counted(server: Loopback
     assert judged.answers[0].truthful is None
 
     server.says = lambda messages: "garbage"
-    (judged,), _ = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", None))
+    (judged,), _ = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", None))
     assert values(judged) == {"length": 1.0, "not judged": 1.0}
 
 
@@ -206,7 +212,7 @@ def test_nothing_is_lost_when_the_server_fails_for_a_while(
     fault: str, server: LoopbackJudge, remote: RemoteJudge
 ) -> None:
     server.fail(CHAT, times=2, **FAULTS[fault])
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", None))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", None))
     assert values(judged) == EXPECTED
     assert judging.missing == 0
     assert server.waits == ([WAITS[fault]] * 2 if fault in WAITS else [1.0, 2.0])
@@ -215,7 +221,7 @@ def test_nothing_is_lost_when_the_server_fails_for_a_while(
 def test_a_server_that_stalls_is_asked_again(server: LoopbackJudge, remote: RemoteJudge) -> None:
     server.fail(CHAT, pause=1.5)
     impatient = replace(remote, timeout=0.5)
-    (judged,), _ = judge_measurements([answered(*ANSWERS)], opened(impatient), VerdictFile("m", None))
+    (judged,), _ = judge_measurements([answered(*ANSWERS)], opened(impatient), VerdictFile("m", "m", None))
     assert values(judged) == EXPECTED
     assert server.waits == [1.0]
 
@@ -231,7 +237,7 @@ def test_a_server_that_trickles_is_given_up_at_the_deadline(server: LoopbackJudg
 @pytest.mark.parametrize("reply", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": 1}]}', b"[]"])
 def test_what_is_no_completion_is_no_verdict(reply: bytes, server: LoopbackJudge, remote: RemoteJudge) -> None:
     server.says = lambda messages: reply
-    (judged,), judging = judge_measurements([answered("of rock")], opened(remote), VerdictFile("m", None))
+    (judged,), judging = judge_measurements([answered("of rock")], opened(remote), VerdictFile("m", "m", None))
     assert values(judged)["not judged"] == 1
     assert judging.missing == 2
     assert len(server.requests) == 2 * remote.attempts
@@ -239,7 +245,7 @@ def test_what_is_no_completion_is_no_verdict(reply: bytes, server: LoopbackJudge
 
 def test_an_answer_that_the_server_refuses_stops_nothing(server: LoopbackJudge, remote: RemoteJudge) -> None:
     server.fail(CHAT, 400)
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", None))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", None))
     assert (judging.missing, judging.failure) == (1, None)
     assert values(judged)["not judged"] == 0.25
     assert len(server.requests) == 8
@@ -249,7 +255,7 @@ def test_an_answer_that_the_server_refuses_stops_nothing(server: LoopbackJudge, 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_judge_that_refuses_everything_is_asked_once(status: int, server: LoopbackJudge, remote: RemoteJudge) -> None:
     server.fail(CHAT, status, times=100)
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", None))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", None))
     assert judging.missing == 8
     assert judging.failure is not None
     assert_names(judging.failure, "--judge-url", status, "SEA_EXPORT_JUDGE_KEY")
@@ -269,20 +275,31 @@ def test_a_judge_that_goes_away_keeps_what_it_said(server: LoopbackJudge, remote
         return by_rule(messages)
 
     server.says = dying
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", file))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", file))
     assert (judging.asked, judging.missing) == (8, 5)
     assert judging.failure is not None
     assert_names(judging.failure, "500", "--judge-url")
     assert len(server.requests) == 3 + 3 * remote.attempts
     assert values(judged)["not judged"] == 0.75
     server.reset()
-    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", file))
+    (judged,), judging = judge_measurements([answered(*ANSWERS)], opened(remote), VerdictFile("m", "m", file))
     assert len(server.requests) == 5
     assert values(judged) == EXPECTED
 
 
 def test_the_key_is_not_shown(remote: RemoteJudge) -> None:
     assert KEY not in repr(remote)
+    for broken in ("sk-one\nsk-two", "sk-\u00fc"):
+        with pytest.raises(InputError, match=naming("SEA_EXPORT_JUDGE_KEY")) as found:
+            replace(remote, key=broken)
+        assert "sk-" not in str(found.value)
+
+
+def test_the_key_does_not_follow_to_another_address(server: LoopbackJudge, remote: RemoteJudge) -> None:
+    server.fail(CHAT, 302, headers={"Location": f"{server.storage}/elsewhere"})
+    with pytest.raises(JudgeUnavailable):
+        list(remote.verdicts(["Is it?"]))
+    assert [request.token for request in server.requests if request.host == "localhost"] == [""]
 
 
 def test_a_local_judge_compares_likelihoods(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -27,6 +27,8 @@ class LoopbackJudge(LoopbackServer):
         return [request.json()["messages"][0]["content"] for request in self.requests]
 
     def answer(self, request: Request) -> Answer:
+        if request.line != CHAT:
+            return Answer(b"there is nothing here", 404)
         reply = self.says([message["content"] for message in request.json()["messages"]])
         if isinstance(reply, bytes):
             return Answer(reply)
