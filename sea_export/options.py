@@ -153,7 +153,8 @@ class EditOptions:
         "Which projections make the edit: M = P+ + P-, P+, P-, or both with their roles swapped.",
         PROJECTIONS,
     )
-    strength: float = option(1.0, "s in I + s (M - I): 0 edits nothing, 1 is the method.")
+    strength: float = 1.0
+    """s in I + s (M - I). Commands take it from `sea_export.effect.effect_options.EffectOptions`, or search it."""
     normalization: str = option(
         "none",
         "What follows M: nothing, division by 2 (by 2 to the power of --strength), per-feature scales measured on the "

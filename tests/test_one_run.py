@@ -20,7 +20,7 @@ from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.load_model import skeleton
 from tests.helpers.calls import counted_calls
-from tests.helpers.parameters import slow_but
+from tests.helpers.parameters import UNMEASURED, slow_but
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "config.json read by the package": read_json,
@@ -43,7 +43,7 @@ def test_a_fit_and_save_finds_each_fact_once(
     def is_of_base(path: object, **options: object) -> bool:
         return Path(str(path)).resolve() in (base.resolve(), base.resolve() / "config.json")
 
-    given = ["--demonstrations", tmp_path / "rows.jsonl", "--layers", "last:2", "--format", format]
+    given = ["--demonstrations", tmp_path / "rows.jsonl", "--layers", "last:2", *UNMEASURED, "--format", format]
     with counted_calls(
         FUNCTIONS,
         {"config.json read by the package": is_of_base, "config loaded by transformers": is_of_base},

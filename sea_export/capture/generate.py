@@ -1,4 +1,4 @@
-"""Greedy continuations of token sequences, in batches."""
+"""Continuations of token sequences, greedy or sampled, in batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-__all__ = ["end_tokens", "greedy_continuations"]
+__all__ = ["end_tokens", "greedy_continuations", "sampled_continuations"]
 
 
 @torch.inference_mode()
@@ -40,41 +40,95 @@ def greedy_continuations(
     Returns:
         One continuation for each prompt, without the prompt.
     """
-    from transformers import GenerationConfig
-
-    device = next(model.parameters()).device
     ends = end_tokens(model)
-    settings = GenerationConfig(
+    generated = _generated(
+        model,
+        prompts,
+        batch_tokens,
+        progress,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens if past_the_end else None,
         do_sample=False,
         eos_token_id=sorted(ends) or None,
         pad_token_id=min(ends, default=0),
     )
+    return [_until_end(tokens, ends) for tokens in generated]
+
+
+@torch.inference_mode()
+def sampled_continuations(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    seed: int,
+    batch_tokens: int = 2048,
+) -> list[tuple[int, ...]]:
+    """Continuations of prompts that are drawn from the model's own distribution, at temperature 1.
+
+    Args:
+        model: see `greedy_continuations`.
+        prompts: see `greedy_continuations`.
+        new_tokens: the largest length of a continuation, in tokens.
+        seed: of the draws.
+        batch_tokens: about how many tokens are processed at a time.
+
+    Returns:
+        One continuation for each prompt, without the prompt, up to and with its end-of-sequence token.
+    """
+    ends = end_tokens(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generated = _generated(
+            model,
+            prompts,
+            batch_tokens,
+            None,
+            max_new_tokens=new_tokens,
+            do_sample=True,
+            top_k=0,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=0),
+        )
+    return [_through_end(tokens, ends) for tokens in generated]
+
+
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens that end a text, as the model's generation settings name them; empty if they name none."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return {ends} if isinstance(ends, int) else set(ends or ())
+
+
+def _generated(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    batch_tokens: int,
+    progress: Callable[[int], None] | None,
+    **settings: Any,
+) -> list[list[int]]:
+    """What `generate` adds to each prompt, padding included."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(**settings)
+    device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    continuations: dict[int, tuple[int, ...]] = {}
+    continuations: dict[int, list[int]] = {}
     while order:
         width = len(prompts[order[0]])
-        count = max(1, batch_tokens // (width + new_tokens))
+        count = max(1, batch_tokens // (width + settings["max_new_tokens"]))
         batch, order = order[:count], order[count:]
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(batch):
             ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
-        with _own_settings_replaced(model, settings):
+        with _own_settings_replaced(model, config):
             generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         for row, index in enumerate(batch):
-            continuations[index] = _until_end(generated[row, width:].tolist(), ends)
+            continuations[index] = generated[row, width:].tolist()
         if progress is not None:
             progress(len(batch))
     return [continuations[index] for index in range(len(prompts))]
-
-
-def end_tokens(model: PreTrainedModel) -> set[int]:
-    """The tokens that end a text, as the model's generation settings name them; empty if they name none."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return {named} if isinstance(named, int) else set(named or ())
 
 
 @contextmanager
@@ -91,3 +145,8 @@ def _own_settings_replaced(model: PreTrainedModel, settings: GenerationConfig) -
 def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
     length = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
     return tuple(tokens[: max(length, 1)])
+
+
+def _through_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
+    length = next((position + 1 for position, token in enumerate(tokens) if token in ends), len(tokens))
+    return tuple(tokens[:length])

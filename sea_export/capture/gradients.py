@@ -27,7 +27,7 @@ from sea_export.model.targets import Target
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["OutputGradients", "ScoredText", "own_labels", "read_gradients"]
+__all__ = ["Labels", "OutputGradients", "ScoredText", "own_labels", "read_gradients"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class OutputGradients:
     gradients: Tensor
 
 
-Labels = Callable[[Tensor, Tensor], Tensor]
-"""Gives the labels (n,) of n scored positions, from the logits (n, vocabulary) and from the text's own next tokens."""
+Labels = Callable[[Tensor], Tensor]
+"""Gives the labels (n,) of n scored positions, from their log-probabilities (n, vocabulary)."""
 
 
 def read_gradients(
@@ -73,7 +73,7 @@ def read_gradients(
     observe: Callable[[Target, OutputGradients], None],
     *,
     batch_tokens: int,
-    labels: Sequence[Labels] = (),
+    labels: Labels | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Runs all texts forward and backward, in batches of about equal length.
@@ -84,7 +84,7 @@ def read_gradients(
         projections: the output projections of the targets.
         observe: is given the gradients of each target and batch, as soon as they are known.
         batch_tokens: about how many tokens a pass computes.
-        labels: one backward pass is run for each of these. Empty for one with the texts' own tokens.
+        labels: gives the labels; None for the texts' own tokens.
         progress: told the number of texts that a batch has finished.
     """
     model.eval()
@@ -92,7 +92,9 @@ def read_gradients(
     reader = _Reader(observe)
     first = min(one.target.layer for one in projections)
     upper = list(decoder_layers(model)[1])[first:]
+    head = _ScoredPositions()
     with _without_parameter_gradients(model), _checkpointed(upper), ExitStack() as hooks:
+        hooks.callback(model.get_output_embeddings().register_forward_pre_hook(head.select).remove)
         for one in projections:
             module = model.get_submodule(one.module_name)
             hooks.callback(module.register_forward_hook(reader.hook(one.target)).remove)
@@ -100,15 +102,14 @@ def read_gradients(
             batch = [texts[index] for index in indices]
             ids, mask = _padded(batch)
             reader.start(indices, mask.to(device))
+            rows, columns, tokens, weights = _scored(batch)
+            head.positions = rows, columns
             with torch.enable_grad():
                 logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
-                rows, columns, tokens, weights = _scored(batch, logits.device)
-                scored = logits[rows, columns].float()
-                log_probabilities = scored.log_softmax(-1)
-                for number, choose in enumerate(labels or [_own_tokens]):
-                    chosen = choose(scored.detach(), tokens)
-                    objective = (weights * log_probabilities.gather(1, chosen[:, None])[:, 0]).sum()
-                    objective.backward(retain_graph=number + 1 < len(labels))
+                log_probabilities = logits[0].float().log_softmax(-1)
+                tokens, weights = tokens.to(logits.device), weights.to(logits.device)
+                chosen = tokens if labels is None else labels(log_probabilities.detach())
+                (weights * log_probabilities.gather(1, chosen[:, None])[:, 0]).sum().backward()
             reader.end()
             if progress is not None:
                 progress(len(indices))
@@ -121,14 +122,24 @@ def own_labels(generator: torch.Generator) -> Labels:
         generator: what draws them, on the CPU.
     """
 
-    def draw(logits: Tensor, tokens: Tensor) -> Tensor:
-        return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+    def draw(log_probabilities: Tensor) -> Tensor:
+        drawn = torch.multinomial(log_probabilities.exp().cpu(), 1, generator=generator)[:, 0]
+        return drawn.to(log_probabilities.device)
 
     return draw
 
 
-def _own_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
-    return tokens
+class _ScoredPositions:
+    """Has the head compute only the positions that predict a scored token: for a large vocabulary it is the dearest."""
+
+    def __init__(self) -> None:
+        self.positions: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+
+    def select(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """(rows, tokens, d) hidden states become (1, scored, d)."""
+        rows, columns = self.positions
+        hidden = inputs[0]
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)][None], *inputs[1:])
 
 
 class _Reader:
@@ -213,7 +224,7 @@ def _padded(texts: Sequence[ScoredText]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _scored(texts: Sequence[ScoredText], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _scored(texts: Sequence[ScoredText]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of all scored tokens: the row and the column of the logits that predict it, the token, and the weight."""
     rows, columns, tokens, weights = [], [], [], []
     for row, text in enumerate(texts):
@@ -222,5 +233,4 @@ def _scored(texts: Sequence[ScoredText], device: torch.device) -> tuple[Tensor, 
             columns.append(position - 1)
             tokens.append(text.tokens[position])
             weights.append(text.weight)
-    numbers = (torch.tensor(values, device=device) for values in (rows, columns, tokens))
-    return (*numbers, torch.tensor(weights, device=device))  # type: ignore[return-value]
+    return torch.tensor(rows), torch.tensor(columns), torch.tensor(tokens), torch.tensor(weights)

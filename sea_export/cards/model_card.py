@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sea_export.cards.base_card import license_warning
+from sea_export.cards.effect_text import effect_sentences
 from sea_export.demonstrations.tables import hub_dataset, is_file_name
 from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
@@ -24,6 +25,7 @@ __all__ = ["model_card"]
 _MARKUP = frozenset("\\`*[]<>|#$")
 _MULTIMODAL = "AutoModelForImageTextToText"
 _HERE = "."
+_SPECTRAL = "spectral"
 _BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs", "damage": "neutral text"}
 _COMPONENT_NAMES = {"mlp": "MLP blocks", "attention": "attention blocks"}
 
@@ -57,11 +59,16 @@ def _metadata(manifest: Mapping[str, Any]) -> ModelCardData:
         language=stated.get("language"),
         library_name=format.library,
         pipeline_tag=stated.get("pipeline_tag", task),
-        tags=["sea-export", "spectral-editing", *format.tags],
+        tags=["sea-export", *(["spectral-editing"] if _is_spectral(manifest) else []), *format.tags],
         datasets=_datasets(manifest) or None,
         model_name=_model_name(manifest) if results else None,
         eval_results=results or None,
     )
+
+
+def _is_spectral(manifest: Mapping[str, Any]) -> bool:
+    methods = {(fit.get("options") or {}).get("method", _SPECTRAL) for fit in fits_of(manifest["edit"])}
+    return _SPECTRAL in methods
 
 
 def _model_name(manifest: Mapping[str, Any]) -> str:
@@ -103,8 +110,12 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     adapter = manifest.get("adapter")
     on_hub = base["revision"] is not None
     evaluation = manifest.get("evaluation")
+    fits = list(fits_of(manifest["edit"]))
+    spectral = _is_spectral(manifest)
     return {
-        "title": f"{_plain(base['name'].rpartition('/')[2])}, spectrally edited",
+        "title": f"{_plain(base['name'].rpartition('/')[2])}, {'spectrally ' if spectral else ''}edited",
+        "spectral": spectral,
+        "edit_name": "a spectral edit of its activations (SEA)" if spectral else "an edit of its activations",
         "base": f"[{base['name']}](https://huggingface.co/{base['name']})" if on_hub else _plain(base["name"]),
         "on_hub": on_hub,
         "beside_base": format.loads_beside_base,
@@ -116,7 +127,13 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),
-        "fits": [_fit_description(fit) for fit in fits_of(manifest["edit"])],
+        "fits": [_fit_description(fit) for fit in fits],
+        "effects": [
+            _plain(sentence)
+            for fit in fits
+            if fit.get("effect")
+            for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
+        ],
         "layers": _layer_table(manifest["layers"]),
         "verification": None if verification is None else _verification_text(verification),
         "effect": None if verification is None else f"{verification['effect']['mean_divergence']:.2g}",
@@ -166,18 +183,25 @@ def _fit_description(fit: Mapping[str, Any]) -> str:
     origin = demonstrations.get("origin")
     source = "" if origin is None else f" of {_plain(origin['source'])}"
     edit, capture = options["edit"], options["capture"]
+    if options.get("method", _SPECTRAL) == _SPECTRAL:
+        own = {
+            "kept": _amount(edit, "positive"),
+            "dropped": _amount(edit, "negative"),
+            "projections": edit["projections"],
+            "normalization": edit["normalization"],
+            "feature function": options["feature_function"],
+            "read at": f"{capture['site']}, {capture['position']} token",
+            "neutral": capture["neutral"],
+        }
+    else:
+        form = options["form"]
+        own = {"method": options["method"], "form": f"{form} {options['rank']}" if form == "low-rank" else form}
     settings = {
         "layers": options["layers"],
         "target": options["target"],
+        **own,
         "centring": options["center"],
-        "kept": _amount(edit, "positive"),
-        "dropped": _amount(edit, "negative"),
-        "projections": edit["projections"],
-        "strength": f"{edit['strength']:g}",
-        "normalization": edit["normalization"],
-        "feature function": options["feature_function"],
-        "read at": f"{capture['site']}, {capture['position']} token",
-        "neutral": capture["neutral"],
+        "strength": f"{edit['strength']:.6g}",
         "template": options["template"],
     }
     described = "; ".join(f"{name} {value}" for name, value in settings.items())
@@ -206,17 +230,32 @@ def _amount(edit: Mapping[str, Any], kind: str) -> str:
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
-    header = ("layer", "directions kept", "directions dropped", "strength", "relative change")
+    """A table of the layers, with the columns that say something of one of them."""
+    spectral = any(row["positive_variance"] is not None for row in layers)
+    mapped = any(row.get("map_rank") is not None for row in layers)
+    header = (
+        "layer",
+        *(("directions kept", "directions dropped") if spectral else ()),
+        *(("rank",) if mapped else ()),
+        "strength",
+        "relative change",
+    )
     rows = [
         (
             row["target"],
-            *(_with_share(row[f"{kind}_rank"], row[f"{kind}_variance"]) for kind in ("positive", "negative")),
-            f"{row['strength']:g}",
+            *(_directions(row) if spectral else ()),
+            *((str(row.get("map_rank") or ""),) if mapped else ()),
+            f"{row['strength']:.6g}",
             f"{row['relative_change']:.1%}",
         )
         for row in layers
     ]
     return _table(header, rows)
+
+
+def _directions(row: Mapping[str, Any]) -> tuple[str, str]:
+    kept, dropped = (_with_share(row[f"{kind}_rank"], row[f"{kind}_variance"]) for kind in ("positive", "negative"))
+    return kept, dropped
 
 
 def _with_share(rank: int, share: float | None) -> str:

@@ -9,6 +9,7 @@ import click
 from sea_export.cli.click_options import cache_option, options, visibility_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
+from sea_export.effect.effect_options import EffectOptions
 from sea_export.export.formats import export_format
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions, FitOptions
@@ -17,7 +18,7 @@ from sea_export.options import ExportOptions, FitOptions
 @click.command("fit-and-save")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@options(data=DemonstrationOptions, fit=FitOptions, run=RunOptions, export=ExportOptions)
+@options(data=DemonstrationOptions, fit=FitOptions, effect=EffectOptions, run=RunOptions, export=ExportOptions)
 @cache_option
 @click.option("--push", "repo_id", metavar="REPO_ID", help="Push OUTPUT to this repository of the Hub afterwards.")
 @visibility_option
@@ -30,6 +31,7 @@ def command(
     public: bool,
     data: DemonstrationOptions,
     fit: FitOptions,
+    effect: EffectOptions,
     run: RunOptions,
     export: ExportOptions,
 ) -> None:
@@ -39,31 +41,39 @@ def command(
     anything is fitted, and the repository is made.
     """
     format = export_format(export.format)
+    effect.check(fit)
     format.check_options(fit, export)
     from sea_export.cli.opening import joined_job, opened_model
-    from sea_export.cli.printing import print_saved
-    from sea_export.cli.progress import byte_progress, fit_progress
+    from sea_export.cli.printing import print_effect, print_saved
+    from sea_export.cli.progress import byte_progress, counting_progress, fit_progress
     from sea_export.cli.push_output import push_saved
     from sea_export.cli.terminal import console
+    from sea_export.demonstrations.hold_out import hold_out
     from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.effect.measure import measured_edit
     from sea_export.export.output import check_output
-    from sea_export.fitting.fit_base import fit_base
+    from sea_export.fitting.fit_base import fit_base, log_warnings
     from sea_export.fitting.layer_choice import choose_targets
     from sea_export.hub.push import prepare_push
     from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
     check_output(output, overwrite=export.overwrite)
-    demonstrations = read_demonstrations(data, fit.capture.seed)
+    read = read_demonstrations(data, fit.capture.seed)
+    demonstrations = hold_out(read, effect.held_out_share, fit.capture.seed)
     with joined_job() as processes, opened_model(model, run, output) as opened:
         check_room_for(opened.base, output, export)
         targets = choose_targets(opened.base.skeleton, fit)
         located = locate_fit(opened.base, targets, fit, export)
         if repo_id is not None and processes.is_first:
             prepare_push(opened.base, format, repo_id, public=public)
-        with fit_progress(len(demonstrations), processes) as progress:
-            edit = fit_base(opened, demonstrations, fit, progress, targets=targets, cache=cache, processes=processes)
+        with fit_progress(len(demonstrations.fitted), processes) as progress:
+            fitted = fit_base(
+                opened, demonstrations.fitted, fit, progress, targets=targets, cache=cache, processes=processes
+            )
         if not processes.is_first:
             return
+        edit = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
+        log_warnings(edit)
         with byte_progress("Writing", opened.base) as progress:
             result = save_checkpoint(
                 edit,
@@ -77,5 +87,6 @@ def command(
                 announce=console.print,
             )
     print_saved(result, edit)
+    print_effect(edit)
     if repo_id is not None:
         push_saved(output, repo_id, public=public)

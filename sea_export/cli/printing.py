@@ -4,33 +4,64 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
+from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import export_format
+from sea_export.model.targets import Target
 from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
 
-__all__ = ["print_layers", "print_saved", "print_verification"]
+__all__ = ["print_effect", "print_layers", "print_saved", "print_verification"]
 
 
 def print_layers(edit: SpectralEdit) -> None:
-    """Prints ranks, spectra and relative change of each layer."""
-    table = Table("layer", "component", "kept", "dropped", "of", "first σ² (+)", "change", "signature", "reader error")
-    for target in edit.targets:
-        for layer in edit.layers[target]:
-            values = layer.positive_values
-            table.add_row(
-                str(target.layer),
-                target.component,
-                str(layer.positive.shape[1]),
-                str(layer.negative.shape[1]),
-                str(values.numel()),
-                f"{layer.first_share:.2%}",
-                f"{layer.relative_change:.2%}",
-                f"{layer.signature:.4g}",
-                "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
-            )
+    """Prints ranks, spectra and relative change of each layer, without columns that say nothing of any of them."""
+    columns = (
+        "layer",
+        "component",
+        "kept",
+        "dropped",
+        "of",
+        "first σ² (+)",
+        "rank",
+        "change",
+        "signature",
+        "reader error",
+    )
+    rows = [_layer_cells(target, layer) for target in edit.targets for layer in edit.layers[target]]
+    shown = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    table = Table(*(columns[index] for index in shown))
+    for row in rows:
+        table.add_row(*(row[index] for index in shown))
     console.print(table)
+
+
+def _layer_cells(target: Target, layer: LayerEdit) -> tuple[str, ...]:
+    """One text a column; an empty one where the layer has no such value."""
+    values = layer.positive_values
+    spectral = values.numel() > 0
+    return (
+        str(target.layer),
+        target.component,
+        str(layer.positive.shape[1]) if spectral else "",
+        str(layer.negative.shape[1]) if spectral else "",
+        str(values.numel()) if spectral else "",
+        f"{layer.first_share:.2%}" if spectral else "",
+        "" if layer.left is None else str(layer.left.shape[1]),
+        f"{layer.relative_change:.2%}",
+        f"{layer.signature:.4g}",
+        "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
+    )
+
+
+def print_effect(edit: SpectralEdit) -> None:
+    """Prints what was measured of an edit, if anything was."""
+    effect = edit.provenance.get("effect")
+    if effect is not None:
+        for sentence in effect_sentences(effect, edit.provenance["options"]["edit"]["strength"]):
+            console.print(sentence, soft_wrap=True)
 
 
 def print_verification(verification: Verification) -> None:

@@ -22,9 +22,10 @@ from sea_export.tuning.tuning_options import TuneOptions
 def command(
     model: str, output: Path, tune: TuneOptions, data: DemonstrationOptions, run: RunOptions, export: ExportOptions
 ) -> None:
-    """Search layers, target, truncation, strength and more for the best benchmark score within a damage budget.
+    """Search layers, target, truncation, strength and more for the best score within a damage budget.
 
-    Settings are chosen on a part of the benchmark's rows and reported on the others. The chosen edit is baked into
+    Settings are chosen on a part of the rows and reported on the others. Without --benchmark the rows are
+    demonstrations that are not fitted on, of other kinds where they have kinds. The chosen edit is baked into
     the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
     from sea_export.cli.opening import opened_model
@@ -32,6 +33,7 @@ def command(
     from sea_export.cli.progress import byte_progress, counting_progress
     from sea_export.cli.terminal import console
     from sea_export.cli.tune_output import print_trial, print_tuning, write_tuning
+    from sea_export.demonstrations.hold_out import hold_out
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_output
     from sea_export.saving import check_room_for
@@ -41,13 +43,14 @@ def command(
 
     check_output(output, overwrite=export.overwrite)
     check_files(tune, output)
-    demonstrations = read_demonstrations(data, tune.seed)
-    rows = TuningRows.load(tune)
+    read = read_demonstrations(data, tune.seed)
+    split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
+    rows = TuningRows.load(tune, split.held_out)
     with opened_model(model, run, output) as opened:
         check_room_for(opened.base, output, export)
         tuning = search(
             opened,
-            demonstrations,
+            split.fitted,
             rows,
             tune,
             export,

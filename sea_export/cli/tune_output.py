@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from sea_export.cli.terminal import console
-from sea_export.evaluation.damage import DIVERGENCE
+from sea_export.evaluation.divergence import DIVERGENCE
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport
 from sea_export.files.writing import write_json

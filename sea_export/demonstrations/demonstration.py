@@ -47,6 +47,7 @@ class DemonstrationOrigin:
         negative_field: see `load_demonstrations`.
         limit: see `load_demonstrations`.
         seed: see `load_demonstrations`.
+        held_out: the share that was held out of them: see `sea_export.demonstrations.hold_out.hold_out`.
     """
 
     source: str
@@ -55,10 +56,11 @@ class DemonstrationOrigin:
     negative_field: str | None = None
     limit: int | None = None
     seed: int = 0
+    held_out: float = 0.0
 
 
 class LoadedDemonstrations(tuple[Demonstration, ...]):
-    """Demonstrations exactly as they were read. A part of them is an ordinary tuple, without an origin."""
+    """Demonstrations exactly as they were read, or those of them that a fit uses. Any other part is a plain tuple."""
 
     origin: DemonstrationOrigin
 

@@ -190,6 +190,28 @@ class LayerEdit:
             edited = edited + self.shift.to(edited)
         return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
 
+    def with_strength(self, strength: float) -> LayerEdit:
+        """The same edit with another strength.
+
+        Args:
+            strength: s.
+
+        Raises:
+            InputError: the edit has normalization scales, which belong to its own strength, or that is 0.
+        """
+        if self.scale is not None or self.strength == 0:
+            raise InputError(
+                "--strength: an edit of strength 0, or with a normalization, cannot be given another one. Fit it again."
+            )
+        ratio = strength / self.strength
+        return replace(
+            self,
+            identity=1 - strength if self.projections == "positive" else 1.0,
+            strength=strength,
+            shift=None if self.shift is None else self.shift * ratio,
+            relative_change=self.relative_change * abs(ratio),
+        )
+
     def fold_bias(self, bias: Tensor | None) -> Tensor | None:
         """b' = M' b + (I - M') μ, or None where neither the output projection nor the edit has a constant.
 

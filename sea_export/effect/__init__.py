@@ -1,1 +1,1 @@
-"""What an edit does and costs: damage on unrelated text, the strength within a budget, and held-out demonstrations."""
+"""What an edit does and costs: the strength within a budget, damage on unrelated text, held-out demonstrations."""

@@ -5,39 +5,32 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sea_export.capture.batching import PromptedCompletions, Segment
-from sea_export.capture.whole_text import whole_text
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
-from sea_export.evaluation.metrics import Metric, Sums, mean_metric, mean_of_sums
+from sea_export.evaluation.divergence import BATCH_TOKENS, Divergence, PredictionObserver, compared, divergence_of
+from sea_export.evaluation.metrics import Metric, Sums, mean_of_sums
+from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.scoring import observe_completions
-from sea_export.model.architecture import context_length
+from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DIVERGENCE", "TextPredictions", "measure_damage", "predict_texts"]
-
-DIVERGENCE = "KL from the base"
-"""Name of the metric that a search keeps small."""
-
-# The logits of all tokens of a pass are in memory at once: one number per token and entry of the vocabulary.
-_BATCH_TOKENS = 512
+__all__ = ["TextPredictions", "measure_damage", "measure_divergence", "predict_texts"]
 
 
 @dataclass(frozen=True)
 class TextPredictions:
-    """The next-token distributions of a model over some texts, with which other models are compared."""
+    """The next-token distributions of a model on some texts, with which other models are compared."""
 
-    items: tuple[PromptedCompletions, ...]
-    """The texts in tokens."""
+    text: UnrelatedText
     starts: tuple[int, ...]
     """Where the rows of each text begin in `log_probabilities`."""
     log_probabilities: NDArray[np.float32]
@@ -50,34 +43,37 @@ def predict_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
+    questions: Sequence[str] | None = None,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> TextPredictions:
-    """The predictions of the base, with its perplexity.
+    """The predictions of the base, with its perplexity on prose.
 
     Args:
         model: the base.
         tokenizer: its tokenizer.
-        texts: passages. What does not fit into the context of the model is cut off.
+        texts: passages of prose. What does not fit into the context of the model is cut off.
+        questions: what the base answers, so that its answers are predicted too; None for the built-in ones.
         progress: is told the number of passages that a batch has finished.
 
     Raises:
         InputError: a passage has no tokens, or see `sea_export.capture.whole_text.whole_text`.
     """
-    items = _items(model, tokenizer, texts)
-    lengths = [len(item.completions[0]) for item in items]
+    text = unrelated_text(model, tokenizer, texts, ordinary_questions() if questions is None else questions)
+    lengths = text.lengths
     starts = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))
     vocabulary = model.get_output_embeddings().weight.shape[0]
     with tempfile.TemporaryFile() as file:
         stored: NDArray[np.float32] = np.memmap(file, np.float32, "w+", shape=(sum(lengths), vocabulary))
+    losses = _Losses(text)
 
     def keep(index: int, log_probabilities: Tensor) -> None:
         stored[starts[index] : starts[index] + lengths[index]] = log_probabilities.cpu().numpy()
+        losses.add(index, log_probabilities)
 
-    observer = _Observer(items, keep)
-    observe_completions(model, items, observer, batch_tokens=_BATCH_TOKENS, progress=progress)
-    measurement = Measurement("damage", len(items), (observer.perplexity(),))
-    return TextPredictions(tuple(items), starts, stored, measurement)
+    observe_completions(model, text.items, PredictionObserver(keep), batch_tokens=BATCH_TOKENS, progress=progress)
+    measurement = Measurement("damage", len(text.items), (losses.perplexity(),))
+    return TextPredictions(text, starts, stored, measurement)
 
 
 def measure_damage(
@@ -88,7 +84,7 @@ def measure_damage(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Measurement:
-    """Perplexity of a model, and the distance of its predictions from those of a base.
+    """Perplexity of a model on prose, and the distance of its predictions from those of a base.
 
     Args:
         model: the edited model.
@@ -100,74 +96,67 @@ def measure_damage(
     Raises:
         InputError: the two models have different tokens for the passages, or different vocabularies.
     """
-    items = _items(model, tokenizer, texts)
-    same_tokens = [item.completions for item in items] == [item.completions for item in reference.items]
+    text = reference.text
+    same_tokens = [item.completions for item in prose_items(model, tokenizer, texts)] == [
+        item.completions for item in text.prose
+    ]
     if not same_tokens or model.get_output_embeddings().weight.shape[0] != reference.log_probabilities.shape[1]:
         raise InputError(
             "--against: the model and its base have different tokens, so that their predictions cannot be compared. "
             "Give the base that the model was made from."
         )
-    divergences, agreements = [0.0] * len(items), [0.0] * len(items)
+    losses = _Losses(text)
+    divergence = measure_divergence(model, reference, losses.add, progress=progress)
+    metrics = (divergence.largest, *divergence.metrics, divergence.agreement, losses.perplexity())
+    return Measurement("damage", len(text.items), metrics)
+
+
+def measure_divergence(
+    model: PreTrainedModel,
+    reference: TextPredictions,
+    then: Callable[[int, Tensor], None] = lambda index, log_probabilities: None,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Divergence:
+    """The distance of a model's predictions from those of its base.
+
+    Args:
+        model: the edited model.
+        reference: the predictions of the base.
+        then: is given the index of each text, and its (tokens, vocabulary) log-probabilities.
+        progress: is told the number of texts that a batch has finished.
+    """
+    text = reference.text
+    sums = [(0.0, 0.0)] * len(text.items)
 
     def compare(index: int, log_probabilities: Tensor) -> None:
         start = reference.starts[index]
         stored = reference.log_probabilities[start : start + len(log_probabilities)]
         base = torch.from_numpy(np.array(stored)).to(log_probabilities.device)
-        divergences[index] = float((base.exp() * (base - log_probabilities)).sum(-1).double().sum())
-        agreements[index] = float((base.argmax(-1) == log_probabilities.argmax(-1)).sum())
+        sums[index] = compared(base, log_probabilities)
+        then(index, log_probabilities)
 
-    observer = _Observer(items, compare)
-    observe_completions(model, items, observer, batch_tokens=_BATCH_TOKENS, progress=progress)
-    lengths = [len(item.completions[0]) for item in items]
-    metrics = (
-        mean_metric(DIVERGENCE, divergences, weights=lengths, best=0.0, unit="nats"),
-        mean_metric("equal likeliest token", agreements, weights=lengths),
-        observer.perplexity(),
-    )
-    return Measurement("damage", len(items), metrics)
+    observe_completions(model, text.items, PredictionObserver(compare), batch_tokens=BATCH_TOKENS, progress=progress)
+    return divergence_of(text, sums)
 
 
-def _items(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> list[PromptedCompletions]:
-    context = context_length(model.config)
-    whole = [whole_text(tokenizer, text) for text in texts]
-    if context is None:
-        return whole
-    return [PromptedCompletions(one.prompt, [one.completions[0][: context - len(one.prompt)]]) for one in whole]
+class _Losses:
+    """Sums the negative log-likelihoods of prose."""
+
+    def __init__(self, text: UnrelatedText) -> None:
+        self._text = text
+        self._sums = [(0.0, 0)] * len(text.items)
+
+    def add(self, index: int, log_probabilities: Tensor) -> None:
+        """Adds the (tokens, vocabulary) log-probabilities of a text."""
+        if index < len(self._text.prose):
+            tokens = torch.tensor(self._text.prose[index].completions[0], device=log_probabilities.device)
+            self._sums[index] = -float(log_probabilities.gather(1, tokens[:, None]).double().sum()), len(tokens)
+
+    def perplexity(self) -> Metric:
+        """exp of the mean negative log-likelihood per token."""
+        return Metric("perplexity", np.array(self._sums, dtype=np.float64), _perplexity, best=1.0, unit="")
 
 
 def _perplexity(sums: Sums) -> Sums:
     return np.exp(mean_of_sums(sums))
-
-
-class _Observer:
-    """Observes passes: sums negative log-likelihoods, and passes on the distributions of each text."""
-
-    def __init__(self, items: Sequence[PromptedCompletions], then: Callable[[int, Tensor], None]) -> None:
-        """Starts with sums of 0.
-
-        Args:
-            items: the texts.
-            then: is given the index of a text and its (tokens, vocabulary) float32 log-probabilities.
-        """
-        self._items = items
-        self._then = then
-        self._losses = [0.0] * len(items)
-
-    def before_pass(self, segments: Sequence[Segment]) -> None:
-        pass
-
-    def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
-        for segment in segments:
-            if segment.item is None or segment.completion is None:
-                continue
-            log_probabilities = output.logits[segment.row, : segment.length].float().log_softmax(-1)
-            tokens = torch.tensor(self._items[segment.item].completions[0], device=log_probabilities.device)
-            self._losses[segment.item] = -float(log_probabilities.gather(1, tokens[:, None]).double().sum())
-            self._then(segment.item, log_probabilities)
-
-    def perplexity(self) -> Metric:
-        """exp of the mean negative log-likelihood per token."""
-        columns = [(loss, len(item.completions[0])) for loss, item in zip(self._losses, self._items, strict=True)]
-        return Metric("perplexity", np.array(columns, dtype=np.float64), _perplexity, best=1.0, unit="")

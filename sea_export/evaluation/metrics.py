@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class Metric:
     statistic: Callable[[Sums], Sums]
     """(..., k) sums over rows -> (...) the metric."""
     best: float
-    """The value of the best model: 1 for an accuracy, 0 for a divergence, 0.5 for a preference that should be even."""
+    """The value of the best model: 1 for an accuracy, 0 for a divergence, 0.5 for a preference that should be even;
+    infinity where more is always better."""
     unit: str = "%"
     """`%` for shares, which are shown multiplied by 100; `nats`; or empty."""
     group: str = ""
@@ -40,8 +42,8 @@ class Metric:
 
     @property
     def score(self) -> float:
-        """How good the value is, for a search: higher is better, and 0 is the best."""
-        return -abs(self.value - self.best)
+        """How good the value is, for a search: higher is better. Where there is a best value, it has the score 0."""
+        return self.value if math.isinf(self.best) else -abs(self.value - self.best)
 
 
 def mean_of_sums(sums: Sums) -> Sums:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,7 +55,10 @@ class BenchmarkReport:
 
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON data, under the names that manifests and `--json` files have for it."""
-        return {"benchmark": self.benchmark, "rows": self.rows, "figures": [asdict(metric) for metric in self.metrics]}
+        figures = [
+            {**asdict(metric), "best": metric.best if math.isfinite(metric.best) else None} for metric in self.metrics
+        ]
+        return {"benchmark": self.benchmark, "rows": self.rows, "figures": figures}
 
     def record_with_answers(self) -> dict[str, Any]:
         """`record` and the answers, which are too long for a manifest."""

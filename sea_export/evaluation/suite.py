@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sea_export.demonstrations.neutral_text import load_texts
@@ -16,6 +16,7 @@ from sea_export.evaluation.generation import Generation, load_generation
 from sea_export.evaluation.harness import Harness
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
+from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.truthfulqa import PROMPTS as TRUTHFULQA_PROMPTS
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 
@@ -66,6 +67,8 @@ class Suite:
     benchmarks: tuple[Benchmark, ...]
     texts: tuple[str, ...] = ()
     """Passages for `damage`; empty if damage is not measured."""
+    questions: tuple[str, ...] = field(default_factory=ordinary_questions)
+    """What the base answers for `damage`."""
     batch_tokens: int = 2048
     generations: tuple[Generation, ...] = ()
     """Benchmarks in which the model answers with text."""
@@ -86,7 +89,7 @@ class Suite:
         texts = load_texts(options.text) if DAMAGE in options.benchmarks else ()
         generations = tuple(load_generation(one, options) for one in generated)
         harness = None if options.lm_eval is None else Harness.load(options.lm_eval, options.limit, options.seed)
-        return cls(tuple(loaded), texts, options.batch_tokens, generations, harness)
+        return cls(tuple(loaded), texts, batch_tokens=options.batch_tokens, generations=generations, harness=harness)
 
     def measure_base(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress = no_progress
@@ -101,8 +104,8 @@ class Suite:
         measurements = self._benchmarks(model, tokenizer, progress)
         if not self.texts:
             return measurements, None
-        with progress(DAMAGE, len(self.texts)) as advance:
-            predictions = predict_texts(model, tokenizer, self.texts, progress=advance)
+        with progress(DAMAGE, len(self.texts) + len(self.questions)) as advance:
+            predictions = predict_texts(model, tokenizer, self.texts, self.questions, progress=advance)
         return [*measurements, predictions.measurement], predictions
 
     def measure(
@@ -123,7 +126,7 @@ class Suite:
         measurements = self._benchmarks(model, tokenizer, progress)
         if reference is None:
             return measurements
-        with progress(DAMAGE, len(self.texts)) as advance:
+        with progress(DAMAGE, len(self.texts) + len(self.questions)) as advance:
             damage = measure_damage(model, tokenizer, self.texts, reference, progress=advance)
         return [*measurements, damage]
 

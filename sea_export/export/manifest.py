@@ -89,6 +89,7 @@ def _layer_record(target: Target, layer: LayerEdit) -> dict[str, Any]:
         "negative_rank": layer.negative.shape[1],
         "positive_variance": _explained(layer.positive_values, layer.positive.shape[1]),
         "negative_variance": _explained(layer.negative_values, layer.negative.shape[1]),
+        "map_rank": None if layer.left is None else layer.left.shape[1],
         "strength": layer.strength,
         "feature_function": layer.feature_function,
         "normalization": layer.normalization,

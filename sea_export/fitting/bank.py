@@ -86,7 +86,7 @@ class StatisticsBank:
         }
 
     def edit(self, options: FitOptions) -> SpectralEdit:
-        """The edit that `sea_export.fitting.fit.fit_edit` gives for these options.
+        """The edit that `sea_export.fitting.fit.fit_any_strength` gives for these options.
 
         Args:
             options: the site and the target must be among those of the bank; `template` and the rest of `capture` must

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.capture.batching import PromptedCompletions
-from sea_export.capture.gradients import Labels, OutputGradients, ScoredText, own_labels, read_gradients
+from sea_export.capture.gradients import OutputGradients, ScoredText, own_labels, read_gradients
 from sea_export.capture.whole_text import whole_text
 from sea_export.demonstrations.neutral_text import curvature_texts
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["collect_gradients", "curvature_items"]
 
-_DRAWS = 2
-"""How often labels are drawn for each neutral text."""
-_PIECE = 64
+_PIECE = 32
 """Tokens of a neutral text. More and shorter texts give more samples, and so a Fisher information of higher rank."""
 
 
@@ -72,16 +70,15 @@ def collect_gradients(
             for target, one in margins.items()
         }
     lengths = [len(one.completions[0]) for one in neutral]
-    neutrals = {target: NeutralGradients(lengths, _DRAWS, maps=maps) for target in targets}
+    neutrals = {target: NeutralGradients(lengths, maps=maps) for target in targets}
     generator = torch.Generator().manual_seed(options.capture.seed)
-    labels: list[Labels] = [own_labels(generator)] * _DRAWS
     read_gradients(
         model,
         neutral_texts(neutral),
         projections,
         lambda target, read: neutrals[target].update(_finite(target, read)),
         batch_tokens=options.capture.batch_tokens,
-        labels=labels,
+        labels=own_labels(generator),
     )
     return {
         target: GradientStatistics(

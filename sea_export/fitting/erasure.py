@@ -66,7 +66,10 @@ def _erased(statistics: MeanStatistics, options: FitOptions) -> LayerEdit:
     direction = torch.linalg.solve(shrunk, difference)
     scale = float(difference @ direction)
     if not scale > 0:
-        raise InputError("positive and negative activations have the same mean, and there is nothing to erase.")
+        raise InputError(
+            "--method: erasure has nothing to erase, because positive and negative activations have the same mean. "
+            "Leave this layer out, or give other demonstrations."
+        )
     reads = direction / scale
     middle = statistics.means[1:].mean(0)
     return linear_layer_edit(

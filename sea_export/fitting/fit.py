@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,15 @@ from sea_export.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["computation_record", "edit_from_statistics", "fit", "fit_edit", "no_op_warning", "sequence_warning"]
+__all__ = [
+    "Fit",
+    "computation_record",
+    "edit_from_statistics",
+    "fit",
+    "fit_any_strength",
+    "no_op_warning",
+    "sequence_warning",
+]
 
 # An edit that changes no layer's neutral activations by more than this share does next to nothing.
 _NO_OP_CHANGE = 0.01
@@ -135,10 +144,48 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_edit(model, tokenizer, demonstrations, options, progress, cache=cache)
+    return fit_any_strength(model, tokenizer, demonstrations, options, progress, cache=cache).edit()
 
 
-def fit_edit(
+@dataclass(frozen=True)
+class Fit:
+    """A finished fit, from which edits of every strength follow."""
+
+    statistics: Mapping[Target, FinishedStatistics]
+    options: FitOptions
+    provenance: Mapping[str, Any]
+
+    def edit(self, strength: float | None = None) -> SpectralEdit:
+        """The edit of a strength; None for the one in the options.
+
+        Raises:
+            InputError: see `edit_from_statistics`.
+        """
+        if strength is None or strength == self.options.edit.strength:
+            return self._own_edit
+        return self._made(strength)
+
+    def trial_edit(self, strength: float) -> SpectralEdit:
+        """The edit of a strength, but for rounding in float32; made from another one where that is quicker."""
+        layers = [layer for edits in self._own_edit.layers.values() for layer in edits]
+        if self.options.edit.strength == 0 or any(layer.scale is not None for layer in layers):
+            return self._made(strength)
+        scaled = {
+            target: tuple(layer.with_strength(strength) for layer in edits)
+            for target, edits in self._own_edit.layers.items()
+        }
+        return SpectralEdit(scaled)
+
+    @cached_property
+    def _own_edit(self) -> SpectralEdit:
+        return self._made(self.options.edit.strength)
+
+    def _made(self, strength: float) -> SpectralEdit:
+        options = replace(self.options, edit=replace(self.options.edit, strength=strength))
+        return edit_from_statistics(self.statistics, options, {**self.provenance, "options": asdict(options)})
+
+
+def fit_any_strength(
     model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
@@ -148,8 +195,8 @@ def fit_edit(
     projections: Sequence[OutputProjection] | None = None,
     cache: Path | str | None = None,
     processes: Processes = ALONE,
-) -> SpectralEdit:
-    """`fit` with its options as one object. Several processes may share it, and all of them get the edit.
+) -> Fit:
+    """`fit` with its options as one object. Several processes may share it, and all of them get the result.
 
     Args:
         model: see `fit`.
@@ -178,11 +225,10 @@ def fit_edit(
     provenance = {
         "base": {"name": _public_name(layer_source(model).model.config._name_or_path)},
         "demonstrations": demonstrations_record(demonstrations),
-        "options": asdict(options),
         "computation": computation_record(layer_source(model), processes),
         "versions": library_versions(),
     }
-    return edit_from_statistics(statistics, options, provenance)
+    return Fit(statistics, options, provenance)
 
 
 def edit_from_statistics(

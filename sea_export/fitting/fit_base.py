@@ -12,7 +12,7 @@ from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.distributed import ALONE, Processes
-from sea_export.fitting.fit import fit_edit, no_op_warning, sequence_warning
+from sea_export.fitting.fit import Fit, fit_any_strength, no_op_warning, sequence_warning
 from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.model.base import Base
 from sea_export.model.targets import Target
@@ -32,8 +32,8 @@ def fit_base(
     targets: Sequence[Target] | None = None,
     cache: Path | None = None,
     processes: Processes = ALONE,
-) -> SpectralEdit:
-    """Fits an edit, and logs a warning if it does nothing.
+) -> Fit:
+    """Fits edits of a base, which they then name.
 
     Args:
         opened: the base.
@@ -52,7 +52,7 @@ def fit_base(
         targets = choose_targets(opened.base.skeleton, options)
     if note := left_out_note(opened.base.skeleton, options, targets):
         logger.info("%s", note)
-    edit = fit_edit(
+    fit = fit_any_strength(
         opened.model,
         opened.base.tokenizer,
         demonstrations,
@@ -62,11 +62,9 @@ def fit_base(
         cache=cache,
         processes=processes,
     )
-    edit = with_base(edit, opened.base)
-    log_warnings(edit)
     if cache is not None:
         logger.info("%s: it keeps %.1f MB of activations.", cache, cached_bytes(cache) / 1e6)
-    return edit
+    return replace(fit, provenance={**fit.provenance, "base": _named(opened.base)})
 
 
 def log_warnings(edit: SpectralEdit) -> None:
@@ -78,10 +76,14 @@ def log_warnings(edit: SpectralEdit) -> None:
 
 def with_base(edit: SpectralEdit, base: Base) -> SpectralEdit:
     """The edit with the name and the revision of the base that it was fitted on."""
-    return replace(edit, provenance={**edit.provenance, "base": {"name": base.name, "revision": base.revision}})
+    return replace(edit, provenance={**edit.provenance, "base": _named(base)})
 
 
 def with_weight_digests(edit: SpectralEdit, base: Base) -> SpectralEdit:
     """The edit with name, revision and digests of the weights of the base that it was fitted on."""
-    named = {"name": base.name, "revision": base.revision, "weights": dict(base.weight_digests)}
+    named = {**_named(base), "weights": dict(base.weight_digests)}
     return replace(edit, provenance={**edit.provenance, "base": named})
+
+
+def _named(base: Base) -> dict[str, str | None]:
+    return {"name": base.name, "revision": base.revision}

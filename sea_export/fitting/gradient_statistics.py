@@ -63,7 +63,7 @@ class MarginGradients:
         self._gradient = self._gradient + read.gradients.sum((0, 1), dtype=torch.float64).cpu()
         if self._maps:
             self._map_gradient = self._map_gradient + _product(read.gradients, read.outputs)
-        self._outputs.add(read, range(len(read.texts)))
+        self._outputs.add(read)
 
     def gradient(self) -> Tensor:
         """(d,) g. At least one batch was seen."""
@@ -82,17 +82,15 @@ class MarginGradients:
 class NeutralGradients:
     """Adds up f, Δ and the moments of z of one target."""
 
-    def __init__(self, scored_tokens: Sequence[int], draws: int, *, maps: bool) -> None:
+    def __init__(self, scored_tokens: Sequence[int], *, maps: bool) -> None:
         """Starts with nothing.
 
         Args:
             scored_tokens: of each text, how many tokens are scored.
-            draws: how often labels are drawn for each of them.
             maps: whether Δ is asked for.
         """
         self._roots = torch.tensor(scored_tokens).sqrt()
-        self._draws, self._maps = draws, maps
-        self._seen = [0] * len(scored_tokens)
+        self._maps = maps
         self._samples = torch.zeros(0)
         self._curvature: Tensor | float = 0.0
         self._outputs = _Outputs()
@@ -101,25 +99,22 @@ class NeutralGradients:
         """Adds the texts of a batch, whose objective is their log-likelihood over the root of their scored tokens."""
         if not self._samples.numel():
             size = read.gradients.shape[-1]
-            self._samples = torch.zeros(len(self._seen) * self._draws, size, dtype=torch.float64)
-        self._outputs.add(read, [row for row, text in enumerate(read.texts) if not self._seen[text]])
-        by_text = read.gradients.sum(1, dtype=torch.float64).cpu()
-        for row, text in enumerate(read.texts):
-            self._samples[text * self._draws + self._seen[text]] = by_text[row]
-            self._seen[text] += 1
+            self._samples = torch.zeros(len(self._roots), size, dtype=torch.float64)
+        self._outputs.add(read)
+        self._samples[list(read.texts)] = read.gradients.sum(1, dtype=torch.float64).cpu()
         if self._maps:
             unscaled = read.gradients * self._roots[list(read.texts)].to(read.gradients)[:, None, None]
             self._curvature = self._curvature + _product(unscaled, unscaled)
 
     def samples(self) -> Tensor:
-        """(texts x draws, d) f."""
+        """(texts, d) f."""
         return self._samples
 
     def curvature(self) -> Tensor | None:
         """(d, d) Δ, or None."""
         if not isinstance(self._curvature, Tensor):
             return None
-        return self._curvature / (self._draws * self.moments().counts.sum())
+        return self._curvature / self.moments().counts.sum()
 
     def moments(self) -> OutputMoments:
         """Of z. At least one batch was seen."""
@@ -133,14 +128,14 @@ class _Outputs:
         self._products = self._sums = torch.zeros(0)
         self._counts = torch.zeros(FOLDS, dtype=torch.float64)
 
-    def add(self, read: OutputGradients, rows: Sequence[int]) -> None:
-        """Adds the outputs of some rows of a batch."""
+    def add(self, read: OutputGradients) -> None:
+        """Adds the outputs of a batch."""
         if not self._products.numel():
             size = read.outputs.shape[-1]
             self._products = torch.zeros(FOLDS, size, size, dtype=torch.float64)
             self._sums = torch.zeros(FOLDS, size, dtype=torch.float64)
         for fold in range(FOLDS):
-            members = [row for row in rows if read.texts[row] % FOLDS == fold]
+            members = [row for row, text in enumerate(read.texts) if text % FOLDS == fold]
             outputs = read.outputs[members][read.mask[members]]
             self._products[fold] += _product(outputs, outputs)
             self._sums[fold] += outputs.sum(0, dtype=torch.float64).cpu()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from sea_export.evaluation.benchmark import Benchmark, measure, with_rows
-from sea_export.evaluation.damage import DIVERGENCE, measure_damage, predict_texts
+from sea_export.evaluation.damage import TextPredictions, measure_divergence, predict_texts
+from sea_export.evaluation.divergence import Divergence, joined, joined_metric
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.statistics import metric_differences
 from sea_export.fitting.bank import StatisticsBank
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["TrialResult", "Tuner", "surely_worse"]
+
+T = TypeVar("T")
 
 # A trial is cut short if its divergence is so many times the budget. The search would learn little from the rest.
 _FAR_OVER_BUDGET = 1.5
@@ -59,6 +60,7 @@ class Tuner:
         tokenizer: PreTrainedTokenizerBase,
         benchmark: Benchmark,
         texts: Sequence[str],
+        questions: Sequence[str],
         *,
         metric: str,
         max_divergence: float,
@@ -72,6 +74,7 @@ class Tuner:
             tokenizer: its tokenizer.
             benchmark: the choosing rows.
             texts: neutral passages, at least two.
+            questions: what the base answers for its damage, at least two.
             metric: the name of the metric that is to be improved.
             max_divergence: the damage budget: mean KL from the base, in nats per token.
             batch_tokens: about how many tokens a forward pass computes.
@@ -81,13 +84,13 @@ class Tuner:
         """
         self.bank, self.model, self.tokenizer = bank, model, tokenizer
         self.metric, self.max_divergence, self.batch_tokens = metric, max_divergence, batch_tokens
-        first = max(1, round(_FIRST_PART * len(benchmark.rows)))
-        self._parts = [with_rows(benchmark, rows) for rows in (benchmark.rows[:first], benchmark.rows[first:])]
-        cut = max(1, round(_FIRST_PART * len(texts)))
-        self._texts = [texts[:cut], texts[cut:]]
-        self._references = [predict_texts(model, tokenizer, part) for part in self._texts]
+        self._parts = [with_rows(benchmark, rows) for rows in _two_parts(benchmark.rows)]
+        self._references = [
+            predict_texts(model, tokenizer, own_texts, own_questions)
+            for own_texts, own_questions in zip(_two_parts(texts), _two_parts(questions), strict=True)
+        ]
         self._base = [self._measured(part) for part in self._parts]
-        self.base = _joined(self._base)
+        self.base = joined_metric(self._base)
 
     def try_edit(self, number: int, options: FitOptions, *, whole: bool = False) -> TrialResult:
         """Measures one edit, and begins with the cheap part.
@@ -99,10 +102,11 @@ class Tuner:
         """
         edit = self.bank.edit(options)
         with edit.apply(self.model):
-            divergence = self._divergence(0)
+            first = self._divergence(self._references[0])
+            divergence = first.largest
             if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
                 return TrialResult(number, options, None, None, divergence.value, "over budget on the first texts")
-            divergence = _joined([divergence, self._divergence(1)])
+            divergence = joined([first, self._divergence(self._references[1])]).largest
             if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
                 return TrialResult(number, options, None, None, divergence.value, "over budget")
             metric = self._measured(self._parts[0])
@@ -110,20 +114,20 @@ class Tuner:
                 return TrialResult(
                     number, options, None, None, divergence.value, "worse than the base on the first rows"
                 )
-            metric = _joined([metric, self._measured(self._parts[1])])
+            metric = joined_metric([metric, self._measured(self._parts[1])])
         return TrialResult(number, options, metric.value, metric.score, divergence.value, None)
 
     def _measured(self, part: Benchmark) -> Metric:
         return measure(part, self.model, self.tokenizer, batch_tokens=self.batch_tokens).metric(self.metric)
 
-    def _divergence(self, part: int) -> Metric:
-        damage = measure_damage(self.model, self.tokenizer, self._texts[part], self._references[part])
-        return damage.metric(DIVERGENCE)
+    def _divergence(self, reference: TextPredictions) -> Divergence:
+        return measure_divergence(self.model, reference)
 
 
-def _joined(metrics: Sequence[Metric]) -> Metric:
-    """The metric over all rows of several parts."""
-    return replace(metrics[0], rows=np.concatenate([metric.rows for metric in metrics]))
+def _two_parts(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """The first rows, with which a trial begins, and the others."""
+    first = max(1, round(_FIRST_PART * len(rows)))
+    return rows[:first], rows[first:]
 
 
 def surely_worse(metric: Metric, base: Metric) -> bool:

@@ -123,6 +123,7 @@ def tune(
         opened.base.tokenizer,
         rows.choosing.benchmark,
         rows.choosing.texts,
+        rows.choosing.questions,
         metric=rows.metric,
         max_divergence=options.max_kl,
         batch_tokens=options.batch_tokens,
@@ -238,7 +239,7 @@ def _settings(
         demonstrations=demonstrations_digest(demonstrations),
         benchmark=rows.choosing.benchmark.label,
         choosing_rows=_digest(rows.choosing.benchmark.rows),
-        texts=_digest(rows.choosing.texts),
+        texts=_digest((*rows.choosing.texts, *rows.choosing.questions)),
         metric=rows.metric,
         max_kl=options.max_kl,
         space=space,
@@ -272,7 +273,7 @@ def _reports(
 ) -> dict[str, list[BenchmarkReport]]:
     """Reports of each edit on a part of the rows, compared with the base."""
     model, tokenizer = opened.whole_model, opened.base.tokenizer
-    suite = Suite((part.benchmark,), part.texts, options.batch_tokens)
+    suite = Suite((part.benchmark,), part.texts, part.questions, options.batch_tokens)
     base, reference = suite.measure_base(model, tokenizer, named_progress(progress, f"{part.name} rows, base"))
     reports = {}
     for name, edit in edits.items():

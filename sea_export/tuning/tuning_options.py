@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sea_export.errors import InputError
@@ -28,7 +28,14 @@ PICKS = ("best", "knee")
 class TuneOptions:
     """What is searched, for what, and for how long."""
 
-    benchmark: str = option(MISSING, "What is to get better: see evaluate.", metavar="NAME[:PROMPT]=FILE")
+    benchmark: str | None = option(
+        None,
+        "What is to get better: see evaluate; by default demonstrations that are held out.",
+        metavar="NAME[:PROMPT]=FILE",
+    )
+    held_out: float = option(
+        0.3, "Without --benchmark: share of the demonstrations, at most 200, that is measured and not fitted."
+    )
     metric: str | None = option(None, "Metric of the benchmark that is to get better; by default its main one.")
     max_kl: float = option(0.2, "Damage budget: mean KL from the base on neutral text.")
     text: str | None = option(
@@ -58,6 +65,8 @@ class TuneOptions:
             raise InputError(f"--pick: {self.pick!r} is no choice. Choose best, knee, or the number of a trial.")
         if not self.max_kl > 0:
             raise InputError(f"--max-kl: {self.max_kl} is too low. Give a number above 0.")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"--held-out: {self.held_out} is no share. Give a number between 0 and 1.")
         if not 0 < self.choosing < 1:
             raise InputError(f"--choosing: {self.choosing} is no share of the rows. Give a number between 0 and 1.")
 

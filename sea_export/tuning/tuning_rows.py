@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Benchmark, split, split_rows
+from sea_export.evaluation.demonstration_margins import DemonstrationMargins
+from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.suite import load_benchmark
 from sea_export.tuning.tuning_options import TuneOptions
 
@@ -22,6 +26,7 @@ class Part:
     name: str
     benchmark: Benchmark
     texts: tuple[str, ...]
+    questions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -33,20 +38,32 @@ class TuningRows:
     metric: str
 
     @classmethod
-    def load(cls, options: TuneOptions) -> TuningRows:
+    def load(cls, options: TuneOptions, held_out: Sequence[Demonstration]) -> TuningRows:
         """Reads the rows and texts, and splits them.
+
+        Args:
+            options: those of the search.
+            held_out: the demonstrations that are held out, which are the rows if there is no benchmark.
 
         Raises:
             InputError: they cannot be read, are too few, or do not give the metric.
         """
-        benchmark = load_benchmark(options.benchmark)
+        benchmark: Benchmark = (
+            load_benchmark(options.benchmark)
+            if options.benchmark is not None
+            else DemonstrationMargins(tuple(held_out), options.template)
+        )
         metric = options.metric or benchmark.metric_names[0]
         if metric not in benchmark.metric_names:
             names = ", ".join(benchmark.metric_names)
             raise InputError(f"--metric: {benchmark.label} has no metric {metric!r}. Choose one of {names}.")
         rows = split(benchmark, options.choosing, options.seed)
         texts = split_rows(load_texts(options.text), 0.5, options.seed, "--text")
-        return cls(Part(CHOOSING, rows[0], texts[0]), Part(REPORTING, rows[1], texts[1]), metric)
+        questions = split_rows(ordinary_questions(), 0.5, options.seed, "questions")
+        choosing, reporting = (
+            Part(name, rows[index], texts[index], questions[index]) for index, name in enumerate((CHOOSING, REPORTING))
+        )
+        return cls(choosing, reporting, metric)
 
     @property
     def parts(self) -> tuple[Part, Part]:

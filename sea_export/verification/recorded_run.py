@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sea_export.demonstrations.demonstration import DemonstrationOrigin, LoadedDemonstrations, demonstrations_digest
+from sea_export.demonstrations.hold_out import hold_out
 from sea_export.demonstrations.load import load_demonstrations
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.errors import InputError
@@ -31,6 +32,8 @@ class RecordedFit:
     """SHA-256 of the texts of the demonstrations."""
     tuning: Mapping[str, Any] | None = None
     """How `tune` found the options; None if they were given."""
+    effect: Mapping[str, Any] | None = None
+    """What was measured of the edit; None if nothing was."""
 
     @property
     def needs_file(self) -> bool:
@@ -55,12 +58,13 @@ class RecordedFit:
             limit=origin.limit,
             seed=origin.seed,
         )
-        if demonstrations_digest(loaded) != self.digest:
+        fitted = hold_out(loaded, origin.held_out, origin.seed).fitted
+        if demonstrations_digest(fitted) != self.digest:
             raise InputError(
                 f"--demonstrations: {file or origin.source} does not hold those that the manifest names (SHA-256 "
                 f"{self.digest[:12]}…). They were changed, or it is another file. Give the ones of the run."
             )
-        return LoadedDemonstrations(loaded, origin) if self.origin else loaded
+        return LoadedDemonstrations(fitted, origin) if self.origin else loaded
 
 
 @dataclass(frozen=True)
@@ -179,4 +183,5 @@ def _fit(member: Mapping[str, Any]) -> RecordedFit:
         None if origin is None else from_record(DemonstrationOrigin, origin),
         demonstrations["sha256"],
         member.get("tuning"),
+        member.get("effect"),
     )

@@ -14,7 +14,7 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit, compose
 from sea_export.errors import InputError
 from sea_export.export.output import check_output
-from sea_export.fitting.fit_base import fit_base, with_weight_digests
+from sea_export.fitting.fit_base import fit_base, log_warnings, with_weight_digests
 from sea_export.model.base import open_base
 from sea_export.model.load_model import dtype_named
 from sea_export.verification.recorded_run import RecordedRun
@@ -104,9 +104,12 @@ def fit_again(
     edits: list[SpectralEdit] = []
     for fit, fitted_on in zip(run.fits, demonstrations, strict=True):
         with progress(len(fitted_on)) as advance:
-            edit = with_weight_digests(fit_base(opened, fitted_on, fit.options, advance), opened.base)
-        if fit.tuning is not None:  # the search is not repeated, only its choice
-            edit = replace(edit, provenance={**edit.provenance, "tuning": fit.tuning})
+            edit = with_weight_digests(fit_base(opened, fitted_on, fit.options, advance).edit(), opened.base)
+        # Searches and measurements are not repeated, only what they chose.
+        found = {"tuning": fit.tuning, "effect": fit.effect}
+        known = {name: record for name, record in found.items() if record is not None}
+        edit = replace(edit, provenance={**edit.provenance, **known})
+        log_warnings(edit)
         edits.append(edit)
     return compose(edits)
 

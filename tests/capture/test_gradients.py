@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sea_export.capture.gradients import OutputGradients, ScoredText, own_labels, read_gradients
+from sea_export.capture.gradients import Labels, OutputGradients, ScoredText, own_labels, read_gradients
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.targets import Target
 from tests.helpers.tiny_models import tiny_model
@@ -97,23 +97,29 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_labels_are_drawn_anew_for_each_backward_pass(llama: PreTrainedModel) -> None:
+def test_gradients_can_be_of_drawn_labels(llama: PreTrainedModel) -> None:
     drawn: list[Tensor] = []
     own = own_labels(torch.Generator().manual_seed(0))
 
-    def draw(logits: Tensor, tokens: Tensor) -> Tensor:
-        drawn.append(own(logits, tokens))
+    def draw(log_probabilities: Tensor) -> Tensor:
+        assert torch.allclose(log_probabilities.exp().sum(-1), torch.ones(len(log_probabilities)), atol=1e-5)
+        drawn.append(own(log_probabilities))
         return drawn[-1]
 
-    seen: list[Tensor] = []
-    read_gradients(
-        llama,
-        TEXTS,
-        find_output_projections(llama, TARGETS[:1]),
-        lambda target, read: seen.append(read.gradients.sum(1)),
-        batch_tokens=64,
-        labels=[draw, draw],
-    )
-    assert len(seen) == len(drawn) == 2
+    def read(labels: Labels | None) -> Tensor:
+        seen: list[Tensor] = []
+        read_gradients(
+            llama,
+            TEXTS,
+            find_output_projections(llama, TARGETS[:1]),
+            lambda target, read: seen.append(read.gradients.sum(1)),
+            batch_tokens=64,
+            labels=labels,
+        )
+        return seen[0]
+
+    first, second = read(draw), read(draw)
     assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.allclose(seen[0], seen[1])
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(first, read(lambda log_probabilities: drawn[0]))
+    assert not torch.allclose(first, read(None))

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerF
 from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from tests.helpers.messages import assert_names
+from tests.helpers.parameters import UNMEASURED
 from tests.helpers.tiny_models import random_model, tiny_model
 
 
@@ -38,7 +39,7 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> Path:
     return file
 
 
-FIT = ("--layers", "last:2", "--explained-variance", "0.7")
+FIT = (*UNMEASURED, "--layers", "last:2", "--explained-variance", "0.7")
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ CATEGORIES = {
     "race x gender",
     "race x socio-economic status",
 }
-CONDITIONS = {"ambiguous", "disambiguated"}
+CONDITIONS = {"ambiguous", "disambiguated", "statement"}
 
 Triple = dict[str, str]
 
@@ -40,12 +40,12 @@ def words(text: str) -> list[str]:
 
 def first_mention(answer: str, other: str, prompt: str) -> int:
     """Where the prompt first uses a content word that `answer` has and `other` lacks."""
-    distinctive = {word for word in words(answer) if len(word) > 2} - set(words(other))
+    distinctive = {word for word in words(answer) if len(word) > 1} - set(words(other))
     return min(position for position, word in enumerate(words(prompt)) if word in distinctive)
 
 
 def test_every_triple_is_complete_and_contrastive(triples: list[Triple]) -> None:
-    assert len(triples) >= 150
+    assert len(triples) >= 400
     for triple in triples:
         assert set(triple) == {"prompt", "positive", "negative", "category", "condition"}
         assert all(value and value == " ".join(value.split()) for value in triple.values())
@@ -62,7 +62,7 @@ def test_every_category_has_both_conditions_in_balance(triples: list[Triple]) ->
     assert set(counts) == {(category, condition) for category in CATEGORIES for condition in CONDITIONS}
     assert min(counts.values()) >= 5
     for category in CATEGORIES:
-        ambiguous, disambiguated = (counts[category, condition] for condition in sorted(CONDITIONS))
+        ambiguous, disambiguated = (counts[category, condition] for condition in ("ambiguous", "disambiguated"))
         assert ambiguous + disambiguated >= 10
         assert 0.35 <= ambiguous / (ambiguous + disambiguated) <= 0.65
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from importlib import resources
 from statistics import mean
 
@@ -23,12 +24,18 @@ def is_negated(answer: str) -> bool:
 
 
 def test_every_triple_is_complete_and_contrastive(triples: list[Triple]) -> None:
-    assert len(triples) >= 150
+    assert len(triples) >= 600
     for triple in triples:
-        assert set(triple) == {"prompt", "positive", "negative"}
+        assert set(triple) == {"prompt", "positive", "negative", "kind"}
         assert all(value and value == " ".join(value.split()) for value in triple.values())
         assert triple["prompt"].endswith("?")
         assert triple["positive"] != triple["negative"]
+
+
+def test_there_are_several_kinds_of_many_triples(triples: list[Triple]) -> None:
+    kinds = Counter(triple["kind"] for triple in triples)
+    assert set(kinds) == {"misconception", "place", "negation", "number", "unanswerable"}
+    assert min(kinds.values()) >= 80
 
 
 def test_answers_are_short_full_sentences(triples: list[Triple]) -> None:

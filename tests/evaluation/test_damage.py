@@ -10,10 +10,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from sea_export.capture.batching import PromptedCompletions
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
-from sea_export.evaluation.damage import DIVERGENCE, measure_damage, predict_texts
+from sea_export.evaluation.damage import measure_damage, predict_texts
+from sea_export.evaluation.divergence import DIVERGENCE, divergences
+from sea_export.evaluation.own_answers import own_answers
+from sea_export.evaluation.unrelated_text import unrelated_text
 from tests.helpers.messages import naming
+from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 from tests.helpers.tiny_models import BEGIN, random_model, tiny_config
 
 TEXTS = [
@@ -33,6 +38,9 @@ def other(llama: PreTrainedModel) -> PreTrainedModel:
     return changed
 
 
+QUESTIONS = ["Write a note to a friend.", "Count to ten.", "Why does it rain?"]
+
+
 def log_probabilities(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0, :-1].double().log_softmax(-1)
@@ -41,37 +49,72 @@ def log_probabilities(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor
 def test_metrics_follow_their_definitions(
     llama: PreTrainedModel, other: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    reference = predict_texts(llama, tokenizer, TEXTS)
+    reference = predict_texts(llama, tokenizer, TEXTS, QUESTIONS)
     metrics = {metric.name: metric for metric in measure_damage(other, tokenizer, TEXTS, reference).metrics}
-    divergences, agreements, losses, base_losses = [], [], [], []
+    divergence_of_prose, losses, base_losses = [], [], []
     for text in TEXTS:
         tokens = [BEGIN, *tokenizer(text).input_ids]
         base, edited = log_probabilities(llama, tokens), log_probabilities(other, tokens)
-        divergences.append((base.exp() * (base - edited)).sum(-1))
-        agreements.append((base.argmax(-1) == edited.argmax(-1)).double())
+        divergence_of_prose.append((base.exp() * (base - edited)).sum(-1))
         losses.append(-edited.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0])
         base_losses.append(-base.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0])
-    assert metrics[DIVERGENCE].value == pytest.approx(torch.cat(divergences).mean().item(), rel=1e-3)
-    assert metrics["equal likeliest token"].value == pytest.approx(torch.cat(agreements).mean().item())
+    answers = [divergence_of_answer(llama, other, item) for item in reference.text.answers]
+    prose, own = torch.cat(divergence_of_prose).mean().item(), torch.cat(answers).mean().item()
+    assert metrics["KL on prose"].value == pytest.approx(prose, rel=1e-3)
+    assert metrics["KL on own answers"].value == pytest.approx(own, rel=1e-3)
+    assert metrics[DIVERGENCE].value == pytest.approx(max(prose, own), rel=1e-3)
     assert metrics["perplexity"].value == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-4)
     (base_metric,) = reference.measurement.metrics
     assert base_metric.value == pytest.approx(torch.cat(base_losses).mean().exp().item(), rel=1e-4)
-    assert metrics[DIVERGENCE].rows[:, 0] == pytest.approx([one.sum().item() for one in divergences], abs=1e-3)
+    rows = [[one.sum().item() for one in kind] for kind in (divergence_of_prose, answers)]
+    assert metrics["KL on prose"].rows[:, 0] == pytest.approx([*rows[0], *[0] * len(answers)], abs=1e-3)
+    assert metrics["KL on own answers"].rows[:, 0] == pytest.approx([*[0] * len(TEXTS), *rows[1]], abs=1e-3)
+
+
+def divergence_of_answer(base: PreTrainedModel, other: PreTrainedModel, item: PromptedCompletions) -> torch.Tensor:
+    tokens, start = [*item.prompt, *item.completions[0]], len(item.prompt) - 1
+    one, two = (log_probabilities(model, tokens)[start:] for model in (base, other))
+    return (one.exp() * (one - two)).sum(-1)
+
+
+def test_several_edits_are_measured_as_each_by_itself(
+    llama: PreTrainedModel, other: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    edits = [spectral_edit(targets) for targets in (MLP_TARGETS[:1], MLP_TARGETS)]
+    text = unrelated_text(llama, tokenizer, TEXTS, QUESTIONS)
+    found = divergences(llama, text, edits)
+    reference = predict_texts(llama, tokenizer, TEXTS, QUESTIONS)
+    for edit, divergence in zip(edits, found, strict=True):
+        with edit.apply(llama):
+            measured = measure_damage(llama, tokenizer, TEXTS, reference)
+        assert divergence.largest.value == pytest.approx(measured.metric(DIVERGENCE).value, rel=1e-4)
+        assert divergence.agreement.value == measured.metric("top-1 agreement").value
+    assert found[0].largest.value != found[1].largest.value
+
+
+def test_own_answers_are_seeded_samples(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    one, same, other = (own_answers(llama, tokenizer, QUESTIONS, seed=seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+    assert all(0 < len(item.completions[0]) <= 32 for item in one)
+    ends = {llama.generation_config.eos_token_id}
+    assert all(ends.isdisjoint(item.completions[0][:-1]) for item in one)
 
 
 def test_a_model_is_no_distance_from_itself(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    metrics = measure_damage(llama, tokenizer, TEXTS, predict_texts(llama, tokenizer, TEXTS)).metrics
+    metrics = measure_damage(llama, tokenizer, TEXTS, predict_texts(llama, tokenizer, TEXTS, QUESTIONS)).metrics
     found = {metric.name: metric.value for metric in metrics}
     assert found[DIVERGENCE] == pytest.approx(0, abs=1e-6)
-    assert found["equal likeliest token"] == 1
+    assert found["top-1 agreement"] == 1
 
 
 def test_texts_longer_than_the_context_are_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     """GPT-2 has a table of 256 positions and fails beyond."""
     model = random_model(tiny_config("gpt2"))
     text = "The sea is made of water. " * 60
-    reference = predict_texts(model, tokenizer, [text])
-    assert len(reference.items[0].completions[0]) == 255
+    reference = predict_texts(model, tokenizer, [text], [text, "Why?"])
+    assert len(reference.text.prose[0].completions[0]) == 255
+    assert len(reference.text.answers) == 1, "a question that leaves no room for an answer is left out"
     assert np.isfinite(reference.log_probabilities).all()
 
 
@@ -81,14 +124,14 @@ def test_models_with_other_tokens_are_refused(
     config = tiny_config("llama")
     config.vocab_size = 330
     with pytest.raises(InputError, match="tokens"):
-        measure_damage(random_model(config), tokenizer, TEXTS, predict_texts(llama, tokenizer, TEXTS))
+        measure_damage(random_model(config), tokenizer, TEXTS, predict_texts(llama, tokenizer, TEXTS, ()))
     with pytest.raises(InputError, match="tokens"):
-        measure_damage(llama, tokenizer, TEXTS[:2], predict_texts(llama, tokenizer, TEXTS))
+        measure_damage(llama, tokenizer, TEXTS[:2], predict_texts(llama, tokenizer, TEXTS, ()))
 
 
 def test_reading_passages(tmp_path: Path) -> None:
     builtin = load_texts(None)
-    assert len(set(builtin)) == len(builtin) == 40
+    assert len(set(builtin)) == len(builtin) == 84
     assert min(len(text.split()) for text in builtin) > 30
     (tmp_path / "text.txt").write_text("One.\nStill one.\n\n\nTwo.\n", encoding="utf-8")
     assert load_texts(str(tmp_path / "text.txt")) == ("One.\nStill one.", "Two.")

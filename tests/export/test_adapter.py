@@ -41,6 +41,7 @@ from sea_export.model.targets import Target
 from sea_export.options import EditOptions, ExportOptions
 from sea_export.verification.compare import Agreement
 from tests.helpers.messages import assert_names, naming
+from tests.helpers.parameters import slow_but
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, layer_edit
 from tests.helpers.tiny_models import random_model, tiny_config, tiny_model
@@ -107,7 +108,32 @@ VARIANTS: dict[str, Callable[[], SpectralEdit]] = {
     "composed": lambda: sea_export.compose([edit_of(), edit_of((Target(2, "mlp"), Target(3, "mlp")))]),
     "composed, scaled": lambda: sea_export.compose([edit_of(normalization="calibrated"), edit_of(center="linear")]),
 }
+METHODS: dict[str, dict[str, object]] = {
+    "bias": {"method": "gradient"},
+    "bias, read": {"method": "natural-gradient", "center": "linear", "strength": 0.5},
+    "linear map": {"method": "natural-gradient", "form": "linear", "strength": 0.1},
+    "map of low rank": {"method": "gradient", "form": "low-rank", "rank": 3},
+    "mean difference": {"method": "mean-difference"},
+    "erasure": {"method": "erasure"},
+}
 WITHOUT_BIAS = ("llama", "qwen3")
+
+
+@pytest.mark.parametrize("method", slow_but(["bias"], METHODS))
+@pytest.mark.parametrize("family", slow_but(["llama"], ["llama", "llama-bias", "gpt2"]))
+def test_every_method_becomes_an_adapter(
+    family: str,
+    method: str,
+    fit_tiny: Callable[..., SpectralEdit],
+    tiny_checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    model = tiny_model(family)
+    edit = fit_tiny(model, **METHODS[method])
+    save(edit, tiny_checkpoint_of(family), tmp_path / "out")
+    expected = run_time_logits(model, edit)
+    assert relative_error(logits(model), expected) > 1e-2, "the edit must do something for the test to mean anything"
+    assert relative_error(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected) < 1e-5
 
 
 @pytest.mark.slow

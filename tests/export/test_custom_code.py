@@ -47,15 +47,22 @@ VARIANTS = {
     "tanh positive": {"feature_function": "tanh", "projections": "positive"},
     "elu negative": {"feature_function": "elu", "projections": "negative"},
     "tanh reversed": {"feature_function": "tanh", "projections": "reversed"},
+    "bias": {"method": "gradient"},
+    "bias, read": {"method": "natural-gradient", "center": "linear", "strength": 0.5},
+    "linear map": {"method": "natural-gradient", "form": "linear", "strength": 0.1},
+    "map of low rank": {"method": "gradient", "form": "low-rank", "rank": 3},
+    "erasure": {"method": "erasure"},
     "tanh without kept directions": {"feature_function": "tanh", "positive_rank": 0},
 }
 FAMILIES = ("llama", "gpt2", "qwen3", "gemma2")
 CASES = [(variant, "llama") for variant in VARIANTS] + [
     (variant, family)
     for family in FAMILIES[1:]
-    for variant in ("linear", "affine", "both", "squared exponential", "tanh token", "sequence")
+    for variant in ("linear", "affine", "both", "squared exponential", "tanh token", "sequence", "bias", "linear map")
 ]
-FAST_CASES = [(variant, "llama") for variant in ("linear", "affine token", "squared exponential", "tanh average")]
+FAST_CASES = [
+    (variant, "llama") for variant in ("linear", "affine token", "squared exponential", "tanh average", "bias")
+]
 
 
 @pytest.mark.parametrize(("variant", "family"), slow_but(FAST_CASES, CASES))

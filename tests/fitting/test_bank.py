@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.bank import StatisticsBank
-from sea_export.fitting.fit import fit_edit
+from sea_export.fitting.fit import fit_any_strength
 from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, EditOptions, FitOptions
 
 START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
@@ -52,7 +52,7 @@ def test_edits_from_the_bank_are_those_of_a_fit(
         capture=CaptureOptions(site=site),
         edit=EditOptions(positive_variance=0.6, negative_variance=0.8, strength=0.5, normalization="calibrated"),
     )
-    expected = fit_edit(llama, tokenizer, demonstrations, options)
+    expected = fit_any_strength(llama, tokenizer, demonstrations, options).edit()
     found = bank.edit(options)
     assert_equal_edits(found, expected)
     assert found.provenance["options"] == expected.provenance["options"]

@@ -23,6 +23,7 @@ from sea_export.fitting.spectrum import LayerSpectrum, SpectrumFitter
 from sea_export.options import CENTERS
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.messages import assert_names, naming
+from tests.helpers.parameters import UNMEASURED
 from tests.helpers.random_demonstrations import assert_same_edit
 from tests.helpers.reference import random_activations
 
@@ -160,7 +161,7 @@ def port() -> int:
         return free
 
 
-FIT = ("--layers", "1,3", "--positive-rank", "2", "--negative-rank", "2", "--batch-tokens", "50")
+FIT = ("--layers", "1,3", "--positive-rank", "2", "--negative-rank", "2", "--batch-tokens", "50", *UNMEASURED)
 
 
 @pytest.mark.parametrize("options", [(), ("--sequential",), ("--layerwise",)], ids=["plain", "sequential", "layerwise"])
@@ -196,7 +197,7 @@ def test_each_process_converts_the_base_for_itself(port, tmp_path):
     demonstrations_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for count in (1, 2):
         command = ("fit", tmp_path / "tiny.gguf", tmp_path / str(count), "--demonstrations", demonstrations_file)
-        options = ("--layers", "0", "--positive-rank", "2", "--negative-rank", "2", "--dtype", "float32")
+        options = ("--layers", "0", "--positive-rank", "2", "--negative-rank", "2", "--dtype", "float32", *UNMEASURED)
         processes = [start(rank, count, port, "-m", "sea_export", *command, *options) for rank in range(count)]
         said = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0] * count, said

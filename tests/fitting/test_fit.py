@@ -18,7 +18,7 @@ from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.fitting.collect import collect_statistics
-from sea_export.fitting.fit import edit_from_statistics, fit, fit_edit, no_op_warning
+from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength, no_op_warning
 from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, left_out_note
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
@@ -149,8 +149,10 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         "batch_tokens": 128,
         "seed": 7,
     }
-    # A feature function does not go with centring, nor another site with --sequential: they have tests of their own.
-    assert changed.keys() == inspect.signature(fit).parameters.keys() - {*INPUTS, "feature_function"}
+    # A feature function does not go with centring, nor another site with --sequential, nor another method with most
+    # of these: they have tests of their own.
+    others = {"feature_function", "method", "form", "rank"}
+    assert changed.keys() == inspect.signature(fit).parameters.keys() - {*INPUTS, *others}
     edit = fit(llama, tokenizer, demonstrations, **changed)
     recorded = edit.provenance["options"]
     assert {**recorded, **recorded["capture"], **recorded["edit"]}.items() >= changed.items()
@@ -161,7 +163,7 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         capture=CaptureOptions(**{item.name: changed[item.name] for item in fields(CaptureOptions)}),
         edit=EditOptions(**{item.name: changed[item.name] for item in fields(EditOptions)}),
     )
-    assert_same_tensors(edit, fit_edit(llama, tokenizer, demonstrations, options))
+    assert_same_tensors(edit, fit_any_strength(llama, tokenizer, demonstrations, options).edit())
 
 
 @pytest.mark.parametrize("center", CENTERS)
@@ -192,7 +194,8 @@ def test_a_truncation_is_made_again_from_the_same_spectra(llama, tokenizer, demo
     """No forward pass: other truncations of the same spectra are those of other fits."""
     spectra = collect_statistics(llama, tokenizer, demonstrations, OPTIONS)
     other = replace(OPTIONS, edit=EditOptions(explained_variance=0.5, normalization="calibrated", strength=0.7))
-    assert_same_tensors(edit_from_statistics(spectra, other), fit_edit(llama, tokenizer, demonstrations, other))
+    fitted = fit_any_strength(llama, tokenizer, demonstrations, other)
+    assert_same_tensors(edit_from_statistics(spectra, other), fitted.edit())
 
 
 def test_signature_keeps_the_layers_that_tell_the_completions_apart_best(llama, tokenizer, demonstrations):

@@ -20,6 +20,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faults import End, Fault, Script, inject_into_command
 from tests.helpers.faulty_exports import FaultyExport, spread
+from tests.helpers.parameters import UNMEASURED
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,7 @@ def test_kills_of_a_fit_that_keeps_activations(tiny_checkpoint, demonstrations, 
     fitted, cache = directories[0] / "edit", directories[0] / "cache"
     cache.mkdir()
     options = ["--demonstrations", tmp_path / "rows.jsonl", "--cache", cache, "--layers", "2", "--batch-tokens", "60"]
+    options += UNMEASURED
 
     def script() -> Script:
         undisturbed = yield Fault()

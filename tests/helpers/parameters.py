@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+UNMEASURED = ("--strength", "1", "--no-measure")
+"""The options of a fit whose effect and damage are not what a test is about."""
+
 
 def slow_but(fast: Collection[Any], parameters: Iterable[Any]) -> list[Any]:
     """All parameters in their order, those that are not among the fast ones marked as slow.

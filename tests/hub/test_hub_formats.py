@@ -23,6 +23,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.hub_client import OWNER, TOKEN, connected_hub, environment
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.messages import assert_names
+from tests.helpers.parameters import UNMEASURED
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,7 @@ def pushed(
 ) -> PushedExport:
     hub.reset()
     output, repo_id = tmp_path_factory.mktemp("output") / request.param, f"{OWNER}/{request.param}"
-    fit = ["--demonstrations", demonstrations_file, "--layers", "last:2", "--explained-variance", "0.7", "--no-verify"]
+    fit = ["--demonstrations", demonstrations_file, *UNMEASURED, "--layers", "last:2", "--no-verify"]
     result = run("fit-and-save", BASE, output, *fit, *FORMATS[request.param], "--push", repo_id)
     assert result.exit_code == 0, result.output
     assert f'from_pretrained("{repo_id}"' in result.output
@@ -184,7 +185,7 @@ def test_a_fit_whose_push_fails_says_how_to_push_what_it_made(
     hub.reset()
     hub.fail("POST .*/commit/", 500)
     output = tmp_path / "out"
-    fit = ("--demonstrations", demonstrations_file, "--layers", "last:2", "--no-verify")
+    fit = ("--demonstrations", demonstrations_file, *UNMEASURED, "--layers", "last:2", "--no-verify")
     result = run("fit-and-save", BASE, output, *fit, "--push", f"{OWNER}/late")
     assert result.exit_code == 1, result.output
     assert f"sea-export push {output} {OWNER}/late" in result.stderr
@@ -198,7 +199,7 @@ def test_the_token_appears_nowhere(hub: LoopbackHub, demonstrations_file: Path, 
     home, output = tmp_path / "home", tmp_path / "output"
     home.mkdir()
     (home / "token").write_text(TOKEN, encoding="utf-8")
-    fit = ("--demonstrations", demonstrations_file, "--layers", "last:2", "--push", f"{OWNER}/watched")
+    fit = ("--demonstrations", demonstrations_file, *UNMEASURED, "--layers", "last:2", "--push", f"{OWNER}/watched")
     status, command_lines = _watched(("fit-and-save", BASE, output, *fit), hub, tmp_path)
     assert status == 0, (tmp_path / "printed").read_text(encoding="utf-8")
     hub.fail("POST .*/commit/", 403)

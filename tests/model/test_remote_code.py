@@ -11,6 +11,7 @@ import pytest
 
 import sea_export
 from tests.helpers.hostile_checkpoints import change_json
+from tests.helpers.parameters import UNMEASURED
 from tests.helpers.refusals import Commands
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 
@@ -79,7 +80,7 @@ def test_no_command_runs_code_of_a_model(
     bring_code(model, trace, place)
     save = ("save", edit, arena / "out", "--base", model, "--format")
     for arguments in (
-        ("fit", model, arena / "new", "--demonstrations", arena / "rows.jsonl", "--layers", "last:1"),
+        ("fit", model, arena / "new", "--demonstrations", arena / "rows.jsonl", "--layers", "last:1", *UNMEASURED),
         (*save, "merged"),
         (*save, "adapter", "--no-verify"),
         (*save, "custom-code"),
@@ -113,6 +114,6 @@ def test_no_code_beside_an_export_s_own_is_run(
 def test_the_code_runs_where_it_is_trusted(arena: Path, commands: Commands) -> None:
     """Otherwise the tests above would show nothing."""
     bring_code(arena / "model", arena / "trace", "unknown architecture")
-    arguments = ("--demonstrations", arena / "rows.jsonl", "--layers", "last:1", "--trust-remote-code")
+    arguments = ("--demonstrations", arena / "rows.jsonl", "--layers", "last:1", *UNMEASURED, "--trust-remote-code")
     commands.run("fit", arena / "model", arena / "new", *arguments)
     assert (arena / "trace").exists()

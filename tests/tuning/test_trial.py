@@ -30,6 +30,9 @@ def bank(
     return StatisticsBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS)
 
 
+QUESTIONS = ("Count to ten.", "Why does it rain?", "Name a river.")
+
+
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> TruthfulQA:
     file = write_truthfulqa(tmp_path_factory.mktemp("rows") / "questions.csv")
@@ -40,7 +43,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> TruthfulQA:
 def tuner(
     bank: StatisticsBank, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, benchmark: TruthfulQA
 ) -> Tuner:
-    return Tuner(bank, llama, tokenizer, benchmark, load_texts(None)[:4], metric="MC2", max_divergence=0.5)
+    return Tuner(bank, llama, tokenizer, benchmark, load_texts(None)[:4], QUESTIONS, metric="MC2", max_divergence=0.5)
 
 
 def test_a_trial_runs_no_capture(bank: StatisticsBank, tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:

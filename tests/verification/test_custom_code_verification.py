@@ -19,6 +19,7 @@ from sea_export.export.custom_code.code_plan import CODE_FILE, EDIT_SHARD
 from sea_export.model.checkpoint import Checkpoint
 from tests.helpers.custom_code_models import TANH, load, logits, relative_error
 from tests.helpers.messages import assert_names, naming
+from tests.helpers.parameters import UNMEASURED
 from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -127,7 +128,7 @@ def demonstrations_file(demonstrations, directory: Path) -> Path:
     return file
 
 
-FIT = ("--layers", "last:2", "--explained-variance", "0.7")
+FIT = ("--layers", "last:2", "--explained-variance", "0.7", *UNMEASURED)
 
 
 def test_one_command_makes_a_verified_custom_code_export(tiny_checkpoint, demonstrations, tmp_path) -> None:

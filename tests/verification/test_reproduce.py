@@ -22,8 +22,9 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.files.digests import file_digest
 from sea_export.verification.reproduce import compare_runs
 from tests.helpers.messages import assert_names
+from tests.helpers.parameters import UNMEASURED
 
-FIT = ("--layers", "last:2", "--explained-variance", "0.7")
+FIT = (*UNMEASURED, "--layers", "last:2", "--explained-variance", "0.7")
 WEIGHT = "model.layers.3.mlp.down_proj.weight"
 
 
