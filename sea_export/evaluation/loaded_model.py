@@ -48,7 +48,10 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     if run.layerwise:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
     adapter = _adapter(model)
-    with _opened(base_of_adapter(adapter) if adapter else model, run) as base:
+    name = base_of_adapter(adapter) if adapter else model
+    if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
+        return  # only its conversion, which takes long, would tell more
+    with _opened(name, run) as base:
         _check_code(base)
         loaded = base.load_model(
             dtype=parse_dtype(run.dtype), device=choose_device(run.device), device_map=run.device_map
@@ -68,7 +71,10 @@ def check_loadable(model: str, run: RunOptions) -> None:
         run: see `open_loaded_model`.
     """
     adapter = _adapter(model)
-    with _opened(base_of_adapter(adapter) if adapter else model, run) as base:
+    name = base_of_adapter(adapter) if adapter else model
+    if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
+        return  # only its conversion, which takes long, would tell more
+    with _opened(name, run) as base:
         _check_code(base)
 
 
