@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-__all__ = ["greedy_continuations", "sampled_continuations"]
+__all__ = ["end_tokens", "greedy_continuations", "sampled_continuations"]
 
 
 @torch.inference_mode()
@@ -22,6 +22,7 @@ def greedy_continuations(
     new_tokens: int,
     batch_tokens: int = 2048,
     past_the_end: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> list[tuple[int, ...]]:
     """Continuations of prompts in which every token is the likeliest one.
 
@@ -34,15 +35,17 @@ def greedy_continuations(
         batch_tokens: about how many tokens are processed at a time.
         past_the_end: never choose the end-of-sequence token, so that every continuation has `new_tokens` tokens.
             Otherwise a continuation ends before that token, but has at least one token.
+        progress: told the number of prompts that a batch has finished.
 
     Returns:
         One continuation for each prompt, without the prompt.
     """
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     generated = _generated(
         model,
         prompts,
         batch_tokens,
+        progress,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens if past_the_end else None,
         do_sample=False,
@@ -73,13 +76,14 @@ def sampled_continuations(
     Returns:
         One continuation for each prompt, without the prompt, up to and with its end-of-sequence token.
     """
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generated = _generated(
             model,
             prompts,
             batch_tokens,
+            None,
             max_new_tokens=new_tokens,
             do_sample=True,
             top_k=0,
@@ -89,13 +93,18 @@ def sampled_continuations(
     return [_through_end(tokens, ends) for tokens in generated]
 
 
-def _end_tokens(model: PreTrainedModel) -> set[int]:
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens that end a text, as the model's generation settings name them; empty if they name none."""
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     return {ends} if isinstance(ends, int) else set(ends or ())
 
 
 def _generated(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], batch_tokens: int, **settings: Any
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    batch_tokens: int,
+    progress: Callable[[int], None] | None,
+    **settings: Any,
 ) -> list[list[int]]:
     """What `generate` adds to each prompt, padding included."""
     from transformers import GenerationConfig
@@ -117,6 +126,8 @@ def _generated(
             generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device))
         for row, index in enumerate(batch):
             continuations[index] = generated[row, width:].tolist()
+        if progress is not None:
+            progress(len(batch))
     return [continuations[index] for index in range(len(prompts))]
 
 
@@ -131,11 +142,11 @@ def _own_settings_replaced(model: PreTrainedModel, settings: GenerationConfig) -
         model.generation_config = own
 
 
-def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[int, ...]:
-    length = next((position for position, token in enumerate(tokens) if token in end_tokens), len(tokens))
+def _until_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
+    length = next((position for position, token in enumerate(tokens) if token in ends), len(tokens))
     return tuple(tokens[: max(length, 1)])
 
 
-def _through_end(tokens: list[int], end_tokens: set[int]) -> tuple[int, ...]:
-    length = next((position + 1 for position, token in enumerate(tokens) if token in end_tokens), len(tokens))
+def _through_end(tokens: list[int], ends: set[int]) -> tuple[int, ...]:
+    length = next((position + 1 for position, token in enumerate(tokens) if token in ends), len(tokens))
     return tuple(tokens[:length])

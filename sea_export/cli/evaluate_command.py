@@ -29,6 +29,7 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     from sea_export.cards.record_evaluation import record_evaluation
     from sea_export.cli.progress import counting_progress
     from sea_export.cli.terminal import console
+    from sea_export.errors import SeaExportError
     from sea_export.evaluation.evaluate import evaluate as evaluate_model
     from sea_export.evaluation.plots import plot_reports
     from sea_export.files.writing import write_json
@@ -46,6 +47,10 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     if evaluate.record and evaluation.against is not None:
         record_evaluation(Path(model), evaluation.reports, against=evaluation.against, dtype=evaluation.dtype)
         console.print(f"Recorded the metrics in the manifest and the model card of {model}.")
+    if evaluation.judging is not None and evaluation.judging.missing:
+        console.print(f"{evaluation.judging.missing} verdicts of the judge are missing, and count as not judged.")
+        if evaluation.judging.failure is not None:  # told last, so that what is known is written before
+            raise SeaExportError(evaluation.judging.failure)
 
 
 def _print_reports(reports: Sequence[BenchmarkReport]) -> None:

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Benchmark",
+    "GivenAnswer",
     "Measurement",
     "Progress",
     "measure",
     "named_progress",
     "no_progress",
     "sample",
+    "sample_rows",
     "split",
     "split_rows",
     "with_rows",
@@ -71,6 +73,21 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class GivenAnswer:
+    """A prompt, and what a model answered."""
+
+    prompt: str
+    text: str
+    correct: tuple[str, ...] = ()
+    """Reference answers that are true, for a judge."""
+    incorrect: tuple[str, ...] = ()
+    """Reference answers that are false."""
+    truthful: bool | None = None
+    """What a judge said; None if there is no verdict."""
+    informative: bool | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The metrics of one model on a benchmark."""
 
@@ -78,6 +95,8 @@ class Measurement:
     count: int
     """Number of rows."""
     metrics: tuple[Metric, ...]
+    answers: tuple[GivenAnswer, ...] = ()
+    """What the model answered to each row; empty if it was not asked for text."""
 
     def metric(self, name: str) -> Metric:
         """The metric of that name over all rows.
@@ -116,10 +135,15 @@ def measure(
 
 def sample(benchmark: BenchmarkT, count: int, seed: int) -> BenchmarkT:
     """The benchmark with a random sample of `count` of its rows, in their order; with all rows if there are no more."""
-    if count >= len(benchmark.rows):
-        return benchmark
-    chosen = random.Random(seed).sample(range(len(benchmark.rows)), count)
-    return with_rows(benchmark, [benchmark.rows[index] for index in sorted(chosen)])
+    return with_rows(benchmark, sample_rows(benchmark.rows, count, seed))
+
+
+def sample_rows(rows: Sequence[T], count: int, seed: int) -> tuple[T, ...]:
+    """`sample` for rows without a benchmark."""
+    if count >= len(rows):
+        return tuple(rows)
+    chosen = random.Random(seed).sample(range(len(rows)), count)
+    return tuple(rows[index] for index in sorted(chosen))
 
 
 def split(benchmark: BenchmarkT, share: float, seed: int) -> tuple[BenchmarkT, BenchmarkT]:

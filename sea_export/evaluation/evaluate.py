@@ -12,6 +12,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
 from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.evaluation_options import EvaluateOptions
+from sea_export.evaluation.judging import ChosenJudge, Judging
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
@@ -33,6 +34,7 @@ class Evaluation:
         dtype: the dtype of the computation.
         edited: whether an edit was applied at run time.
         reports: one for each benchmark.
+        judging: how the judging of answers went; None if there was no judge.
     """
 
     model: str
@@ -40,15 +42,18 @@ class Evaluation:
     dtype: str
     edited: bool
     reports: tuple[BenchmarkReport, ...]
+    judging: Judging | None = None
 
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON data."""
+        judging = {} if self.judging is None else {"judging": self.judging.record()}
         return {
             "model": self.model,
             "against": self.against,
             "dtype": self.dtype,
             "edited": self.edited,
-            "benchmarks": [report.record() for report in self.reports],
+            "benchmarks": [report.record_with_answers() for report in self.reports],
+            **judging,
         }
 
 
@@ -68,6 +73,7 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
     base = options.against or (model if edit is not None else None)
     _check(model, base, options, run)
     suite = Suite.load(options)
+    judge = ChosenJudge.choose(options, run)
     baseline, reference, against = None, None, None
     if base is not None:
         with open_loaded_model(base, run) as loaded:
@@ -80,8 +86,13 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
         else:
             measurements = suite.measure(loaded.model, loaded.tokenizer, reference, own_progress)
         name, dtype = loaded.name, dtype_name(loaded.model.dtype)
+    judging = None
+    if judge is not None:  # after the models, so that one model at a time is in memory
+        judged, judging = judge.measure([*(baseline or ()), *measurements], progress)
+        measurements = judged[-len(measurements) :]
+        baseline = baseline and judged[: -len(measurements)]
     reports = make_reports(measurements, baseline, seed=options.seed)
-    return Evaluation(name, against, dtype, edit is not None, tuple(reports))
+    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging)
 
 
 def _check(model: str, base: str | None, options: EvaluateOptions, run: RunOptions) -> None:

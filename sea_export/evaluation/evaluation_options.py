@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sea_export.errors import InputError
+from sea_export.evaluation.generation_options import GenerationOptions, JudgeOptions, template_values
 from sea_export.options import CaptureOptions, check_values, option, same_option
 
-__all__ = ["DAMAGE", "CompareOptions", "EvaluateOptions", "InspectOptions"]
+__all__ = [
+    "DAMAGE",
+    "FREE_PROMPTS",
+    "GENERATIONS",
+    "CompareOptions",
+    "EvaluateOptions",
+    "InspectOptions",
+]
 
 DAMAGE = "damage"
 """The benchmark that compares predictions on neutral text. It needs no file."""
+TRUTHFULQA_GENERATION = "truthfulqa-generation"
+FREE_PROMPTS = "prompts"
+GENERATIONS = (TRUTHFULQA_GENERATION, FREE_PROMPTS)
+"""The benchmarks in which models answer with text."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +33,16 @@ class EvaluateOptions:
     benchmarks: tuple[str, ...] = option(
         (),
         "truthfulqa (prompts qa-primer, plain), bbq, crows-pairs or multiple-choice (prompts qa, none) with a file or "
-        "a Hub dataset of its rows; or damage, which needs no file. May be given several times.",
+        "a Hub dataset of its rows; truthfulqa-generation with such a file, or prompts with one or with none, which "
+        "let models answer; or damage, which needs no file. May be given several times.",
         name="benchmark",
         metavar="NAME[:PROMPT]=FILE",
+    )
+    lm_eval: str | None = option(
+        None,
+        "Tasks of lm-evaluation-harness, by name or YAML file, such as arc_easy,hellaswag; needs the extra lm-eval. "
+        "Metrics are those that are means over rows. --limit takes the first rows.",
+        metavar="TASKS",
     )
     text: str | None = option(
         None, "Passages for damage: a .txt file, or a table with a column text; by default a built-in set."
@@ -36,15 +55,28 @@ class EvaluateOptions:
     json_file: Path | None = option(None, "Write all figures here.", name="json", path="file")
     plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG).", path="file")
     record: bool = option(False, "Write the figures into the manifest and the model card of MODEL.")
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not self.benchmarks:
+        if not self.benchmarks and self.lm_eval is None:
             raise InputError(
                 "--benchmark: nothing is to be measured. Give --benchmark NAME=FILE, or --benchmark damage."
             )
         if self.text is not None and DAMAGE not in self.benchmarks:
             raise InputError("--text: only --benchmark damage reads it. Give --benchmark damage too.")
+        generations = {one.partition("=")[0] for one in self.benchmarks} & set(GENERATIONS)
+        if self.judge.judge is not None and TRUTHFULQA_GENERATION not in generations:
+            raise InputError(
+                "--judge: it judges answers to the questions of TruthfulQA only. Give --benchmark "
+                "truthfulqa-generation=FILE too."
+            )
+        if self.generation.chat_template_kwargs is not None and not generations:
+            raise InputError(
+                "--chat-template-kwargs: no model answers with text here. Give --benchmark prompts or "
+                "truthfulqa-generation=FILE too."
+            )
         if self.record and (self.against is None or self.edit is not None):
             raise InputError(
                 "--record: it keeps the metrics of an export beside those of its base. Give --against, and no --edit."
@@ -62,11 +94,13 @@ class CompareOptions:
         "How a prompt is put; auto: as the tokenizer's chat template says, and as Q: and A: where there is none.",
         ("auto", "chat", "qa", "none"),
     )
-    new_tokens: int = option(80, "Longest answer.", minimum=1)
+    new_tokens: int = same_option(GenerationOptions, "new_tokens")
+    chat_template_kwargs: str | None = same_option(GenerationOptions, "chat_template_kwargs")
     html: Path | None = option(None, "Write a web page of one file.", path="file")
 
     def __post_init__(self) -> None:
         check_values(self)
+        template_values(self.chat_template_kwargs)
 
 
 @dataclass(frozen=True)

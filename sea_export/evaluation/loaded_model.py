@@ -18,7 +18,7 @@ from sea_export.model.run_options import RunOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LoadedModel", "open_loaded_model"]
+__all__ = ["LoadedModel", "check_loadable", "open_loaded_model"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     """
     if run.layerwise:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
-    directory = Path(model).expanduser()
-    adapter = directory if (directory / ADAPTER_CONFIG).is_file() else None
-    with _opened(base_of_adapter(adapter) if adapter else model, run) as base:
+    adapter = _adapter(model)
+    name = base_of_adapter(adapter) if adapter else model
+    if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
+        return  # only its conversion, which takes long, would tell more
+    with _opened(name, run) as base:
         _check_code(base)
         loaded = base.load_model(
             dtype=parse_dtype(run.dtype), device=choose_device(run.device), device_map=run.device_map
@@ -59,6 +61,27 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
                 loaded.load_adapter(str(adapter))
                 loaded.eval()
         yield LoadedModel(base.name if adapter is None else adapter.resolve().name, loaded, base.tokenizer)
+
+
+def check_loadable(model: str, run: RunOptions) -> None:
+    """Raises InputError if a name is that of no model that can be loaded. It is downloaded, but not loaded.
+
+    Args:
+        model: see `open_loaded_model`.
+        run: see `open_loaded_model`.
+    """
+    adapter = _adapter(model)
+    name = base_of_adapter(adapter) if adapter else model
+    if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
+        return  # only its conversion, which takes long, would tell more
+    with _opened(name, run) as base:
+        _check_code(base)
+
+
+def _adapter(model: str) -> Path | None:
+    """The directory of an adapter; None if the name is that of something else."""
+    directory = Path(model).expanduser()
+    return directory if (directory / ADAPTER_CONFIG).is_file() else None
 
 
 @contextmanager

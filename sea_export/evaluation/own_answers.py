@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.generate import sampled_continuations
 from sea_export.demonstrations.tables import read_json_lines
-from sea_export.evaluation.side_by_side import prompt_tokens
+from sea_export.evaluation.answering import prompt_tokens
 from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sea_export.evaluation.benchmark import Measurement
+from sea_export.evaluation.benchmark import GivenAnswer, Measurement
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.statistics import Interval, metric_differences, metric_intervals, permutation_tests
 
@@ -44,6 +44,10 @@ class BenchmarkReport:
     benchmark: str
     rows: int
     metrics: tuple[MetricReport, ...]
+    answers: tuple[GivenAnswer, ...] = ()
+    """What the model answered to each row; empty if it was not asked for text."""
+    base_answers: tuple[GivenAnswer, ...] = ()
+    """The same of the base."""
 
     def metric(self, name: str) -> MetricReport:
         """The metric of that name over all rows."""
@@ -55,6 +59,11 @@ class BenchmarkReport:
             {**asdict(metric), "best": metric.best if math.isfinite(metric.best) else None} for metric in self.metrics
         ]
         return {"benchmark": self.benchmark, "rows": self.rows, "figures": figures}
+
+    def record_with_answers(self) -> dict[str, Any]:
+        """`record` and the answers, which are too long for a manifest."""
+        kept = {"answers": self.answers, "base_answers": self.base_answers}
+        return {**self.record(), **{name: [asdict(one) for one in given] for name, given in kept.items() if given}}
 
 
 def make_reports(
@@ -88,7 +97,9 @@ def _report(own: Measurement, base: Measurement | None, seed: int) -> BenchmarkR
         metrics.append(
             MetricReport(metric.name, metric.group, metric.unit, metric.best, value, base_value, difference, p_value)
         )
-    return BenchmarkReport(own.benchmark, own.count, tuple(metrics))
+    return BenchmarkReport(
+        own.benchmark, own.count, tuple(metrics), own.answers, base.answers if base is not None else ()
+    )
 
 
 def _key(metric: Metric) -> tuple[str, str]:

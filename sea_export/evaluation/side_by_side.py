@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.resources import as_file, files
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
-from sea_export.capture.generate import greedy_continuations
-from sea_export.demonstrations.tables import read_json_lines, read_table
-from sea_export.errors import InputError, first_line
+from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.evaluation_options import CompareOptions
+from sea_export.evaluation.generation_options import template_values
 from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.evaluation.prompts import load_prompts
 from sea_export.files.writing import check_directory
 from sea_export.model.run_options import RunOptions
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "Comparison",
     "ModelComparison",
     "Piece",
-    "answer_prompts",
     "compare_answers",
     "compare_models",
-    "load_prompts",
-    "prompt_tokens",
 ]
 
 
@@ -103,107 +92,17 @@ def compare_models(
     for model in (base, edited):
         with open_loaded_model(model, run) as loaded, waiting(f"{loaded.name} answers"):
             names.append(loaded.name)
-            answers.append(
-                answer_prompts(
-                    loaded.model,
-                    loaded.tokenizer,
-                    prompts,
-                    template=options.template,
-                    new_tokens=options.new_tokens,
-                )
+            found = answer_prompts(
+                loaded.model,
+                loaded.tokenizer,
+                prompts,
+                template=options.template,
+                template_values=template_values(options.chat_template_kwargs),
+                new_tokens=options.new_tokens,
             )
+            answers.append([answer.text for answer in found])
     compared = tuple(compare_answers(*row) for row in zip(prompts, *answers, strict=True))
     return ModelComparison(base=names[0], edited=names[1], answers=compared)
-
-
-def load_prompts(source: str | None) -> tuple[str, ...]:
-    """Reads prompts.
-
-    Args:
-        source: a `.txt` file with one prompt per line; a table with a column `prompt` or `question` (see
-            `sea_export.demonstrations.tables.read_table`); or None for the built-in ones.
-
-    Raises:
-        InputError: the source cannot be read, or has no prompt.
-    """
-    if source is None:
-        with as_file(files("sea_export") / "data" / "prompts.jsonl") as builtin:
-            return tuple(row["prompt"] for _, row in read_json_lines(builtin, "built-in prompts"))
-    if Path(source).suffix.lower() == ".txt":
-        try:
-            lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source}: it cannot be read as UTF-8 text ({error}). Give another file.") from error
-        prompts = [line.strip() for line in lines if line.strip()]
-    else:
-        _, rows = read_table(source)
-        prompts = []
-        for where, row in rows:
-            prompt = row.get("prompt", row.get("question"))
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise InputError(
-                    f"{where}: it has no text in a column 'prompt' or 'question'. Add it, or remove the row."
-                )
-            prompts.append(prompt)
-    if not prompts:
-        raise InputError(f"{source}: it has no prompts. Give at least one.")
-    return tuple(prompts)
-
-
-def answer_prompts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    template: str = "auto",
-    new_tokens: int = 80,
-) -> list[str]:
-    """A model's greedy answers.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        prompts: texts.
-        template: how a prompt becomes text: `chat`, with the chat template of the tokenizer; `qa`, "Q: prompt", a new
-            line, "A:"; `none`, as it is; `auto`, `chat` if there is a chat template and `qa` if not.
-        new_tokens: the largest length of an answer, in tokens.
-
-    Raises:
-        InputError: the chat template of the tokenizer is missing or fails.
-    """
-    if template == "auto":
-        template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
-    tokens = [prompt_tokens(tokenizer, prompt, template) for prompt in prompts]
-    answers = greedy_continuations(model, tokens, new_tokens=new_tokens)
-    return [str(tokenizer.decode(list(answer), skip_special_tokens=True)).strip() for answer in answers]
-
-
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str) -> list[int]:
-    """A prompt as tokens, ready to be answered.
-
-    Args:
-        tokenizer: the tokenizer.
-        prompt: the prompt.
-        template: `chat`, `qa` or `none`: see `answer_prompts`.
-
-    Raises:
-        InputError: the chat template of the tokenizer is missing or fails.
-    """
-    if template != "chat":
-        plain: list[int] = tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"]
-        return plain
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-    except (TemplateError, ValueError) as error:
-        raise InputError(
-            f"--template: the chat template of the tokenizer fails ({first_line(error)}). Choose --template qa."
-        ) from error
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
 
 
 def compare_answers(prompt: str, base: str, edited: str) -> Comparison:

@@ -11,7 +11,9 @@ from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Benchmark, Measurement, Progress, measure, no_progress, sample
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
 from sea_export.evaluation.damage import TextPredictions, measure_damage, predict_texts
-from sea_export.evaluation.evaluation_options import DAMAGE, EvaluateOptions
+from sea_export.evaluation.evaluation_options import DAMAGE, GENERATIONS, EvaluateOptions
+from sea_export.evaluation.generation import Generation, load_generation
+from sea_export.evaluation.harness import Harness
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
 from sea_export.evaluation.own_answers import ordinary_questions
@@ -40,7 +42,8 @@ def load_benchmark(text: str) -> Benchmark:
     name, _, prompt = name.partition(":")
     if name not in BENCHMARKS:
         raise InputError(
-            f"--benchmark: there is no benchmark {name!r}. Choose one of {', '.join((*BENCHMARKS, DAMAGE))}."
+            f"--benchmark: there is no benchmark {name!r}. Choose one of {', '.join((*BENCHMARKS, DAMAGE))}; or, to "
+            f"evaluate, {', '.join(GENERATIONS)}."
         )
     if not equals or not source:
         raise InputError(
@@ -67,6 +70,10 @@ class Suite:
     questions: tuple[str, ...] = field(default_factory=ordinary_questions)
     """What the base answers for `damage`."""
     batch_tokens: int = 2048
+    generations: tuple[Generation, ...] = ()
+    """Benchmarks in which the model answers with text."""
+    harness: Harness | None = None
+    """Tasks of lm-evaluation-harness; None for none."""
 
     @classmethod
     def load(cls, options: EvaluateOptions) -> Suite:
@@ -75,11 +82,14 @@ class Suite:
         Raises:
             InputError: something cannot be read.
         """
-        loaded = [load_benchmark(one) for one in options.benchmarks if one != DAMAGE]
+        generated = [one for one in options.benchmarks if one.partition("=")[0] in GENERATIONS]
+        loaded = [load_benchmark(one) for one in options.benchmarks if one != DAMAGE and one not in generated]
         if options.limit is not None:
             loaded = [sample(one, options.limit, options.seed) for one in loaded]
         texts = load_texts(options.text) if DAMAGE in options.benchmarks else ()
-        return cls(tuple(loaded), texts, batch_tokens=options.batch_tokens)
+        generations = tuple(load_generation(one, options) for one in generated)
+        harness = None if options.lm_eval is None else Harness.load(options.lm_eval, options.limit, options.seed)
+        return cls(tuple(loaded), texts, batch_tokens=options.batch_tokens, generations=generations, harness=harness)
 
     def measure_base(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress = no_progress
@@ -123,7 +133,10 @@ class Suite:
     def _benchmarks(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress
     ) -> list[Measurement]:
-        return [
+        scored = [
             measure(benchmark, model, tokenizer, batch_tokens=self.batch_tokens, progress=progress)
             for benchmark in self.benchmarks
         ]
+        answered = [generation.measure(model, tokenizer, progress) for generation in self.generations]
+        tasks = [] if self.harness is None else self.harness.measure(model, tokenizer)
+        return [*scored, *answered, *tasks]

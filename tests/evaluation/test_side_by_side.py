@@ -15,7 +15,9 @@ import sea_export
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.evaluation.side_by_side import answer_prompts, compare_answers, load_prompts
+from sea_export.evaluation.answering import answer_prompts
+from sea_export.evaluation.prompts import load_prompts
+from sea_export.evaluation.side_by_side import compare_answers
 from sea_export.evaluation.side_by_side_page import comparison_page
 from tests.helpers.messages import assert_names, naming
 
@@ -79,7 +81,8 @@ def test_answers_are_greedy_and_in_the_template(llama: PreTrainedModel, tokenize
         ("chat", "<|user|>Is it?<|end|>\n<|assistant|>"),
         ("auto", "<|user|>Is it?<|end|>\n<|assistant|>"),
     ):
-        (answer,) = answer_prompts(llama, tokenizer, ["Is it?"], template=template, new_tokens=5)
+        (found,) = answer_prompts(llama, tokenizer, ["Is it?"], template=template, new_tokens=5)
+        answer = found.text
         tokens = tokenizer(text).input_ids
         for _ in range(5):
             with torch.no_grad():

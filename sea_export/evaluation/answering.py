@@ -1,0 +1,105 @@
+"""Greedy answers of a model to prompts, through its chat template where it has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from sea_export.capture.generate import end_tokens, greedy_continuations
+from sea_export.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Answer", "answer_prompts", "chat_text", "prompt_tokens"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answers to a prompt."""
+
+    text: str
+    """Without special tokens, and without white space at its ends."""
+    tokens: tuple[int, ...]
+    """Without the token that ends a text."""
+    cut_off: bool
+    """Whether it was as long as an answer may be, and had not ended."""
+
+
+def answer_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    template: str = "auto",
+    template_values: Mapping[str, Any] | None = None,
+    new_tokens: int = 80,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """A model's greedy answers.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompts: texts.
+        template: how a prompt becomes text: `chat`, with the chat template of the tokenizer; `qa`, "Q: prompt", a new
+            line, "A:"; `none`, as it is; `auto`, `chat` if there is a chat template and `qa` if not.
+        template_values: values that the chat template is given, by name.
+        new_tokens: the largest length of an answer, in tokens.
+        batch_tokens: about how many tokens are processed at a time.
+        progress: told the number of prompts that a batch has answered.
+
+    Raises:
+        InputError: the chat template of the tokenizer is missing or fails.
+    """
+    tokens = [prompt_tokens(tokenizer, prompt, template, template_values) for prompt in prompts]
+    ends = end_tokens(model)
+    continuations = greedy_continuations(
+        model, tokens, new_tokens=new_tokens, batch_tokens=batch_tokens, progress=progress
+    )
+    answers = []
+    for continuation in continuations:
+        # A continuation has at least one token, which ends the text if the answer is empty.
+        own = () if continuation[0] in ends else continuation
+        text = str(tokenizer.decode(list(own), skip_special_tokens=True)).strip()
+        answers.append(Answer(text, own, cut_off=len(own) == new_tokens))
+    return answers
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    template: str = "auto",
+    template_values: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The tokens of a prompt, after which an answer begins. For the arguments and errors see `answer_prompts`."""
+    if template == "auto":
+        template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
+    if template == "chat":
+        text = chat_text(tokenizer, prompt, template_values)
+        chat: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return chat
+    plain: list[int] = tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"]
+    return plain
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, template_values: Mapping[str, Any] | None = None) -> str:
+    """A prompt as the chat template of the tokenizer puts it, special tokens included."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **(template_values or {}),
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise InputError(
+            f"--template: the chat template of the tokenizer fails ({first_line(error)}). Choose --template qa."
+        ) from error
+    return str(text)
