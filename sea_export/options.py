@@ -29,7 +29,7 @@ __all__ = [
 
 TARGETS = ("mlp", "attention", "both")
 CENTERS = ("off", "affine", "linear")
-TEMPLATES = ("qa", "chat", "none")
+TEMPLATES = ("qa", "primer", "chat", "none")
 SITES = ("target", "residual")
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
@@ -214,7 +214,12 @@ class FitOptions:
         FEATURE_FUNCTIONS,
     )
     length_scale: float = option(1.0, "σ of --feature-function squared-exponential.")
-    template: str = option("qa", "How a prompt becomes text: 'Q: …\\nA:', the chat template, or as it is.", TEMPLATES)
+    template: str = option(
+        "qa",
+        "How a prompt becomes text: 'Q: …\\nA:'; the same after the six answered questions of TruthfulQA; the chat "
+        "template; or as it is.",
+        TEMPLATES,
+    )
     sequential: bool = option(
         False, "Read each layer with the edits of the earlier layers applied, so that the edits agree with one another."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import cache_option, options, visibility_option
+from sea_export.cli.preset_option import preset_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.effect.effect_options import EffectOptions
@@ -18,6 +19,7 @@ from sea_export.options import ExportOptions, FitOptions
 @click.command("fit-and-save")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
+@preset_option
 @options(data=DemonstrationOptions, fit=FitOptions, effect=EffectOptions, run=RunOptions, export=ExportOptions)
 @cache_option
 @click.option("--push", "repo_id", metavar="REPO_ID", help="Push OUTPUT to this repository of the Hub afterwards.")

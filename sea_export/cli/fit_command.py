@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import cache_option, options
+from sea_export.cli.preset_option import preset_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.effect.effect_options import EffectOptions
@@ -17,6 +18,7 @@ from sea_export.options import FitOptions
 @click.command("fit")
 @click.argument("model")
 @click.argument("edit", type=click.Path(path_type=Path))
+@preset_option
 @options(data=DemonstrationOptions, fit=FitOptions, effect=EffectOptions, run=RunOptions)
 @cache_option
 @click.option("--overwrite", is_flag=True, help="Replace an edit that sea-export wrote before.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from sea_export.demonstrations.primer import QA_PRIMER
 from sea_export.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TEMPLATES", "TokenizedDemonstration", "tokenize", "tokenize_completions", "tokenize_text"]
 
-TEMPLATES = ("qa", "chat", "none")
+TEMPLATES = ("qa", "primer", "chat", "none")
 
 # Takes the position of a prompt while the chat template's own text around it is found. No template contains it, because
 # its first and last character are of Unicode's private use area.
@@ -80,7 +81,8 @@ def tokenize(
     Args:
         demonstrations: the demonstrations.
         tokenizer: the tokenizer of the model.
-        template: ``qa``: "Q: <prompt>", a new line, "A: <completion>"; ``chat``: the tokenizer's own chat template, up
+        template: ``qa``: "Q: <prompt>", a new line, "A: <completion>"; ``primer``: the same after six answered
+            questions (`QA_PRIMER`); ``chat``: the tokenizer's own chat template, up
             to where the assistant answers; ``none``: the prompt as it is. In ``qa`` and ``none`` a space comes before a
             completion unless there is whitespace already. The text begins with the special tokens that the tokenizer
             puts before a text, and it never ends with one.
@@ -194,6 +196,8 @@ def _template(
         return _chat_template(tokenizer, special)
     if template == "qa":
         return lambda one: (_Piece(f"Q: {one.prompt}\nA:"),)
+    if template == "primer":
+        return lambda one: (_Piece(f"{QA_PRIMER}Q: {one.prompt}\nA:"),)
     return lambda one: (_Piece(one.prompt),)
 
 

@@ -88,7 +88,7 @@ def fit(
         center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
         feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
         length_scale: σ of the squared exponential.
-        template: `qa`, `chat` or `none`.
+        template: `qa`, `primer`, `chat` or `none`.
         sequential: read each layer with the edits of the earlier layers applied.
         explained_variance: share of either squared spectrum that the kept or dropped directions explain, in (0, 1].
         positive_variance: the share for the kept directions (of Ω+) alone.

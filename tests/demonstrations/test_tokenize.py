@@ -141,7 +141,7 @@ def test_a_chat_template_that_changes_with_the_prompt_is_followed_as_far_as_it_i
 
 
 def test_an_unknown_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match=naming("'alpaca'", "qa, chat, none")):
+    with pytest.raises(InputError, match=naming("'alpaca'", "qa, primer, chat, none")):
         tokenize(DEMONSTRATIONS, tokenizer, template="alpaca")
 
 
