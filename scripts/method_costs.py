@@ -92,7 +92,7 @@ def _fit(model: str, demonstrations: str, count: int, method: str, form: str) ->
     import torch
 
     from sea_export.demonstrations.load import load_demonstrations
-    from sea_export.fitting.fit import fit_edit
+    from sea_export.fitting.fit import fit_any_strength
     from sea_export.model.base import open_base
     from sea_export.options import FitOptions
 
@@ -100,7 +100,7 @@ def _fit(model: str, demonstrations: str, count: int, method: str, form: str) ->
         loaded = base.load_model(dtype=torch.float32)
         some = load_demonstrations(demonstrations, limit=count)
         start = time.perf_counter()
-        fit_edit(loaded, base.tokenizer, some, FitOptions(method=method, form=form))
+        fit_any_strength(loaded, base.tokenizer, some, FitOptions(method=method, form=form)).edit()
         return Cost(time.perf_counter() - start, peak_bytes())
 
 
