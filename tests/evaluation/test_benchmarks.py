@@ -265,7 +265,7 @@ def test_a_suite_asks_for_something() -> None:
         EvaluateOptions(benchmarks=())
     with pytest.raises(InputError, match=naming("--benchmark damage")):
         EvaluateOptions(benchmarks=("bbq=x",), text="x.txt")
-    assert len(Suite.load(EvaluateOptions(benchmarks=("damage",))).texts) == 40
+    assert len(Suite.load(EvaluateOptions(benchmarks=("damage",))).texts) == 84
 
 
 def test_every_benchmark_says_what_is_better() -> None:
