@@ -8,7 +8,7 @@ from pathlib import Path
 from sea_export.demonstrations.tables import read_json_lines, read_table
 from sea_export.errors import InputError
 
-__all__ = ["curvature_texts", "load_texts"]
+__all__ = ["curvature_questions", "curvature_texts", "load_texts", "ordinary_questions"]
 
 
 def load_texts(source: str | None) -> tuple[str, ...]:
@@ -41,9 +41,19 @@ def curvature_texts() -> tuple[str, ...]:
     return _builtin("curvature")
 
 
-def _builtin(name: str) -> tuple[str, ...]:
+def ordinary_questions() -> tuple[str, ...]:
+    """The built-in questions and requests on whose answers damage is measured. None is among the demonstrations."""
+    return _builtin("questions", "prompt")
+
+
+def curvature_questions() -> tuple[str, ...]:
+    """The built-in questions against whose answers a natural gradient is taken. None is in `ordinary_questions`."""
+    return _builtin("curvature_questions", "prompt")
+
+
+def _builtin(name: str, column: str = "text") -> tuple[str, ...]:
     with as_file(files("sea_export") / "data" / f"{name}.jsonl") as file:
-        return tuple(row["text"] for _, row in read_json_lines(file, "built-in text"))
+        return tuple(row[column] for _, row in read_json_lines(file, "built-in text"))
 
 
 def _read_passages(path: Path) -> list[str]:

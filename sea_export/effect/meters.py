@@ -11,13 +11,13 @@ from torch import Tensor
 
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.offloaded import StoredModel
+from sea_export.demonstrations.neutral_text import ordinary_questions
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.effect.scored_by_layer import predict_by_layer
 from sea_export.effect.strength import StrengthStep, strength_by_grids, strength_by_secants
 from sea_export.evaluation.benchmark import Measurement, Progress, measure
 from sea_export.evaluation.demonstration_margins import DemonstrationMargins
 from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, compared, divergence_of
-from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
 from sea_export.fitting.fit import Fit
 from sea_export.model.architecture import OutputProjection

@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from sea_export.capture.generate import end_tokens, greedy_continuations
-from sea_export.errors import InputError, first_line
+from sea_export.demonstrations.prompt_template import prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Answer", "answer_prompts", "chat_text", "prompt_tokens"]
+__all__ = ["Answer", "answer_prompts"]
 
 
 @dataclass(frozen=True)
@@ -68,38 +66,3 @@ def answer_prompts(
         text = str(tokenizer.decode(list(own), skip_special_tokens=True)).strip()
         answers.append(Answer(text, own, cut_off=len(own) == new_tokens))
     return answers
-
-
-def prompt_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    template: str = "auto",
-    template_values: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """The tokens of a prompt, after which an answer begins. For the arguments and errors see `answer_prompts`."""
-    if template == "auto":
-        template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
-    if template == "chat":
-        text = chat_text(tokenizer, prompt, template_values)
-        chat: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return chat
-    plain: list[int] = tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"]
-    return plain
-
-
-def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, template_values: Mapping[str, Any] | None = None) -> str:
-    """A prompt as the chat template of the tokenizer puts it, special tokens included."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **(template_values or {}),
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise InputError(
-            f"--template: the chat template of the tokenizer fails ({first_line(error)}). Choose --template qa."
-        ) from error
-    return str(text)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sea_export.demonstrations.neutral_text import ordinary_questions
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.divergence import BATCH_TOKENS, Divergence, PredictionObserver, compared, divergence_of
 from sea_export.evaluation.metrics import Metric, Sums, mean_of_sums
-from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.scoring import observe_completions
 from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sea_export.capture.batching import PromptedCompletions
-from sea_export.evaluation.answering import prompt_tokens
+from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
 
 if TYPE_CHECKING:

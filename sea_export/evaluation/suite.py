@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sea_export.demonstrations.neutral_text import load_texts
+from sea_export.demonstrations.neutral_text import load_texts, ordinary_questions
 from sea_export.errors import InputError
 from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Benchmark, Measurement, Progress, measure, no_progress, sample
@@ -16,7 +16,6 @@ from sea_export.evaluation.generation import Generation, load_generation
 from sea_export.evaluation.harness import Harness
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
-from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.truthfulqa import PROMPTS as TRUTHFULQA_PROMPTS
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 

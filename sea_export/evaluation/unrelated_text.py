@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.own_answers import own_answers
 from sea_export.capture.whole_text import whole_text
-from sea_export.evaluation.own_answers import own_answers
 from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:

@@ -91,7 +91,7 @@ def collect_statistics(
     )
     if Statistic.MARGIN_GRADIENTS in needs:
         _check_gradients(source, options, cache, processes)
-        texts = curvature_items(tokenizer) if Statistic.NEUTRAL_GRADIENTS in needs else []
+        texts = curvature_items(source.model, tokenizer) if Statistic.NEUTRAL_GRADIENTS in needs else []
         return dict(collect_gradients(source.model, tokenized, texts, projections, options, needs, progress))
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
     share = processes.share(order)

@@ -9,8 +9,9 @@ import torch
 
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.gradients import OutputGradients, ScoredText, own_labels, read_gradients
+from sea_export.capture.own_answers import own_answers
 from sea_export.capture.whole_text import whole_text
-from sea_export.demonstrations.neutral_text import curvature_texts
+from sea_export.demonstrations.neutral_text import curvature_questions, curvature_texts
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.errors import InputError
 from sea_export.fitting.activation_statistics import Statistic
@@ -95,14 +96,17 @@ def collect_gradients(
     }
 
 
-def curvature_items(tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
-    """The built-in neutral text in pieces, each after the tokens that a text begins with.
+def curvature_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
+    """The neutral text of a natural gradient: built-in prose in pieces, and the model's own answers to questions.
+
+    Against prose alone the step would be free to change answers, which are what an edit is for.
 
     Args:
-        tokenizer: the tokenizer of the model.
+        model: a causal language model.
+        tokenizer: its tokenizer.
 
     Raises:
-        InputError: see `sea_export.capture.whole_text.whole_text`.
+        InputError: see `sea_export.capture.whole_text.whole_text` and `sea_export.capture.own_answers.own_answers`.
     """
     items = []
     for text in curvature_texts():
@@ -112,7 +116,7 @@ def curvature_items(tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompleti
             PromptedCompletions(whole.prompt, [tokens[start : start + _PIECE]])
             for start in range(0, len(tokens), _PIECE)
         ]
-    return items
+    return [*items, *own_answers(model, tokenizer, curvature_questions(), seed=1)]
 
 
 def margin_texts(demonstrations: Sequence[TokenizedDemonstration]) -> list[ScoredText]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sea_export.demonstrations.demonstration import Demonstration
-from sea_export.demonstrations.neutral_text import load_texts
+from sea_export.demonstrations.neutral_text import load_texts, ordinary_questions
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Benchmark, split, split_rows
 from sea_export.evaluation.demonstration_margins import DemonstrationMargins
-from sea_export.evaluation.own_answers import ordinary_questions
 from sea_export.evaluation.suite import load_benchmark
 from sea_export.tuning.tuning_options import TuneOptions
 

@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.own_answers import own_answers
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.damage import measure_damage, predict_texts
 from sea_export.evaluation.divergence import DIVERGENCE, RepeatedDivergence
-from sea_export.evaluation.own_answers import own_answers
 from sea_export.evaluation.unrelated_text import unrelated_text
 from tests.helpers.messages import naming
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
 from sea_export.cli import main
+from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.evaluation import evaluate
-from sea_export.evaluation.answering import Answer, answer_prompts, prompt_tokens
+from sea_export.evaluation.answering import Answer, answer_prompts
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.generation import answer_metrics, load_generation
 from sea_export.evaluation.generation_options import GenerationOptions, template_values

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.generate import sampled_continuations
-from sea_export.demonstrations.tables import read_json_lines
-from sea_export.evaluation.answering import prompt_tokens
+from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ordinary_questions", "own_answers"]
+__all__ = ["own_answers"]
 
 _NEW_TOKENS = 32
 """Length of an answer: what an edit changes about answers shows in how they begin."""
-
-
-def ordinary_questions() -> tuple[str, ...]:
-    """The built-in questions and requests. None of them is among the demonstrations."""
-    with as_file(files("sea_export") / "data" / "questions.jsonl") as file:
-        return tuple(row["prompt"] for _, row in read_json_lines(file, "built-in questions"))
 
 
 def own_answers(
@@ -43,8 +35,7 @@ def own_answers(
     Raises:
         InputError: the chat template of the tokenizer fails.
     """
-    template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
-    prompts = [prompt_tokens(tokenizer, question, template) for question in questions]
+    prompts = [prompt_tokens(tokenizer, question) for question in questions]
     context = context_length(model.config)
     if context is not None:
         prompts = [prompt for prompt in prompts if len(prompt) + _NEW_TOKENS <= context]
