@@ -129,8 +129,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "places": _edited_targets(manifest["layers"]),
         "fits": [_fit_description(fit) for fit in fits],
         "effects": [
-            _plain(sentence)
-            for fit in fits
+            _plain(sentence if len(fits) == 1 else f"Edit {number} by itself: {sentence}")
+            for number, fit in enumerate(fits, 1)
             if fit.get("effect")
             for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
         ],

@@ -5,6 +5,7 @@ What was measured goes into the provenance of the edit under `effect`, and from 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from sea_export.fitting.fit import Fit
 from sea_export.model.architecture import context_length
 
 __all__ = ["measured_edit"]
+
+logger = logging.getLogger(__name__)
 
 # The relative change of activations with which a search of the strength begins.
 _FIRST_CHANGE = 0.1
@@ -60,6 +63,13 @@ def measured_edit(
     else:
         edit = fit.edit(strength)
         damage = meter.damage(edit)
+    if damage.largest.value > options.max_kl:
+        logger.warning(
+            "--strength: %g costs a mean KL of %.3g from the base, which is above --max-kl %g.",
+            _strength(edit),
+            damage.largest.value,
+            options.max_kl,
+        )
     metrics = (damage.largest, *damage.metrics, damage.agreement)
     measurement = Measurement("damage", len(damage.agreement.rows), metrics)
     record: dict[str, Any] = {

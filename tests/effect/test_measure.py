@@ -126,12 +126,15 @@ def test_layer_by_layer_the_same_is_measured(
     assert 0.017 <= metric(searched, DIVERGENCE) <= 0.02
 
 
-def test_a_given_strength_is_kept_and_measured(tiny_checkpoint: Path, prose_file: Path, tmp_path: Path) -> None:
-    effect = EffectOptions(strength=0.5, neutral_text=str(prose_file))
+def test_a_given_strength_is_kept_and_measured(
+    tiny_checkpoint: Path, prose_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    effect = EffectOptions(strength=0.5, max_kl=1e-9, neutral_text=str(prose_file))
     edit = measured(tiny_checkpoint, tmp_path, FITS["spectral"], effect)
     assert edit.provenance["options"]["edit"]["strength"] == 0.5
     assert metric(edit, DIVERGENCE) > 0
     assert edit.provenance["effect"]["neutral_text"] == "prose.txt", "no path is published"
+    assert "above --max-kl 1e-09" in caplog.text
     assert "given, not searched" in effect_sentences(edit.provenance["effect"], 0.5)[1]
 
 
