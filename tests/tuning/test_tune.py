@@ -63,6 +63,30 @@ def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     AutoModelForCausalLM.from_pretrained(output)
 
 
+@pytest.mark.slow
+def test_without_a_benchmark_held_out_demonstrations_are_measured(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Is number {index} wet?", "positive": f"Yes, {index} is.", "negative": f"No, {index} is not."}
+        for index in range(80)
+    ]
+    file, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out"
+    result = run(
+        *("tune", tiny_checkpoint, output, "--demonstrations", file, "--max-kl", 5, "--trials", 6),
+        *("--held-out", 0.5, "--choosing", 0.5),
+    )
+    assert result.exit_code == 0, result.output
+    baked = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
+    assert baked["edit"]["demonstrations"]["count"] == 40
+    assert baked["edit"]["demonstrations"]["origin"]["held_out"] == 0.5
+    assert baked["edit"]["tuning"]["benchmark"] == "held-out demonstrations"
+    assert baked["edit"]["tuning"]["metric"] == "mean margin per token"
+    assert baked["edit"]["tuning"]["rows"] == 20
+    record = json.loads((tmp_path / "out.tune.json").read_text(encoding="utf-8"))
+    scores = [trial["score"] for trial in record["trials"] if trial["cut"] is None and trial["divergence"] <= 5]
+    (chosen,) = [trial for trial in record["trials"] if trial["number"] == record["chosen"]]
+    assert chosen["score"] == chosen["value"] == max(scores)
+
+
 def test_choosing_and_reporting_texts_are_apart() -> None:
     choosing, reporting = split_rows(load_texts(None), 0.5, 0, "texts")
     assert not set(choosing) & set(reporting)

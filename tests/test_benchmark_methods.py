@@ -1,0 +1,51 @@
+"""`scripts/benchmark_methods` measures, goes on where it was interrupted, and prints what it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.benchmark_files import write_truthfulqa
+
+ROOT = Path(__file__).parents[1]
+BUDGET = 0.05
+
+
+def run(*arguments: object) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark_methods"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_methods_are_compared_at_equal_damage(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    given = (
+        *("--model", tiny_checkpoint, "--truthfulqa", write_truthfulqa(tmp_path / "questions.csv"), "--kl", BUDGET),
+        *("--demonstrations-limit", 60, "--text-step", 40, "--prompts", 3, "--results", results),
+    )
+    first = run(*given, "--methods", "natural-bias")
+    both = run(*given, "--methods", "natural-bias,turned-sign,spectral")
+    assert "natural bias" in first
+    assert all(name in both for name in ("natural bias", "turned sign", "spectral"))
+    assert run("--table", "--results", results) == both
+    found = records(results)
+    keys = [json.dumps(one["settings"], sort_keys=True) for one in found]
+    assert len(set(keys)) == len(keys), "nothing was measured twice"
+    strengths = {one["settings"]["arm"]: one for one in found if "strength" in one}
+    assert set(strengths) == {"natural bias", "turned sign", "spectral"}
+    assert all(0.95 * BUDGET <= max(one["kl"].values()) <= BUDGET for one in strengths.values())
+    measured = {one["settings"]["what"] for one in found}
+    assert {"held-out demonstrations", "truthfulqa"} < measured
