@@ -84,6 +84,31 @@ def test_every_family_merges(
     assert relative_error(logits(exported), run_time_logits(any_model, edit)) < 1e-5
 
 
+GRADIENT_EDITS: list[dict[str, object]] = [
+    {"method": "natural-gradient", "center": "linear", "target": "both"},
+    {"method": "gradient", "form": "low-rank", "rank": 3},
+]
+
+
+@pytest.mark.parametrize("options", GRADIENT_EDITS, ids=["constant", "low rank"])
+def test_edits_from_gradients_merge_in_every_family(
+    options: dict[str, object],
+    any_model: PreTrainedModel,
+    tiny_checkpoint_of: Callable[[str], Path],
+    fit_tiny: Callable[..., SpectralEdit],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Experts, biases, tied embeddings, and norms after the block included."""
+    edit = fit_tiny(any_model, **options)
+    checkpoint = tiny_checkpoint_of(request.node.callspec.params["any_model"])
+    sea_export.save(edit, checkpoint, tmp_path / "out", verify=False)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    expected = run_time_logits(any_model, edit)
+    assert relative_error(logits(exported), expected) < 1e-5
+    assert relative_error(logits(any_model), expected) > 1e-4, "the edit does something"
+
+
 def test_everything_but_the_edited_tensors_is_byte_identical(
     llama: PreTrainedModel, tiny_sharded_checkpoint: Path, fit_tiny: Callable[..., SpectralEdit], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
 from sea_export.capture.batching import PromptedCompletions
+from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods
+from sea_export.fitting.fit import fit_any_strength
 from sea_export.fitting.gradient_statistics import GradientStatistics
 from sea_export.fitting.linear_edit import OutputMoments
 from sea_export.fitting.natural_gradient import natural_biases, natural_map
+from sea_export.model.base import open_base
 from sea_export.model.targets import Target
 from sea_export.options import FitOptions
 from tests.helpers.messages import naming
@@ -154,3 +158,21 @@ def test_the_low_rank_form_is_the_nearest_map(llama: PreTrainedModel, tokenizer,
 def test_what_a_method_does_not_have_is_refused(options: dict, facts: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=naming(*facts)):
         FitOptions(**{"method": "gradient", **options})
+
+
+def test_gradients_go_through_weights_in_4_bits(
+    quantized_checkpoint: Path, tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...]
+) -> None:
+    """The edit of a quantized base is near that of the base in full precision."""
+    options = FitOptions(method="gradient", layers="last:2")
+    with open_base(str(quantized_checkpoint)) as base, open_base(str(quantized_checkpoint), dequantize=True) as plain:
+        edits = [
+            fit_any_strength(one.load_model(dtype=torch.float32), tokenizer, demonstrations, options).edit()
+            for one in (base, plain)
+        ]
+    for target in edits[0].targets:
+        (quantized,), (full,) = (edit.layers[target] for edit in edits)
+        assert quantized.shift is not None
+        assert full.shift is not None
+        assert quantized.shift.norm() > 0
+        torch.testing.assert_close(quantized.shift, full.shift, rtol=0.05, atol=0.05 * float(full.shift.norm()))
