@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sea_export.model.base import Base
 
-__all__ = ["compare_by_layer", "verified_by_layer"]
+__all__ = ["compare_by_layer", "in_float32", "verified_by_layer"]
 
 _LENGTH = 64
 """The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
@@ -134,7 +134,7 @@ def _logits_by_layer(
 
         def turns() -> Iterator[SuspendedPass]:
             yield passes[_ROUNDED]
-            with _in_float32(module):
+            with in_float32(module):
                 yield passes[_UNEDITED]
                 with one_layer.apply(model, own) if one_layer else nullcontext():
                     yield passes[_RUN_TIME]
@@ -165,7 +165,7 @@ def _logits_by_layer(
 
 
 @contextmanager
-def _in_float32(module: nn.Module) -> Iterator[None]:
+def in_float32(module: nn.Module) -> Iterator[None]:
     """A context in which all parameters and buffers of a module that are in memory are in float32.
 
     Afterwards they are rounded to their dtypes, which gives the same values as before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import asdict
@@ -124,6 +125,27 @@ def test_layer_by_layer_the_same_is_measured(
         tiny_checkpoint, tmp_path, FITS[name], EffectOptions(max_kl=0.02, neutral_text=str(prose_file)), layerwise=True
     )
     assert 0.017 <= metric(searched, DIVERGENCE) <= 0.02
+
+
+def test_a_base_in_half_precision_is_measured_in_float32_and_left_as_it_was(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prose_file: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    copy.deepcopy(llama).to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    seen: list[torch.dtype] = []
+    split = hold_out(demonstrations(60), 0.2, 0)
+    with open_base(str(base)) as opened_base:
+        opened = OpenedModel(opened_base, None, "cpu", None, False, scratch=tmp_path)
+        before = {name: tensor.clone() for name, tensor in opened.whole_model.state_dict().items()}
+        fitted = fit_base(opened, split.fitted, FITS["spectral"])
+        layer = opened.whole_model.get_submodule("model.layers.3")
+        with layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype)):
+            measured_edit(fitted, opened, split, EffectOptions(strength=1, neutral_text=str(prose_file)))
+        after = opened.whole_model.state_dict()
+    assert set(seen) == {torch.float32}
+    assert opened.whole_model.dtype == torch.bfloat16
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_a_given_strength_is_kept_and_measured(
