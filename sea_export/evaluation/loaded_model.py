@@ -47,10 +47,7 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     """
     if run.layerwise:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
-    adapter = _adapter(model)
-    name = base_of_adapter(adapter) if adapter else model
-    if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
-        return  # only its conversion, which takes long, would tell more
+    adapter, name = _adapter_and_base(model)
     with _opened(name, run) as base:
         _check_code(base)
         loaded = base.load_model(
@@ -70,18 +67,19 @@ def check_loadable(model: str, run: RunOptions) -> None:
         model: see `open_loaded_model`.
         run: see `open_loaded_model`.
     """
-    adapter = _adapter(model)
-    name = base_of_adapter(adapter) if adapter else model
+    _, name = _adapter_and_base(model)
     if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
         return  # only its conversion, which takes long, would tell more
     with _opened(name, run) as base:
         _check_code(base)
 
 
-def _adapter(model: str) -> Path | None:
-    """The directory of an adapter; None if the name is that of something else."""
+def _adapter_and_base(model: str) -> tuple[Path | None, str]:
+    """The directory of an adapter and the name of its base; None and the name itself if it is no adapter."""
     directory = Path(model).expanduser()
-    return directory if (directory / ADAPTER_CONFIG).is_file() else None
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return None, model
+    return directory, base_of_adapter(directory)
 
 
 @contextmanager

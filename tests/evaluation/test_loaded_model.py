@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 import sea_export
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.evaluation.loaded_model import check_loadable, open_loaded_model
 from sea_export.model.run_options import RunOptions
+from tests.helpers.gguf_files import write_gguf
 from tests.helpers.messages import naming
 
 TOKENS = torch.tensor([[5, 6, 7, 8]])
@@ -51,6 +52,15 @@ def test_quantized_weights_are_made_plain_where_there_are_some(
         assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
     with torch.no_grad():
         assert torch.equal(logits(tiny_checkpoint, run), llama(TOKENS).logits)
+
+
+def test_a_gguf_file_is_converted_and_loaded(tmp_path: Path) -> None:
+    weights = write_gguf(tmp_path / "tiny.gguf")
+    run = RunOptions(dtype="float32", device="cpu")
+    check_loadable(str(tmp_path / "tiny.gguf"), run)
+    with open_loaded_model(str(tmp_path / "tiny.gguf"), run) as loaded:
+        stored = loaded.model.state_dict()
+    assert all(torch.allclose(stored[name], weight, atol=1e-2) for name, weight in weights.items())
 
 
 def test_a_layer_at_a_time_is_refused(tiny_checkpoint: Path) -> None:

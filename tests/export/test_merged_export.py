@@ -68,31 +68,17 @@ def test_merged_checkpoint_computes_the_run_time_edit(
     assert relative_error(logits(llama), expected) > 1e-2, "the edit must do something for the test to mean anything"
 
 
-@pytest.mark.parametrize("target", ["mlp", "attention"])
+FAMILY_EDITS: dict[str, dict[str, object]] = {
+    "mlp": {},
+    "attention": {"target": "attention"},
+    "constant from gradients": {"method": "natural-gradient", "center": "linear", "target": "both"},
+    "low rank from gradients": {"method": "gradient", "form": "low-rank", "rank": 3},
+}
+
+
+@pytest.mark.parametrize("name", FAMILY_EDITS)
 def test_every_family_merges(
-    target: str,
-    any_model: PreTrainedModel,
-    tiny_checkpoint_of: Callable[[str], Path],
-    fit_tiny: Callable[..., SpectralEdit],
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    edit = fit_tiny(any_model, target=target)
-    checkpoint = tiny_checkpoint_of(request.node.callspec.params["any_model"])
-    sea_export.save(edit, checkpoint, tmp_path / "out", verify=False)
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert relative_error(logits(exported), run_time_logits(any_model, edit)) < 1e-5
-
-
-GRADIENT_EDITS: list[dict[str, object]] = [
-    {"method": "natural-gradient", "center": "linear", "target": "both"},
-    {"method": "gradient", "form": "low-rank", "rank": 3},
-]
-
-
-@pytest.mark.parametrize("options", GRADIENT_EDITS, ids=["constant", "low rank"])
-def test_edits_from_gradients_merge_in_every_family(
-    options: dict[str, object],
+    name: str,
     any_model: PreTrainedModel,
     tiny_checkpoint_of: Callable[[str], Path],
     fit_tiny: Callable[..., SpectralEdit],
@@ -100,7 +86,7 @@ def test_edits_from_gradients_merge_in_every_family(
     request: pytest.FixtureRequest,
 ) -> None:
     """Experts, biases, tied embeddings, and norms after the block included."""
-    edit = fit_tiny(any_model, **options)
+    edit = fit_tiny(any_model, **FAMILY_EDITS[name])
     checkpoint = tiny_checkpoint_of(request.node.callspec.params["any_model"])
     sea_export.save(edit, checkpoint, tmp_path / "out", verify=False)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
