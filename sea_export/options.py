@@ -229,6 +229,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         check_values(self)
         check_length_scale(self.length_scale)
+        self._check_form()
         if self.method != "spectral":
             self._check_method()
         if self.center == "auto":  # settled here, so that everything after, the manifest too, sees what was chosen
@@ -246,6 +247,15 @@ class FitOptions:
             return "linear" if self.feature_function == "identity" else "off"
         return "affine" if self.form == "bias" else "off"
 
+    def _check_form(self) -> None:
+        """Refuses a form that the method does not have, and a rank that the form does not have."""
+        if self.form != "bias" and self.method not in ("gradient", "natural-gradient"):
+            raise InputError(
+                f"--form: {self.form} goes with the gradient methods, not with {self.method}. Leave it out."
+            )
+        if self.rank != FitOptions.rank and self.form != "low-rank":
+            raise InputError(f"--rank: it goes with --form low-rank, not with {self.form}. Leave it out.")
+
     def _check_method(self) -> None:
         """Refuses what only spectral edits have."""
         spectral = {
@@ -257,10 +267,6 @@ class FitOptions:
         for option, given in spectral.items():
             if given:
                 raise InputError(f"{option}: it goes with --method spectral, not with {self.method}. Leave it out.")
-        if self.form != "bias" and self.method not in ("gradient", "natural-gradient"):
-            raise InputError(
-                f"--form: {self.form} goes with the gradient methods, not with {self.method}. Leave it out."
-            )
         if self.form == "bias" and self.center == "off" and self.method != "erasure":
             raise InputError(f"--center: off leaves nothing of a constant ({self.method}). Choose affine or linear.")
         if self.form != "bias" and self.center not in ("auto", "off"):

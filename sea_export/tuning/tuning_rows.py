@@ -47,6 +47,11 @@ class TuningRows:
         Raises:
             InputError: they cannot be read, are too few, or do not give the metric.
         """
+        if options.benchmark is None and not held_out:
+            raise InputError(
+                "--held-out: too few demonstrations can be held out to measure anything. Give more demonstrations, or "
+                "--benchmark."
+            )
         benchmark: Benchmark = (
             load_benchmark(options.benchmark)
             if options.benchmark is not None

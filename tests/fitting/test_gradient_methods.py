@@ -82,7 +82,8 @@ def margin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstra
 def test_a_small_step_raises_the_margin_and_its_opposite_lowers_it(
     method: str, form: str, llama: PreTrainedModel, tokenizer, demonstrations
 ) -> None:
-    edit = sea_export.fit(llama, tokenizer, demonstrations, method=method, form=form, rank=3, layers="1-3")
+    rank = {"rank": 3} if form == "low-rank" else {}
+    edit = sea_export.fit(llama, tokenizer, demonstrations, method=method, form=form, layers="1-3", **rank)
     size = edit.relative_change
     before = margin(llama, tokenizer, demonstrations)
     changes = []
@@ -91,7 +92,7 @@ def test_a_small_step_raises_the_margin_and_its_opposite_lowers_it(
             llama,
             tokenizer,
             demonstrations,
-            **{"method": method, "form": form, "rank": 3, "layers": "1-3", "strength": sign * 0.02 / size},
+            **{"method": method, "form": form, **rank, "layers": "1-3", "strength": sign * 0.02 / size},
         )
         with small.apply(llama):
             changes.append(margin(llama, tokenizer, demonstrations) - before)
@@ -153,6 +154,8 @@ def test_the_low_rank_form_is_the_nearest_map(llama: PreTrainedModel, tokenizer,
         ({"method": "erasure", "form": "low-rank"}, ("--form", "erasure")),
         ({"method": "newton"}, ("--method", "newton")),
         ({"form": "round"}, ("--form", "round")),
+        ({"method": "spectral", "form": "linear"}, ("--form", "spectral")),
+        ({"form": "linear", "rank": 3}, ("--rank", "low-rank")),
     ],
 )
 def test_what_a_method_does_not_have_is_refused(options: dict, facts: tuple[str, ...]) -> None:

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM
 from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.neutral_text import load_texts
+from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import split_rows
+from sea_export.tuning.tuning_options import TuneOptions
+from sea_export.tuning.tuning_rows import TuningRows
 from tests.helpers.benchmark_files import write_jsonl, write_truthfulqa
 from tests.helpers.messages import assert_names
 
@@ -61,6 +64,11 @@ def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     )
     assert math.isfinite(reported[1]["figures"][0]["value"][0])
     AutoModelForCausalLM.from_pretrained(output)
+
+
+def test_too_few_held_out_demonstrations_are_refused() -> None:
+    with pytest.raises(InputError, match="--held-out"):
+        TuningRows.load(TuneOptions(), ())
 
 
 @pytest.mark.slow
