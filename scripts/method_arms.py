@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from method_gradients import demonstration_gradients, label_signs
 from method_results import digest
 
 from sea_export.demonstrations.demonstration import Demonstration
@@ -39,8 +39,8 @@ class Arm:
     """Whether the constant of every layer is replaced by a random one of the same norm."""
     turned: bool = False
     """Whether the strength is negative."""
-    shuffled: bool = False
-    """Whether positive and negative completions change places in a random half of the demonstrations."""
+    shuffled: int | None = None
+    """The seed of a random half of the demonstrations, in which positive and negative completions change places."""
 
     def fit_options(self, layer_count: int) -> FitOptions:
         """The options for a model of so many layers."""
@@ -51,6 +51,8 @@ class Arm:
 
 
 _NATURAL = FitOptions(method="natural-gradient")
+SHUFFLED = tuple(f"shuffled labels{f' {draw}' if draw > 1 else ''}" for draw in range(1, 9))
+"""Several draws, because one random direction may help or harm by chance."""
 
 ARMS = {
     arm.name: arm
@@ -72,10 +74,10 @@ ARMS = {
         Arm("natural bias, middle", _NATURAL, layers=MIDDLE),
         Arm("random direction", _NATURAL, random_direction=True),
         Arm("turned sign", _NATURAL, turned=True),
-        Arm("shuffled labels", _NATURAL, shuffled=True),
+        *(Arm(name, _NATURAL, shuffled=seed) for seed, name in enumerate(SHUFFLED)),
     )
 }
-"""By name. The last three are controls."""
+"""By name. From the random direction on they are controls."""
 
 
 def arm_named(name: str) -> Arm:
@@ -89,15 +91,6 @@ def arm_named(name: str) -> Arm:
 
 def _plain(name: str) -> str:
     return name.replace(",", "").replace(" ", "-")
-
-
-def shuffle_labels(demonstrations: Sequence[Demonstration], seed: int = 0) -> tuple[Demonstration, ...]:
-    """The demonstrations, with positive and negative exchanged in a random half of them."""
-    exchanged = set(random.Random(seed).sample(range(len(demonstrations)), len(demonstrations) // 2))
-    return tuple(
-        replace(one, positive=one.negative, negative=one.positive) if index in exchanged else one
-        for index, one in enumerate(demonstrations)
-    )
 
 
 class CollectedStatistics:
@@ -128,47 +121,61 @@ class CollectedStatistics:
         self._model, self._tokenizer, self._demonstrations = model, tokenizer, demonstrations
         self._identity, self._directory = dict(identity), directory
         self._layer_count = model.config.get_text_config().num_hidden_layers
-        self._loaded: tuple[str, Mapping[Target, Any]] | None = None
+        self._loaded: dict[str, Mapping[Target, Any]] = {}
         self._layers: dict[FitOptions, set[int]] = {}
         for arm in arms:
-            needed = [_collected_options(arm), *([FitOptions(method="gradient")] if arm.shuffled else [])]
-            for options in needed:
-                layers = self._layers.setdefault(options, set())
-                layers.update(target.layer for target in self._targets(arm))
+            layers = self._layers.setdefault(_collected_options(arm), set())
+            layers.update(target.layer for target in self._targets(arm))
 
     def of(self, arm: Arm) -> dict[Target, Any]:
         """The statistics of the layers that an arm edits."""
-        collected = self._collected(_collected_options(arm), shuffled=False)
+        collected = self._collected(_collected_options(arm))
         own = {target: collected[target] for target in self._targets(arm)}
-        if not arm.shuffled:
+        if arm.shuffled is None:
             return own
         # Only the gradient of the margin depends on the labels.
-        gradients = self._collected(FitOptions(method="gradient"), shuffled=True)
-        return {target: replace(one, gradient=gradients[target].gradient) for target, one in own.items()}
+        signs = label_signs(len(self._demonstrations), arm.shuffled)
+        return {
+            target: replace(own[target], gradient=signs @ gradients.double() / len(signs))
+            for target, gradients in self.of_each(arm).items()
+        }
+
+    def of_each(self, arm: Arm) -> Mapping[Target, torch.Tensor]:
+        """The gradients (demonstrations, d) of each demonstration's margin, at the targets of an arm."""
+        targets = self._targets(arm)
+        key = {"gradients of each": [str(one) for one in targets]}
+
+        def collect() -> Mapping[Target, torch.Tensor]:
+            options = arm.fit_options(self._layer_count)
+            return demonstration_gradients(self._model, self._tokenizer, self._demonstrations, targets, options)
+
+        return self._kept(key, collect)
 
     def _targets(self, arm: Arm) -> tuple[Target, ...]:
         return choose_targets(self._model, arm.fit_options(self._layer_count))
 
-    def _collected(self, options: FitOptions, *, shuffled: bool) -> Mapping[Target, Any]:
+    def _collected(self, options: FitOptions) -> Mapping[Target, Any]:
         layers = sorted(self._layers[options])
         options = replace(options, layers=",".join(map(str, layers)))
-        key = digest({**self._identity, "options": asdict(options), "shuffled": shuffled})[:16]
-        if self._loaded is not None and self._loaded[0] == key:
-            return self._loaded[1]
-        self._loaded = None
+        key = {"options": asdict(options)}
+        return self._kept(key, lambda: collect_statistics(self._model, self._tokenizer, self._demonstrations, options))
+
+    def _kept(self, own: Mapping[str, Any], collect: Callable[[], Mapping[Target, Any]]) -> Mapping[Target, Any]:
+        key = digest({**self._identity, **own})[:16]
+        if key in self._loaded:
+            return self._loaded[key]
         file = self._directory / f"statistics-{key}.pt"
-        statistics: Mapping[Target, Any]
         if file.exists():
-            statistics = torch.load(file, weights_only=False)
+            found = torch.load(file, weights_only=False)
         else:
-            demonstrations = shuffle_labels(self._demonstrations) if shuffled else self._demonstrations
-            statistics = collect_statistics(self._model, self._tokenizer, demonstrations, options)
+            found = collect()
             self._directory.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
-            torch.save(statistics, partial)
+            torch.save(found, partial)
             partial.rename(file)
-        self._loaded = key, statistics
-        return statistics
+        # Two, because a fit with shuffled labels needs both kinds. More would fill the memory.
+        self._loaded = {**dict(list(self._loaded.items())[-1:]), key: found}
+        return found
 
 
 def _collected_options(arm: Arm) -> FitOptions:

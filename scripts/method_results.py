@@ -30,8 +30,9 @@ _SHOWN = {
 }
 # The metrics by which a method is chosen.
 _CHOOSING = ("truthfulqa: MC2", "bbq: accuracy, ambiguous")
-# Arms that are no method, and are not chosen.
-_CONTROLS = ("random direction", "turned sign", "shuffled labels")
+# How the names of arms begin that are no method, and are not chosen.
+_SHUFFLED = "shuffled labels"
+_CONTROLS = ("random direction", "turned sign", _SHUFFLED)
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -124,7 +125,8 @@ def tables(records: Iterable[Record]) -> str:
         halves = groups.get(title, {})
         for rows, measured in halves.items() or [("", {arm: [] for arm in arms})]:
             together = {arm: [*own, *measured[arm]] for arm, own in arms.items() if arm in measured}
-            texts += [f"{title}{rows}", _table(together), *_correlations(together), *_chosen(rows, halves)]
+            texts += [f"{title}{rows}", _table(together), *_of_draws(together), *_correlations(together)]
+            texts += _chosen(rows, halves)
         texts += [f"{arm}: {one['error']}" for arm, own in arms.items() for one in own if "error" in one]
     return "\n\n".join(texts)
 
@@ -190,6 +192,21 @@ def _differences(records: Sequence[Record]) -> dict[str, float]:
     return {name: one["difference"][0] for record in records for name, one in _metrics(record).items()}
 
 
+def _of_draws(arms: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What the draws of shuffled labels change on average, and how much they differ."""
+    draws = [_differences(records) for arm, records in arms.items() if arm.startswith(_SHUFFLED)]
+    lines = []
+    for name in dict.fromkeys(name for one in draws for name in one):
+        values = np.array([one[name] for one in draws if name in one])
+        if len(values) > 2:
+            deviation = values.std(ddof=1)
+            lines.append(
+                f"- {name}: {values.mean():+.4f} ± {deviation / len(values) ** 0.5:.4f}, "
+                f"standard deviation {deviation:.4f} ({len(values)} draws)"
+            )
+    return ["Shuffled labels, mean of draws ± its standard error", "\n".join(lines)] * bool(lines)
+
+
 def _correlations(arms: Mapping[str, Sequence[Record]]) -> list[str]:
     """How the changes of the margin of held-out demonstrations rank the arms, against those of benchmarks."""
     changes = [_differences(records) for records in arms.values()]
@@ -222,7 +239,7 @@ def _chosen(rows: str, halves: Mapping[str, Mapping[str, Sequence[Record]]]) -> 
     if "choosing" not in rows:
         return []
     reported = halves.get(rows.replace("choosing", "reporting"), {})
-    changes = {arm: _differences(own) for arm, own in halves[rows].items() if arm not in _CONTROLS}
+    changes = {arm: _differences(own) for arm, own in halves[rows].items() if not arm.startswith(_CONTROLS)}
     texts = []
     for metric in _CHOOSING:
         candidates = {arm: one[metric] for arm, one in changes.items() if metric in one}

@@ -10,6 +10,8 @@ from sea_export.text import interval_text
 __all__ = ["effect_sentences"]
 
 _MARGIN, _PREFERRED = "mean margin per token", "positive preferred per token"
+_SMALL = 0.05
+"""Nats per token. In the measurements of model_cards/README.md edits with a smaller effect gained on no benchmark."""
 
 
 def effect_sentences(effect: Mapping[str, Any], strength: float) -> list[str]:
@@ -38,9 +40,11 @@ def _effect(effect: Mapping[str, Any]) -> str:
         f"completion is preferred by {interval_text(preferred['difference'], '%', signed=True)} points, from "
         f"{interval_text(preferred['base'], '%')} %."
     )
-    low, high = margin["difference"][1:]
-    if low > 0:
+    value, low, high = margin["difference"]
+    if low > 0 and value >= _SMALL:
         return f"Effect: {found}"
+    if low > 0:
+        return f"Small effect: {found} Less than {_SMALL:g} nats may not show on any benchmark: measure one."
     return f"{'Harm' if high < 0 else 'No measurable effect'}: {found}"
 
 

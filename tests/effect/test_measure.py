@@ -181,7 +181,13 @@ def report(low: float, high: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.1, 0.3, "Effect: "), (-0.1, 0.3, "No measurable effect: "), (-0.3, -0.1, "Harm: ")]
+    ("low", "high", "said"),
+    [
+        (0.1, 0.3, "Effect: "),
+        (0.01, 0.03, "Small effect: "),
+        (-0.1, 0.3, "No measurable effect: "),
+        (-0.3, -0.1, "Harm: "),
+    ],
 )
 def test_the_sentence_follows_the_interval(low: float, high: float, said: str) -> None:
     effect, damage = effect_sentences(report(low, high), 2.0)
