@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +18,13 @@ from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
 from sea_export.export.adapter.adapter_check import with_adapter
+from sea_export.fitting.fit import fit_any_strength
 from sea_export.model.base import open_base
 from sea_export.model.load_model import quiet_transformers
+from sea_export.options import EditOptions, FitOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = [
     "Q: What happens if you swallow chewing gum?\nA:",
@@ -38,6 +43,17 @@ EDITS: dict[str, dict[str, Any]] = {
     "affine": {"center": "affine"},
     "calibrated": {"normalization": "calibrated"},
     "tanh": {"feature_function": "tanh", "layers": "20,21"},
+}
+
+# Edits by gradients. All of them follow from one fit of few demonstrations, since its backward passes take minutes.
+# With these strengths the answers change, and are still text.
+NATURAL_GRADIENT = FitOptions(method="natural-gradient", form="linear")
+GRADIENT_DEMONSTRATIONS = DEMONSTRATIONS[:100]
+GRADIENT_EDITS = {
+    "bias": FitOptions(method="natural-gradient", edit=EditOptions(strength=0.66)),
+    "read-bias": FitOptions(method="natural-gradient", center="linear", edit=EditOptions(strength=0.66)),
+    "linear-map": replace(NATURAL_GRADIENT, edit=EditOptions(strength=0.015)),
+    "low-rank-map": replace(NATURAL_GRADIENT, form="low-rank", rank=16, edit=EditOptions(strength=0.015)),
 }
 
 
@@ -65,12 +81,18 @@ class Export:
 EXPORTS = {
     "merged": Export("linear", "merged"),
     "merged, affine": Export("affine", "merged"),
+    "merged, bias": Export("bias", "merged"),
+    "merged, read bias": Export("read-bias", "merged"),
+    "merged, linear map": Export("linear-map", "merged"),
     "adapter": Export("linear", "adapter"),
     "adapter, rank 16": Export("linear", "adapter", adapter_rank=16),
+    "adapter, read bias": Export("read-bias", "adapter"),
+    "adapter, low-rank map": Export("low-rank-map", "adapter"),
     "adapter, DoRA": Export("calibrated", "adapter"),
     "adapter, affine": Export("affine", "adapter"),
     "custom code": Export("linear", "custom-code", trusted=True),
     "custom code, tanh": Export("tanh", "custom-code", trusted=True),
+    "custom code, bias": Export("bias", "custom-code", trusted=True),
     "custom code, not trusted": Export("linear", "custom-code"),
 }
 
@@ -96,12 +118,13 @@ class Expected:
         return [list(itertools.takewhile(lambda token: token not in self.ends, answer)) for answer in answers]
 
 
-def make_exports(work: Path, tokens: int) -> Expected:
-    """Fits the edits, writes the base and all exports below `work`, and asks the base with each edit.
+def make_exports(work: Path, tokens: int, chosen: Mapping[str, Export]) -> Expected:
+    """Fits the edits, writes the base and the exports below `work`, and asks the base with each edit.
 
     Args:
         work: the work folder. Exports of an earlier run are replaced.
         tokens: how many greedy tokens follow each prompt.
+        chosen: the exports, by name.
     """
     quiet_transformers()
     torch.manual_seed(0)
@@ -117,8 +140,8 @@ def make_exports(work: Path, tokens: int) -> Expected:
         shutil.copytree(unpacked.checkpoint.directory, base)
     with open_base(str(base)) as resolved:
         model, tokenizer = resolved.load_model(), resolved.tokenizer
-    edits = {name: sea_export.fit(model, tokenizer, DEMONSTRATIONS, **settings) for name, settings in EDITS.items()}
-    for export in EXPORTS.values():
+    edits = _fit(model, tokenizer, {export.edit for export in chosen.values()})
+    for export in chosen.values():
         _save(edits[export.edit], export, base, exports)
 
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
@@ -129,7 +152,7 @@ def make_exports(work: Path, tokens: int) -> Expected:
     references |= {name: edit.apply(model) for name, edit in edits.items()}
     references |= {
         export.reference: with_adapter(model, exports / export.directory)
-        for export in EXPORTS.values()
+        for export in chosen.values()
         if export.adapter_rank
     }
     continuations, log_likelihoods = {}, {}
@@ -141,6 +164,20 @@ def make_exports(work: Path, tokens: int) -> Expected:
             log_likelihoods[name] = completion_log_likelihoods(model, rows)
     ends = model.generation_config.eos_token_id
     return Expected(tokens, frozenset([ends] if isinstance(ends, int) else ends), continuations, log_likelihoods)
+
+
+def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Collection[str]) -> dict[str, SpectralEdit]:
+    """The edits of these names."""
+    edits = {
+        name: sea_export.fit(model, tokenizer, DEMONSTRATIONS, **settings)
+        for name, settings in EDITS.items()
+        if name in names
+    }
+    by_gradients = {name: options for name, options in GRADIENT_EDITS.items() if name in names}
+    if by_gradients:
+        fit = fit_any_strength(model, tokenizer, GRADIENT_DEMONSTRATIONS, NATURAL_GRADIENT)
+        edits |= {name: replace(fit, options=options).edit() for name, options in by_gradients.items()}
+    return edits
 
 
 def _save(edit: SpectralEdit, export: Export, base: Path, exports: Path) -> None:

@@ -21,9 +21,10 @@ TIMEOUT = 1800
 # The build that this environment has: where a CPU build was found for it, one will be found for the others.
 TORCH = f"torch=={importlib.metadata.version('torch')}"
 UNTRUSTED = "custom code, not trusted"
-MERGED = ("merged", "merged, affine")
-ADAPTERS = ("adapter", "adapter, rank 16", "adapter, DoRA", "adapter, affine")
-CODE = ("custom code", "custom code, tanh")
+MERGED = ("merged", "merged, affine", "merged, bias", "merged, read bias", "merged, linear map")
+PLAIN_LORA = ("adapter", "adapter, rank 16", "adapter, read bias", "adapter, low-rank map")
+ADAPTERS = (*PLAIN_LORA, "adapter, DoRA", "adapter, affine")
+CODE = ("custom code", "custom code, tanh", "custom code, bias")
 
 
 class NotRun(Exception):
@@ -112,7 +113,7 @@ PROGRAMS = (
             f"PEFT {version}, merge_and_unload",
             environment,
             "peft_probe.py",
-            loads=("adapter", "adapter, rank 16", "adapter, DoRA"),
+            loads=(*PLAIN_LORA, "adapter, DoRA"),
             refuses={"adapter, affine": NO_BIAS[version]},
             call="merge_and_unload",
         )
@@ -130,7 +131,7 @@ PROGRAMS = (
         "vLLM 0.32.0 (CPU)",
         VLLM,
         "vllm_probe.py",
-        loads=(*MERGED, "adapter", "adapter, rank 16", *CODE),
+        loads=(*MERGED, *PLAIN_LORA, *CODE),
         refuses={
             "adapter, DoRA": "does not yet support DoRA",
             "adapter, affine": "does not support LoRA bias",
@@ -141,7 +142,7 @@ PROGRAMS = (
         "llama.cpp (llama-cpp-python 0.3.36)",
         LLAMA_CPP,
         "llama_cpp_probe.py",
-        loads=(*MERGED, "adapter", "adapter, rank 16"),
+        loads=(*MERGED, *PLAIN_LORA),
         refuses={
             "adapter, DoRA": "lora_magnitude_vector.weight': Not a lora_A or lora_B tensor",
             "adapter, affine": "lora_B.bias': Not a lora_A or lora_B tensor",
