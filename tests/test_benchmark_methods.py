@@ -49,3 +49,28 @@ def test_methods_are_compared_at_equal_damage(tiny_checkpoint: Path, tmp_path: P
     assert all(0.95 * BUDGET <= max(one["kl"].values()) <= BUDGET for one in strengths.values())
     measured = {one["settings"]["what"] for one in found}
     assert {"held-out demonstrations", "truthfulqa"} < measured
+
+
+@pytest.mark.slow
+def test_draws_of_shuffled_labels_are_summed_up(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    given = (
+        "--model",
+        tiny_checkpoint,
+        "--demonstrations-limit",
+        60,
+        "--kl",
+        BUDGET,
+        "--results",
+        tmp_path / "r.jsonl",
+    )
+    small = ("--text-step", 40, "--prompts", 3)
+    names = ["shuffled-labels", "shuffled-labels-2", "shuffled-labels-3"]
+    printed = run(*given, *small, "--methods", ",".join(names))
+    assert "(3 draws)" in printed
+    strengths = {one["strength"] for one in records(tmp_path / "r.jsonl") if "strength" in one}
+    assert len(strengths) == len(names), "each draw is another edit"
+    *_, row = run(*given, "--agreement").splitlines()
+    *_, fitted, left_out, shuffled, _ = (cell.split("±")[0].strip() for cell in row.split("|"))
+    # 60 demonstrations have something in common with themselves, and gain more than chance does.
+    assert float(fitted) > float(left_out)
+    assert float(fitted) > float(shuffled) > 0
