@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.errors import InputError
 from sea_export.model.base import Base
-from sea_export.model.memory import fits_whole
+from sea_export.model.memory import fits, fits_whole, weight_bytes
+from sea_export.model.precision import in_float32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +65,18 @@ class OpenedModel:
                 "with more memory."
             )
         return self.model
+
+    def in_fast_dtype(self) -> AbstractContextManager[None]:
+        """On a processor, a context in which the model is in float32, if that fits into memory. Otherwise as it is.
+
+        Few processors have units for half precision, and without them it is several times slower.
+        """
+        model = self.model
+        if isinstance(model, StoredModel) or model.device.type != "cpu" or hasattr(model, "hf_quantizer"):
+            return nullcontext()
+        if not fits(weight_bytes(self.base.checkpoint, torch.float32), model.device):
+            return nullcontext()
+        return in_float32(model)
 
     def _is_layerwise(self) -> bool:
         if self.layerwise is not None:

@@ -6,12 +6,9 @@ What was measured goes into the provenance of the edit under `effect`, and from 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sea_export.capture.offloaded import StoredModel
 from sea_export.capture.opened_model import OpenedModel
@@ -26,8 +23,6 @@ from sea_export.evaluation.demonstration_margins import MARGIN, DemonstrationMar
 from sea_export.evaluation.report import make_reports
 from sea_export.fitting.fit import Fit
 from sea_export.model.architecture import context_length
-from sea_export.model.memory import fits, weight_bytes
-from sea_export.verification.compare_by_layer import in_float32
 
 __all__ = ["measured_edit"]
 
@@ -59,7 +54,7 @@ def measured_edit(
     """
     if not options.measure:
         return fit.edit(options.strength)
-    with _in_fast_dtype(opened):
+    with opened.in_fast_dtype():
         return _measured(fit, opened, demonstrations, options, progress)
 
 
@@ -93,19 +88,6 @@ def _measured(
         **_held_out(edit, fit, opened, demonstrations, meter),
     }
     return replace(edit, provenance={**edit.provenance, "effect": record})
-
-
-def _in_fast_dtype(opened: OpenedModel) -> AbstractContextManager[None]:
-    """On a processor, a context in which the base is in float32, if that fits into memory.
-
-    Few processors have units for half precision, and without them it is several times slower.
-    """
-    model = opened.model
-    if isinstance(model, StoredModel) or model.device.type != "cpu" or hasattr(model, "hf_quantizer"):
-        return nullcontext()
-    if not fits(weight_bytes(opened.base.checkpoint, torch.float32), model.device):
-        return nullcontext()
-    return in_float32(model)
 
 
 def _meter(fit: Fit, opened: OpenedModel, options: EffectOptions, progress: Progress) -> Meter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from sea_export.capture.cache import cached_bytes
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.distributed import ALONE, Processes
+from sea_export.fitting.edit_method import edit_method
 from sea_export.fitting.fit import Fit, fit_any_strength, no_op_warning, sequence_warning
 from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.model.base import Base
@@ -52,16 +55,19 @@ def fit_base(
         targets = choose_targets(opened.base.skeleton, options)
     if note := left_out_note(opened.base.skeleton, options, targets):
         logger.info("%s", note)
-    fit = fit_any_strength(
-        opened.model,
-        opened.base.tokenizer,
-        demonstrations,
-        options,
-        progress,
-        projections=opened.base.output_projections(targets),
-        cache=cache,
-        processes=processes,
-    )
+    # Backward passes are the longest part of such a fit, and small gradients are lost in half precision.
+    by_gradients = Statistic.MARGIN_GRADIENTS in edit_method(options.method).needed_statistics(options)
+    with opened.in_fast_dtype() if by_gradients and opened.dtype is None else nullcontext():
+        fit = fit_any_strength(
+            opened.model,
+            opened.base.tokenizer,
+            demonstrations,
+            options,
+            progress,
+            projections=opened.base.output_projections(targets),
+            cache=cache,
+            processes=processes,
+        )
     if cache is not None:
         logger.info("%s: it keeps %.1f MB of activations.", cache, cached_bytes(cache) / 1e6)
     return replace(fit, provenance={**fit.provenance, "base": _named(opened.base)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import EditInMemory
 from sea_export.model.architecture import OutputProjection
-from sea_export.model.memory import fits, unpooled_tensor, weight_bytes
+from sea_export.model.memory import fits, weight_bytes
+from sea_export.model.precision import in_float32
 from sea_export.verification.compare import (
     COMPARED_TOKENS,
     PROMPTS,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from sea_export.model.base import Base
 
-__all__ = ["compare_by_layer", "in_float32", "verified_by_layer"]
+__all__ = ["compare_by_layer", "verified_by_layer"]
 
 _LENGTH = 64
 """The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
@@ -162,27 +163,6 @@ def _logits_by_layer(
         with source.head():
             advance(model)
     return logits
-
-
-@contextmanager
-def in_float32(module: nn.Module) -> Iterator[None]:
-    """A context in which all parameters and buffers of a module that are in memory are in float32.
-
-    Afterwards they are rounded to their dtypes, which gives the same values as before.
-    """
-    narrow = [
-        tensor
-        for tensor in (*module.parameters(), *module.buffers())
-        if not tensor.is_meta and tensor.is_floating_point() and tensor.itemsize < 4
-    ]
-    dtypes = [tensor.dtype for tensor in narrow]
-    for tensor in narrow:
-        tensor.data = unpooled_tensor(tensor.shape, torch.float32).to(tensor.device).copy_(tensor.data)
-    try:
-        yield
-    finally:
-        for tensor, dtype in zip(narrow, dtypes, strict=True):
-            tensor.data = tensor.data.to(dtype)
 
 
 def verified_by_layer(base: Base, device: torch.device, held: int) -> bool:

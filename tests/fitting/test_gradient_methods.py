@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import sea_export
 from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods
 from sea_export.fitting.fit import fit_any_strength
+from sea_export.fitting.fit_base import fit_base
 from sea_export.fitting.gradient_statistics import GradientStatistics
 from sea_export.fitting.linear_edit import OutputMoments
 from sea_export.fitting.natural_gradient import natural_biases, natural_map
@@ -179,3 +182,24 @@ def test_gradients_go_through_weights_in_4_bits(
         assert full.shift is not None
         assert quantized.shift.norm() > 0
         torch.testing.assert_close(quantized.shift, full.shift, rtol=0.05, atol=0.05 * float(full.shift.norm()))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(None, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_gradients_of_a_base_in_half_precision_are_computed_in_float32(
+    dtype: torch.dtype | None,
+    expected: torch.dtype,
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    demonstrations: tuple[Demonstration, ...],
+    tmp_path: Path,
+) -> None:
+    copy.deepcopy(llama).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    seen: set[torch.dtype] = set()
+    with open_base(str(tmp_path / "base")) as base:
+        opened = OpenedModel(base, dtype, "cpu", None, False, scratch=tmp_path)
+        layer = opened.whole_model.get_submodule("model.layers.3")
+        with layer.register_forward_hook(lambda module, inputs, output: seen.add(inputs[0].dtype)):
+            fit_base(opened, demonstrations, FitOptions(method="gradient"))
+        assert opened.whole_model.dtype == torch.bfloat16
+    assert seen == {expected}
