@@ -35,7 +35,7 @@ def own_answers(
     Raises:
         InputError: the chat template of the tokenizer fails.
     """
-    prompts = [prompt_tokens(tokenizer, question) for question in questions]
+    prompts = prompt_tokens(tokenizer, questions)
     context = context_length(model.config)
     if context is not None:
         prompts = [prompt for prompt in prompts if len(prompt) + _NEW_TOKENS <= context]

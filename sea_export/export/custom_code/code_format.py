@@ -86,7 +86,7 @@ class _CustomCode:
     ) -> WriteReport:
         from sea_export.export.custom_code.code_writer import write_custom_code
 
-        return write_custom_code(base.checkpoint, destination, plan, progress=progress)
+        return write_custom_code(base, destination, plan, progress=progress)
 
     def check_before_loading(self, directory: Path, plan: CodePlan, *, trust_remote_code: bool) -> None:
         from sea_export.export.custom_code.code_check import has_own_code
