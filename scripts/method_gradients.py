@@ -49,14 +49,13 @@ def demonstration_gradients(
         demonstrations, tokenizer, template=options.template, context_length=context_length(model.config)
     )
     count = len(tokenized)
-    texts = [replace(text, weight=text.weight * count) for text in margin_texts(tokenized)]
+    texts = [replace(text, weights=[count * weight for weight in text.weights]) for text in margin_texts(tokenized)]
     found: dict[Target, Tensor] = {}
 
     def add(target: Target, read: OutputGradients) -> None:
         of_texts = read.gradients.sum(1).cpu()
         gradients = found.setdefault(target, torch.zeros(count, of_texts.shape[-1]))
-        # Each demonstration has two texts, which may be of one batch.
-        gradients.index_add_(0, torch.tensor([text // 2 for text in read.texts]), of_texts)
+        gradients.index_add_(0, torch.tensor(read.texts), of_texts)
 
     read_gradients(model, texts, find_output_projections(model, targets), add, batch_tokens=_BATCH_TOKENS)
     return {target: found[target] for target in targets}
