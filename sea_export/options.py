@@ -309,6 +309,12 @@ class ExportOptions:
     overwrite: bool = option(False, "Replace a checkpoint that sea-export wrote before.")
     force: bool = option(False, "Accept a base other than the one that the edit was fitted on.")
     verify: bool = option(True, "Verify before the output appears: what fails is not kept.")
+    link: bool = option(
+        False,
+        "Link the weight files of the base instead of copying them: no room is needed, and the output changes when the "
+        "base is changed in place.",
+        format="custom-code",
+    )
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -205,7 +205,7 @@ def diagnose_model(
     found = []
     rank = min(2 * len(demonstrations), job.size // 2)  # the largest possible, but half of the hidden size
     for format in formats():
-        disk = format.disk_bytes(base, output, targets=len(targets), rank=rank)
+        disk = format.disk_bytes(base, output, ExportOptions(format=format.name), targets=len(targets), rank=rank)
         problem = _problem(base, targets, options, format) or _no_room(output, disk, memory, device)
         found.append(FormatDiagnosis(format.name, problem is None, problem, seconds + disk / speed.disk, memory, disk))
     return ModelDiagnosis(

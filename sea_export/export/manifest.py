@@ -13,6 +13,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format, formats
 from sea_export.export.write_report import WriteReport
+from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json_object
 from sea_export.files.writing import write_json
 from sea_export.model.base import Base
@@ -23,7 +24,7 @@ from sea_export.options import FORMATS, ExportOptions
 from sea_export.text import dtype_name
 from sea_export.versions import library_versions
 
-__all__ = ["MANIFEST", "fits_of", "make_manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST", "check_base", "fits_of", "make_manifest", "read_manifest", "write_manifest"]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
@@ -182,6 +183,32 @@ def _is_evaluation(evaluation: object) -> bool:
     return isinstance(benchmarks, list) and all(
         isinstance(one, dict) and isinstance(one.get("benchmark"), str) for one in benchmarks
     )
+
+
+def check_base(base: Base, files: Mapping[str, str]) -> None:
+    """Refuses a base that is not the one that an output was made from.
+
+    Of a base that was converted again only the weights are compared, because the other files depend on the version of
+    transformers.
+
+    Args:
+        base: the base.
+        files: what the manifest says of the base's files: SHA-256, in hexadecimal, by relative path.
+
+    Raises:
+        InputError: one of its files is missing or has another digest. The message names it.
+    """
+    for file, digest in files.items():
+        if base.converted and file not in base.checkpoint.weight_files:
+            continue
+        path = base.checkpoint.directory / file
+        if not path.is_file():
+            raise InputError(f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base.")
+        if file_digest(path) != digest:
+            raise InputError(
+                f"{base.name}: its {file} is not that of the base of the manifest (SHA-256 {digest[:12]}…). The base "
+                "was changed, or it is another one. Give the base as it was."
+            )
 
 
 def fits_of(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, CodePlan
 from sea_export.export.streaming import FileCopy
 from sea_export.export.write_report import WriteReport
+from sea_export.files.cloning import clone_file
 from sea_export.files.digests import file_digest
 from sea_export.files.writing import write_json
 from sea_export.model.checkpoint import INDEX, Checkpoint
@@ -40,7 +41,9 @@ def write_custom_code(
     digests: dict[str, str] = {}
     replaced = {"config.json", base.index_file}
     for file in base.weight_files:
-        base_digests[file] = _link_or_copy(base.directory / file, destination / f"{BASE_PREFIX}{file}", progress)
+        base_digests[file] = _copy(
+            base.directory / file, destination / f"{BASE_PREFIX}{file}", progress, link=plan.link
+        )
         digests[f"{BASE_PREFIX}{file}"] = base_digests[file]
     for file in base.side_files():
         if file in replaced:
@@ -57,16 +60,22 @@ def write_custom_code(
     return WriteReport(base_digests, digests, edited=(), unchanged=(), added=tuple(plan.tensors))
 
 
-def _link_or_copy(source: Path, destination: Path, progress: Callable[[int], None]) -> str:
-    """Makes a hard link to the file, or a copy where that is not possible. Returns its SHA-256."""
-    try:
-        os.link(source.resolve(), destination)
-    except OSError:  # another file system, or one without links
+def _copy(source: Path, destination: Path, progress: Callable[[int], None], *, link: bool) -> str:
+    """Copies a file, or makes a hard link to it. Returns the SHA-256 of what was read."""
+    if not (_linked(source, destination) if link else clone_file(source, destination)):
         with FileCopy(source, destination, progress=progress) as copy:
             copy.copy_rest()
             return copy.digests()[1]
     progress(source.stat().st_size)
     return file_digest(destination)
+
+
+def _linked(source: Path, destination: Path) -> bool:
+    try:
+        os.link(source.resolve(), destination)
+    except OSError:  # another file system, or one without links
+        return False
+    return True
 
 
 def _index(base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
