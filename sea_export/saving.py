@@ -6,20 +6,20 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sea_export.capture.offloaded import StoredModel
 from sea_export.cards.base_card import base_metadata, license_warning
-from sea_export.cards.description import write_description
+from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import EditNeeds, Located, export_format
 from sea_export.export.manifest import make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
-from sea_export.export.write_report import WriteReport
+from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
@@ -179,6 +179,14 @@ def save_checkpoint(
         return model
 
     plan = format.plan(edit, base, located, options, load)
+    metadata = base_metadata(base)
+    details = {} if format.details_key is None else {format.details_key: format.details(plan)}
+
+    def describe(described: SpectralEdit, report: WriteReport, verification: Verification | None) -> dict[str, Any]:
+        record = None if verification is None else verification.record()
+        return make_manifest(described, base, options, report, verification=record, details=details, metadata=metadata)
+
+    check_describable(describe(edit, NOTHING_WRITTEN, None), "sea_edit.json", "Fit the edit again.")
     if announce is not None:
         for line in format.remarks(plan):
             announce(line)
@@ -200,16 +208,7 @@ def save_checkpoint(
                 )
         logger.debug("written%s", " and verified" if options.verify else "")
         edit.save(staging / EDIT_DIRECTORY)
-        manifest = make_manifest(
-            edit,
-            base,
-            options,
-            report,
-            verification=None if verification is None else verification.record(),
-            details={} if format.details_key is None else {format.details_key: format.details(plan)},
-            metadata=base_metadata(base),
-        )
-        write_description(staging, manifest)
+        write_description(staging, describe(edit, report, verification))
         base.files.check()
     return SaveResult(output, options.format, report, verification)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -33,12 +32,13 @@ def command(
     """
     from sea_export.cli.terminal import waiting
     from sea_export.doctor.diagnose import diagnose
+    from sea_export.files.writing import json_text
     from sea_export.model.load_model import quiet_transformers
 
     quiet_transformers()
     diagnosis = diagnose(model, doctor.output, data, fit, run, waiting)
     if doctor.as_json:
-        click.echo(json.dumps(diagnosis.record(), indent=2, ensure_ascii=False))
+        click.echo(json_text(diagnosis.record()), nl=False)
     else:
         _print_machine(diagnosis.machine)
         if diagnosis.model is not None:

@@ -42,7 +42,7 @@ def command(
     from sea_export.tuning.tuning_rows import TuningRows
 
     check_output(output, overwrite=export.overwrite)
-    check_files(tune, output)
+    check_files(tune, output, (model, data.demonstrations, (tune.benchmark or "").partition("=")[2], tune.text))
     read = read_demonstrations(data, tune.seed)
     split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
     rows = TuningRows.load(tune, split.held_out)
