@@ -76,6 +76,7 @@ class ModelDiagnosis:
         parameters: the number of its parameters.
         stored_bytes: the bytes of its weight files.
         dtype: the dtype of a fit.
+        dtype_reason: why it is that one.
         layers: the number of its decoder layers.
         targets: the number of targets that would be edited.
         demonstrations: the number of demonstrations.
@@ -90,6 +91,7 @@ class ModelDiagnosis:
     parameters: int
     stored_bytes: int
     dtype: str
+    dtype_reason: str
     layers: int
     targets: int
     demonstrations: int
@@ -199,7 +201,9 @@ def diagnose_model(
         demonstrations, base.tokenizer, template=options.template, context_length=context_length(config)
     )
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
-    dtype = dtype or compute_dtype(base, device)
+    faster = None if dtype is not None else compute_dtype(base, device)
+    reason = "as given" if dtype is not None else "as stored" if faster is None else "the fastest on this processor"
+    dtype = dtype or faster
     computed = dtype or getattr(config, "dtype", None) or torch.float32
     if layerwise is None:
         layerwise = can_load_layers(config) and not fits_whole(base, dtype, device)
@@ -218,6 +222,7 @@ def diagnose_model(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         stored_bytes=weight_bytes(base.checkpoint, None),
         dtype=dtype_name(computed),
+        dtype_reason=reason,
         layers=len(decoder_layers(model)[1]),
         targets=len(targets),
         demonstrations=len(demonstrations),
