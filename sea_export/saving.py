@@ -54,6 +54,7 @@ def save(
     overwrite: bool = ExportOptions.overwrite,
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
+    link: bool = ExportOptions.link,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
     revision: str | None = None,
@@ -72,6 +73,7 @@ def save(
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
+        link: with `custom-code`, make hard links to the weight files of the base instead of copies.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         revision: the revision of the base on the Hub.
@@ -83,9 +85,11 @@ def save(
 
     Raises:
         InputError: the edit, the base or the output is not usable. Nothing was written.
-        SeaExportError: writing or the verification failed. Nothing was kept.
+        SeaExportError: writing or the verification failed, or the base changed meanwhile. Nothing was kept.
     """
-    options = ExportOptions(format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify)
+    options = ExportOptions(
+        format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify, link=link
+    )
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
@@ -109,7 +113,7 @@ def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
             one name.
     """
     format = export_format(options.format)
-    check_room(output, base.paths, needed_bytes=format.disk_bytes(base, output))
+    check_room(output, base.paths, needed_bytes=format.disk_bytes(base, output, options))
     copied = () if format.loads_beside_base else base.checkpoint.side_files()
     taken = next((file for file in copied if file.partition("/")[0] in (EDIT_DIRECTORY, MANIFEST, CARD)), None)
     if taken is not None:
@@ -201,6 +205,7 @@ def save_checkpoint(
     with staged_output(output, overwrite=options.overwrite) as staging:
         logger.debug("writing %s", options.format)
         report = format.write(plan, base, staging, progress)
+        base.files.check()  # what was fitted on is what was written
         edit = _name_base(edit, base, report, force=options.force)
         verification = None
         if options.verify:
@@ -208,6 +213,7 @@ def save_checkpoint(
             verified = model_to_verify(base, layerwise, model, output.resolve().parent)
             verification = verify_export(staging, base, edit, format, plan, verified)
             if not verification.passed:
+                base.files.check()  # a change would be the reason
                 raise SeaExportError(
                     f"{output}: its verification failed, and nothing was kept: {'; '.join(verification.problems)}. "
                     "Choose another edit; --no-verify would keep it."
@@ -215,6 +221,7 @@ def save_checkpoint(
         logger.debug("written%s", " and verified" if options.verify else "")
         edit.save(staging / EDIT_DIRECTORY)
         write_description(staging, describe(edit, report, verification))
+        base.files.check()
     return SaveResult(output, options.format, report, verification)
 
 

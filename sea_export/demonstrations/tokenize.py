@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from sea_export.demonstrations.bad_rows import UnusableRow
+from sea_export.demonstrations.chat_template import chat_texts
 from sea_export.demonstrations.primer import QA_PRIMER
-from sea_export.errors import InputError, first_line
+from sea_export.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +34,7 @@ TEMPLATES = ("qa", "primer", "chat", "none")
 
 # Takes the position of a prompt while the chat template's own text around it is found. No template contains it, because
 # its first and last character are of Unicode's private use area.
+_ADVICE = "Choose --template qa."
 _PLACEHOLDER = "\ue000prompt\ue000"
 
 # A pattern that finds nothing.
@@ -138,8 +138,7 @@ def tokens_of(
     if template not in TEMPLATES:
         raise InputError(f"--template: {template!r} is unknown. Choose one of {', '.join(TEMPLATES)}.")
     special = _special_tokens(tokenizer)
-    in_template = _template(tokenizer, template, special)
-    prompts = [in_template(one) for one in demonstrations]
+    prompts = _in_template(tokenizer, template, demonstrations, special)
     prompt_tokens = _encode(tokenizer, prompts)
     leading = () if template == "chat" else _leading_tokens(tokenizer, prompts[0])
 
@@ -220,40 +219,29 @@ def tokenize_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tokens
     return _leading_tokens(tokenizer, pieces), tokens
 
 
-def _template(
-    tokenizer: PreTrainedTokenizerBase, template: str, special: re.Pattern[str]
-) -> Callable[[Demonstration], Pieces]:
-    """A function that puts the prompt of a demonstration into a template."""
+def _in_template(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    demonstrations: Sequence[Demonstration],
+    special: re.Pattern[str],
+) -> list[Pieces]:
+    """The prompts of demonstrations in a template."""
     if template == "chat":
-        return _chat_template(tokenizer, special)
-    if template == "qa":
-        return lambda one: (_Piece(f"Q: {one.prompt}\nA:"),)
-    if template == "primer":
-        return lambda one: (_Piece(f"{QA_PRIMER}Q: {one.prompt}\nA:"),)
-    return lambda one: (_Piece(one.prompt),)
+        return _in_chat_template(tokenizer, demonstrations, special)
+    before, after = {"qa": ("Q: ", "\nA:"), "primer": (f"{QA_PRIMER}Q: ", "\nA:"), "none": ("", "")}[template]
+    return [(_Piece(f"{before}{one.prompt}{after}"),) for one in demonstrations]
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> Callable[[Demonstration], Pieces]:
-    """A function that puts the prompt of a demonstration into the tokenizer's chat template."""
-    advice = "Use --template qa."
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError(f"--template: the tokenizer has no chat template. {advice}")
-
-    def render(prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, ValueError) as error:
-            raise InputError(
-                f"--template: the chat template fails on a question ({first_line(error)}). {advice}"
-            ) from error
-
-    before, found, after = render(_PLACEHOLDER).partition(_PLACEHOLDER)
+def _in_chat_template(
+    tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], special: re.Pattern[str]
+) -> list[Pieces]:
+    """The prompts of demonstrations in the tokenizer's chat template."""
+    placed, *texts = chat_texts(tokenizer, [_PLACEHOLDER, *(one.prompt for one in demonstrations)])
+    before, found, after = placed.partition(_PLACEHOLDER)
     if not found:
-        raise InputError(f"--template: the chat template does not repeat the question. {advice}")
+        raise InputError(f"--template: the chat template does not repeat the question. {_ADVICE}")
 
-    def in_template(demonstration: Demonstration) -> Pieces:
-        text = render(demonstration.prompt)
+    def in_template(demonstration: Demonstration, text: str) -> Pieces:
         if not special.search(demonstration.prompt):
             return (_Piece(text, markup=True),)
         # The prompt is what is between the template's own words, because many templates trim it.
@@ -261,11 +249,11 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str])
         if before + prompt + after != text:
             raise UnusableRow(
                 f"{demonstration.source}: its prompt contains text that is spelt like a special token, and cannot be "
-                f"told apart from the chat template's own text. {advice}"
+                f"told apart from the chat template's own text. {_ADVICE}"
             )
         return _Piece(before, markup=True), _Piece(prompt), _Piece(after, markup=True)
 
-    return in_template
+    return [in_template(*pair) for pair in zip(demonstrations, texts, strict=True)]
 
 
 def _separated(prompt: Pieces, completion: str) -> str:

@@ -31,6 +31,7 @@ from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import context_length, decoder_layers
 from sea_export.model.base import Base
+from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
@@ -75,6 +76,7 @@ class ModelDiagnosis:
         parameters: the number of its parameters.
         stored_bytes: the bytes of its weight files.
         dtype: the dtype of a fit.
+        dtype_reason: why it is that one.
         layers: the number of its decoder layers.
         targets: the number of targets that would be edited.
         demonstrations: the number of demonstrations.
@@ -89,6 +91,7 @@ class ModelDiagnosis:
     parameters: int
     stored_bytes: int
     dtype: str
+    dtype_reason: str
     layers: int
     targets: int
     demonstrations: int
@@ -185,7 +188,7 @@ def diagnose_model(
         demonstrations: those to fit on.
         options: those of the fit.
         output: what would be written.
-        dtype: the dtype of the fit; None for the dtype in which the base is stored.
+        dtype: the dtype of the fit; None to choose it as the fit does.
         device: where the fit computes.
         layerwise: whether the fit has one layer at a time in memory; None decides by the free memory.
 
@@ -198,6 +201,9 @@ def diagnose_model(
         demonstrations, base.tokenizer, template=options.template, context_length=context_length(config)
     )
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
+    faster = None if dtype is not None else compute_dtype(base, device)
+    reason = "as given" if dtype is not None else "as stored" if faster is None else "the fastest on this processor"
+    dtype = dtype or faster
     computed = dtype or getattr(config, "dtype", None) or torch.float32
     if layerwise is None:
         layerwise = can_load_layers(config) and not fits_whole(base, dtype, device)
@@ -207,7 +213,7 @@ def diagnose_model(
     found = []
     rank = min(2 * len(demonstrations), job.size // 2)  # the largest possible, but half of the hidden size
     for format in formats():
-        disk = format.disk_bytes(base, output, targets=len(targets), rank=rank)
+        disk = format.disk_bytes(base, output, ExportOptions(format=format.name), targets=len(targets), rank=rank)
         problem = _problem(base, targets, options, format) or _no_room(output, disk, memory, device)
         found.append(FormatDiagnosis(format.name, problem is None, problem, seconds + disk / speed.disk, memory, disk))
     return ModelDiagnosis(
@@ -216,6 +222,7 @@ def diagnose_model(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         stored_bytes=weight_bytes(base.checkpoint, None),
         dtype=dtype_name(computed),
+        dtype_reason=reason,
         layers=len(decoder_layers(model)[1]),
         targets=len(targets),
         demonstrations=len(demonstrations),

@@ -53,13 +53,15 @@ def fit_base(
         InputError: see `sea_export.fitting.fit.fit`.
         SeaExportError: another process has ended.
     """
+    if processes.is_first:
+        opened.base.files.begin_digests(opened.base.checkpoint.weight_files)
     if targets is None:
         targets = choose_targets(opened.base.skeleton, options)
     if note := left_out_note(opened.base.skeleton, options, targets):
         logger.info("%s", note)
     # Backward passes are the longest part of such a fit, and small gradients are lost in half precision.
     by_gradients = Statistic.MARGIN_GRADIENTS in edit_method(options.method).needed_statistics(options)
-    with opened.in_fast_dtype() if by_gradients and opened.dtype is None else nullcontext():
+    with opened.in_full_precision() if by_gradients and opened.dtype is None else nullcontext():
         fit = fit_any_strength(
             opened.model,
             opened.base.tokenizer,
@@ -103,7 +105,12 @@ def with_base(edit: SpectralEdit, base: Base) -> SpectralEdit:
 
 
 def with_weight_digests(edit: SpectralEdit, base: Base) -> SpectralEdit:
-    """The edit with name, revision and digests of the weights of the base that it was fitted on."""
+    """The edit with name, revision and digests of the weights of the base that it was fitted on.
+
+    Raises:
+        SeaExportError: a file of the base has changed since it was opened.
+    """
+    base.files.check()
     named = {**_named(base), "weights": dict(base.weight_digests)}
     return replace(edit, provenance={**edit.provenance, "base": named})
 

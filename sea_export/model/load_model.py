@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 # Far above what any model has, and low enough to be counted without gigabytes of memory or minutes.
 _MAXIMUM_MODULES = 200_000
 _MORE_THAN_TENSORS, _LEAST_MAXIMUM = 10, 1000
+_TOKENIZED = "Q: Is 3 × 7 ≠ 20?\nA: Yes, it is."
+"""What every tokenizer is tried on before it is used."""
 
 
 def parse_dtype(name: str) -> torch.dtype | None:
@@ -364,7 +366,20 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, config=config, trust_remote_code=trust_remote_code
         )
+        _check_tokenizer(tokenizer)
         return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Uses a tokenizer once in every way in which it is used later. Raises any exception if it cannot be used."""
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ValueError(f"its model_max_length is {tokenizer.model_max_length!r}")
+    _ = tokenizer.added_tokens_decoder
+    for options in ({}, {"add_special_tokens": False}, {"split_special_tokens": True}):
+        tokens = tokenizer(_TOKENIZED, verbose=False, **options)["input_ids"]
+        if not all(isinstance(token, int) and token >= 0 for token in tokens):
+            raise ValueError(f"it makes {str(tokens)[:40]} of a text")
+        str(tokenizer.decode(tokens, skip_special_tokens=True)).encode()
 
 
 def quiet_transformers() -> None:

@@ -17,9 +17,7 @@ from sea_export.demonstrations.load import load_demonstrations
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.errors import InputError
 from sea_export.export.manifest import MANIFEST, fits_of
-from sea_export.files.digests import file_digest
 from sea_export.files.records import from_record
-from sea_export.model.base import Base
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.versions import library_versions
 
@@ -157,20 +155,6 @@ class RecordedRun:
             )
         given = iter(files)
         return [fit.demonstrations(next(given) if fit.needs_file else None) for fit in self.fits]
-
-    def check_base(self, base: Base) -> None:
-        """Raises InputError unless every file of the base is the one that was edited."""
-        for file, digest in self.base["files"].items():
-            path = base.checkpoint.directory / file
-            if not path.is_file():
-                raise InputError(
-                    f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base."
-                )
-            if file_digest(path) != digest:
-                raise InputError(
-                    f"{base.name}: its {file} is not that of the base of the manifest (SHA-256 {digest[:12]}…). The "
-                    "base was changed, or it is another one. Give the base of the run."
-                )
 
     def changed_versions(self) -> list[str]:
         """The libraries that have other versions now, one line each."""

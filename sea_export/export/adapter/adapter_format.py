@@ -80,7 +80,7 @@ class _Adapter:
     def details(self, plan: AdapterPlan) -> dict[str, Any]:
         return plan.details()
 
-    def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
+    def disk_bytes(self, base: Base, output: Path, options: ExportOptions, *, targets: int = 0, rank: int = 0) -> int:
         from sea_export.export.adapter.adapter_plan import estimated_bytes
 
         return estimated_bytes(base, targets, rank)
