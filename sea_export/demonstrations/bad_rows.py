@@ -40,7 +40,8 @@ class BadRows:
             InputError: rows are not to be left out.
         """
         if not self._skip:
-            raise InputError(f"{str(error).rstrip('.')}, or leave such rows out with --skip-bad-rows.") from error
+            where, _, problem = str(error).rstrip(".").partition(": ")
+            raise InputError(f"{where}: {problem}, or leave such rows out with --skip-bad-rows.") from error
         self._count += 1
         if len(self._first) < _NAMED:
             self._first.append(str(error).partition(". ")[0].rstrip("."))
