@@ -27,6 +27,7 @@ from sea_export.doctor.speed import Speed, measure_speed
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import EditNeeds, ExportFormat, formats
 from sea_export.fitting.distributed import local_device
+from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import context_length, decoder_layers
 from sea_export.model.base import Base
@@ -160,9 +161,10 @@ def diagnose(
         ) as base,
     ):
         device = torch.device(local_device(choose_device(run.device)))
+        usable = usable_by(base, demonstrations, fit.template)
         return Diagnosis(
             machine,
-            diagnose_model(base, demonstrations, fit, output, dtype=dtype, device=device, layerwise=run.layerwise),
+            diagnose_model(base, usable, fit, output, dtype=dtype, device=device, layerwise=run.layerwise),
         )
 
 

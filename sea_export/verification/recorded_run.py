@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sea_export.demonstrations.demonstration import DemonstrationOrigin, LoadedDemonstrations, demonstrations_digest
+from sea_export.demonstrations.demonstration import (
+    DemonstrationOrigin,
+    LoadedDemonstrations,
+    demonstrations_digest,
+    without,
+)
 from sea_export.demonstrations.hold_out import hold_out
 from sea_export.demonstrations.load import load_demonstrations
 from sea_export.demonstrations.tables import is_file_name
@@ -55,8 +60,10 @@ class RecordedFit:
             negative_field=origin.negative_field,
             limit=origin.limit,
             seed=origin.seed,
+            skip_bad_rows=origin.skip_bad_rows,
         )
-        fitted = hold_out(loaded, origin.held_out, origin.seed).fitted
+        left_out = [int(position) for position in filter(str.isdecimal, origin.left_out.split(","))]
+        fitted = hold_out(without(loaded, left_out), origin.held_out, origin.seed).fitted
         if demonstrations_digest(fitted) != self.digest:
             raise InputError(
                 f"--demonstrations: {file or origin.source} does not hold those that the manifest names (SHA-256 "

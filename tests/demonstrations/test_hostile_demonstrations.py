@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sea_export.cards.model_card import model_card
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.load import load_demonstrations
+from sea_export.demonstrations.tables import read_table
 from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
@@ -168,7 +169,6 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "an empty table": ("a.csv", HEAD, ["a.csv", "rows"]),
     "a column twice": ("a.csv", b"prompt,positive,negative,prompt\na,b,c,d\n", ["a.csv", "'prompt'"]),
     "an open quote": ("a.csv", HEAD + b'"a,b,c\n' * 3, ["a.csv, line 3"]),
-    "a field beyond csv's limit": ("a.csv", HEAD + b"a" * 200_000 + b",b,c\n", ["a.csv, line 2", "field limit"]),
     "a column of 10,000 letters": ("a.jsonl", b'{"' + b"x" * 10_000 + b'": 1}\n', ["a.jsonl", "--prompt-field"]),
     "10,000 columns": ("a.csv", ",".join(map(str, range(10_000))).encode() + b"\n", ["a.csv", "rows"]),
     "half a Parquet file": ("a.parquet", b"PAR1" + b"\0" * 100, ["a.parquet", "Parquet"]),
@@ -470,3 +470,18 @@ def manifest_with(name: str, actual: dict[str, Any]) -> dict[str, Any]:
         "base": {**actual["base"], "name": name.replace("/", " ")},
         "evaluation": {"benchmarks": benchmarks, "against": name, "dtype": "float32"},
     }
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        r'{"question": "\ud800", "choices": ["a", "b"], "label": 0}',
+        r'{"prompt": "a", "more": {"deep": ["b", "\udfff c"]}}',
+        r'{"\udc00": "a"}',
+    ],
+)
+def test_half_a_character_anywhere_in_a_row_is_refused_by_every_reader_of_tables(row: str, tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.json"):
+        (tmp_path / name).write_text(row if name == "rows.jsonl" else f"[{row}]", encoding="utf-8")
+        with pytest.raises(InputError, match=naming(f"{name}, row 1", "surrogate")):
+            read_table(tmp_path / name)
