@@ -31,6 +31,7 @@ from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import context_length, decoder_layers
 from sea_export.model.base import Base
+from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
@@ -185,7 +186,7 @@ def diagnose_model(
         demonstrations: those to fit on.
         options: those of the fit.
         output: what would be written.
-        dtype: the dtype of the fit; None for the dtype in which the base is stored.
+        dtype: the dtype of the fit; None to choose it as the fit does.
         device: where the fit computes.
         layerwise: whether the fit has one layer at a time in memory; None decides by the free memory.
 
@@ -198,6 +199,7 @@ def diagnose_model(
         demonstrations, base.tokenizer, template=options.template, context_length=context_length(config)
     )
     tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
+    dtype = dtype or compute_dtype(base, device)
     computed = dtype or getattr(config, "dtype", None) or torch.float32
     if layerwise is None:
         layerwise = can_load_layers(config) and not fits_whole(base, dtype, device)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_check import base_of_adapter
 from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG
 from sea_export.model.base import Base, open_base
+from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.load_model import choose_device, parse_dtype, refused_by_library
 from sea_export.model.run_options import RunOptions
 
@@ -50,9 +53,9 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     adapter, name = _adapter_and_base(model)
     with _opened(name, run) as base:
         _check_code(base)
-        loaded = base.load_model(
-            dtype=parse_dtype(run.dtype), device=choose_device(run.device), device_map=run.device_map
-        )
+        device = choose_device(run.device)
+        dtype = parse_dtype(run.dtype) or compute_dtype(base, torch.device(device))
+        loaded = base.load_model(dtype=dtype, device=device, device_map=run.device_map)
         if adapter is not None:
             with refused_by_library(f"{adapter}: its adapter cannot be applied to its base"):
                 loaded.load_adapter(str(adapter))

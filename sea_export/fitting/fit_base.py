@@ -61,7 +61,7 @@ def fit_base(
         logger.info("%s", note)
     # Backward passes are the longest part of such a fit, and small gradients are lost in half precision.
     by_gradients = Statistic.MARGIN_GRADIENTS in edit_method(options.method).needed_statistics(options)
-    with opened.in_fast_dtype() if by_gradients and opened.dtype is None else nullcontext():
+    with opened.in_full_precision() if by_gradients and opened.dtype is None else nullcontext():
         fit = fit_any_strength(
             opened.model,
             opened.base.tokenizer,
