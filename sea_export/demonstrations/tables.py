@@ -300,7 +300,22 @@ def _numbered(rows: Iterable[object], label: str) -> RowsOrErrors:
 def _object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
         raise InputError(f"{where}: it is of type {type(row).__name__}. Give an object with named columns.")
+    for column, value in row.items():
+        if not all(map(is_utf8, _texts([column, value]))):
+            raise InputError(f"{where}: {column!r} has half of a surrogate pair, which is not text. Change it.")
     return row
+
+
+def _texts(values: list[object]) -> Iterator[str]:
+    """All texts in some values, those in lists and objects included."""
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            values += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            values += value
 
 
 _READERS: dict[str, Callable[[Path, str], RowsOrErrors]] = {
