@@ -66,6 +66,8 @@ def open_table(source: str | Path) -> Table:
     """
     text = str(source)
     path = Path(source)
+    if not is_utf8(text):
+        raise InputError(f"{text}: its name is not UTF-8 text. Rename the file.")
     if is_file_name(text):
         return Table(path.name, partial(_read_file, path))
     if path.is_file():

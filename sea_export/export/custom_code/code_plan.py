@@ -24,6 +24,7 @@ from sea_export.export.stored_layout import stored_layout
 from sea_export.files.reading import read_json_object
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.base import Base
+from sea_export.model.checkpoint import INDEX
 from sea_export.model.load_model import auto_classes, check_size, skeleton
 from sea_export.model.targets import Target
 from sea_export.versions import library_versions
@@ -31,13 +32,24 @@ from sea_export.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "EditedModules", "find_edited_modules", "plan_custom_code"]
+__all__ = [
+    "CODE_FILE",
+    "EDIT_SHARD",
+    "OWN_FILES",
+    "CodePlan",
+    "EditedModules",
+    "find_edited_modules",
+    "plan_custom_code",
+]
 
 CODE_FILE = "modeling_sea.py"
 EDIT_SHARD = "sea-edit.safetensors"
 BASE_PREFIX = "base-"
 """The prefix of the names of the base's weight files. A later save_pretrained into the output then writes to other
 files, and never into those that may be linked to the base's."""
+
+OWN_FILES = (CODE_FILE, EDIT_SHARD, INDEX)
+"""The files that are written instead of any that a base has under these names."""
 
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
@@ -77,6 +89,12 @@ def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
     Raises:
         InputError: the base needs code of its own, a module is not found, or its weights are not stored.
     """
+    taken = {f"{BASE_PREFIX}{file}" for file in base.checkpoint.weight_files} & set(base.checkpoint.side_files())
+    if taken:
+        raise InputError(
+            f"{base.name}: it has a file {min(taken)}, and the export gives this name to its weights. Rename the file, "
+            "or choose --format merged."
+        )
     model_type = base.checkpoint.config.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
         raise InputError(
