@@ -17,7 +17,7 @@ from sea_export.cards.base_card import license_warning
 from sea_export.cards.effect_text import effect_sentences
 from sea_export.demonstrations.tables import hub_dataset, is_file_name
 from sea_export.export.formats import export_format
-from sea_export.export.manifest import fits_of
+from sea_export.export.manifest import fits_of, trust_argument
 from sea_export.text import interval_text, visible
 
 __all__ = ["model_card"]
@@ -123,7 +123,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "repository": manifest.get("repository") or _HERE,
         "multimodal": base["model_class"] == _MULTIMODAL,
         "model_class": base["model_class"],
-        "trust": ", trust_remote_code=True" if format.runs_code else "",
+        "trust": trust_argument(manifest),
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sea_export.errors import InputError
 
-__all__ = ["check_directory", "flush", "write_json", "write_text"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_directory", "flush", "readable_as_new", "write_json", "write_tensors", "write_text"]
 
 
 def check_directory(file: Path) -> None:
@@ -55,3 +60,31 @@ def write_json(path: Path, data: object) -> None:
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as a safetensors file.
+
+    Args:
+        path: the file, which does not exist.
+        tensors: contiguous tensors by name, on the CPU.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    readable_as_new(path)
+
+
+def readable_as_new(path: Path) -> None:
+    """Gives a file the permissions of a new one, as the user's mask has them.
+
+    Libraries write weights to temporary files, which only their user may read, and rename them.
+
+    Args:
+        path: the file.
+    """
+    trial = path.with_name(f".{path.name}.permissions")
+    with open(trial, "xb") as stream:
+        mode = os.fstat(stream.fileno()).st_mode
+    trial.unlink()
+    path.chmod(mode & 0o777)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sea_export.errors import InputError, first_line
+from sea_export.errors import InputError, refused_by_library
+from sea_export.model.own_code import check_config
+from sea_export.model.pretrained import from_config, from_pretrained
 from sea_export.model.run_options import DTYPES
 from sea_export.text import dtype_name
 
@@ -27,6 +29,7 @@ __all__ = [
     "check_finite",
     "check_numbers",
     "check_parameters",
+    "check_quantizer",
     "check_size",
     "choose_device",
     "dtype_named",
@@ -36,7 +39,6 @@ __all__ = [
     "load_weights",
     "parse_dtype",
     "quiet_transformers",
-    "refused_by_library",
     "skeleton",
 ]
 
@@ -62,8 +64,14 @@ def parse_dtype(name: str) -> torch.dtype | None:
 
 
 def choose_device(name: str) -> str:
-    """The device that `--device` names: a GPU for `auto`, if there is one, and otherwise the CPU."""
+    """The device that `--device` names: a GPU for `auto`, if there is one, and otherwise the CPU.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
     if name != "auto":
+        with refused_by_library(f"--device: {name} cannot be used here", "Choose another device."):
+            torch.empty(1, device=name)
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -101,28 +109,13 @@ def load_config(checkpoint: Checkpoint, name: str, *, trust_remote_code: bool) -
     from transformers import AutoConfig
 
     check_numbers(checkpoint.config, name, len(checkpoint.tensors))
+    if not trust_remote_code:
+        check_config(checkpoint.config, name)
     with refused_by_library(f"{name}: transformers cannot use its config"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = from_pretrained(
+            AutoConfig, checkpoint.directory, trust_remote_code=trust_remote_code
+        )
         return config
-
-
-@contextmanager
-def refused_by_library(problem: str, remedy: str = "") -> Iterator[None]:
-    """A context in which a library reads files of unknown origin: every error of the library becomes an InputError.
-
-    Args:
-        problem: which file is wrong, and how, as the first part of the message: `FILE: what is wrong`.
-        remedy: what to do, as a sentence; empty if the library says that.
-
-    Raises:
-        InputError: the problem, the first line of the library's error, and the remedy.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{problem}: {first_line(error)}. {remedy}".rstrip()) from error
 
 
 def check_numbers(config: Mapping[str, Any], name: str, stored: int) -> None:
@@ -166,8 +159,11 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
         torch.device("meta"),
     ):
         # Plain attention, because the other kinds read values of the mask, which do not exist on `meta`.
-        model: PreTrainedModel = auto_classes(config)[0].from_config(
-            config, trust_remote_code=trust_remote_code, attn_implementation="eager"
+        model: PreTrainedModel = from_config(
+            auto_classes(config)[0],
+            config,
+            trust_remote_code=trust_remote_code,
+            arguments={"attn_implementation": "eager"},
         )
     return model.eval()
 
@@ -246,7 +242,9 @@ def auto_classes(config: PretrainedConfig) -> tuple[Any, ...]:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
     if multimodal is None:
-        return (AutoModelForCausalLM,)
+        named = getattr(config, "auto_map", None) or {}  # by the code of a model that transformers does not know
+        multimodal_only = "AutoModelForImageTextToText" in named and "AutoModelForCausalLM" not in named
+        return (AutoModelForImageTextToText if multimodal_only else AutoModelForCausalLM,)
     if causal == multimodal:
         return (AutoModelForCausalLM, AutoModelForImageTextToText)
     if causal is None or multimodal in (config.architectures or ()):
@@ -281,13 +279,16 @@ def load_weights(
     """
     with refused_by_library(f"{name}: it cannot be loaded as a causal language model on {device}"):
         model: Any
-        model, report = auto_classes(config)[0].from_pretrained(
+        model, report = from_pretrained(
+            auto_classes(config)[0],
             checkpoint.directory,
-            config=copy.deepcopy(config),
-            torch_dtype=dtype or "auto",
-            device_map=device_map,
             trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+            arguments={
+                "config": copy.deepcopy(config),
+                "torch_dtype": dtype or "auto",
+                "device_map": device_map,
+                "output_loading_info": True,
+            },
         )
         if report["missing_keys"]:
             raise InputError(
@@ -298,6 +299,29 @@ def load_weights(
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
         logger.debug("%s is in memory, in %s", name, dtype_name(loaded.dtype))
         return loaded
+
+
+def check_quantizer(config: PretrainedConfig, name: str) -> None:
+    """Refuses a quantized model whose weights nothing that is installed can load.
+
+    Transformers makes the same check when it loads the weights.
+
+    Args:
+        config: the config of the model, which stays as it is.
+        name: the name of the model, for messages.
+
+    Raises:
+        InputError: a library or a device is missing, or transformers does not know the kind of quantization.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = copy.deepcopy(getattr(config, "quantization_config", None))
+    if settings is None:
+        return
+    with refused_by_library(f"{name}: its quantized weights cannot be loaded here"):
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -341,15 +365,22 @@ def load_tokenizer(
         trust_remote_code: whether code that comes with the checkpoint may run.
 
     Raises:
-        InputError: there is none, or it cannot be loaded.
+        InputError: there is none, it cannot be loaded, or it cannot tokenize.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    with refused_by_library(f"{name}: its tokenizer cannot be loaded"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, config=config, trust_remote_code=trust_remote_code
+    remedy = "Get the files of the tokenizer again."
+    with refused_by_library(f"{name}: its tokenizer cannot be loaded", remedy):
+        tokenizer = from_pretrained(
+            AutoTokenizer, directory, trust_remote_code=trust_remote_code, arguments={"config": config}
         )
-        return tokenizer
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"{name}: its tokenizer_config.json names {type(tokenizer).__name__}, which is no tokenizer. {remedy}"
+        )
+    with refused_by_library(f"{name}: its tokenizer cannot tokenize", remedy):
+        tokenizer("A text.")
+    return tokenizer
 
 
 def quiet_transformers() -> None:

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, CodePlan
 from sea_export.export.streaming import FileCopy
 from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
-from sea_export.files.writing import write_json
+from sea_export.files.writing import write_json, write_tensors
 from sea_export.model.checkpoint import INDEX, Checkpoint
 
 __all__ = ["write_custom_code"]
@@ -50,7 +49,7 @@ def write_custom_code(
         with FileCopy(base.directory / file, destination / file, progress=progress) as copy:
             copy.copy_rest()
             base_digests[file], digests[file] = copy.digests()
-    save_file(dict(plan.tensors), destination / EDIT_SHARD, metadata={"format": "pt"})
+    write_tensors(destination / EDIT_SHARD, plan.tensors)
     write_json(destination / INDEX, _index(base, plan.tensors))
     write_json(destination / "config.json", plan.config)
     (destination / CODE_FILE).write_text(plan.source, encoding="utf-8")

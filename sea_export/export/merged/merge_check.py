@@ -12,8 +12,10 @@ from torch import Tensor
 
 from sea_export.edit.fold import fold_parameters, wider_dtype, with_parameters
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
 from sea_export.export.formats import TensorCheck
 from sea_export.export.merged.merge_plan import MergePlan
+from sea_export.export.merged.merge_writer import changed_config
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import compare_checkpoints
@@ -22,7 +24,7 @@ from sea_export.model.load_model import is_finite
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_merge", "with_folded_weights"]
+__all__ = ["check_config_of_merge", "check_merge", "with_folded_weights"]
 
 
 @contextmanager
@@ -82,6 +84,24 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorChe
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
     )
+
+
+def check_config_of_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> None:
+    """Refuses a merged checkpoint with another config than its base: a library would build what that config says.
+
+    Args:
+        directory: the merged checkpoint.
+        base: the checkpoint of the base.
+        plan: the changes of the config that the edit needs.
+
+    Raises:
+        InputError: the config is another one, or the directory is not a safetensors checkpoint.
+    """
+    if Checkpoint.open(directory).config != changed_config(base, plan.config_changes):
+        raise InputError(
+            f"{directory / 'config.json'}: it is not the config of the base, so that another model would be loaded. "
+            "Export the edit again."
+        )
 
 
 # The fold adds some hundred terms. Their rounding errors sum up to a few units in the last place of the largest term.

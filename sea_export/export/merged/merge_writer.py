@@ -29,7 +29,7 @@ from sea_export.model.load_model import is_finite
 from sea_export.model.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
 from sea_export.text import dtype_name
 
-__all__ = ["TensorEdit", "write_checkpoint"]
+__all__ = ["TensorEdit", "changed_config", "write_checkpoint"]
 
 TensorEdit = Callable[[torch.Tensor], torch.Tensor]
 """Stored tensor -> edited tensor of the same shape and dtype. It must not change its argument."""
@@ -67,7 +67,7 @@ def write_checkpoint(
     """
     additions = additions or {}
     _check(base, edits, additions)
-    changed_files = {"config.json": _changed_config(base, config_changes)} if config_changes else {}
+    changed_files = {"config.json": _encoded(changed_config(base, config_changes))} if config_changes else {}
     if additions and base.index_file:
         changed_files[base.index_file] = _extended_index(base, additions)
 
@@ -255,8 +255,16 @@ def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping
             )
 
 
-def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryview:
-    """The bytes of config.json with changed entries, and its keys in their old order."""
+def changed_config(base: Checkpoint, changes: Mapping[str, object]) -> dict[str, Any]:
+    """The contents of config.json with changed entries, and its keys in their old order.
+
+    Args:
+        base: the checkpoint of the base.
+        changes: see `write_checkpoint`.
+
+    Raises:
+        InputError: it has no such section.
+    """
     config = copy.deepcopy(dict(base.config))
     for key, value in changes.items():
         *sections, entry = key.split(".")
@@ -268,7 +276,7 @@ def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryvi
                     f"{base.directory / 'config.json'}: it has no section {section}, in which {key} is to be set."
                 )
         part[entry] = value
-    return _encoded(config)
+    return config
 
 
 def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:

@@ -83,13 +83,13 @@ class _Merged:
             progress=progress,
         )
 
-    def check_before_loading(self, directory: Path, plan: MergePlan, *, trust_remote_code: bool) -> None:
-        from sea_export.model.checkpoint import Checkpoint
+    def check_before_loading(self, directory: Path, base: Base, plan: MergePlan, *, trust_remote_code: bool) -> None:
+        from sea_export.export.merged.merge_check import check_config_of_merge
 
-        Checkpoint.open(directory)
+        check_config_of_merge(directory, base.checkpoint, plan)
 
     def stored_dtype(self, base: Base, plan: MergePlan) -> torch.dtype | None:
-        return next(base.checkpoint.tensors[name].dtype for name in plan.edits)
+        return base.checkpoint.coarsest_dtype(plan.edits)
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.merged.merge_check import with_folded_weights
