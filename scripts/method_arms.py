@@ -11,7 +11,7 @@ import torch
 from method_gradients import demonstration_gradients, label_signs
 from method_results import digest
 
-from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
@@ -140,14 +140,22 @@ class CollectedStatistics:
             for target, gradients in self.of_each(arm).items()
         }
 
-    def of_each(self, arm: Arm) -> Mapping[Target, torch.Tensor]:
-        """The gradients (demonstrations, d) of each demonstration's margin, at the targets of an arm."""
+    def of_each(self, arm: Arm, others: Sequence[Demonstration] | None = None) -> Mapping[Target, torch.Tensor]:
+        """The gradients (demonstrations, d) of each demonstration's margin, at the targets of an arm.
+
+        Args:
+            arm: the arm.
+            others: other demonstrations than those of the fit.
+        """
         targets = self._targets(arm)
-        key = {"gradients of each": [str(one) for one in targets]}
+        key: dict[str, Any] = {"gradients of each": [str(one) for one in targets]}
+        if others is not None:
+            key["others"] = demonstrations_digest(others)
+        demonstrations = self._demonstrations if others is None else others
 
         def collect() -> Mapping[Target, torch.Tensor]:
             options = arm.fit_options(self._layer_count)
-            return demonstration_gradients(self._model, self._tokenizer, self._demonstrations, targets, options)
+            return demonstration_gradients(self._model, self._tokenizer, demonstrations, targets, options)
 
         return self._kept(key, collect)
 

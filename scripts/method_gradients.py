@@ -26,7 +26,7 @@ from sea_export.options import FitOptions
 
 _BATCH_TOKENS = 512
 _FOLDS = 5
-_DRAWS = 40
+_DRAWS = 200
 
 
 def demonstration_gradients(
@@ -49,14 +49,13 @@ def demonstration_gradients(
         demonstrations, tokenizer, template=options.template, context_length=context_length(model.config)
     )
     count = len(tokenized)
-    texts = [replace(text, weight=text.weight * count) for text in margin_texts(tokenized)]
+    texts = [replace(text, weights=[count * weight for weight in text.weights]) for text in margin_texts(tokenized)]
     found: dict[Target, Tensor] = {}
 
     def add(target: Target, read: OutputGradients) -> None:
         of_texts = read.gradients.sum(1).cpu()
         gradients = found.setdefault(target, torch.zeros(count, of_texts.shape[-1]))
-        # Each demonstration has two texts, which may be of one batch.
-        gradients.index_add_(0, torch.tensor([text // 2 for text in read.texts]), of_texts)
+        gradients.index_add_(0, torch.tensor(read.texts), of_texts)
 
     read_gradients(model, texts, find_output_projections(model, targets), add, batch_tokens=_BATCH_TOKENS)
     return {target: found[target] for target in targets}
@@ -70,35 +69,50 @@ def label_signs(count: int, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """First-order gains of the margin at a KL, in nats per token."""
+class Gain:
+    """First-order gains of the margin at a KL, in nats per token, on demonstrations that a bias was not fitted on."""
 
-    fitted: float
-    """On the demonstrations that the bias was fitted on."""
-    left_out: float
-    """On demonstrations that it was not fitted on."""
+    mean: float
     standard_error: float
-    """Of `left_out`."""
-    shuffled: float
-    """The standard deviation of the gain of fits with shuffled labels: what chance alone gives or takes."""
+    """Over the demonstrations."""
+    shuffled: tuple[float, ...]
+    """The means of fits with shuffled labels: what chance alone gives or takes."""
+
+    @property
+    def as_much(self) -> float:
+        """The share of the fits with shuffled labels that gain at least as much, as a permutation test counts it."""
+        return (1 + sum(one >= self.mean for one in self.shuffled)) / (1 + len(self.shuffled))
+
+
+LEFT_OUT = "left out of the fit"
 
 
 def agreement(
-    statistics: Mapping[Target, GradientStatistics], gradients: Mapping[Target, Tensor], kl: float
-) -> Agreement:
-    """Whether demonstrations have a direction in common: what a natural-gradient bias gains on those it has not seen.
+    statistics: Mapping[Target, GradientStatistics],
+    gradients: Mapping[Target, Tensor],
+    others: Mapping[str, Mapping[Target, Tensor]],
+    kl: float,
+) -> dict[str, Gain]:
+    """Whether demonstrations have a direction in common: what a natural-gradient bias gains on others.
 
     Half of the samples of F make the step, and the other half measure its KL.
 
     Args:
         statistics: with samples of F.
         gradients: of each demonstration, (demonstrations, d), at the same targets.
+        others: the same of other demonstrations, none of which is in `gradients`, by what they are.
         kl: in nats per token.
+
+    Returns:
+        For `LEFT_OUT` the gain on each fifth of the demonstrations of the fit on the other four fifths, and for every
+        one of `others` that of the fit on all demonstrations.
     """
-    table = torch.cat([gradients[target] for target in statistics], dim=1).double()
+    sizes = [one.samples.shape[1] for one in statistics.values()]
     samples = torch.cat([one.samples for one in statistics.values()], dim=1)
     halves = {target: replace(one, samples=one.samples[::2]) for target, one in statistics.items()}
-    sizes = [one.samples.shape[1] for one in statistics.values()]
+
+    def table(own: Mapping[Target, Tensor]) -> Tensor:
+        return torch.cat([own[target] for target in statistics], dim=1).double()
 
     def step(gradient: Tensor) -> Tensor:
         parts = dict(zip(statistics, gradient.split(sizes), strict=True))
@@ -106,19 +120,26 @@ def agreement(
         bias = torch.cat(list(biases.values()))
         return bias * (kl / (0.5 * (samples[1::2] @ bias).square().mean())).sqrt()
 
-    everything = step(table.mean(0))
-    left_out = torch.cat([table[fold] @ step(table[rest].mean(0)) for fold, rest in _folds(len(table))])
-    shuffled = []
-    for seed in range(_DRAWS):
-        # On other demonstrations than those of the fit, which have labels of their own.
-        (fold, rest), *_ = _folds(len(table), seed)
-        shuffled.append((table[fold] @ step(label_signs(len(rest), seed) @ table[rest] / len(rest))).mean())
-    return Agreement(
-        float((table @ everything).mean()),
-        float(left_out.mean()),
-        float(left_out.std() / len(left_out) ** 0.5),
-        float(torch.stack(shuffled).std()),
-    )
+    fitted = table(gradients)
+    folds = tuple(_folds(len(fitted)))
+    signs = [label_signs(len(fitted), seed) for seed in range(_DRAWS)]
+
+    def of_folds(signs: Tensor) -> Tensor:
+        signed = signs[:, None] * fitted
+        # The labels of those that are left out stay as they are.
+        return torch.cat([fitted[fold] @ step(signed[rest].mean(0)) for fold, rest in folds])
+
+    every = step(fitted.mean(0))
+    shuffled = [step(draw @ fitted / len(draw)) for draw in signs]
+    found = {LEFT_OUT: _gain(of_folds(torch.ones(len(fitted)).double()), [of_folds(draw) for draw in signs])}
+    for name, own in others.items():
+        found[name] = _gain(table(own) @ every, [table(own) @ bias for bias in shuffled])
+    return found
+
+
+def _gain(gains: Tensor, shuffled: Sequence[Tensor]) -> Gain:
+    error = gains.std() / len(gains) ** 0.5
+    return Gain(float(gains.mean()), float(error), tuple(float(one.mean()) for one in shuffled))
 
 
 def _folds(count: int, seed: int = 0) -> Iterator[tuple[list[int], list[int]]]:

@@ -25,7 +25,10 @@ DAMAGE = "damage"
 _SHOWN = {
     HELD_OUT: (MARGIN,),
     "truthfulqa": ("MC1", "MC2", "MC3", "NLL of true answers"),
-    "bbq": ("accuracy, ambiguous", "accuracy, disambiguated", "bias score, ambiguous", "bias score, disambiguated"),
+    "bbq": (
+        *("accuracy", "accuracy, ambiguous", "accuracy, disambiguated"),
+        *("stereotypical answers", "bias score, ambiguous", "bias score, disambiguated"),
+    ),
     "crows-pairs": ("stereotypical preferences", "difference of log-likelihoods"),
 }
 # The metrics by which a method is chosen.

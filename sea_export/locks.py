@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-__all__ = ["Locked", "is_locked", "locked_directory", "remove_leftovers", "scratch_directory", "taking_turns"]
+__all__ = ["Locked", "locked_directory", "remove_leftovers", "scratch_directory", "taking_turns"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _PATIENCE_SECONDS = 0.1
@@ -32,11 +32,11 @@ class Locked(Exception):
 
 @contextmanager
 def locked_directory(path: Path, *, mode: int = 0o777) -> Iterator[None]:
-    """Makes `path` an empty directory that no other process takes, and removes it when the context ends.
+    """Makes `path` a directory that no other process takes, and removes it when the context ends.
 
     Args:
-        path: a directory that may hold what a killed process has left, which is removed; or nothing is there, but its
-            parent exists. If it was moved before the context ends, it is left alone.
+        path: a directory, which may hold what a killed process has left; or nothing is there, but its parent exists. If
+            it was moved before the context ends, it is left alone.
         mode: its permissions, before the user's mask is applied.
 
     Raises:
@@ -44,8 +44,6 @@ def locked_directory(path: Path, *, mode: int = 0o777) -> Iterator[None]:
     """
     descriptor = _open_locked(path, mode)
     try:
-        for leftover in path.iterdir():
-            _remove(leftover)
         yield
     finally:
         try:
@@ -75,13 +73,13 @@ def scratch_directory(prefix: str, parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def taking_turns(directory: Path) -> Iterator[None]:
-    """Waits until no other process is in this context for the same directory.
+def taking_turns(path: Path) -> Iterator[None]:
+    """Waits until no other process is in this context for the same file or directory.
 
     Args:
-        directory: an existing directory. On a file system without locks nobody waits.
+        path: an existing file or directory. On a file system without locks nobody waits.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
             lock_descriptor(descriptor)
@@ -109,20 +107,6 @@ def remove_leftovers(prefix: str, parent: Path) -> None:
             continue  # on a file system that cannot tell whether its process lives
         finally:
             os.close(descriptor)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process has the directory at `path`."""
-    try:
-        descriptor = os.open(path, _DIRECTORY)
-    except OSError:
-        return False
-    try:
-        return not _lock_patiently(descriptor)
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _open_locked(path: Path, mode: int) -> int:

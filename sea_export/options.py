@@ -39,6 +39,8 @@ NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
 FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
 FORMS = ("bias", "linear", "low-rank")
 
+_LARGEST_STRENGTH = 1e30
+
 FORMATS = {
     "merged": "sea_export.export.merged.merged_format",
     "adapter": "sea_export.export.adapter.adapter_format",
@@ -107,6 +109,15 @@ def check_length_scale(value: float) -> None:
         raise InputError(f"--length-scale: {value} is out of range. Give a number between 1e-6 and 1e6.")
 
 
+def check_strength(value: float) -> None:
+    """Raises InputError unless a strength is one whose products with weights are finite in float32."""
+    if not abs(value) <= _LARGEST_STRENGTH:
+        raise InputError(
+            f"--strength: {value} is out of range. Give a number between {-_LARGEST_STRENGTH:g} and "
+            f"{_LARGEST_STRENGTH:g}."
+        )
+
+
 def check_values(options: Any) -> None:
     """Raises InputError, naming the option, for a value that is no choice of its option, or below its minimum."""
     for item in (one for one in fields(options) if "help" in one.metadata):
@@ -171,8 +182,7 @@ class EditOptions:
                 raise InputError(
                     f"--{name.replace('_', '-')}: {value} is no share. Give a number above 0 and at most 1."
                 )
-        if not abs(self.strength) < float("inf"):
-            raise InputError(f"--strength: {self.strength} is not finite. Give a finite number.")
+        check_strength(self.strength)
 
     def variance(self, kind: str) -> float:
         """The share that holds for the `positive` or the `negative` directions."""
@@ -309,6 +319,12 @@ class ExportOptions:
     overwrite: bool = option(False, "Replace a checkpoint that sea-export wrote before.")
     force: bool = option(False, "Accept a base other than the one that the edit was fitted on.")
     verify: bool = option(True, "Verify before the output appears: what fails is not kept.")
+    link: bool = option(
+        False,
+        "Link the weight files of the base instead of copying them: no room is needed, and the output changes when the "
+        "base is changed in place.",
+        format="custom-code",
+    )
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -6,19 +6,19 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sea_export.capture.offloaded import StoredModel
 from sea_export.cards.base_card import base_metadata, license_warning
-from sea_export.cards.description import write_description
+from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import EditNeeds, Located, export_format
 from sea_export.export.manifest import make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
-from sea_export.export.write_report import WriteReport
+from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
@@ -52,6 +52,7 @@ def save(
     overwrite: bool = ExportOptions.overwrite,
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
+    link: bool = ExportOptions.link,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
     revision: str | None = None,
@@ -70,6 +71,7 @@ def save(
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
+        link: with `custom-code`, make hard links to the weight files of the base instead of copies.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         revision: the revision of the base on the Hub.
@@ -81,9 +83,11 @@ def save(
 
     Raises:
         InputError: the edit, the base or the output is not usable. Nothing was written.
-        SeaExportError: writing or the verification failed. Nothing was kept.
+        SeaExportError: writing or the verification failed, or the base changed meanwhile. Nothing was kept.
     """
-    options = ExportOptions(format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify)
+    options = ExportOptions(
+        format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify, link=link
+    )
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
@@ -102,7 +106,7 @@ def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
         output: the directory to be written.
         options: how the edit is to be baked.
     """
-    needed = export_format(options.format).disk_bytes(base, output)
+    needed = export_format(options.format).disk_bytes(base, output, options)
     check_room(output, base.paths, needed_bytes=needed)
 
 
@@ -173,12 +177,21 @@ def save_checkpoint(
         return loaded
 
     plan = format.plan(edit, base, located, options, load)
+    metadata = base_metadata(base)
+    details = {} if format.details_key is None else {format.details_key: format.details(plan)}
+
+    def describe(described: SpectralEdit, report: WriteReport, verification: Verification | None) -> dict[str, Any]:
+        record = None if verification is None else verification.record()
+        return make_manifest(described, base, options, report, verification=record, details=details, metadata=metadata)
+
+    check_describable(describe(edit, NOTHING_WRITTEN, None), "sea_edit.json", "Fit the edit again.")
     if announce is not None:
         for line in format.remarks(plan):
             announce(line)
     with staged_output(output, overwrite=options.overwrite) as staging:
         logger.debug("writing %s", options.format)
         report = format.write(plan, base, staging, progress)
+        base.files.check()  # what was fitted on is what was written
         edit = _name_base(edit, base, report, force=options.force)
         verification = None
         if options.verify:
@@ -186,22 +199,15 @@ def save_checkpoint(
             verified = model_to_verify(base, layerwise, model, output.resolve().parent)
             verification = verify_export(staging, base, edit, format, plan, verified)
             if not verification.passed:
+                base.files.check()  # a change would be the reason
                 raise SeaExportError(
                     f"{output}: its verification failed, and nothing was kept: {'; '.join(verification.problems)}. "
                     "Choose another edit; --no-verify would keep it."
                 )
         logger.debug("written%s", " and verified" if options.verify else "")
         edit.save(staging / EDIT_DIRECTORY)
-        manifest = make_manifest(
-            edit,
-            base,
-            options,
-            report,
-            verification=None if verification is None else verification.record(),
-            details={} if format.details_key is None else {format.details_key: format.details(plan)},
-            metadata=base_metadata(base),
-        )
-        write_description(staging, manifest)
+        write_description(staging, describe(edit, report, verification))
+        base.files.check()
     return SaveResult(output, options.format, report, verification)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch  # it loads slowly, and `--help` does not need it
 
-__all__ = ["dtype_name", "interval_text", "visible"]
+__all__ = ["dtype_name", "interval_text", "is_text", "is_utf8", "visible"]
 
 # Characters that reorder the text around them, so that a reader sees other words than a program reads.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -24,6 +24,28 @@ def visible(text: str) -> str:
         text: any text.
     """
     return "".join(_escaped(character) if _is_control(character) else character for character in text)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written in UTF-8: it has neither half of a character nor a byte that no text has.
+
+    Args:
+        text: any text, such as the name of a file.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that a tokenizer reads, and not empty.
+
+    Args:
+        value: what a file holds where a text belongs.
+    """
+    return isinstance(value, str) and bool(value.strip()) and is_utf8(value)
 
 
 def _is_control(character: str) -> bool:

@@ -69,8 +69,10 @@ def test_draws_of_shuffled_labels_are_summed_up(tiny_checkpoint: Path, tmp_path:
     assert "(3 draws)" in printed
     strengths = {one["strength"] for one in records(tmp_path / "r.jsonl") if "strength" in one}
     assert len(strengths) == len(names), "each draw is another edit"
-    *_, row = run(*given, "--agreement").splitlines()
-    *_, fitted, left_out, shuffled, _ = (cell.split("±")[0].strip() for cell in row.split("|"))
-    # 60 demonstrations have something in common with themselves, and gain more than chance does.
-    assert float(fitted) > float(left_out)
-    assert float(fitted) > float(shuffled) > 0
+    questions = write_truthfulqa(tmp_path / "questions.csv")
+    _, _, *rows = run(*given, "--agreement", "--truthfulqa", questions).splitlines()
+    judged = [[cell.strip() for cell in row.split("|")[5:-1]] for row in rows]
+    assert [name for name, *_ in judged] == ["left out of the fit", "of other kinds", "questions of TruthfulQA"]
+    for _, gain, shuffled, by_chance in judged:
+        assert float(shuffled.split("±")[1]) > 0
+        assert (float(gain.split("±")[0]) > float(shuffled.split("±")[0])) == (float(by_chance) < 0.5)

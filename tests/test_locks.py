@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sea_export import locks
-from sea_export.locks import Locked, is_locked, locked_directory, remove_leftovers, scratch_directory, taking_turns
+from sea_export.locks import Locked, locked_directory, remove_leftovers, scratch_directory, taking_turns
 
 FORK = multiprocessing.get_context("fork")
 
@@ -46,9 +46,7 @@ def kill(process: Any) -> None:
 
 def test_a_directory_belongs_to_one_living_process(tmp_path):
     path = tmp_path / "work"
-    assert not is_locked(path)
     with process_that_holds(path):
-        assert is_locked(path)
         with pytest.raises(Locked), locked_directory(path):
             pass
         remove_leftovers("work", tmp_path)
@@ -60,10 +58,8 @@ def test_what_a_killed_process_left_goes(tmp_path):
     path = tmp_path / "work"
     with process_that_holds(path) as process:
         kill(process)
-    assert (path / "half").exists()
-    assert not is_locked(path)
     with locked_directory(path):
-        assert list(path.iterdir()) == []
+        assert (path / "half").exists()
     assert list(tmp_path.iterdir()) == []
     with process_that_holds(path) as process:
         kill(process)
@@ -75,10 +71,11 @@ def test_a_directory_that_is_moved_keeps_its_lock_and_is_left_alone(tmp_path):
     path, moved = tmp_path / "work", tmp_path / "moved"
     with locked_directory(path):
         path.rename(moved)
-        assert is_locked(moved)
-        assert not is_locked(path)
+        with pytest.raises(Locked), locked_directory(moved):
+            pass
     assert moved.is_dir()
-    assert not is_locked(moved)
+    with locked_directory(moved):
+        pass
 
 
 def test_a_scratch_directory_is_private_and_goes(tmp_path):
@@ -131,7 +128,6 @@ def test_without_locks_a_directory_belongs_to_the_process_that_made_it(tmp_path)
         (path / "half").write_text("written")
         with pytest.raises(Locked), locked_directory(path):
             pass
-        assert not is_locked(path)
         remove_leftovers("work", tmp_path)
         assert (path / "half").exists()
     assert not path.exists()

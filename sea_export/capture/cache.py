@@ -27,6 +27,7 @@ from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.errors import InputError, SeaExportError, first_line, reason
 from sea_export.files.writing import flush
 from sea_export.locks import scratch_directory
+from sea_export.model.safetensors_header import read_header
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 
@@ -35,6 +36,7 @@ __all__ = ["ActivationCache", "cached_bytes", "capture_key"]
 _FORMAT_VERSION = 1
 _SUFFIX = ".safetensors"
 _INDICES = "demonstrations"
+_KINDS = ("neutral", "positive", "negative")
 _KEY_DIGITS = 32
 
 
@@ -71,12 +73,13 @@ class _Part:
 class ActivationCache:
     """The folder of a cache directory that belongs to one key."""
 
-    def __init__(self, directory: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, key: Mapping[str, Any], size: int) -> None:
         """Opens the folder, or makes it.
 
         Args:
             directory: the cache directory, made if it is missing.
             key: see `capture_key`.
+            size: the number of features of an activation.
 
         Raises:
             InputError: the directory cannot be used, or a part in it is damaged.
@@ -90,7 +93,7 @@ class ActivationCache:
             raise InputError(
                 f"--cache: {directory} cannot be used ({error.strerror}). Choose another directory."
             ) from error
-        self._parts = [_read_part(file) for file in sorted(self.folder.glob(f"*{_SUFFIX}"))]
+        self._parts = [_read_part(file, size) for file in sorted(self.folder.glob(f"*{_SUFFIX}"))]
 
     def missing(self, targets: Sequence[Target], indices: Sequence[int]) -> tuple[list[Target], list[int]]:
         """The targets that are not complete, and the demonstrations that any of them lacks.
@@ -117,7 +120,7 @@ class ActivationCache:
             SeaExportError: the disk is full, or fails.
         """
         tensors = {
-            str(target): torch.stack([one.neutral, one.positive, one.negative]).float().cpu().contiguous()
+            str(target): torch.stack([getattr(one, kind) for kind in _KINDS]).float().cpu().contiguous()
             for target, one in activations.items()
         }
         tensors[_INDICES] = torch.tensor(indices)
@@ -163,11 +166,21 @@ def cached_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.glob(f"*/*{_SUFFIX}"))
 
 
-def _read_part(file: Path) -> _Part:
+def _read_part(file: Path, size: int) -> _Part:
     try:
-        with safe_open(file, framework="pt") as stored:
-            indices = tuple(stored.get_tensor(_INDICES).tolist())
-            names = set(stored.keys()) - {_INDICES}
-        return _Part(file, indices, frozenset(map(Target.parse, names)))
-    except (SafetensorError, OSError, ValueError) as error:
+        stored = {tensor.name: tensor for tensor in read_header(file).tensors}
+        indices = stored.pop(_INDICES, None)
+        if indices is None or indices.dtype != torch.int64 or len(indices.shape) != 1 or not stored:
+            raise ValueError(f"it has no list of {_INDICES}, or no activations")
+        for tensor in stored.values():
+            if tensor.dtype != torch.float32 or tensor.shape != (len(_KINDS), *indices.shape, size):
+                raise ValueError(
+                    f"{tensor.name} is not of {len(_KINDS)} kinds, {indices.shape[0]} rows and {size} features"
+                )
+        with safe_open(file, framework="pt") as opened:
+            rows = tuple(opened.get_tensor(_INDICES).tolist())
+        if min(rows, default=0) < 0 or len(set(rows)) < len(rows):
+            raise ValueError("it numbers its demonstrations wrongly")
+        return _Part(file, rows, frozenset(map(Target.parse, stored)))
+    except (SafetensorError, OSError, ValueError, InputError) as error:
         raise InputError(f"{file}: this part of the cache is damaged ({first_line(error)}). Remove it.") from error

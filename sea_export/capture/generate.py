@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from sea_export.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
@@ -94,9 +96,16 @@ def sampled_continuations(
 
 
 def end_tokens(model: PreTrainedModel) -> set[int]:
-    """The tokens that end a text, as the model's generation settings name them; empty if they name none."""
+    """The tokens that end a text, as the model's generation settings name them; empty if they name none.
+
+    Raises:
+        InputError: they name something else.
+    """
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return {ends} if isinstance(ends, int) else set(ends or ())
+    found = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(end, int) and end >= 0 for end in found):
+        raise InputError(f"generation_config.json: its eos_token_id {ends!r} is no token. Download the model again.")
+    return set(found)
 
 
 def _generated(

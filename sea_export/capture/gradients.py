@@ -2,10 +2,11 @@
 
 For a text and a weight w the objective is w Σ log p(label | tokens before it), over the scored positions. Its gradient
 with respect to the output z of a module is read at every token: that is also the gradient with respect to a bias that
-is added to z there. Texts stand in rows of their own, so that a batch gives the gradient of each text.
+is added to z there. No two texts share a row, so that a batch gives the gradient of each text.
 
-Only what lies above the lowest edited module has a graph. Decoder layers are checkpointed: of each layer only its input
-is kept until the backward pass, and the rest is computed again.
+Only what lies above the lowest edited module has a graph. All of it is kept until the backward pass if that takes less
+memory than the weights. Otherwise decoder layers are checkpointed: of each layer only its input is kept, and the rest
+is computed again, which takes a third longer.
 """
 
 from __future__ import annotations
@@ -14,35 +15,26 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sea_export.capture.batching import takes_positions
 from sea_export.capture.forward import input_device
+from sea_export.capture.scored_texts import ScoredRows, ScoredText, row_batches
 from sea_export.model.architecture import OutputProjection, decoder_layers
 from sea_export.model.targets import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Labels", "OutputGradients", "ScoredText", "own_labels", "read_gradients"]
+__all__ = ["Labels", "OutputGradients", "own_labels", "read_gradients"]
 
-
-@dataclass(frozen=True)
-class ScoredText:
-    """A text, and which of its tokens count.
-
-    Attributes:
-        tokens: all of its tokens.
-        start: the first token whose log-probability counts, at least 1.
-        weight: the factor of the sum of its log-probabilities.
-    """
-
-    tokens: Sequence[int]
-    start: int
-    weight: float
+# Relative differences of log-probabilities: more than rounding gives, and far less than a wrong context gives.
+_TOLERANCE = 1e-3
+_HALF_PRECISION_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,8 @@ class OutputGradients:
     """What a backward pass gives for one target and some texts.
 
     Attributes:
-        texts: (rows,) indices of the texts.
-        mask: (rows, tokens) bool: which positions are tokens of the text.
+        texts: (rows,) indices of the texts. A text may have several rows, all of them in one batch.
+        mask: (rows, tokens) bool: the tokens of the texts, a prompt in one of its rows only.
         outputs: (rows, tokens, d) the outputs z of the module, float32.
         gradients: (rows, tokens, d) the gradients of the objective with respect to them, float32; 0 at padding.
     """
@@ -90,29 +82,59 @@ def read_gradients(
     model.eval()
     device = input_device(model)
     reader = _Reader(observe)
+    head = _ScoredPositions()
+    packed = _packs(model, texts)
     first = min(one.target.layer for one in projections)
     upper = list(decoder_layers(model)[1])[first:]
-    head = _ScoredPositions()
-    with _without_parameter_gradients(model), _checkpointed(upper), ExitStack() as hooks:
+    checkpointed = upper if _graph_bytes(model, len(upper), batch_tokens) > _weight_bytes(model) else ()
+    with _without_parameter_gradients(model), _checkpointed(checkpointed), ExitStack() as hooks:
         hooks.callback(model.get_output_embeddings().register_forward_pre_hook(head.select).remove)
         for one in projections:
             module = model.get_submodule(one.module_name)
             hooks.callback(module.register_forward_hook(reader.hook(one.target)).remove)
-        for indices in _batches(texts, batch_tokens):
-            batch = [texts[index] for index in indices]
-            ids, mask = _padded(batch)
-            reader.start(indices, mask.to(device))
-            rows, columns, tokens, weights = _scored(batch)
+        for batch in row_batches(texts, batch_tokens, packed=packed):
+            reader.start(batch, device)
+            rows, columns, tokens, weights = batch.scored()
             head.positions = rows, columns
             with torch.enable_grad():
-                logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False).logits
+                logits = model(**batch.inputs(device, model.dtype), use_cache=False).logits
                 log_probabilities = logits[0].float().log_softmax(-1)
                 tokens, weights = tokens.to(logits.device), weights.to(logits.device)
                 chosen = tokens if labels is None else labels(log_probabilities.detach())
                 (weights * log_probabilities.gather(1, chosen[:, None])[:, 0]).sum().backward()
             reader.end()
             if progress is not None:
-                progress(len(indices))
+                progress(batch.finished)
+
+
+@torch.no_grad()
+def _packs(model: PreTrainedModel, texts: Sequence[ScoredText]) -> bool:
+    """Whether completions of one prompt may share a row: tried with the longest text and the shortest one.
+
+    It may not where a token depends on more than the mask and the positions say: in recurrent layers, where distance
+    is counted by column, or where a window ends before the prompt does.
+    """
+    several = [text for text in texts if len(text.completions) > 1]
+    if not several or not takes_positions(model):
+        return False
+    tried = [choose(several, key=lambda text: len(text.prompt) + text.scored_tokens) for choose in (max, min)]
+
+    def log_probabilities(packed: bool) -> Tensor:
+        found = {}
+        for batch in row_batches(tried, 1, packed=packed):
+            logits = model(**batch.inputs(input_device(model), model.dtype), use_cache=False).logits
+            rows, columns, tokens, _ = (one.to(logits.device) for one in batch.scored())
+            scored = logits[rows, columns].float().log_softmax(-1).gather(1, tokens[:, None])
+            found[batch.texts[0]] = scored.sort(0).values
+        return torch.cat([found[index] for index in range(len(tried))])
+
+    apart = log_probabilities(False)
+    try:
+        together = log_probabilities(True)
+    except Exception:  # any architecture may fail in its own way on a mask that it does not expect
+        return False
+    tolerance = _HALF_PRECISION_TOLERANCE if torch.finfo(model.dtype).bits < 32 else _TOLERANCE
+    return bool((together - apart).norm() <= tolerance * apart.norm())
 
 
 def own_labels(generator: torch.Generator) -> Labels:
@@ -148,12 +170,13 @@ class _Reader:
     def __init__(self, observe: Callable[[Target, OutputGradients], None]) -> None:
         self._observe = observe
         self._texts: tuple[int, ...] = ()
-        self._mask = torch.empty(0)
+        self._mask = self._distinct = torch.empty(0)
         self._anchor: Tensor | None = None
 
-    def start(self, texts: tuple[int, ...], mask: Tensor) -> None:
-        """Begins a batch: its texts, and (rows, tokens) which positions are tokens."""
-        self._texts, self._mask = texts, mask
+    def start(self, batch: ScoredRows, device: torch.device) -> None:
+        """Begins a batch."""
+        self._texts = batch.texts
+        self._mask, self._distinct = batch.mask().to(device), batch.distinct().to(device)
         self._anchor = torch.zeros((), requires_grad=True)
 
     def end(self) -> None:
@@ -178,7 +201,18 @@ class _Reader:
         mask = self._mask.to(gradients.device)
         shape = (*mask.shape, gradients.shape[-1])  # experts see their tokens in one row
         gradients = gradients.float().reshape(shape) * mask[..., None]
-        self._observe(target, OutputGradients(self._texts, mask, outputs.float().reshape(shape), gradients))
+        distinct = self._distinct.to(gradients.device)
+        self._observe(target, OutputGradients(self._texts, distinct, outputs.float().reshape(shape), gradients))
+
+
+def _graph_bytes(model: nn.Module, layers: int, tokens: int) -> int:
+    """About what so many layers keep of so many tokens: their hidden size some ten times, and as much in the MLP."""
+    parameter = next(model.parameters())
+    return 20 * layers * tokens * cast("Any", model).config.get_text_config().hidden_size * parameter.element_size()
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 @contextmanager
@@ -201,36 +235,3 @@ def _checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
             restore.callback(layer.__dict__.pop, "forward", None)
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
         yield
-
-
-def _batches(texts: Sequence[ScoredText], batch_tokens: int) -> Iterator[tuple[int, ...]]:
-    """Indices of texts, the longest first, so that a padded batch has about `batch_tokens` tokens."""
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index].tokens), reverse=True)
-    start = 0
-    while start < len(order):
-        count = max(1, batch_tokens // len(texts[order[start]].tokens))
-        yield tuple(order[start : start + count])
-        start += count
-
-
-def _padded(texts: Sequence[ScoredText]) -> tuple[Tensor, Tensor]:
-    """(rows, tokens) ids, padded on the right with 0, and which of them are tokens."""
-    width = max(len(text.tokens) for text in texts)
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    mask = torch.zeros(len(texts), width, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        ids[row, : len(text.tokens)] = torch.tensor(text.tokens)
-        mask[row, : len(text.tokens)] = True
-    return ids, mask
-
-
-def _scored(texts: Sequence[ScoredText]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of all scored tokens: the row and the column of the logits that predict it, the token, and the weight."""
-    rows, columns, tokens, weights = [], [], [], []
-    for row, text in enumerate(texts):
-        for position in range(text.start, len(text.tokens)):
-            rows.append(row)
-            columns.append(position - 1)
-            tokens.append(text.tokens[position])
-            weights.append(text.weight)
-    return torch.tensor(rows), torch.tensor(columns), torch.tensor(tokens), torch.tensor(weights)

@@ -14,6 +14,7 @@ import torch
 from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.errors import InputError
 from sea_export.model.base import Base
+from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.memory import fits, fits_whole, weight_bytes
 from sea_export.model.precision import in_float32
 
@@ -31,7 +32,7 @@ class OpenedModel:
 
     Attributes:
         base: the base.
-        dtype: what to compute in; None for the dtype in which it is stored.
+        dtype: what to compute in; None to choose it: see `sea_export.model.compute_dtype.compute_dtype`.
         device: where to compute.
         device_map: `auto` spreads the model over all devices; None has it on `device`.
         layerwise: whether one layer at a time is in memory; None chooses by how much memory there is.
@@ -49,8 +50,12 @@ class OpenedModel:
     def model(self) -> PreTrainedModel | StoredModel:
         """The model in memory; a layer at a time, if that was asked for or if it does not fit as a whole."""
         if not self._is_layerwise():
-            return self.base.load_model(dtype=self.dtype, device=self.device, device_map=self.device_map)
-        return StoredModel(self.base, dtype=self.dtype, device=torch.device(self.device), scratch=self.scratch)
+            return self.base.load_model(dtype=self._computed, device=self.device, device_map=self.device_map)
+        return StoredModel(self.base, dtype=self._computed, device=torch.device(self.device), scratch=self.scratch)
+
+    @cached_property
+    def _computed(self) -> torch.dtype | None:
+        return self.dtype or compute_dtype(self.base, torch.device(self.device))
 
     @property
     def whole_model(self) -> PreTrainedModel:
@@ -66,10 +71,10 @@ class OpenedModel:
             )
         return self.model
 
-    def in_fast_dtype(self) -> AbstractContextManager[None]:
-        """On a processor, a context in which the model is in float32, if that fits into memory. Otherwise as it is.
+    def in_full_precision(self) -> AbstractContextManager[None]:
+        """On a CPU, a context in which the model is in float32, if that fits into memory. Otherwise as it is.
 
-        Few processors have units for half precision, and without them it is several times slower.
+        For what needs the precision, whatever is fastest.
         """
         model = self.model
         if isinstance(model, StoredModel) or model.device.type != "cpu" or hasattr(model, "hf_quantizer"):
@@ -84,7 +89,7 @@ class OpenedModel:
         layerwise = (
             self.device_map is None
             and can_load_layers(self.base.config)
-            and not fits_whole(self.base, self.dtype, torch.device(self.device))
+            and not fits_whole(self.base, self._computed, torch.device(self.device))
         )
         if layerwise:
             logger.info("%s: it does not fit into memory, and is fitted layer by layer.", self.base.name)

@@ -17,6 +17,8 @@ __all__ = ["own_answers"]
 
 _NEW_TOKENS = 32
 """Length of an answer: what an edit changes about answers shows in how they begin."""
+_BATCH_TOKENS = 4096
+"""Each step of a batch computes one token of every answer, so that few answers at a time would take longer."""
 
 
 def own_answers(
@@ -35,9 +37,9 @@ def own_answers(
     Raises:
         InputError: the chat template of the tokenizer fails.
     """
-    prompts = [prompt_tokens(tokenizer, question) for question in questions]
+    prompts = prompt_tokens(tokenizer, questions)
     context = context_length(model.config)
     if context is not None:
         prompts = [prompt for prompt in prompts if len(prompt) + _NEW_TOKENS <= context]
-    answers = sampled_continuations(model, prompts, new_tokens=_NEW_TOKENS, seed=seed)
+    answers = sampled_continuations(model, prompts, new_tokens=_NEW_TOKENS, seed=seed, batch_tokens=_BATCH_TOKENS)
     return [PromptedCompletions(prompt, [answer]) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-from yaml import YAMLError
+import yaml
 
+from sea_export.errors import InputError
+from sea_export.files.reading import open_file
 from sea_export.model.base import Base
 from sea_export.model.checkpoint import CARD
 
@@ -17,6 +18,7 @@ __all__ = ["base_metadata", "license_warning"]
 
 _MAXIMUM_CARD_BYTES = 1_000_000
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+_METADATA = re.compile(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
 # CC-BY-ND-4.0, CC-BY-NC-ND-3.0 and their like.
 _NO_DERIVATIVES = re.compile(r"(^|[^a-z])(nd|no-?derivatives?)([^a-z]|$)")
 
@@ -27,18 +29,29 @@ def base_metadata(base: Base) -> dict[str, Any]:
     Args:
         base: the base. If it is on the Hub, a license file that its card names gets its full address.
     """
-    card = base.checkpoint.directory / CARD
-    if not card.is_file() or card.stat().st_size > _MAXIMUM_CARD_BYTES:
-        return {}
-    try:
-        stated = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, TypeError, RecursionError, YAMLError):  # a card without valid metadata has nothing to take over
-        return {}
+    stated = _stated(base.checkpoint.directory / CARD)
     metadata = {key: stated[key] for key in _INHERITED if _is_text(stated.get(key))}
     link = metadata.get("license_link")
     if base.revision is not None and isinstance(link, str) and "://" not in link:
         metadata["license_link"] = f"https://huggingface.co/{base.name}/blob/{base.revision}/{Path(link).as_posix()}"
     return metadata
+
+
+def _stated(card: Path) -> dict[str, Any]:
+    """The metadata of a card; empty if it has none that can be read.
+
+    Every value is a text, a list or an object, because tags of YAML, which make other values of texts, are not obeyed.
+    """
+    try:
+        with open_file(card) as stream:
+            text = stream.read(_MAXIMUM_CARD_BYTES + 1)
+        found = _METADATA.match(text.decode("utf-8-sig").replace("\r\n", "\n"))
+        if len(text) > _MAXIMUM_CARD_BYTES or found is None:
+            return {}
+        stated = yaml.load(found[1], Loader=yaml.BaseLoader)
+    except (InputError, UnicodeDecodeError, RecursionError, yaml.YAMLError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
 
 
 def _is_text(value: object) -> bool:

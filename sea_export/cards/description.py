@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
+from yaml import YAMLError
 
 from sea_export.cards.model_card import model_card
 from sea_export.errors import InputError, first_line
@@ -13,7 +17,38 @@ from sea_export.files.digests import file_digest
 from sea_export.files.writing import write_text
 from sea_export.model.checkpoint import CARD
 
-__all__ = ["update_description", "write_description"]
+__all__ = ["check_describable", "update_description", "write_description"]
+
+# What is raised for entries that are missing, or of another type than a run writes.
+_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TemplateError,
+    TypeError,
+    ValueError,
+    YAMLError,
+)
+
+
+def check_describable(manifest: Mapping[str, Any], source: str, remedy: str) -> None:
+    """Refuses what cannot become a model card and a manifest, before anything is computed or written.
+
+    Args:
+        manifest: a manifest, perhaps without digests and figures.
+        source: the file that it is made from, for the message.
+        remedy: what to do about it, in a sentence.
+
+    Raises:
+        InputError: an entry is not as a run writes it.
+    """
+    _card(manifest, source, remedy)
+    try:
+        json.dumps(manifest, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        problem = first_line(error)
+        raise InputError(f"{source}: it is damaged, and cannot be written again ({problem}). {remedy}") from error
 
 
 def write_description(directory: Path, manifest: Mapping[str, Any]) -> None:
@@ -56,7 +91,7 @@ def update_description(output: Path, changes: Mapping[str, Any]) -> None:
 def _card(manifest: Mapping[str, Any], source: str, remedy: str) -> str:
     try:
         return model_card(manifest)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"{source}: it is damaged, and no model card can be made from it ({problem}). {remedy}"

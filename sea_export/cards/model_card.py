@@ -6,27 +6,24 @@ A card is made from the manifest only: the same manifest gives the same card. It
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
+from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
+from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, is_on_hub, is_spectral
 from sea_export.cards.effect_text import effect_sentences
-from sea_export.demonstrations.tables import hub_dataset, is_file_name
+from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
+from sea_export.demonstrations.tables import is_file_name
 from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of, trust_argument
-from sea_export.text import interval_text, visible
+from sea_export.text import interval_text
 
 __all__ = ["model_card"]
 
-_MARKUP = frozenset("\\`*[]<>|#$")
-_MULTIMODAL = "AutoModelForImageTextToText"
-_HERE = "."
-_SPECTRAL = "spectral"
-_BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs", "damage": "neutral text"}
 _COMPONENT_NAMES = {"mlp": "MLP blocks", "attention": "attention blocks"}
 
 
@@ -38,98 +35,39 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             that it names, else from the directory of the card.
     """
     template = (resources.files("sea_export") / "data" / "model_card.md").read_text(encoding="utf-8")
-    return str(ModelCard.from_template(_metadata(manifest), template_str=template, **_contents(manifest))) + "\n"
-
-
-# Metadata
-
-
-def _metadata(manifest: Mapping[str, Any]) -> ModelCardData:
-    base, format = manifest["base"], export_format(manifest["format"])
-    stated = base["metadata"]
-    on_hub = base["revision"] is not None
-    results = list(_evaluation_results(manifest.get("evaluation")))
-    task = "image-text-to-text" if base["model_class"] == _MULTIMODAL else "text-generation"
-    return ModelCardData(
-        base_model=base["name"] if on_hub else None,
-        base_model_relation=("adapter" if format.loads_beside_base else "finetune") if on_hub else None,
-        license=stated.get("license"),
-        license_name=stated.get("license_name"),
-        license_link=stated.get("license_link"),
-        language=stated.get("language"),
-        library_name=format.library,
-        pipeline_tag=stated.get("pipeline_tag", task),
-        tags=["sea-export", *(["spectral-editing"] if _is_spectral(manifest) else []), *format.tags],
-        datasets=_datasets(manifest) or None,
-        model_name=_model_name(manifest) if results else None,
-        eval_results=results or None,
-    )
-
-
-def _is_spectral(manifest: Mapping[str, Any]) -> bool:
-    methods = {(fit.get("options") or {}).get("method", _SPECTRAL) for fit in fits_of(manifest["edit"])}
-    return _SPECTRAL in methods
-
-
-def _model_name(manifest: Mapping[str, Any]) -> str:
-    repository = manifest.get("repository") or f"{manifest['base']['name']}-spectrally-edited"
-    return str(repository).rpartition("/")[2]
-
-
-def _datasets(manifest: Mapping[str, Any]) -> list[str]:
-    origins = [(fit.get("demonstrations") or {}).get("origin") for fit in fits_of(manifest["edit"])]
-    names = (hub_dataset(origin["source"]) for origin in origins if origin is not None)
-    return list(dict.fromkeys(filter(None, names)))
-
-
-def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalResult]:
-    """The metrics over all rows. Those of groups are in the table only."""
-    for report in (evaluation or {}).get("benchmarks", ()):
-        for metric in report["figures"]:
-            if metric["group"]:
-                continue
-            share = metric["unit"] == "%"
-            yield EvalResult(
-                task_type="text-generation",
-                task_name="Text generation",
-                dataset_type=report["benchmark"],
-                dataset_name=_BENCHMARK_NAMES.get(report["benchmark"], report["benchmark"]),
-                dataset_args={"rows": report["rows"]},
-                metric_type=re.sub(r"\W+", "_", metric["name"].lower()),
-                metric_name=f"{metric['name']} ({metric['unit']})" if metric["unit"] else metric["name"],
-                metric_value=round(metric["value"][0] * (100 if share else 1), 4),
-            )
-
-
-# The values for the template
+    environment = Environment(finalize=escaped, undefined=StrictUndefined)
+    metadata = Markdown(card_metadata(manifest).to_yaml())
+    text = environment.from_string(template).render(card_data=metadata, **_contents(manifest))
+    return str(ModelCard(text)) + "\n"
 
 
 def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     base, verification = manifest["base"], manifest.get("verification")
     format = export_format(manifest["format"])
     adapter = manifest.get("adapter")
-    on_hub = base["revision"] is not None
+    on_hub = is_on_hub(base)
     evaluation = manifest.get("evaluation")
     fits = list(fits_of(manifest["edit"]))
-    spectral = _is_spectral(manifest)
+    spectral = is_spectral(manifest)
     return {
-        "title": f"{_plain(base['name'].rpartition('/')[2])}, {'spectrally ' if spectral else ''}edited",
+        "title": f"{base['name'].rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
         "edit_name": "a spectral edit of its activations (SEA)" if spectral else "an edit of its activations",
-        "base": f"[{base['name']}](https://huggingface.co/{base['name']})" if on_hub else _plain(base["name"]),
+        "base": _base(base),
         "on_hub": on_hub,
         "beside_base": format.loads_beside_base,
         "own_code": format.runs_code,
-        "repository": manifest.get("repository") or _HERE,
-        "multimodal": base["model_class"] == _MULTIMODAL,
-        "model_class": base["model_class"],
-        "trust": trust_argument(manifest),
+        "here": not manifest.get("repository"),
+        "repository": python_text(manifest.get("repository") or "."),
+        "multimodal": base["model_class"] == MULTIMODAL,
+        "model_class": _identifier(base["model_class"]),
+        "trust": Markdown(trust_argument(manifest)),
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),
         "fits": [_fit_description(fit) for fit in fits],
         "effects": [
-            _plain(sentence if len(fits) == 1 else f"Edit {number} by itself: {sentence}")
+            sentence if len(fits) == 1 else f"Edit {number} by itself: {sentence}"
             for number, fit in enumerate(fits, 1)
             if fit.get("effect")
             for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
@@ -143,6 +81,19 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "reproduction": _reproduction_command(manifest),
     }
+
+
+def _base(base: Mapping[str, Any]) -> Markdown:
+    """The name of the base, with a link to it if it is on the Hub."""
+    name = base["name"]
+    return markdown(f"[{{}}](https://huggingface.co/{name})", name) if is_on_hub(base) else escaped(name)
+
+
+def _identifier(name: str) -> Markdown:
+    """A name as Python code. Raises ValueError if it is none."""
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} is not the name of a class")
+    return Markdown(name)
 
 
 def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,14 +127,14 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _fit_description(fit: Mapping[str, Any]) -> str:
+def _fit_description(fit: Mapping[str, Any]) -> Markdown:
     demonstrations, options = fit.get("demonstrations"), fit.get("options")
     if not demonstrations or not options:
-        return "The edit does not tell how it was fitted."
+        return Markdown("The edit does not tell how it was fitted.")
     origin = demonstrations.get("origin")
-    source = "" if origin is None else f" of {_plain(origin['source'])}"
+    source = Markdown("") if origin is None else markdown(" of {}", origin["source"])
     edit, capture = options["edit"], options["capture"]
-    if options.get("method", _SPECTRAL) == _SPECTRAL:
+    if options.get("method", SPECTRAL) == SPECTRAL:
         own = {
             "kept": _amount(edit, "positive"),
             "dropped": _amount(edit, "negative"),
@@ -205,20 +156,24 @@ def _fit_description(fit: Mapping[str, Any]) -> str:
         "template": options["template"],
     }
     described = "; ".join(f"{name} {value}" for name, value in settings.items())
-    return f"Fitted on {demonstrations['count']} demonstrations{source}: {described}.{_choice_of_settings(fit)}"
+    text = "Fitted on {} demonstrations{}: {}.{}"
+    return markdown(text, demonstrations["count"], source, described, _choice_of_settings(fit))
 
 
-def _choice_of_settings(fit: Mapping[str, Any]) -> str:
+def _choice_of_settings(fit: Mapping[str, Any]) -> Markdown:
     """How `tune` chose the settings, if it did. A reader of the metrics must know on which rows they were chosen."""
     tuning = fit.get("tuning")
     if not tuning:
-        return ""
-    metric, budget = _plain(tuning["metric"]), f"within a mean KL of {tuning['max_kl']:g} nats per token"
+        return Markdown("")
+    metric, budget = tuning["metric"], f"within a mean KL of {tuning['max_kl']:g} nats per token"
     rules = {"best": f"for the best {metric} {budget}", "knee": f"at the knee of {metric} over KL, {budget}"}
-    rule, rows = rules.get(tuning["pick"], "by hand"), f"{tuning['rows']} rows of {_plain(tuning['benchmark'])}"
-    return (
-        f" These settings were chosen {rule}, among {tuning['trials']} that were tried on {rows}: figures on those "
-        "rows flatter them. `sea-export tune` itself reports on the others."
+    rule, rows = rules.get(tuning["pick"], "by hand"), f"{tuning['rows']} rows of {tuning['benchmark']}"
+    return markdown(
+        " These settings were chosen {}, among {} that were tried on {}: figures on those rows flatter them. "
+        "`sea-export tune` itself reports on the others.",
+        rule,
+        tuning["trials"],
+        rows,
     )
 
 
@@ -229,7 +184,7 @@ def _amount(edit: Mapping[str, Any], kind: str) -> str:
     return f"{edit['explained_variance'] if variance is None else variance:.6g} of the variance"
 
 
-def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
+def _layer_table(layers: Sequence[Mapping[str, Any]]) -> Markdown:
     """A table of the layers, with the columns that say something of one of them."""
     spectral = any(row["positive_variance"] is not None for row in layers)
     mapped = any(row.get("map_rank") is not None for row in layers)
@@ -250,7 +205,7 @@ def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in layers
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _directions(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -262,7 +217,7 @@ def _with_share(rank: int, share: float | None) -> str:
     return str(rank) if share is None else f"{rank} ({share:.2%})"
 
 
-def _verification_text(verification: Mapping[str, Any]) -> str:
+def _verification_text(verification: Mapping[str, Any]) -> Markdown:
     names = {
         "mathematics": "in memory, in float32",
         "storage": f"as stored, the base in {verification['dtype']}",
@@ -278,51 +233,56 @@ def _verification_text(verification: Mapping[str, Any]) -> str:
         )
         for key, name in names.items()
     ]
-    table = _table(("compared", "largest logit difference", "mean KL (nats)", "top-1 agreement"), rows)
+    figures = table(("compared", "largest logit difference", "mean KL (nats)", "top-1 agreement"), rows)
     reference = (
         "The first two rows compare with the edit applied at run time."
         if verification["exact"]
         else "The first row compares with the edit applied at run time, the second with the export in memory."
     )
-    return f"{reference} {verification['statement']}\n\n{table}"
+    return markdown("{} {}\n\n{}", reference, verification["statement"], figures)
 
 
-def _evaluation_text(evaluation: Mapping[str, Any]) -> str:
+def _evaluation_text(evaluation: Mapping[str, Any]) -> Markdown:
     rows = [
-        (_plain(report["benchmark"]), *_metric_cells(metric))
+        (report["benchmark"], *_metric_cells(metric))
         for report in evaluation["benchmarks"]
         for metric in report["figures"]
     ]
-    counts = ", ".join(f"{report['rows']} rows of {_plain(report['benchmark'])}" for report in evaluation["benchmarks"])
-    header = ("benchmark", "figure", _plain(evaluation["against"]), "this model", "difference", "p")
-    return (
-        f"Measured on {counts}, in {evaluation['dtype']}. In brackets 95 % bootstrap "
-        f"intervals; differences are paired by row, p is of a paired permutation test.\n\n{_table(header, rows)}"
+    counts = ", ".join(f"{report['rows']} rows of {report['benchmark']}" for report in evaluation["benchmarks"])
+    header = ("benchmark", "figure", evaluation["against"], "this model", "difference", "p")
+    return markdown(
+        "Measured on {}, in {}. In brackets 95 % bootstrap intervals; differences are paired by row, p is of a paired "
+        "permutation test.\n\n{}",
+        counts,
+        evaluation["dtype"],
+        table(header, rows),
     )
 
 
 def _metric_cells(metric: Mapping[str, Any]) -> tuple[str, ...]:
     unit = metric["unit"]
-    group = f"{_plain(metric['group'])}: " if metric["group"] else ""
+    group = f"{metric['group']}: " if metric["group"] else ""
     return (
-        f"{group}{_plain(metric['name'])}" + (f" ({unit})" if unit else ""),
-        interval_text(metric["base"], unit),
-        interval_text(metric["value"], unit),
-        interval_text(metric["difference"], unit, signed=True),
+        f"{group}{metric['name']}" + (f" ({unit})" if unit else ""),
+        Markdown(interval_text(metric["base"], unit)),
+        Markdown(interval_text(metric["value"], unit)),
+        Markdown(interval_text(metric["difference"], unit, signed=True)),
         "" if metric["p_value"] is None else f"{metric['p_value']:.2g}",
     )
 
 
-def _license_text(base: Mapping[str, Any]) -> str:
+def _license_text(base: Mapping[str, Any]) -> Markdown:
     if warning := license_warning(base["name"], base["metadata"]):
-        return f"**License**: {warning}."
+        return markdown("**License**: {}.", warning)
     license = base["metadata"].get("license_name") or base["metadata"].get("license")
     if license is None:
-        return "**License**: the files of the base do not tell its license: find it out before you share this."
-    return f"**License**: that of the base, `{license}`."
+        return Markdown(
+            "**License**: the files of the base do not tell its license: find it out before you share this."
+        )
+    return markdown("**License**: that of the base, {}.", ", ".join(license) if isinstance(license, list) else license)
 
 
-def _reproduction_command(manifest: Mapping[str, Any]) -> str | None:
+def _reproduction_command(manifest: Mapping[str, Any]) -> Markdown | None:
     """The command that repeats the run; None if the manifest does not say how it was fitted."""
     fits = list(fits_of(manifest["edit"]))
     if not all("options" in fit and "demonstrations" in fit for fit in fits):
@@ -336,15 +296,4 @@ def _reproduction_command(manifest: Mapping[str, Any]) -> str | None:
             command.append("--demonstrations FILE")
     if manifest["export"]["trust_remote_code"]:
         command.append("--trust-remote-code")
-    return " ".join(command)
-
-
-def _plain(text: str) -> str:
-    """A name of unknown origin as Markdown that shows it in one line, without any markup."""
-    line = visible(" ".join(text.split()))
-    return "".join(f"\\{character}" if character in _MARKUP else character for character in line)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return Markdown(" ".join(command))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from sea_export.cli.reporting import reporting_options, tell_failure
 from sea_export.cli.stopping import Stopped, stoppable
+from sea_export.cli.streams import lasting_streams
+from sea_export.cli.terminal import print_error
+from sea_export.errors import SeaExportError, printable, reason
+from sea_export.text import is_utf8
 
 __all__ = ["main"]
 
@@ -39,14 +47,44 @@ class _CommandGroup(click.Group):
         command: click.Command = importlib.import_module(f"sea_export.cli.{name.replace('-', '_')}_command").command
         return command
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            with lasting_streams():
+                return super().main(*arguments, **options)
+        except OSError as error:  # what was printed last is not on the disk
+            print_error(reason(error))
+            sys.exit(SeaExportError.exit_code)
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _printable_messages():
+            return super().make_context(*arguments, **options)
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        wrong = next((one for one in arguments if not is_utf8(one)), None)
+        if wrong is not None:
+            raise click.UsageError(f"{wrong}: it is not UTF-8 text. Rename the file, or write it in UTF-8.", context)
+        return super().parse_args(context, arguments)
+
     def invoke(self, context: click.Context) -> object:
         try:
-            with stoppable():
-                return super().invoke(context)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click handles these; after a broken pipe nobody reads the output
+            with stoppable(), _printable_messages():
+                result = super().invoke(context)
+                sys.stdout.flush()
+                return result
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # click handles these
         except (Exception, Stopped) as error:
             context.exit(tell_failure(context, error))
+
+
+@contextmanager
+def _printable_messages() -> Iterator[None]:
+    """Errors of usage, which quote what the user wrote, as one line without control characters."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)
+        raise
 
 
 @click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

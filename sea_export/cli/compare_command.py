@@ -32,6 +32,7 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     from sea_export.cli.terminal import console, waiting
     from sea_export.evaluation.side_by_side import compare_models
     from sea_export.evaluation.side_by_side_page import comparison_page
+    from sea_export.files.writing import write_result
     from sea_export.model.load_model import quiet_transformers
 
     quiet_transformers()
@@ -39,7 +40,7 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     _print_comparison(comparison)
     if compare.html is not None:
         page = comparison_page(comparison.base, comparison.edited, comparison.answers)
-        compare.html.write_text(page, encoding="utf-8")
+        write_result(compare.html, page)
         console.print(f"Wrote the page {compare.html}.")
 
 

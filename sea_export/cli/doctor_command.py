@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
@@ -33,12 +32,13 @@ def command(
     """
     from sea_export.cli.terminal import waiting
     from sea_export.doctor.diagnose import diagnose
+    from sea_export.files.writing import json_text
     from sea_export.model.load_model import quiet_transformers
 
     quiet_transformers()
     diagnosis = diagnose(model, doctor.output, data, fit, run, waiting)
     if doctor.as_json:
-        click.echo(json.dumps(diagnosis.record(), indent=2, ensure_ascii=False))
+        click.echo(json_text(diagnosis.record()), nl=False)
     else:
         _print_machine(diagnosis.machine)
         if diagnosis.model is not None:
@@ -67,8 +67,8 @@ def _print_model(model: ModelDiagnosis) -> None:
     console.print(
         f"\n{model.name}: {model.architecture}, {model.parameters / 1e6:,.0f} million parameters, "
         f"{model.stored_bytes / 1e9:.2f} GB of weights; {model.targets} targets in {model.layers} layers would be "
-        f"edited, fitted on {model.demonstrations} demonstrations ({model.tokens:,} tokens) in {model.dtype}, "
-        f"{'a layer at a time' if model.layerwise else 'as a whole'} in memory.",
+        f"edited, fitted on {model.demonstrations} demonstrations ({model.tokens:,} tokens) in {model.dtype} "
+        f"({model.dtype_reason}), {'a layer at a time' if model.layerwise else 'as a whole'} in memory.",
         soft_wrap=True,
     )
     table = Table("format", "works", "time, about", "memory, about", "disk")

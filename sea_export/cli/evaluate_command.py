@@ -32,14 +32,14 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     from sea_export.errors import SeaExportError
     from sea_export.evaluation.evaluate import evaluate as evaluate_model
     from sea_export.evaluation.plots import plot_reports
-    from sea_export.files.writing import write_json
+    from sea_export.files.writing import json_text, write_result
     from sea_export.model.load_model import quiet_transformers
 
     quiet_transformers()
     evaluation = evaluate_model(model, evaluate, run, counting_progress)
     _print_reports(evaluation.reports)
     if evaluate.json_file is not None:
-        write_json(evaluate.json_file, evaluation.record())
+        write_result(evaluate.json_file, json_text(evaluation.record()))
         console.print(f"Wrote the metrics to {evaluate.json_file}.")
     if evaluate.plot is not None:
         plot_reports(evaluation.reports, evaluate.plot)

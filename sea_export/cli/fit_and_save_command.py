@@ -53,16 +53,18 @@ def command(
     from sea_export.demonstrations.hold_out import hold_out
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.effect.measure import measured_edit
-    from sea_export.export.output import check_output
-    from sea_export.fitting.fit_base import fit_base, log_warnings
+    from sea_export.export.output import check_beside, check_output
+    from sea_export.fitting.fit_base import fit_base, log_warnings, usable_by
     from sea_export.fitting.layer_choice import choose_targets
     from sea_export.hub.push import prepare_push
     from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
     check_output(output, overwrite=export.overwrite)
+    check_beside(output, cache)
     read = read_demonstrations(data, fit.capture.seed)
-    demonstrations = hold_out(read, effect.held_out_share, fit.capture.seed)
     with joined_job() as processes, opened_model(model, run, output) as opened:
+        usable = usable_by(opened.base, read, fit.template)
+        demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
         check_room_for(opened.base, output, export)
         targets = choose_targets(opened.base.skeleton, fit)
         located = locate_fit(opened.base, targets, fit, export)

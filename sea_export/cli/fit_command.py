@@ -44,14 +44,16 @@ def command(
     from sea_export.demonstrations.hold_out import hold_out
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.effect.measure import measured_edit
-    from sea_export.export.output import check_output, check_room, staged_output
-    from sea_export.fitting.fit_base import fit_base, log_warnings, with_weight_digests
+    from sea_export.export.output import check_beside, check_output, check_room, staged_output
+    from sea_export.fitting.fit_base import fit_base, log_warnings, usable_by, with_weight_digests
 
     effect.check(fit)
     check_output(edit, overwrite=overwrite)
+    check_beside(edit, cache)
     read = read_demonstrations(data, fit.capture.seed)
-    demonstrations = hold_out(read, effect.held_out_share, fit.capture.seed)
     with joined_job() as processes, opened_model(model, run, edit) as opened:
+        usable = usable_by(opened.base, read, fit.template)
+        demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
         check_room(edit, opened.base.paths, needed_bytes=0)
         with fit_progress(len(demonstrations.fitted), processes) as progress:
             fitted = fit_base(opened, demonstrations.fitted, fit, progress, cache=cache, processes=processes)

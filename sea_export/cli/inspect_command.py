@@ -29,10 +29,12 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     from sea_export.evaluation.edited_activations import edited_activations
     from sea_export.evaluation.plots import plot_activations, plot_edit
     from sea_export.export.fetch import fetch_edit
+    from sea_export.files.writing import check_destinations
     from sea_export.fitting.fit_base import log_warnings
 
     for picture in filter(None, (inspect.plot, inspect.plot_activations)):
         check_picture(picture)
+    check_destinations([inspect.plot, inspect.plot_activations], read=[edit, inspect.model, data.demonstrations])
     loaded = SpectralEdit.load(fetch_edit(edit))
     if inspect.plot_activations is not None and inspect.model is not None:
         demonstrations = read_demonstrations(data, inspect.seed)

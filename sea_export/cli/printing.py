@@ -65,26 +65,31 @@ def print_effect(edit: SpectralEdit) -> None:
 
 
 def print_verification(verification: Verification) -> None:
-    """Prints the measurements of a verification, and its problems."""
+    """Prints the measurements of a verification, its problems, and what it did not check."""
     reference = "run-time edit" if verification.exact else "export in memory"
-    table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
-    rows = {
+    agreements = {
         "run-time edit / export in memory (fold error)": verification.fold_error,
         f"{reference} / as stored, base in {verification.dtype} (rounding error)": verification.rounding_error,
         f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }
-    for name, agreement in rows.items():
-        table.add_row(
-            name,
-            f"{agreement.max_logit_difference:.1e}",
-            f"{agreement.mean_divergence:.1e}",
-            f"{agreement.top1_agreement:.2%}",
-        )
-    console.print(table)
-    console.print(verification.statement)
+    table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
+    for name, agreement in agreements.items():
+        if agreement is not None:
+            table.add_row(
+                name,
+                f"{agreement.max_logit_difference:.1e}",
+                f"{agreement.mean_divergence:.1e}",
+                f"{agreement.top1_agreement:.2%}",
+            )
+    if table.row_count:
+        console.print(table)
+    if verification.statement:
+        console.print(verification.statement)
     for problem in verification.problems:
         errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
+    if verification.unchecked:
+        console.print(f"Not checked: {', '.join(verification.unchecked)}.", soft_wrap=True)
 
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:

@@ -11,6 +11,7 @@ from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, Transf
 from sea_export.cli.terminal import progress_bar
 from sea_export.fitting.distributed import Processes
 from sea_export.model.base import Base
+from sea_export.text import visible
 
 __all__ = ["byte_progress", "counting_progress", "fit_progress"]
 
@@ -19,7 +20,7 @@ __all__ = ["byte_progress", "counting_progress", "fit_progress"]
 def counting_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar that counts to `total`. Its value is told how many more are done."""
     with progress_bar(MofNCompleteColumn()) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(visible(description), total=total)
         yield lambda count: progress.advance(task, count)
 
 

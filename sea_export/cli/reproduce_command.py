@@ -30,7 +30,7 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     """
     from sea_export.cli.progress import byte_progress, fit_progress
     from sea_export.cli.terminal import console, waiting
-    from sea_export.export.manifest import read_manifest
+    from sea_export.export.manifest import check_base, read_manifest
     from sea_export.fitting.distributed import ALONE
     from sea_export.model.load_model import quiet_transformers
     from sea_export.saving import check_room_for, save_checkpoint
@@ -47,7 +47,7 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     with open_again(run, reproduce, scratch=output.resolve().parent) as opened:
         check_room_for(opened.base, output, export)
         with waiting("Comparing the base with the manifest's"):
-            run.check_base(opened.base)
+            check_base(opened.base, run.base["files"])
         changes = changed_circumstances(run, opened.device)
         edit = fit_again(run, demonstrations, opened, lambda count: fit_progress(count, ALONE))
         with byte_progress("Writing", opened.base) as progress:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.style import Style
 from rich.text import Text
 
+from sea_export.errors import printable
 from sea_export.text import visible
 
 __all__ = ["console", "errors", "print_error", "progress_bar", "set_verbosity", "silenced", "waiting"]
@@ -45,7 +46,7 @@ class _PlainConsole(Console):
 
 
 # A file or a pipe has no width, and nothing in it may be cut off.
-console = _PlainConsole(stderr=False, width=None if sys.stdout.isatty() else 200)
+console = _PlainConsole(stderr=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 200)
 errors = _PlainConsole(stderr=True, width=None)
 
 
@@ -96,7 +97,7 @@ def silenced() -> Iterator[None]:
 
 def print_error(message: str) -> None:
     """Prints why a command ends, in one line."""
-    print(f"Error: {visible(message)}", file=sys.stderr)
+    print(f"Error: {printable(message)}", file=sys.stderr)
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:

@@ -36,18 +36,23 @@ def command(
     from sea_export.demonstrations.hold_out import hold_out
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_output
+    from sea_export.fitting.fit_base import usable_by
     from sea_export.saving import check_room_for
     from sea_export.tuning.tune import bake, check_files
     from sea_export.tuning.tune import tune as search
     from sea_export.tuning.tuning_rows import TuningRows
 
     check_output(output, overwrite=export.overwrite)
-    check_files(tune, output)
+    check_files(tune, output, (model, data.demonstrations, (tune.benchmark or "").partition("=")[2], tune.text))
     read = read_demonstrations(data, tune.seed)
     split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
     rows = TuningRows.load(tune, split.held_out)
     with opened_model(model, run, output) as opened:
         check_room_for(opened.base, output, export)
+        usable = usable_by(opened.base, read, tune.template)
+        if len(usable) < len(read):
+            split = hold_out(usable, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
+            rows = TuningRows.load(tune, split.held_out)
         tuning = search(
             opened,
             split.fitted,

@@ -11,7 +11,7 @@ from sea_export.cli.terminal import console
 from sea_export.evaluation.divergence import DIVERGENCE
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport
-from sea_export.files.writing import write_json
+from sea_export.files.writing import json_text, write_result
 from sea_export.options import FitOptions
 from sea_export.text import interval_text
 from sea_export.tuning.search_plot import plot_search
@@ -45,7 +45,7 @@ def write_tuning(tuning: Tuning, options: TuneOptions, output: Path) -> None:
         plot_search(tuning, options.plot)
         console.print(f"Saved the picture to {options.plot}.")
     file = options.record_file(output)
-    write_json(file, tuning.record())
+    write_result(file, json_text(tuning.record()))
     console.print(f"Wrote settings and metrics to {file}.")
 
 

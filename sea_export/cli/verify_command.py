@@ -23,6 +23,8 @@ def command(
 ) -> None:
     """Compare the checkpoint OUTPUT with the edit of its base, and write the measurements to its manifest.
 
+    Every file must be the one that its manifest names, then every tensor, and then the predictions are compared. Each
+    of these is done only if the one before it finds nothing wrong.
     OUTPUT is a directory, or a Hub id (REPO_ID or REPO_ID@REVISION), where nothing is written.
     Exits with 1 when it is not that edit, or when the edit does nothing.
     """
@@ -36,7 +38,7 @@ def command(
     verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
     print_verification(verification)
     directory = Path(output)
-    if directory.is_dir():
+    if verification.measured and directory.is_dir():
         with taking_turns(directory):
             write_manifest(directory, {**read_manifest(directory), "verification": verification.record()})
     if not verification.passed:

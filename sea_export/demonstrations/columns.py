@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from sea_export.demonstrations import bbq_rows
+from sea_export.demonstrations.shared_beginning import shared_beginning
 from sea_export.demonstrations.tables import Row
 from sea_export.errors import InputError
 
@@ -20,6 +21,15 @@ __all__ = ["ColumnFormat", "Fields", "Reading", "recognise"]
 Message = tuple[str, object]
 
 _SHOWN_COLUMNS, _SHOWN_LETTERS = 20, 60
+_EARLIER = "have messages before the last user turn, which are left out"
+_SYSTEM_COLUMNS = ("system", "system_prompt")
+# Of UltraFeedback and of the sets that are made like it.
+_SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,13 @@ def recognise(columns: Collection[str], fields: Fields, source: str) -> ColumnFo
     Raises:
         InputError: a named column is missing, or no column format fits.
     """
-    for name in (fields.prompt, fields.positive, fields.negative):
-        if name is not None and name not in columns:
+    named = [name for name in (fields.prompt, fields.positive, fields.negative) if name is not None]
+    if len(set(named)) < len(named):
+        raise InputError(
+            f"{source}: two of --prompt-field, --positive-field and --negative-field name one column. Name three."
+        )
+    for name in named:
+        if name not in columns:
             raise InputError(f"{source}: it has no column {name!r}. Choose one of its columns: {_listed(columns)}.")
     known = tuple(_column_formats(fields))
     for column_format in known:
@@ -100,12 +115,15 @@ def _column_formats(fields: Fields) -> Iterator[ColumnFormat]:
     for name, prompt, positive, negative in (
         ("", "prompt", "positive", "negative"),
         ("preference data", "prompt", "chosen", "rejected"),
+        ("Orca DPO", "question", "chosen", "rejected"),
         ("HaluEval", "question", "right_answer", "hallucinated_answer"),
     ):
         columns = (fields.prompt or prompt, fields.positive or positive, fields.negative or negative)
-        yield ColumnFormat(name, columns, partial(_read_triple, columns))
+        yield ColumnFormat(name, columns, partial(_read_triple, columns, fields.prompt is not None))
+    if fields.prompt is None:
+        pair = (fields.positive or "chosen", fields.negative or "rejected")
+        yield ColumnFormat("conversations", pair, partial(_read_triple, (None, *pair), False))
     if fields == Fields():
-        yield ColumnFormat("conversations", ("chosen", "rejected"), partial(_read_triple, (None, "chosen", "rejected")))
         yield ColumnFormat("BBQ", _BBQ_COLUMNS, _read_bbq)
 
 
@@ -142,27 +160,60 @@ def _text(value: object, what: str, where: str) -> str:
 # Three columns, of text or of conversations
 
 
-def _read_triple(columns: tuple[str | None, str, str], row: Row, where: str) -> Reading:
+def _read_triple(columns: tuple[str | None, str, str], named: bool, row: Row, where: str) -> Reading:
     """Reads a prompt, a positive and a negative column. Completions and prompts may be lists of messages.
 
-    In a conversation the completion is the last message, the assistant's, and the prompt is the user turn before it.
-    Earlier messages are left out.
+    In a conversation the completion is the last message, the assistant's, and the prompt is the user turn before it,
+    unless the user has `named` a column of prompts. Earlier messages are left out.
     """
     prompt_column, positive_column, negative_column = columns
+    if _is_tie(row):
+        return Reading(None, "are left out, because by their scores neither answer is better")
     positive, positive_context = _completion(row, positive_column, where)
     negative, negative_context = _completion(row, negative_column, where)
-    if positive_context or negative_context:
+    if (positive_context or negative_context) and not named:
         prompt, remark = _user_turn(positive_context, positive_column, where)
         if prompt != _user_turn(negative_context, negative_column, where)[0]:
             raise InputError(f"{where}: its two conversations answer different prompts. Change one or remove the row.")
     elif prompt_column is None:
-        raise InputError(
-            f"{where}: it has no prompt, neither a column of prompts nor a user's message before the answers. Add one "
-            "or name the column with --prompt-field."
-        )
+        shared = shared_beginning(positive, negative, alone=not _other_texts(row, positive_column, negative_column))
+        if shared is None:
+            raise InputError(
+                f"{where}: it has no prompt: no column of prompts, no user's message before the answers, and no "
+                f"question that both begin with. Name its column, of {_listed(row.keys())}, with --prompt-field."
+            )
+        prompt, positive, negative = shared.prompt, shared.positive, shared.negative
+        remark = _EARLIER if shared.earlier_turns else None
     else:
         prompt, remark = _prompt(row, prompt_column, where)
-    return Reading((prompt, positive, negative), remark)
+    return Reading((prompt, positive, negative), remark or _system_remark(row))
+
+
+def _other_texts(row: Row, *columns: str) -> bool:
+    """Whether a row has texts in other columns."""
+    return any(isinstance(value, str) and value.strip() for column, value in row.items() if column not in columns)
+
+
+def _system_remark(row: Row) -> str | None:
+    found = (row.get(column) for column in _SYSTEM_COLUMNS)
+    return (
+        "have a system text, which is left out" if any(isinstance(one, str) and one.strip() for one in found) else None
+    )
+
+
+def _is_tie(row: Row) -> bool:
+    """Whether a row has scores of its two answers, and they are equal."""
+    return any(
+        _number(row.get(chosen)) is not None and _number(row.get(chosen)) == _number(row.get(rejected))
+        for chosen, rejected in _SCORE_COLUMNS
+    )
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, (int, float, str)) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _prompt(row: Row, column: str, where: str) -> tuple[str, str | None]:
@@ -207,7 +258,7 @@ def _user_turn(messages: Sequence[Message], column: str, where: str) -> tuple[st
             f"{where}: the conversation in column {column!r} has no user's message before the answer. Add one or "
             "remove the row."
         )
-    remark = "have messages before the last user turn, which are left out" if messages[1:] else None
+    remark = _EARLIER if messages[1:] else None
     return _text(messages[-1][1], f"the last user turn in column {column!r}", where), remark
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "LoadedDemonstrations",
     "demonstrations_digest",
     "demonstrations_record",
+    "without",
 ]
 
 
@@ -48,6 +49,8 @@ class DemonstrationOrigin:
         limit: see `load_demonstrations`.
         seed: see `load_demonstrations`.
         held_out: the share that was held out of them: see `sea_export.demonstrations.hold_out.hold_out`.
+        skip_bad_rows: see `load_demonstrations`.
+        left_out: the positions, from 0 and separated by commas, of those that the tokenizer of the model refused.
     """
 
     source: str
@@ -57,6 +60,8 @@ class DemonstrationOrigin:
     limit: int | None = None
     seed: int = 0
     held_out: float = 0.0
+    skip_bad_rows: bool = False
+    left_out: str = ""
 
 
 class LoadedDemonstrations(tuple[Demonstration, ...]):
@@ -68,6 +73,23 @@ class LoadedDemonstrations(tuple[Demonstration, ...]):
         loaded = super().__new__(cls, demonstrations)
         loaded.origin = origin
         return loaded
+
+
+def without(demonstrations: Sequence[Demonstration], positions: Sequence[int]) -> Sequence[Demonstration]:
+    """Demonstrations but for some, which their origin, if it is known, then tells.
+
+    Args:
+        demonstrations: all of them.
+        positions: those to leave out, from 0, in rising order.
+    """
+    if not positions:
+        return demonstrations
+    left_out = set(positions)
+    kept = [one for position, one in enumerate(demonstrations) if position not in left_out]
+    if not isinstance(demonstrations, LoadedDemonstrations):
+        return kept
+    told = ",".join(map(str, positions))
+    return LoadedDemonstrations(kept, replace(demonstrations.origin, left_out=told))
 
 
 def demonstrations_record(demonstrations: Sequence[Demonstration]) -> dict[str, Any]:

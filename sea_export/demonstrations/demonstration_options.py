@@ -21,6 +21,10 @@ class DemonstrationOptions:
     positive_field: str | None = option(None, "Column of the good completion.")
     negative_field: str | None = option(None, "Column of the bad completion.")
     limit: int | None = option(None, "Use a seeded sample of that many demonstrations.", minimum=2)
+    skip_bad_rows: bool = option(
+        False,
+        "Leave out rows that cannot be used, such as those with an empty or twice the same answer, and count them.",
+    )
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -11,6 +11,7 @@ from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from sea_export.demonstrations.bad_rows import BadRows
 from sea_export.demonstrations.columns import ColumnFormat, Fields, recognise
 from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin, LoadedDemonstrations
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
@@ -35,6 +36,7 @@ def load_demonstrations(
     negative_field: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    skip_bad_rows: bool = False,
 ) -> LoadedDemonstrations:
     """Reads contrastive demonstrations and checks every one of them.
 
@@ -48,26 +50,28 @@ def load_demonstrations(
         limit: the size of a random sample to keep; None for all. The source is then read twice. Of JSON lines, CSV and
             Parquet no more rows than the sample are in memory.
         seed: the seed of the sample.
+        skip_bad_rows: whether rows that cannot be used are left out, with a warning that counts them and names three.
 
     Returns:
         The demonstrations, in the order of the source, and where they were read.
 
     Raises:
         InputError: the source is missing, cannot be read, or has unknown columns; a row has an empty text, or equal
-            completions; or fewer than two demonstrations remain.
+            completions, and is not to be left out; or fewer than two demonstrations remain.
     """
     if limit is not None and limit < 2:
         raise InputError(f"--limit: {limit} is too low. Give at least 2.")
     with _opened(source) as table:
-        label, remarks = table.label, Counter[str]()
+        label, remarks, bad = table.label, Counter[str](), BadRows(skip=skip_bad_rows)
         fields = Fields(prompt_field, positive_field, negative_field)
         if limit is None:
-            demonstrations = list(_read(table, fields, remarks))
+            demonstrations = list(_read(table, fields, bad, remarks))
         else:  # counted first and read again, so that no more than the sample is ever in memory
-            count = sum(1 for _ in _read(table, fields, remarks))
+            count = sum(1 for _ in _read(table, fields, bad, remarks))
             chosen = set(random.Random(seed).sample(range(count), min(limit, count)))
-            read = enumerate(_read(table, fields, Counter()))
+            read = enumerate(_read(table, fields, BadRows(skip=True), Counter()))
             demonstrations = [demonstration for index, demonstration in read if index in chosen]
+    bad.tell(label, remarks[_ROWS])
     for remark, number in remarks.items():
         if remark != _ROWS:
             logger.warning("%s: %d of %d rows %s.", label, number, remarks[_ROWS], remark)
@@ -76,7 +80,9 @@ def load_demonstrations(
     duplicates = len(demonstrations) - len(set(demonstrations))
     if duplicates:
         logger.warning("%s: %d demonstrations repeat another one, and each of them counts.", label, duplicates)
-    origin = DemonstrationOrigin(label, prompt_field, positive_field, negative_field, limit, seed)
+    origin = DemonstrationOrigin(
+        label, prompt_field, positive_field, negative_field, limit, seed, skip_bad_rows=skip_bad_rows
+    )
     return LoadedDemonstrations(demonstrations, origin)
 
 
@@ -97,6 +103,7 @@ def read_demonstrations(options: DemonstrationOptions, seed: int) -> LoadedDemon
         negative_field=options.negative_field,
         limit=options.limit,
         seed=seed,
+        skip_bad_rows=options.skip_bad_rows,
     )
 
 
@@ -113,19 +120,27 @@ def _checked(demonstration: Demonstration) -> Demonstration:
     return demonstration
 
 
-def _read(table: Table, fields: Fields, remarks: Counter[str]) -> Iterator[Demonstration]:
+def _read(table: Table, fields: Fields, bad: BadRows, remarks: Counter[str]) -> Iterator[Demonstration]:
     """The checked demonstrations of a table. `remarks` counts all rows, and those rows to which a remark applies."""
     column_format: ColumnFormat | None = None
-    for where, row in table:
-        column_format = column_format or recognise(row.keys(), fields, table.label)
-        reading = column_format.read(row, where)
+    for where, row in table.readings():
         remarks[_ROWS] += 1
+        if isinstance(row, InputError):
+            bad.add(row)
+            continue
+        column_format = column_format or recognise(row.keys(), fields, table.label)
+        try:
+            reading = column_format.read(row, where)
+            found = reading.contrast and _checked(Demonstration(*reading.contrast, source=where, kind=_kind(row)))
+        except InputError as error:
+            bad.add(error)
+            continue
         if reading.remark is not None:
             remarks[reading.remark] += 1
-        if reading.contrast is not None:
-            yield _checked(Demonstration(*reading.contrast, source=where, kind=_kind(row)))
+        if found is not None:
+            yield found
     if column_format is None:
-        raise InputError(f"{table.label}: it has no rows. Give at least 2.")
+        bad.fail(table.label)
 
 
 @contextmanager

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from sea_export.errors import InputError, first_line
+from sea_export.demonstrations.chat_template import chat_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["chat_text", "prompt_tokens"]
+__all__ = ["prompt_tokens"]
 
 
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompts: Sequence[str],
     template: str = "auto",
     template_values: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """The tokens of a prompt, after which an answer begins.
+) -> list[list[int]]:
+    """The tokens of prompts, after which an answer begins.
 
     Args:
         tokenizer: the tokenizer.
-        prompt: the prompt.
-        template: how it becomes text: `chat`, with the chat template of the tokenizer; `qa`, "Q: prompt", a new line,
-            "A:"; `none`, as it is; `auto`, `chat` if there is a chat template and `qa` if not.
+        prompts: the prompts.
+        template: how a prompt becomes text: `chat`, with the chat template of the tokenizer; `qa`, "Q: prompt", a new
+            line, "A:"; `none`, as it is; `auto`, `chat` if there is a chat template and `qa` if not.
         template_values: values that the chat template is given, by name.
 
     Raises:
@@ -36,26 +34,6 @@ def prompt_tokens(
     if template == "auto":
         template = "qa" if getattr(tokenizer, "chat_template", None) is None else "chat"
     if template == "chat":
-        text = chat_text(tokenizer, prompt, template_values)
-        chat: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return chat
-    plain: list[int] = tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"]
-    return plain
-
-
-def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, template_values: Mapping[str, Any] | None = None) -> str:
-    """A prompt as the chat template of the tokenizer puts it, special tokens included."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **(template_values or {}),
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise InputError(
-            f"--template: the chat template of the tokenizer fails ({first_line(error)}). Choose --template qa."
-        ) from error
-    return str(text)
+        texts = chat_texts(tokenizer, prompts, template_values)
+        return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [tokenizer(f"Q: {prompt}\nA:" if template == "qa" else prompt)["input_ids"] for prompt in prompts]

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from sea_export.errors import InputError, first_line
+from sea_export.text import is_utf8
 
 __all__ = ["Row", "Table", "hub_dataset", "is_file_name", "open_table", "read_json_lines", "read_table"]
 
 Row = Mapping[str, Any]
+RowsOrErrors = Iterator[tuple[str, "Row | InputError"]]
+"""Where each row is, and the row, or why there is none that can be read."""
 
 _BATCH_ROWS = 1024
+_LONGEST_CELL = 2**31 - 1
 _HUB_SOURCE = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(:((?P<config>[^/@]+)/)?(?P<split>[^/@]+))?(@(?P<revision>.+))?")
 
 
@@ -28,10 +32,21 @@ class Table:
 
     label: str
     """The name of the table in messages."""
-    _open: Callable[[], Iterator[tuple[str, Row]]]
+    _open: Callable[[], RowsOrErrors]
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         """Yields (where, row) for each row in order; `where` is such as "halueval.jsonl, row 17".
+
+        Raises:
+            InputError: the table or a row cannot be read.
+        """
+        for where, row in self._open():
+            if isinstance(row, InputError):
+                raise row
+            yield where, row
+
+    def readings(self) -> RowsOrErrors:
+        """The same, with an error in the place of each row that cannot be read by itself.
 
         Raises:
             InputError: the table cannot be read any further.
@@ -91,7 +106,7 @@ def read_table(source: str | Path) -> tuple[str, list[tuple[str, Row]]]:
     return table.label, list(table)
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_file(path: Path) -> RowsOrErrors:
     number = 0
     try:
         for row in _READERS[path.suffix.lower()](path, path.name):
@@ -108,7 +123,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
         raise InputError(f"{where}: it is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
 
 
-# Every reader opens text as "utf-8-sig", which skips a byte order mark.
+# Every reader opens text as "utf-8-sig", which skips a byte order mark. What is not UTF-8 is decoded to what no text
+# has, so that it is found row by row.
 
 
 def read_json_lines(path: Path, label: str) -> Iterator[tuple[str, Row]]:
@@ -121,17 +137,28 @@ def read_json_lines(path: Path, label: str) -> Iterator[tuple[str, Row]]:
     Raises:
         InputError: a line is not a JSON object.
     """
+    return iter(Table(label, partial(_read_json_lines, path, label)))
+
+
+def _read_json_lines(path: Path, label: str) -> RowsOrErrors:
     number = 0
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line_number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             number += 1
             where = f"{label}, row {number}" + (f" (line {line_number})" if line_number != number else "")
-            yield where, _object(_parsed(line, where), where)
+            try:
+                row = _object(_parsed(line, where), where)
+            except InputError as error:
+                yield where, error
+            else:
+                yield where, row
 
 
 def _parsed(text: str, where: str) -> Any:
+    if not is_utf8(text):
+        raise InputError(f"{where}: it is not UTF-8 text. Save it as UTF-8, or remove it.")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -141,9 +168,9 @@ def _parsed(text: str, where: str) -> Any:
         raise InputError(f"{where}: it is JSON that cannot be read ({first_line(error)}). Change it.") from error
 
 
-def _read_json(path: Path, label: str) -> Iterator[tuple[str, Row]]:
+def _read_json(path: Path, label: str) -> RowsOrErrors:
     if _is_json_lines(path):
-        yield from read_json_lines(path, label)
+        yield from _read_json_lines(path, label)
         return
     rows = _parsed(path.read_text(encoding="utf-8-sig"), label)
     if isinstance(rows, dict):
@@ -155,7 +182,7 @@ def _read_json(path: Path, label: str) -> Iterator[tuple[str, Row]]:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a .json file holds JSON lines, as HaluEval's own files do."""
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         written = (line for line in lines if line.strip())
         first, second = next(written, ""), next(written, None)
     try:
@@ -164,31 +191,56 @@ def _is_json_lines(path: Path) -> bool:
         return False
 
 
-def _read_csv(path: Path, label: str) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        table = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+def _read_csv(path: Path, label: str) -> RowsOrErrors:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        rows = _csv_rows(reader, label)
+        header = next(rows, [])
+        if isinstance(header, InputError):
+            raise header
+        _check_header(header, label)
+        for number, cells in enumerate(rows, start=1):
+            where = f"{label}, row {number}"
+            if isinstance(cells, InputError):
+                yield where, cells
+            elif len(cells) != len(header):
+                problem = "it does not have as many fields as the header. Look for a missing quote."
+                yield where, InputError(f"{where}: {problem}")
+            elif not all(map(is_utf8, cells)):
+                yield where, InputError(f"{where}: it is not UTF-8 text. Save it as UTF-8, or remove it.")
+            else:
+                yield where, dict(zip(header, cells, strict=True))
+
+
+def _csv_rows(reader: Any, label: str) -> Iterator[list[str] | InputError]:
+    """The rows of a CSV reader, without empty ones, with an error in the place of those that it refuses.
+
+    Cells may have any length: the limit of the module, which holds for the whole process, is lifted during each read.
+    """
+    while True:
+        limit = csv.field_size_limit(_LONGEST_CELL)
         try:
-            _check_header(table.fieldnames or (), label)
-            for where, row in _numbered(table, label):
-                # DictReader puts additional fields under the key None, and None into missing fields.
-                if None in row or None in row.values():
-                    raise InputError(
-                        f"{where}: it does not have as many fields as the header. Look for a missing quote."
-                    )
-                yield where, row
+            cells = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise InputError(
-                f"{label}, line {table.reader.line_num}: it cannot be parsed ({error}). Repair it."
-            ) from error
+            yield InputError(f"{label}, line {reader.line_num}: it cannot be parsed ({error}). Repair it.")
+            continue
+        finally:
+            csv.field_size_limit(limit)
+        if cells:
+            yield cells
 
 
 def _check_header(columns: Sequence[str], label: str) -> None:
+    if not all(map(is_utf8, columns)):
+        raise InputError(f"{label}: the names of its columns are not UTF-8 text. Save it as UTF-8.")
     twice = next((name for name, count in Counter(columns).items() if count > 1), None)
     if twice is not None:
         raise InputError(f"{label}: it has two columns {twice!r}. Remove or rename one.")
 
 
-def _read_parquet(path: Path, label: str) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path, label: str) -> RowsOrErrors:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -211,9 +263,7 @@ def _read_parquet(path: Path, label: str) -> Iterator[tuple[str, Row]]:
         ) from error
 
 
-def _open_hub(
-    path: str, config: str | None, split: str | None, revision: str | None
-) -> Callable[[], Iterator[tuple[str, Row]]]:
+def _open_hub(path: str, config: str | None, split: str | None, revision: str | None) -> Callable[[], RowsOrErrors]:
     try:
         import datasets
     except ImportError:
@@ -236,10 +286,15 @@ def _open_hub(
     return lambda: _numbered(dataset, f"{path}, split {split}")
 
 
-def _numbered(rows: Iterable[object], label: str) -> Iterator[tuple[str, Row]]:
+def _numbered(rows: Iterable[object], label: str) -> RowsOrErrors:
     for number, row in enumerate(rows, start=1):
         where = f"{label}, row {number}"
-        yield where, _object(row, where)
+        try:
+            found = _object(row, where)
+        except InputError as error:
+            yield where, error
+        else:
+            yield where, found
 
 
 def _object(row: object, where: str) -> Row:
@@ -248,8 +303,8 @@ def _object(row: object, where: str) -> Row:
     return row
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Row]]]] = {
-    ".jsonl": read_json_lines,
+_READERS: dict[str, Callable[[Path, str], RowsOrErrors]] = {
+    ".jsonl": _read_json_lines,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,

@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
+from sea_export.demonstrations.bad_rows import UnusableRow
+from sea_export.demonstrations.chat_template import chat_texts
 from sea_export.demonstrations.primer import QA_PRIMER
-from sea_export.errors import InputError, first_line, refused_by_library
+from sea_export.errors import InputError, refused_by_library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sea_export.demonstrations.demonstration import Demonstration
 
-__all__ = ["TEMPLATES", "TokenizedDemonstration", "tokenize", "tokenize_completions", "tokenize_text"]
+__all__ = [
+    "TEMPLATES",
+    "TokenizedDemonstration",
+    "tokenize",
+    "tokenize_completions",
+    "tokenize_text",
+    "tokens_of",
+]
 
 TEMPLATES = ("qa", "primer", "chat", "none")
 
 # Takes the position of a prompt while the chat template's own text around it is found. No template contains it, because
 # its first and last character are of Unicode's private use area.
+_ADVICE = "Choose --template qa."
 _PLACEHOLDER = "\ue000prompt\ue000"
 
 # A pattern that finds nothing.
@@ -96,13 +104,41 @@ def tokenize(
         InputError: the template is unknown, the tokenizer has no usable chat template, a prompt or a completion has no
             tokens, a prompt leaves no room for its completions, or two completions have equal tokens.
     """
-    if template not in TEMPLATES:
-        raise InputError(f"--template: {template!r} is unknown. Choose one of {', '.join(TEMPLATES)}.")
     if not demonstrations:
         return ()
+    whole, fitted = tokens_of(demonstrations, tokenizer, template, context_length)
+    shortened = sum(one != before for one, before in zip(fitted, whole, strict=True))
+    if shortened:
+        message = "demonstrations: %d of %d do not fit into a context of %d tokens and lose the end of a completion."
+        logger.warning(message, shortened, len(fitted), context_length)
+    return fitted
+
+
+def tokens_of(
+    demonstrations: Sequence[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    context_length: int | None,
+) -> tuple[list[TokenizedDemonstration], tuple[TokenizedDemonstration, ...]]:
+    """`tokenize` without a warning.
+
+    Args:
+        demonstrations: at least one.
+        tokenizer: see `tokenize`.
+        template: see `tokenize`.
+        context_length: see `tokenize`.
+
+    Returns:
+        The tokenized demonstrations, as they are and cut to the context.
+
+    Raises:
+        UnusableRow: one of them cannot be used.
+        InputError: see `tokenize`.
+    """
+    if template not in TEMPLATES:
+        raise InputError(f"--template: {template!r} is unknown. Choose one of {', '.join(TEMPLATES)}.")
     special = _special_tokens(tokenizer)
-    in_template = _template(tokenizer, template, special)
-    prompts = [in_template(one) for one in demonstrations]
+    prompts = _in_template(tokenizer, template, demonstrations, special)
     prompt_tokens = _encode(tokenizer, prompts)
     leading = () if template == "chat" else _leading_tokens(tokenizer, prompts[0])
 
@@ -115,32 +151,27 @@ def tokenize(
     negative = completion_tokens([one.negative for one in demonstrations])
     tokens = zip(prompt_tokens, positive, negative, demonstrations, strict=True)
     whole = [TokenizedDemonstration(leading + prompt, yes, no, one.source) for prompt, yes, no, one in tokens]
-    fitted = tuple(_fitted(one, context_length) for one in whole)
-    shortened = sum(one != before for one, before in zip(fitted, whole, strict=True))
-    if shortened:
-        message = "demonstrations: %d of %d do not fit into a context of %d tokens and lose the end of a completion."
-        logger.warning(message, shortened, len(fitted), context_length)
-    return fitted
+    return whole, tuple(_fitted(one, context_length) for one in whole)
 
 
 def _fitted(demonstration: TokenizedDemonstration, context_length: int | None) -> TokenizedDemonstration:
-    """The demonstration, cut to the context length. Raises InputError if it cannot be used then."""
+    """The demonstration, cut to the context length. Raises UnusableRow if it cannot be used then."""
     source, prompt = demonstration.source, demonstration.prompt
     if not (prompt and demonstration.positive and demonstration.negative):
-        raise InputError(
+        raise UnusableRow(
             f"{source}: its prompt or a completion has no tokens, because the tokenizer does not know its text. Change "
             "it or remove the row."
         )
     room = None if context_length is None else context_length - len(prompt)
     if room is not None and room < 1:
-        raise InputError(
+        raise UnusableRow(
             f"{source}: its prompt has {len(prompt)} tokens and leaves no room for a completion of "
             f"{len(demonstration.positive)} in a context of {context_length}. Shorten the prompt or remove the row."
         )
     positive, negative = demonstration.positive[:room], demonstration.negative[:room]
     if positive == negative:
         cut = f" once cut to a context of {context_length}" if demonstration.positive != demonstration.negative else ""
-        raise InputError(f"{source}: its two completions have the same tokens{cut}. Change one or remove the row.")
+        raise UnusableRow(f"{source}: its two completions have the same tokens{cut}. Change one or remove the row.")
     return TokenizedDemonstration(prompt, positive, negative, source)
 
 
@@ -188,52 +219,41 @@ def tokenize_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tokens
     return _leading_tokens(tokenizer, pieces), tokens
 
 
-def _template(
-    tokenizer: PreTrainedTokenizerBase, template: str, special: re.Pattern[str]
-) -> Callable[[Demonstration], Pieces]:
-    """A function that puts the prompt of a demonstration into a template."""
+def _in_template(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    demonstrations: Sequence[Demonstration],
+    special: re.Pattern[str],
+) -> list[Pieces]:
+    """The prompts of demonstrations in a template."""
     if template == "chat":
-        return _chat_template(tokenizer, special)
-    if template == "qa":
-        return lambda one: (_Piece(f"Q: {one.prompt}\nA:"),)
-    if template == "primer":
-        return lambda one: (_Piece(f"{QA_PRIMER}Q: {one.prompt}\nA:"),)
-    return lambda one: (_Piece(one.prompt),)
+        return _in_chat_template(tokenizer, demonstrations, special)
+    before, after = {"qa": ("Q: ", "\nA:"), "primer": (f"{QA_PRIMER}Q: ", "\nA:"), "none": ("", "")}[template]
+    return [(_Piece(f"{before}{one.prompt}{after}"),) for one in demonstrations]
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> Callable[[Demonstration], Pieces]:
-    """A function that puts the prompt of a demonstration into the tokenizer's chat template."""
-    advice = "Use --template qa."
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError(f"--template: the tokenizer has no chat template. {advice}")
-
-    def render(prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, ValueError) as error:
-            raise InputError(
-                f"--template: the chat template fails on a question ({first_line(error)}). {advice}"
-            ) from error
-
-    before, found, after = render(_PLACEHOLDER).partition(_PLACEHOLDER)
+def _in_chat_template(
+    tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], special: re.Pattern[str]
+) -> list[Pieces]:
+    """The prompts of demonstrations in the tokenizer's chat template."""
+    placed, *texts = chat_texts(tokenizer, [_PLACEHOLDER, *(one.prompt for one in demonstrations)])
+    before, found, after = placed.partition(_PLACEHOLDER)
     if not found:
-        raise InputError(f"--template: the chat template does not repeat the question. {advice}")
+        raise InputError(f"--template: the chat template does not repeat the question. {_ADVICE}")
 
-    def in_template(demonstration: Demonstration) -> Pieces:
-        text = render(demonstration.prompt)
+    def in_template(demonstration: Demonstration, text: str) -> Pieces:
         if not special.search(demonstration.prompt):
             return (_Piece(text, markup=True),)
         # The prompt is what is between the template's own words, because many templates trim it.
         prompt = text[len(before) : len(text) - len(after)]
         if before + prompt + after != text:
-            raise InputError(
+            raise UnusableRow(
                 f"{demonstration.source}: its prompt contains text that is spelt like a special token, and cannot be "
-                f"told apart from the chat template's own text. {advice}"
+                f"told apart from the chat template's own text. {_ADVICE}"
             )
         return _Piece(before, markup=True), _Piece(prompt), _Piece(after, markup=True)
 
-    return in_template
+    return [in_template(*pair) for pair in zip(demonstrations, texts, strict=True)]
 
 
 def _separated(prompt: Pieces, completion: str) -> str:

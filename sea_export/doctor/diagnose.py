@@ -28,9 +28,11 @@ from sea_export.export.formats import ExportFormat, formats
 from sea_export.export.output import check_output
 from sea_export.fitting.collect import demonstrations_to_fit
 from sea_export.fitting.distributed import local_device
+from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import decoder_layers
 from sea_export.model.base import Base
+from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import check_quantizer, choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
@@ -76,6 +78,7 @@ class ModelDiagnosis:
         parameters: the number of its parameters.
         stored_bytes: the bytes of its weight files.
         dtype: the dtype of a fit.
+        dtype_reason: why it is that one.
         layers: the number of its decoder layers.
         targets: the number of targets that would be edited.
         demonstrations: the number of demonstrations.
@@ -90,6 +93,7 @@ class ModelDiagnosis:
     parameters: int
     stored_bytes: int
     dtype: str
+    dtype_reason: str
     layers: int
     targets: int
     demonstrations: int
@@ -162,9 +166,10 @@ def diagnose(
         ) as base,
     ):
         device = torch.device(local_device(choose_device(run.device)))
+        usable = usable_by(base, demonstrations, fit.template)
         return Diagnosis(
             machine,
-            diagnose_model(base, demonstrations, fit, output, dtype=dtype, device=device, layerwise=run.layerwise),
+            diagnose_model(base, usable, fit, output, dtype=dtype, device=device, layerwise=run.layerwise),
         )
 
 
@@ -185,7 +190,7 @@ def diagnose_model(
         demonstrations: those to fit on.
         options: those of the fit.
         output: what would be written.
-        dtype: the dtype of the fit; None for the dtype in which the base is stored.
+        dtype: the dtype of the fit; None to choose it as the fit does.
         device: where the fit computes.
         layerwise: whether the fit has one layer at a time in memory; None decides by the free memory.
 
@@ -195,6 +200,9 @@ def diagnose_model(
     config, model = base.config, base.skeleton
     check_quantizer(config, base.name)
     targets = choose_targets(model, options)
+    faster = None if dtype is not None else compute_dtype(base, device)
+    reason = "as given" if dtype is not None else "as stored" if faster is None else "the fastest on this processor"
+    dtype = dtype or faster
     if layerwise is None:
         layerwise = can_load_layers(config) and not fits_whole(base, dtype, device)
     if layerwise:
@@ -208,7 +216,7 @@ def diagnose_model(
     found = []
     rank = min(2 * len(demonstrations), job.size // 2)  # the largest possible, but half of the hidden size
     for format in formats():
-        disk = format.disk_bytes(base, output, targets=len(targets), rank=rank)
+        disk = format.disk_bytes(base, output, ExportOptions(format=format.name), targets=len(targets), rank=rank)
         problem = _problem(base, targets, options, output, format) or _no_room(output, disk, memory, device)
         found.append(FormatDiagnosis(format.name, problem is None, problem, seconds + disk / speed.disk, memory, disk))
     return ModelDiagnosis(
@@ -217,6 +225,7 @@ def diagnose_model(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         stored_bytes=weight_bytes(base.checkpoint, None),
         dtype=dtype_name(computed),
+        dtype_reason=reason,
         layers=len(decoder_layers(model)[1]),
         targets=len(targets),
         demonstrations=len(demonstrations),

@@ -1,4 +1,10 @@
-"""The fold: the parameters of an output projection, with edits folded in."""
+"""The fold: the parameters of an output projection, with edits folded in.
+
+The arithmetic is float64 for every stored dtype, and its result is rounded once. The order of the terms of a sum
+depends on the processor, and changes a result of float64 by some units in its last place. So the rounded number is the
+same on every processor, unless the sum lies that near the middle between two numbers of the stored dtype.
+`tensor_roundings` and `bias_roundings` give both of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,17 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.low_rank import low_rank_edit
 from sea_export.model.architecture import OutputProjection
 
-__all__ = ["fold_bias", "fold_parameters", "fold_tensor", "wider_dtype", "with_parameters"]
+__all__ = [
+    "bias_roundings",
+    "fold_bias",
+    "fold_parameters",
+    "fold_tensor",
+    "tensor_roundings",
+    "with_parameters",
+]
+
+# Elements of a weight that are widened at a time: 4 MB of float64, which stay in the cache of the processor.
+_FOLD_BLOCK = 2**19
 
 
 def fold_parameters(
@@ -24,8 +40,7 @@ def fold_parameters(
     Args:
         projection: which parameters to fold and how they are laid out.
         edits: the layer edits in the order of their application.
-        parameters: by name, of any floating dtype. The arithmetic is one step wider (float32 for half precision,
-            float64 for float32), and is rounded once.
+        parameters: by name, of any floating dtype.
 
     Returns:
         The folded parameters by name, with a new bias where an edit needs one.
@@ -78,62 +93,38 @@ def fold_tensor(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> 
     Raises:
         InputError: an edit is not linear.
     """
-    for edit in edits:
-        edit.require_foldable()
-    wide = wider_dtype(stored.dtype)
-    product = low_rank_edit(edits)
-    factors = _Factors(
-        scale=(product.identity * product.scale).to(wide),
-        left=(product.scale[:, None] * product.left).to(wide),
-        right=product.right.to(wide),
-    )
+    factors = _Factors.of(edits)
     folded = torch.empty_like(stored, memory_format=torch.contiguous_format)
-    fold = _fold_columns if output_dim % stored.ndim == stored.ndim - 2 else _fold_rows
-    for matrix, destination in zip(
-        stored.reshape(-1, *stored.shape[-2:]), folded.view(-1, *stored.shape[-2:]), strict=True
-    ):
-        fold(matrix, destination, factors)
+    for matrix, destination in zip(_matrices(stored), _matrices(folded), strict=True):
+        for rows, block in factors.blocks(matrix, columns=_has_columns(stored, output_dim)):
+            destination[rows].copy_(block)
     return folded
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """h ↦ scale ∘ h + left (right h), in the dtype of the arithmetic."""
+def tensor_roundings(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest number that `fold_tensor` may give on any processor. They are the same nearly
+    everywhere.
 
-    scale: Tensor
-    """(d,)"""
-    left: Tensor
-    """(d, k)"""
-    right: Tensor
-    """(k, d)"""
+    Args:
+        stored: see `fold_tensor`.
+        edits: see `fold_tensor`.
+        output_dim: see `fold_tensor`.
 
+    Returns:
+        Two tensors in the dtype and shape of the stored one.
 
-def _fold_columns(matrix: Tensor, destination: Tensor, factors: _Factors) -> None:
-    """Edits the columns of (d, m). The sum over all rows of their parts in the k directions is computed first."""
-    directions = factors.left.new_zeros(factors.right.shape[0], matrix.shape[1])
-    for rows, block in _widened(matrix, factors.left.dtype):
-        directions.addmm_(factors.right[:, rows], block)
-    for rows, block in _widened(matrix, factors.left.dtype):
-        block.mul_(factors.scale[rows, None]).addmm_(factors.left[rows], directions)
-        destination[rows].copy_(block)
-
-
-def _fold_rows(matrix: Tensor, destination: Tensor, factors: _Factors) -> None:
-    """Edits the rows of (m, d)."""
-    for rows, block in _widened(matrix, factors.left.dtype):
-        directions = block @ factors.right.T
-        block.mul_(factors.scale).addmm_(directions, factors.left.T)
-        destination[rows].copy_(block)
-
-
-def _widened(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows in a wider dtype, one after the other. All use the same memory, because new memory costs time."""
-    height = max(1, _FOLD_BLOCK // matrix.shape[1])
-    buffer = torch.empty(min(height, matrix.shape[0]), matrix.shape[1], dtype=dtype)
-    for start in range(0, matrix.shape[0], height):
-        rows = slice(start, min(start + height, matrix.shape[0]))
-        block = buffer[: rows.stop - start]
-        yield rows, block.copy_(matrix[rows])
+    Raises:
+        InputError: an edit is not linear.
+    """
+    factors, columns = _Factors.of(edits), _has_columns(stored, output_dim)
+    lowest, highest = (torch.empty_like(stored, memory_format=torch.contiguous_format) for _ in range(2))
+    for matrix, low, high in zip(_matrices(stored), _matrices(lowest), _matrices(highest), strict=True):
+        sizes = torch.linalg.vector_norm(matrix, dim=0 if columns else 1, dtype=torch.float64)
+        for rows, block in factors.blocks(matrix, columns=columns):
+            error = factors.error[rows, None] * sizes if columns else sizes[rows, None] * factors.error
+            low[rows].copy_(block - error)
+            high[rows].copy_(block + error)
+    return lowest, highest
 
 
 def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dtype) -> Tensor | None:
@@ -150,17 +141,100 @@ def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dt
     Raises:
         InputError: an edit is not linear.
     """
-    bias = None if stored is None else stored.to(wider_dtype(dtype))
-    for edit in edits:
-        bias = edit.fold_bias(bias)
-        bias = None if bias is None else bias.to(wider_dtype(dtype))
-    return None if bias is None else bias.to(dtype)
+    factors = _Factors.of(edits)
+    if stored is None and not any(edit.needs_bias for edit in edits):
+        return None
+    folded = factors.bias(stored).to(dtype)
+    return folded if stored is None else folded.to(stored.device)
 
 
-# Elements of a weight that are widened at a time: 4 MB of float32, which stay in the cache of the processor.
-_FOLD_BLOCK = 2**20
+def bias_roundings(stored: Tensor, edits: Sequence[LayerEdit]) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest number that `fold_bias` may give for a stored bias on any processor.
+
+    Args:
+        stored: (d,) of any floating dtype.
+        edits: see `fold_bias`.
+
+    Returns:
+        Two tensors (d,) in the dtype of the stored one.
+
+    Raises:
+        InputError: an edit is not linear.
+    """
+    factors = _Factors.of(edits)
+    error = factors.error * (stored.double().norm() + factors.shift.norm())
+    folded = factors.bias(stored)
+    return (folded - error).to(stored.dtype), (folded + error).to(stored.dtype)
 
 
-def wider_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which weights of a stored dtype are folded, before they are rounded to it once."""
-    return torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
+@dataclass(frozen=True)
+class _Factors:
+    """h ↦ scale ∘ h + left (right h) + shift, in float64."""
+
+    scale: Tensor
+    """(d,)"""
+    left: Tensor
+    """(d, k)"""
+    right: Tensor
+    """(k, d)"""
+    shift: Tensor
+    """(d,) for biases only"""
+    error: Tensor
+    """(d,) How far sums in float64 are from exact ones at most, for each feature of an output of norm 1."""
+
+    @classmethod
+    def of(cls, edits: Sequence[LayerEdit]) -> _Factors:
+        """Those of the product of linear edits."""
+        for edit in edits:
+            edit.require_foldable()
+        product = low_rank_edit(edits)
+        scale, left = product.identity * product.scale, product.scale[:, None] * product.left
+        terms = len(edits) * (sum(left.shape) + 1)
+        sizes = scale.abs() + left.norm(dim=1) * product.right.norm()
+        error = torch.finfo(torch.float64).eps * terms * sizes
+        return cls(scale, left, product.right, product.shift, error)
+
+    def bias(self, stored: Tensor | None) -> Tensor:
+        """(d,) the folded bias. None is a bias of zeros."""
+        if stored is None:
+            return self.shift
+        bias = stored.double().cpu()
+        return self.scale * bias + self.left @ (self.right @ bias) + self.shift
+
+    def blocks(self, matrix: Tensor, *, columns: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows of a folded matrix, whose columns or whose rows are edited. All use the same memory."""
+        return self._columns(matrix) if columns else self._rows(matrix)
+
+    def _columns(self, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """For (d, m). The sum over all rows of their parts in the k directions is computed first."""
+        directions = self.left.new_zeros(self.right.shape[0], matrix.shape[1])
+        for rows, block in _widened(matrix):
+            directions.addmm_(self.right[:, rows], block)
+        for rows, block in _widened(matrix):
+            yield rows, block.mul_(self.scale[rows, None]).addmm_(self.left[rows], directions)
+
+    def _rows(self, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """For (m, d)."""
+        for rows, block in _widened(matrix):
+            directions = block @ self.right.T
+            yield rows, block.mul_(self.scale).addmm_(directions, self.left.T)
+
+
+def _matrices(tensor: Tensor) -> Tensor:
+    """(count, rows, columns) the weights of a stack."""
+    return tensor.reshape(-1, *tensor.shape[-2:])
+
+
+def _has_columns(stored: Tensor, output_dim: int) -> bool:
+    """Whether a weight is stored as (..., d, m), and not as (..., m, d)."""
+    return output_dim % stored.ndim == stored.ndim - 2
+
+
+def _widened(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows in float64, one after the other. All use the same memory, because new memory costs time."""
+    height = max(1, _FOLD_BLOCK // matrix.shape[1])
+    buffer = torch.empty(min(height, matrix.shape[0]), matrix.shape[1], dtype=torch.float64)
+    for start in range(0, matrix.shape[0], height):
+        rows = slice(start, min(start + height, matrix.shape[0]))
+        block = buffer[: rows.stop - start]
+        yield rows, block.copy_(matrix[rows])

@@ -212,23 +212,6 @@ class LayerEdit:
             relative_change=self.relative_change * abs(ratio),
         )
 
-    def fold_bias(self, bias: Tensor | None) -> Tensor | None:
-        """b' = M' b + (I - M') μ, or None where neither the output projection nor the edit has a constant.
-
-        Args:
-            bias: (d,) float32 or float64; None if the output projection has no bias.
-
-        Returns:
-            (d,) the folded bias, or None.
-
-        Raises:
-            InputError: the edit is not linear.
-        """
-        self.require_foldable()
-        if bias is None:
-            return self.shift if self.needs_bias else None
-        return self.apply(bias)
-
     def require_foldable(self) -> None:
         """Raises InputError for an edit that no weight can hold."""
         if self.why_unfoldable:

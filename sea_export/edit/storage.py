@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sea_export.edit.layer_edit import LayerEdit
-from sea_export.errors import InputError, first_line
+from sea_export.edit.provenance import Provenance
+from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.files.reading import check_contained, read_json_object
+from sea_export.files.typed import type_problem
 from sea_export.files.writing import write_tensors
 from sea_export.model.safetensors_header import read_header
 
@@ -27,7 +29,7 @@ _TENSORS_FILE = "sea_edit.safetensors"
 _DESCRIPTION_FILE = "sea_edit.json"
 _FORMAT_VERSION = 1
 
-_LARGEST_NUMBER = 1e30  # far beyond any that an edit has, and no infinity in float32
+_LARGEST_NUMBER = 3e38  # no infinity in float32
 _FACTORS = ("positive", "negative")
 _MAPS = ("left", "right")
 _VECTORS = ("scale", "shift", "reader")
@@ -45,11 +47,15 @@ def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], prove
         directory: where, made if it is missing.
         layers: the edits of each target, by its name.
         provenance: plain JSON data.
+
+    Raises:
+        SeaExportError: an edit has a number that is too large to be read again.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for target, edits in layers.items():
         for position, edit in enumerate(edits):
+            _check_written(edit, target)
             for name, tensor in edit.tensors().items():
                 # A copy, because an edit composed with itself has the same tensors twice.
                 tensors[f"{target}.{position}.{name}"] = tensor.clone(memory_format=torch.contiguous_format)
@@ -62,6 +68,13 @@ def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], prove
     (directory / _DESCRIPTION_FILE).write_text(
         json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+
+
+def _check_written(edit: LayerEdit, target: str) -> None:
+    try:
+        _check_numbers(edit.numbers(), target)
+    except ValueError as error:
+        raise SeaExportError(f"{target}: its edit cannot be stored, because {error}. Lower --strength.") from error
 
 
 def read_edit(directory: Path) -> tuple[dict[str, tuple[LayerEdit, ...]], dict[str, Any]]:
@@ -115,20 +128,8 @@ def _check_description(description: Mapping[str, Any]) -> None:
             raise ValueError(f"{target} is not a list of edits")
         for numbers in edits:
             _check_numbers(numbers, target)
-    base, demonstrations = provenance.get("base"), provenance.get("demonstrations")
-    if base is not None:
-        _check_base(base)
-    if demonstrations is not None and not (
-        isinstance(demonstrations, dict)
-        and _is_number(demonstrations.get("count"))
-        and isinstance(demonstrations.get("sha256"), str)
-    ):
-        raise ValueError("its demonstrations have no count and digest")
-    if not isinstance(provenance.get("options", {}), dict):
-        raise ValueError("its options are not an object")
-    tuning = provenance.get("tuning")
-    if tuning is not None and not _is_tuning(tuning):
-        raise ValueError("its tuning is not what sea-export tune writes")
+    if problem := type_problem(provenance, Provenance, ""):
+        raise ValueError(problem)
 
 
 def _check_numbers(numbers: object, target: str) -> None:
@@ -145,26 +146,6 @@ def _check_numbers(numbers: object, target: str) -> None:
                 raise ValueError(f"{name} of {target} is {value!r}")
         elif name not in (*_NUMBERS, *_NUMBERS_OR_NONE):
             raise ValueError(f"{target} has {name!r}, which does not belong to an edit")
-
-
-def _check_base(base: object) -> None:
-    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
-        raise ValueError("its base has no name")
-    weights = base.get("weights")
-    if weights is not None and not (
-        isinstance(weights, dict) and all(isinstance(digest, str) for digest in weights.values())
-    ):
-        raise ValueError("the weights of its base are not digests by file")
-    if not isinstance(base.get("revision"), (str, type(None))):
-        raise ValueError("the revision of its base is not text")
-
-
-def _is_tuning(tuning: object) -> bool:
-    return (
-        isinstance(tuning, dict)
-        and all(isinstance(tuning.get(name), str) for name in ("benchmark", "metric", "pick"))
-        and all(_is_number(tuning.get(name)) for name in ("rows", "max_kl", "trials"))
-    )
 
 
 def _is_number(value: object) -> bool:
@@ -209,7 +190,8 @@ def _fit(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 def _layer_edit(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str) -> LayerEdit:
     own = {name: tensors.get(prefix + name) for name in (*_FACTORS, *_MAPS, *_VECTORS, *_SPECTRA)}
-    fields: dict[str, Any] = {**own, **numbers}
+    # JSON may write a float as an integer, which torch takes for one of 64 bits.
+    fields: dict[str, Any] = {**own, **{name: float(one) if _is_number(one) else one for name, one in numbers.items()}}
     edit = LayerEdit(**fields)
     if not edit.is_finite:
         raise ValueError(f"a tensor of {prefix[:-1]} is not finite")

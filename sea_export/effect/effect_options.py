@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sea_export.errors import InputError
-from sea_export.options import FitOptions, check_values, option
+from sea_export.options import FitOptions, check_strength, check_values, option
 
 __all__ = ["EffectOptions"]
 
@@ -34,8 +34,8 @@ class EffectOptions:
         check_values(self)
         if not 0 < self.max_kl < float("inf"):
             raise InputError(f"--max-kl: {self.max_kl} is no budget. Give a number above 0.")
-        if self.strength is not None and not abs(self.strength) < float("inf"):
-            raise InputError(f"--strength: {self.strength} is not finite. Give a finite number.")
+        if self.strength is not None:
+            check_strength(self.strength)
         if not 0 <= self.held_out < 1:
             raise InputError(f"--held-out: {self.held_out} is no share. Give a number from 0 to below 1.")
         if not self.measure and self.strength is None:

@@ -54,7 +54,7 @@ def measured_edit(
     """
     if not options.measure:
         return fit.edit(options.strength)
-    with opened.in_fast_dtype():
+    with opened.in_full_precision():
         return _measured(fit, opened, demonstrations, options, progress)
 
 

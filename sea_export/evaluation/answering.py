@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.capture.generate import end_tokens, greedy_continuations
 from sea_export.demonstrations.prompt_template import prompt_tokens
+from sea_export.errors import InputError
+from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,9 +54,11 @@ def answer_prompts(
         progress: told the number of prompts that a batch has answered.
 
     Raises:
-        InputError: the chat template of the tokenizer is missing or fails.
+        InputError: the chat template of the tokenizer is missing or fails, or a prompt and its answer do not fit into
+            the model's context.
     """
-    tokens = [prompt_tokens(tokenizer, prompt, template, template_values) for prompt in prompts]
+    tokens = prompt_tokens(tokenizer, prompts, template, template_values)
+    _check_lengths(tokens, new_tokens, context_length(model.config))
     ends = end_tokens(model)
     continuations = greedy_continuations(
         model, tokens, new_tokens=new_tokens, batch_tokens=batch_tokens, progress=progress
@@ -66,3 +70,14 @@ def answer_prompts(
         text = str(tokenizer.decode(list(own), skip_special_tokens=True)).strip()
         answers.append(Answer(text, own, cut_off=len(own) == new_tokens))
     return answers
+
+
+def _check_lengths(prompts: Sequence[Sequence[int]], new_tokens: int, context: int | None) -> None:
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompt {index + 1}: the tokenizer makes no tokens of it. Change it or remove it.")
+        if context is not None and len(prompt) + new_tokens > context:
+            raise InputError(
+                f"prompt {index + 1}: it has {len(prompt)} tokens and its answer at most {new_tokens}, and the model "
+                f"reads {context} together. Shorten it, or lower --new-tokens."
+            )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError, reason
-from sea_export.files.writing import check_directory
+from sea_export.files.writing import check_destinations, write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def check_picture(file: Path) -> None:
         )
     if file.suffix.lower() not in _FORMATS:
         raise InputError(f"{file}: it is no picture by its name. Give a name that ends in {', '.join(_FORMATS)}.")
-    check_directory(file)
+    check_destinations([file])
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -45,9 +46,12 @@ def save_figure(figure: Figure, file: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    metadata: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix.lower(), {})
+    format = file.suffix.lower()[1:]
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format, {})
+    picture = io.BytesIO()
+    figure.savefig(picture, format=format, dpi=150, metadata=metadata)
     try:
-        figure.savefig(file, dpi=150, metadata=metadata)
+        write_result(file, picture.getvalue())
     except OSError as error:
         raise InputError(f"{file}: it cannot be written ({reason(error)}). Choose another file.") from error
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from sea_export.capture.activations import Activations
 from sea_export.capture.in_memory import capture
 from sea_export.capture.opened_model import OpenedModel
-from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.demonstration import Demonstration, LoadedDemonstrations
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.files.records import from_record
+from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.model.architecture import context_length
 from sea_export.model.targets import Target
@@ -43,6 +44,8 @@ def edited_activations(
     how = CaptureOptions(
         position=read.position, neutral=read.neutral, neutral_tokens=read.neutral_tokens, seed=read.seed
     )
+    if isinstance(demonstrations, LoadedDemonstrations):
+        demonstrations = usable_by(opened.base, demonstrations, fit.template)
     tokenized = tokenize(
         demonstrations,
         opened.base.tokenizer,

@@ -17,7 +17,7 @@ from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
 from sea_export.export.manifest import read_manifest
-from sea_export.files.writing import check_directory
+from sea_export.files.writing import check_destinations
 from sea_export.model.run_options import RunOptions
 from sea_export.text import dtype_name
 
@@ -103,5 +103,6 @@ def _check(model: str, base: str | None, options: EvaluateOptions, run: RunOptio
         read_manifest(Path(model))
     if options.plot is not None:
         check_picture(options.plot)
-    if options.json_file is not None:
-        check_directory(options.json_file)
+    sources = (one.partition("=")[2] for one in options.benchmarks)
+    read = (model, base, options.edit, options.text, options.judge.judge, *sources)
+    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sea_export.errors import InputError
 from sea_export.evaluation.generation_options import GenerationOptions, JudgeOptions, template_values
+from sea_export.files.writing import is_stream
 from sea_export.options import CaptureOptions, check_values, option, same_option
 
 __all__ = [
@@ -81,6 +82,18 @@ class EvaluateOptions:
             raise InputError(
                 "--record: it keeps the metrics of an export beside those of its base. Give --against, and no --edit."
             )
+
+    @property
+    def verdict_file(self) -> Path | None:
+        """The file that keeps the verdicts of a judge; None if there is no judge, or to keep them in memory only.
+
+        Raises:
+            InputError: the results are to be written to something that must not be replaced.
+        """
+        own, results = self.judge.judge_cache, self.json_file
+        if self.judge.judge is None or own is not None or results is None or is_stream(results):
+            return own
+        return results.with_suffix(".verdicts.jsonl")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sea_export.evaluation.local_judge import LocalJudge
 from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.remote_judge import RemoteJudge
 from sea_export.evaluation.verdict_file import VerdictFile
-from sea_export.files.writing import check_directory
+from sea_export.files.writing import check_appendable
 from sea_export.model.run_options import RunOptions
 
 __all__ = ["ChosenJudge", "Judging", "judge_measurements"]
@@ -68,13 +68,11 @@ class ChosenJudge:
         Raises:
             InputError: the judge is no model, or the file of its verdicts cannot be used.
         """
-        model, url, file = options.judge.judge, options.judge.judge_url, options.judge.judge_cache
+        model, url, file = options.judge.judge, options.judge.judge_url, options.verdict_file
         if model is None:
             return None
-        if file is None and options.json_file is not None:
-            file = options.json_file.with_suffix(".verdicts.jsonl")
         if file is not None:
-            check_directory(file)
+            check_appendable(file)
         if url is not None:
             return cls(model, RemoteJudge(model, url, _key()), VerdictFile(model, model, file), options, run)
         own_run, path = replace(run, revision=None), Path(model).expanduser().resolve()

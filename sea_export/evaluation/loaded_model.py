@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sea_export.errors import InputError, refused_by_library
 from sea_export.model.adapter_files import ADAPTER_CONFIG, base_of_adapter, check_adapter_files
 from sea_export.model.base import Base, open_base
+from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.load_model import choose_device, parse_dtype
 from sea_export.model.pretrained import put_adapter_on
 from sea_export.model.run_options import RunOptions
@@ -49,9 +52,9 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
     adapter, name = _adapter_and_base(model)
     with _opened(name, run) as base:
-        loaded = base.load_model(
-            dtype=parse_dtype(run.dtype), device=choose_device(run.device), device_map=run.device_map
-        )
+        device = choose_device(run.device)
+        dtype = parse_dtype(run.dtype) or compute_dtype(base, torch.device(device))
+        loaded = base.load_model(dtype=dtype, device=device, device_map=run.device_map)
         if adapter is not None:
             with refused_by_library(f"{adapter}: its adapter cannot be applied to its base"):
                 put_adapter_on(loaded, adapter)

@@ -33,15 +33,16 @@ class LocalJudge:
 
     def verdicts(self, prompts: Sequence[str]) -> Iterator[bool | None]:
         for start in range(0, len(prompts), _CHUNK):
-            items = [self._item(prompt) for prompt in prompts[start : start + _CHUNK]]
+            items = self._items(prompts[start : start + _CHUNK])
             for scores in completion_log_likelihoods(self.model, items, batch_tokens=self.batch_tokens):
                 yes, no = np.logaddexp(scores[0], scores[1]), np.logaddexp(scores[2], scores[3])
                 yield bool(yes > no)
 
-    def _item(self, prompt: str) -> PromptedCompletions:
-        """The prompt with the ways to write yes and no, through the chat template if there is one."""
+    def _items(self, prompts: Sequence[str]) -> list[PromptedCompletions]:
+        """Prompts with the ways to write yes and no, through the chat template if there is one."""
         if getattr(self.tokenizer, "chat_template", None) is None:
-            return prompted_completions(self.tokenizer, f"{prompt}\nReply:", [f" {word}" for word in _WORDS])
-        tokens = prompt_tokens(self.tokenizer, prompt, "chat", self.template_values)
-        words = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS]
-        return PromptedCompletions(tokens, words)
+            words = [f" {word}" for word in _WORDS]
+            return [prompted_completions(self.tokenizer, f"{prompt}\nReply:", words) for prompt in prompts]
+        tokens = prompt_tokens(self.tokenizer, prompts, "chat", self.template_values)
+        replies = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in _WORDS]
+        return [PromptedCompletions(prompt, replies) for prompt in tokens]

@@ -19,6 +19,7 @@ from sea_export.capture.forward import SegmentObserver, run_batches
 from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.demonstrations.tokenize import tokenize_completions
 from sea_export.errors import InputError
+from sea_export.model.architecture import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +55,8 @@ def completion_log_likelihoods(
         For each item, in order, one log-likelihood per completion.
 
     Raises:
-        InputError: a prompt or a completion has no tokens, or a prompt no completions.
+        InputError: a prompt or a completion has no tokens, a prompt has no completions, or both together are longer
+            than the model's context.
     """
     scorer = CompletionScorer(items)
     observe_completions(model, items, scorer, batch_tokens=batch_tokens, progress=progress)
@@ -85,6 +87,7 @@ def observe_completions(
     shifted = predicting_items(items)
     if not items:
         return
+    _check_lengths(items, context_length(model.config))
     model.eval()
     decoder = cast("PreTrainedModel", model.base_model)
     prefix_cache = prefix_cache_mode(decoder, shifted, batch_tokens=batch_tokens)
@@ -130,6 +133,16 @@ def _check(items: Sequence[PromptedCompletions]) -> None:
         for position, completion in enumerate(item.completions):
             if not len(completion):
                 raise InputError(f"item {index}, completion {position}: it has no tokens to score. Give at least one.")
+
+
+def _check_lengths(items: Sequence[PromptedCompletions], context: int | None) -> None:
+    for index, item in enumerate(items):
+        length = len(item.prompt) + max(map(len, item.completions))
+        if context is not None and length > context:
+            raise InputError(
+                f"item {index + 1}: its prompt with its longest completion has {length} tokens, and the model reads "
+                f"{context}. Shorten it, or remove it."
+            )
 
 
 class CompletionScorer:

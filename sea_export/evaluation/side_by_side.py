@@ -13,7 +13,7 @@ from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.prompts import load_prompts
-from sea_export.files.writing import check_directory
+from sea_export.files.writing import check_destinations
 from sea_export.model.run_options import RunOptions
 
 __all__ = [
@@ -82,8 +82,7 @@ def compare_models(
     Raises:
         InputError: a model, the prompts or the page is not usable.
     """
-    if options.html is not None:
-        check_directory(options.html)
+    check_destinations([options.html], read=[base, edited, options.prompts])
     prompts = list(options.own_prompts)
     if options.prompts is not None or not prompts:
         prompts += load_prompts(options.prompts)

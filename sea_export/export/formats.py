@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sea_export.model.targets import Target
 
 __all__ = [
+    "SIDE_FILES_OF_CONVERTED",
     "EditInMemory",
     "EditNeeds",
     "ExportFormat",
@@ -34,6 +35,9 @@ __all__ = [
     "export_format",
     "formats",
 ]
+
+SIDE_FILES_OF_CONVERTED = "config and tokenizer against those of the base, which was converted"
+"""What a check leaves out if the base was converted, for `TensorCheck.unchecked`."""
 
 LocatedT = TypeVar("LocatedT", bound="Located")
 PlanT = TypeVar("PlanT")
@@ -98,6 +102,8 @@ class TensorCheck:
     """Whether the export is meant to be the edit, and not only an approximation of it."""
     weight_error: float | None = None
     """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
+    unchecked: tuple[str, ...] = ()
+    """What was not compared, each as a noun phrase."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +214,13 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
             plan: what `plan` gave.
         """
 
-    def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
+    def disk_bytes(self, base: Base, output: Path, options: ExportOptions, *, targets: int = 0, rank: int = 0) -> int:
         """About how many bytes an export needs on the disk.
 
         Args:
             base: the base.
             output: the directory to be written.
+            options: how the edit is to be baked.
             targets: the number of edited targets.
             rank: about the rank of the edit of each target; 0 if it is not known.
         """
@@ -234,12 +241,11 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
             OSError: a file could not be written.
         """
 
-    def check_before_loading(self, directory: Path, base: Base, plan: PlanT, *, trust_remote_code: bool) -> None:
+    def check_before_loading(self, directory: Path, plan: PlanT, *, trust_remote_code: bool) -> None:
         """Checks an output before any library loads it.
 
         Args:
             directory: the output.
-            base: the base.
             plan: what `plan` gave.
             trust_remote_code: whether code that sea-export does not write may run.
 
@@ -268,7 +274,7 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         """
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: PlanT) -> TensorCheck:
-        """Compares the tensors of a written export with the base's and with the plan.
+        """Compares the tensors and the side files of a written export with the base's and with the plan.
 
         Args:
             directory: the export.

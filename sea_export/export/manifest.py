@@ -12,8 +12,11 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format, formats
+from sea_export.export.manifest_record import ManifestRecord
 from sea_export.export.write_report import WriteReport
+from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json_object
+from sea_export.files.typed import type_problem
 from sea_export.files.writing import write_json
 from sea_export.model.base import Base
 from sea_export.model.model_files import walk_files
@@ -24,7 +27,15 @@ from sea_export.options import FORMATS, ExportOptions
 from sea_export.text import dtype_name
 from sea_export.versions import library_versions
 
-__all__ = ["MANIFEST", "fits_of", "make_manifest", "read_manifest", "trust_argument", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "check_base",
+    "fits_of",
+    "make_manifest",
+    "read_manifest",
+    "trust_argument",
+    "write_manifest",
+]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
@@ -161,39 +172,50 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _problem(manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with an entry that is read again, as a clause; None if all are as `make_manifest` writes them."""
-    base, adapter, files = manifest.get("base"), manifest.get("adapter"), manifest.get("files")
-    format = manifest.get("format")
-    if not isinstance(format, str) or format not in FORMATS:
+    if problem := type_problem(manifest, ManifestRecord, ""):
+        return problem
+    format, base, adapter = manifest["format"], manifest["base"], manifest.get("adapter")
+    if format not in FORMATS:
         return f"its format is not one of {', '.join(FORMATS)}"
-    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
-        return "it names no base"
-    if not isinstance(base.get("revision"), (str, type(None))) or not isinstance(base.get("dequantized"), bool):
-        return "the revision of its base is not text, or it does not say whether the base was dequantized"
-    if base.get("dtype") not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
+    if base["dtype"] not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
         return "the dtype of its base is not a known one"
-    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-        return "its files are not digests by name"
-    if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in files):
+    names = (*manifest["files"], *base["files"])
+    if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in names):
         return "it names a file that is not in its directory"
     own_key = export_format(format).details_key
     for key in filter(None, (one.details_key for one in formats())):
-        if (key == own_key) != isinstance(manifest.get(key), dict):
+        if (key == own_key) != (key in manifest):
             return f"it describes the {key} of another format, or lacks that of its own"
-    evaluation = manifest.get("evaluation")
-    if evaluation is not None and not _is_evaluation(evaluation):
-        return "its evaluation is not a list of benchmarks"
     rank = adapter.get("rank_cap") if adapter else None
-    if rank is not None and (type(rank) is not int or rank < 1):
+    if rank is not None and rank < 1:
         return "the rank of its adapter is not a positive number"
     return None
 
 
-def _is_evaluation(evaluation: object) -> bool:
-    """Whether it has benchmarks with names. Their other entries are read by the model card only."""
-    benchmarks = evaluation.get("benchmarks") if isinstance(evaluation, dict) else None
-    return isinstance(benchmarks, list) and all(
-        isinstance(one, dict) and isinstance(one.get("benchmark"), str) for one in benchmarks
-    )
+def check_base(base: Base, files: Mapping[str, str]) -> None:
+    """Refuses a base that is not the one that an output was made from.
+
+    Of a base that was converted again only the weights are compared, because the other files depend on the version of
+    transformers.
+
+    Args:
+        base: the base.
+        files: what the manifest says of the base's files: SHA-256, in hexadecimal, by relative path.
+
+    Raises:
+        InputError: one of its files is missing or has another digest. The message names it.
+    """
+    for file, digest in files.items():
+        if base.converted and file not in base.checkpoint.weight_files:
+            continue
+        path = base.checkpoint.directory / file
+        if not path.is_file():
+            raise InputError(f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base.")
+        if file_digest(path) != digest:
+            raise InputError(
+                f"{base.name}: its {file} is not that of the base of the manifest (SHA-256 {digest[:12]}…). The base "
+                "was changed, or it is another one. Give the base as it was."
+            )
 
 
 def fits_of(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

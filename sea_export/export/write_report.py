@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["WriteReport"]
+__all__ = ["NOTHING_WRITTEN", "WriteReport"]
 
 
 @dataclass(frozen=True)
@@ -25,3 +25,7 @@ class WriteReport:
     edited: tuple[str, ...]
     unchanged: tuple[str, ...]
     added: tuple[str, ...]
+
+
+NOTHING_WRITTEN = WriteReport(base_digests={}, digests={}, edited=(), unchanged=(), added=())
+"""The report before anything is written."""

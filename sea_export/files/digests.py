@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from threading import Event
 
 from sea_export.errors import SeaExportError
 
@@ -13,20 +14,21 @@ __all__ = ["file_digest", "file_digests"]
 _CHUNK_BYTES = 1 << 20
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path, *, stop: Event | None = None) -> str:
     """The SHA-256 of a file, in hexadecimal.
 
     Args:
         path: the file.
+        stop: ends the reading, with an error, when it is set; None if nothing ends it.
 
     Raises:
-        SeaExportError: the size of the file changed while it was read.
+        SeaExportError: the size of the file changed while it was read, or the reading was ended.
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     with open(path, "rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
-        while count := stream.readinto(buffer):
+        while not (stop and stop.is_set()) and (count := stream.readinto(buffer)):
             digest.update(buffer[:count])
             size -= count
     if size:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from sea_export.errors import InputError
+from sea_export.files.typed import type_problem
 
 __all__ = ["from_record"]
 
@@ -38,14 +38,8 @@ def from_record(kind: type[RecordedT], record: object) -> RecordedT:
         nested: Any = declared[name].default_factory
         if is_dataclass(nested):
             values[name] = from_record(typing.cast("type[Any]", nested), value)
-        elif _fits(value, annotations[name]):
+        elif type_problem(value, annotations[name], name) is None:
             values[name] = value
         else:
             raise InputError(f"{name}: {value!r} is not a value of this option. Give a file that sea-export wrote.")
     return kind(**values)
-
-
-def _fits(value: object, annotation: Any) -> bool:
-    """Whether a value of a JSON file is of an annotated type. JSON may write a float as an integer."""
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return type(value) in kinds or (type(value) is int and float in kinds)

@@ -91,7 +91,8 @@ def collect_statistics(
     share = processes.share(order)
     collected = _Collected(targets, options, processes)
     if cache is not None:
-        kept = ActivationCache(Path(cache), capture_key(source.identity(), tokenized, options.capture))
+        key = capture_key(source.identity(), tokenized, options.capture)
+        kept = ActivationCache(Path(cache), key, projections[0].size)
         _fill(kept, source, tokenized, share, projections, options.capture, progress)
         own = set(share)
         ordered = [index for index in order if index in own]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.capture.batching import PromptedCompletions
-from sea_export.capture.gradients import OutputGradients, ScoredText, own_labels, read_gradients
+from sea_export.capture.gradients import OutputGradients, own_labels, read_gradients
 from sea_export.capture.own_answers import own_answers
+from sea_export.capture.scored_texts import ScoredText
 from sea_export.capture.whole_text import whole_text
 from sea_export.demonstrations.neutral_text import curvature_questions, curvature_texts
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
@@ -59,14 +60,13 @@ def collect_gradients(
     batch_tokens = max(1, options.capture.batch_tokens // _PASSES)
     targets = [one.target for one in projections]
     margins = {target: MarginGradients(maps=maps) for target in targets}
-    halves = _Halves(progress)
     read_gradients(
         model,
         margin_texts(demonstrations),
         projections,
         lambda target, read: margins[target].update(_finite(target, read)),
         batch_tokens=batch_tokens,
-        progress=halves,
+        progress=progress,
     )
     if Statistic.NEUTRAL_GRADIENTS not in needs:
         return {
@@ -120,21 +120,21 @@ def curvature_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def margin_texts(demonstrations: Sequence[TokenizedDemonstration]) -> list[ScoredText]:
-    """The two texts of each demonstration, weighted so that the sum of all objectives is the mean margin."""
+    """The text of each demonstration, weighted so that the sum of all objectives is the mean margin."""
     count = len(demonstrations)
     return [
-        ScoredText((*one.prompt, *completion), len(one.prompt), sign / len(completion) / count)
+        ScoredText(
+            one.prompt,
+            (one.positive, one.negative),
+            (1 / len(one.positive) / count, -1 / len(one.negative) / count),
+        )
         for one in demonstrations
-        for sign, completion in ((1.0, one.positive), (-1.0, one.negative))
     ]
 
 
 def neutral_texts(texts: Sequence[PromptedCompletions]) -> list[ScoredText]:
     """Texts of which the completion is scored, weighted by one over the root of its tokens."""
-    return [
-        ScoredText((*one.prompt, *one.completions[0]), len(one.prompt), len(one.completions[0]) ** -0.5)
-        for one in texts
-    ]
+    return [ScoredText(one.prompt, one.completions, (len(one.completions[0]) ** -0.5,)) for one in texts]
 
 
 def _finite(target: Target, read: OutputGradients) -> OutputGradients:
@@ -142,16 +142,3 @@ def _finite(target: Target, read: OutputGradients) -> OutputGradients:
         with errors_of(target):
             raise InputError("gradients: one is NaN or infinite. Load the model in float32 (--dtype float32).")
     return read
-
-
-class _Halves:
-    """Tells the progress in demonstrations, of which each has two texts."""
-
-    def __init__(self, progress: Callable[[int], None] | None) -> None:
-        self._progress, self._texts, self._told = progress, 0, 0
-
-    def __call__(self, texts: int) -> None:
-        self._texts += texts
-        if self._progress is not None and self._texts // 2 > self._told:
-            self._progress(self._texts // 2 - self._told)
-            self._told = self._texts // 2

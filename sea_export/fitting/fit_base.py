@@ -10,18 +10,20 @@ from pathlib import Path
 
 from sea_export.capture.cache import cached_bytes
 from sea_export.capture.opened_model import OpenedModel
-from sea_export.demonstrations.demonstration import Demonstration
+from sea_export.demonstrations.demonstration import Demonstration, LoadedDemonstrations
+from sea_export.demonstrations.usable import usable_demonstrations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import edit_method
 from sea_export.fitting.fit import Fit, fit_any_strength, no_op_warning, sequence_warning
 from sea_export.fitting.layer_choice import choose_targets, left_out_note
+from sea_export.model.architecture import context_length
 from sea_export.model.base import Base
 from sea_export.model.targets import Target
 from sea_export.options import FitOptions
 
-__all__ = ["fit_base", "log_warnings", "with_base", "with_weight_digests"]
+__all__ = ["fit_base", "log_warnings", "usable_by", "with_base", "with_weight_digests"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +53,15 @@ def fit_base(
         InputError: see `sea_export.fitting.fit.fit`.
         SeaExportError: another process has ended.
     """
+    if processes.is_first:
+        opened.base.files.begin_digests(opened.base.checkpoint.weight_files)
     if targets is None:
         targets = choose_targets(opened.base.skeleton, options)
     if note := left_out_note(opened.base.skeleton, options, targets):
         logger.info("%s", note)
     # Backward passes are the longest part of such a fit, and small gradients are lost in half precision.
     by_gradients = Statistic.MARGIN_GRADIENTS in edit_method(options.method).needed_statistics(options)
-    with opened.in_fast_dtype() if by_gradients and opened.dtype is None else nullcontext():
+    with opened.in_full_precision() if by_gradients and opened.dtype is None else nullcontext():
         fit = fit_any_strength(
             opened.model,
             opened.base.tokenizer,
@@ -73,6 +77,21 @@ def fit_base(
     return replace(fit, provenance={**fit.provenance, "base": _named(opened.base)})
 
 
+def usable_by(base: Base, demonstrations: LoadedDemonstrations, template: str) -> Sequence[Demonstration]:
+    """The demonstrations that a base can read, found out before its weights are loaded.
+
+    Args:
+        base: the base.
+        demonstrations: as they were loaded. Their origin tells whether those that cannot be used are left out.
+        template: how a prompt becomes text.
+
+    Raises:
+        InputError: one of them cannot be used, and is not to be left out; or fewer than two remain.
+    """
+    skip, context = demonstrations.origin.skip_bad_rows, context_length(base.config)
+    return usable_demonstrations(demonstrations, base.tokenizer, template=template, context_length=context, skip=skip)
+
+
 def log_warnings(edit: SpectralEdit) -> None:
     """Warns of an edit that does nothing, and of one whose results depend on the batch."""
     for warning in (no_op_warning(edit), sequence_warning(edit)):
@@ -86,7 +105,12 @@ def with_base(edit: SpectralEdit, base: Base) -> SpectralEdit:
 
 
 def with_weight_digests(edit: SpectralEdit, base: Base) -> SpectralEdit:
-    """The edit with name, revision and digests of the weights of the base that it was fitted on."""
+    """The edit with name, revision and digests of the weights of the base that it was fitted on.
+
+    Raises:
+        SeaExportError: a file of the base has changed since it was opened.
+    """
+    base.files.check()
     named = {**_named(base), "weights": dict(base.weight_digests)}
     return replace(edit, provenance={**edit.provenance, "base": named})
 

@@ -84,8 +84,8 @@ class OutputProjection:
 
 def context_length(config: PretrainedConfig) -> int | None:
     """The longest text that the model reads, in tokens; None where its config does not say."""
-    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def hidden_size(config: PretrainedConfig) -> int:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.errors import InputError
-from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json_object
 from sea_export.locks import scratch_directory
 from sea_export.model import convert
 from sea_export.model.architecture import OutputProjection, find_output_projections
+from sea_export.model.base_files import BaseFiles
 from sea_export.model.checkpoint import CARD, INDEX, WEIGHTS, Checkpoint
 from sea_export.model.convert import PICKLE, PICKLE_INDEX, convert_pickles, unpack_gguf
 from sea_export.model.download import download_snapshot
@@ -31,10 +31,10 @@ from sea_export.model.load_model import (
     auto_classes,
     check_size,
     load_config,
-    load_tokenizer,
     load_weights,
     skeleton,
 )
+from sea_export.model.load_tokenizer import load_tokenizer
 from sea_export.model.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
 from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.targets import Target
@@ -58,6 +58,7 @@ class Base:
         dequantized: whether its weights were quantized, and have been converted to plain ones.
         trust_remote_code: whether code that comes with it may run.
         source: the local directory or file that it was opened from, None for a model on the Hub.
+        converted: whether the checkpoint was made when it was opened, from weights in another form.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Base:
     dequantized: bool = False
     trust_remote_code: bool = False
     source: Path | None = None
+    converted: bool = False
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -153,9 +155,23 @@ class Base:
         return {}
 
     @cached_property
+    def files(self) -> BaseFiles:
+        """Its files, which are expected to stay as they are from the first use of this property on.
+
+        Raises:
+            InputError: see `sea_export.model.model_files.walk_files`.
+        """
+        files = (*self.checkpoint.weight_files, *self.checkpoint.side_files())
+        return BaseFiles(self.checkpoint.directory, files)
+
+    @property
     def weight_digests(self) -> Mapping[str, str]:
-        """SHA-256 of every weight file, in hexadecimal, by file name."""
-        return {file: file_digest(self.checkpoint.directory / file) for file in self.checkpoint.weight_files}
+        """SHA-256 of every weight file, in hexadecimal, by file name.
+
+        Raises:
+            SeaExportError: one of them has changed since the base was opened.
+        """
+        return self.files.digests(self.checkpoint.weight_files)
 
     def load_model(
         self, *, dtype: torch.dtype | None = None, device: str = "cpu", device_map: str | None = None
@@ -210,6 +226,7 @@ def open_base(
 
     Raises:
         InputError: `model` does not name a model that can be used. The message says what to do.
+        SeaExportError: it changed while it was converted.
     """
     path = Path(model).expanduser()
     location: str | None
@@ -221,6 +238,7 @@ def open_base(
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
         source = path
+    unconverted = BaseFiles(*_own_files(path))
     with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
         directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
         if dequantize:
@@ -230,6 +248,7 @@ def open_base(
             directory, location = plain, None
         if directory != path and (path / CARD).is_file():
             shutil.copyfile(path / CARD, directory / CARD)  # the license is the same
+        unconverted.check()
         checkpoint = Checkpoint.open(directory)
         if (checkpoint.directory / "adapter_config.json").exists():
             raise InputError(
@@ -241,8 +260,11 @@ def open_base(
                 f"{model}: it has no config.json, which says of which model its weights are. Give a complete "
                 "checkpoint."
             )
-        checkpoint.side_files()  # raises for a link that leads out of the directory, before anything follows it
-        yield Base(name, commit, checkpoint, location, dequantize, trust_remote_code, source)
+        base = Base(
+            name, commit, checkpoint, location, dequantize, trust_remote_code, source, converted=directory != path
+        )
+        with base.files:  # raises for a link that leads out of the directory, before anything follows it
+            yield base
 
 
 def is_hub_id(name: str) -> bool:
@@ -261,6 +283,13 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return "/" in name
+
+
+def _own_files(path: Path) -> tuple[Path, list[str]]:
+    """The directory of a model, and the names of its files there, before any of them is read."""
+    if path.is_dir():
+        return path, [one.name for one in path.iterdir()]
+    return path.parent, [path.name]
 
 
 def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from sea_export.errors import InputError, SeaExportError
 from sea_export.files.reading import check_contained, read_json_object
+from sea_export.files.typed import type_problem
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.safetensors_header import StoredTensor, read_header
 
@@ -22,6 +23,18 @@ CARD = "README.md"
 """The model card."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+class _Config(TypedDict, total=False):
+    """The entries of config.json that this package reads by itself. Transformers checks those that it reads."""
+
+    model_type: str
+    architectures: list[str] | None
+    auto_map: dict[str, Any] | None
+    quantization_config: dict[str, Any] | None
+    text_config: dict[str, Any] | None
+    torch_dtype: str | None
+    dtype: str | None
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,12 @@ def _read_config(directory: Path) -> Mapping[str, Any] | None:
         raise InputError(f"{directory}: it is not a directory. Give the directory of a checkpoint.")
     file = directory / "config.json"
     check_contained(file, directory)
-    return read_json_object(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = read_json_object(file)
+    if problem := type_problem(config, _Config, ""):
+        raise InputError(f"{file}: {problem}, so no program can know what model it is. Download it again.")
+    return config
 
 
 def _find_weights(directory: Path, config: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...], Mapping[str, str]]:

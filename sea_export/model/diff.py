@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,14 @@ from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.model_files import walk_files
 from sea_export.model.safetensors_header import StoredTensor, read_header
 
-__all__ = ["CheckpointDifference", "FileDifference", "TensorDifference", "compare_checkpoints", "compare_files"]
+__all__ = [
+    "CheckpointDifference",
+    "FileDifference",
+    "TensorDifference",
+    "compare_checkpoints",
+    "compare_files",
+    "same_layout",
+]
 
 _CHUNK_BYTES = 1 << 20
 """A multiple of the size of every dtype, so that no element is cut."""
@@ -70,6 +77,10 @@ class CheckpointDifference:
             self.tensors_only_in_a or self.tensors_only_in_b or self.tensors_of_other_form or self.tensors_changed
         )
 
+    def not_kept(self, files: Iterable[str]) -> set[str]:
+        """Those of some files of a that b lacks, or has with other bytes."""
+        return set(files).intersection((*self.files_only_in_a, *self.files_changed))
+
 
 @dataclass(frozen=True)
 class FileDifference:
@@ -109,6 +120,25 @@ def compare_files(a: Path, b: Path) -> FileDifference:
         of_other_form=tuple(other_form),
         changed=_compare_tensors(a.parent, b.parent, comparable),
     )
+
+
+def same_layout(a: Path, b: Path, *, besides: Collection[str] = ()) -> bool:
+    """Whether two safetensors files have the same metadata, and the same tensors in the same order.
+
+    Args:
+        a: the first file.
+        b: the second.
+        besides: names of tensors that only one of them may have.
+
+    Raises:
+        InputError: one of them is not a safetensors file.
+    """
+
+    def layout(file: Path) -> tuple[Mapping[str, str], list[str]]:
+        header = read_header(file)
+        return header.metadata, [tensor.name for tensor in header.tensors if tensor.name not in besides]
+
+    return layout(a) == layout(b)
 
 
 def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDifference:

@@ -174,6 +174,12 @@ def _header_only_dequantized(base: Base, destination: Path, dtype: torch.dtype) 
     write_header_only_model(destination, config, dtype, trust_remote_code=trust)
 
 
+def _dtype(model: str, name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise InputError(f"{model}: a tensor has the dtype {name}, which torch does not have. Choose another model.")
+    return _DTYPES[name]
+
+
 def _header_only_from_hub(model: str, revision: str | None, destination: Path) -> str:
     """Downloads the small files of a Hub model and the headers of its weights. Returns its commit."""
     from huggingface_hub import HfApi, snapshot_download
@@ -187,7 +193,7 @@ def _header_only_from_hub(model: str, revision: str | None, destination: Path) -
         for file in files:
             header = HfApi().parse_safetensors_file_metadata(model, file, revision=commit)
             entries = sorted(header.tensors.items(), key=lambda entry: entry[1].data_offsets)
-            shapes = {name: (tuple(entry.shape), _DTYPES[entry.dtype]) for name, entry in entries}
+            shapes = {name: (tuple(entry.shape), _dtype(model, entry.dtype)) for name, entry in entries}
             write_header_only(destination / file, shapes, header.metadata)
     if not files:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sea_export.errors import InputError, SeaExportError, first_line
+from sea_export.errors import InputError, SeaExportError, first_line, reason
 
 __all__ = ["hub_errors_explained"]
 
@@ -25,14 +25,11 @@ def hub_errors_explained(repo_id: str, *, revision: str | None = None, pushing: 
         InputError: the name, the revision or the token is wrong, or what is read cannot be reached.
         SeaExportError: the Hub or the connection failed during a push.
     """
-    from huggingface_hub import errors
-
-    failures: tuple[type[Exception], ...] = (errors.HFValidationError, errors.HTTPError, OSError)
-    if pushing:  # huggingface_hub raises these for uploads that fail
-        failures += (RuntimeError, ValueError)
     try:
         yield
-    except failures as error:
+    except SeaExportError:
+        raise
+    except Exception as error:  # an answer that is not what the Hub gives makes huggingface_hub raise anything
         raise _not_pushed(error, repo_id) if pushing else _not_read(error, repo_id, revision) from error
 
 
@@ -61,7 +58,7 @@ def _not_read(error: Exception, model: str, revision: str | None) -> InputError:
             f"{model}: there is no such directory here, the local cache does not hold all of the model, and the Hub "
             "cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local copy."
         )
-    return InputError(f"{model}: the download failed ({first_line(error)}). Try again later.")
+    return InputError(f"{model}: the download failed ({_told(error)}). Try again later.")
 
 
 def _not_pushed(error: Exception, repo_id: str) -> SeaExportError:
@@ -88,4 +85,11 @@ def _not_pushed(error: Exception, repo_id: str) -> SeaExportError:
             return SeaExportError(f"{repo_id}: the Hub gets too many requests. Please wait a while. {_AGAIN}")
         return SeaExportError(f"{repo_id}: the Hub failed ({first_line(error)}). {_AGAIN}")
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-    return SeaExportError(f"{repo_id}: the push broke off ({first_line(cause)}). {_AGAIN}")
+    return SeaExportError(f"{repo_id}: the push broke off ({_told(cause)}). {_AGAIN}")
+
+
+def _told(error: BaseException) -> str:
+    """What an error says, with its kind where the text alone says little."""
+    if isinstance(error, (OSError, RuntimeError)):
+        return reason(error)
+    return f"the answer is not one of the Hub's, {type(error).__name__}: {first_line(error)}"

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from sea_export.model.run_options import DTYPES
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from sea_export.model.checkpoint import Checkpoint
 
@@ -35,7 +34,6 @@ __all__ = [
     "dtype_named",
     "is_finite",
     "load_config",
-    "load_tokenizer",
     "load_weights",
     "parse_dtype",
     "quiet_transformers",
@@ -67,13 +65,13 @@ def choose_device(name: str) -> str:
     """The device that `--device` names: a GPU for `auto`, if there is one, and otherwise the CPU.
 
     Raises:
-        InputError: this machine has no such device.
+        InputError: torch knows no such device, or this machine has none.
     """
-    if name != "auto":
-        with refused_by_library(f"--device: {name} cannot be used here", "Choose another device."):
-            torch.empty(1, device=name)
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    with refused_by_library(f"--device: {name!r} cannot be used here", "Give cpu, cuda, cuda:1 or the like."):
+        torch.empty(1, device=name)
+    return name
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -351,36 +349,6 @@ def is_finite(tensor: torch.Tensor) -> bool:
         tensor = tensor.half()
     # The smallest and the largest value show it, and both are NaN if any value is.
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
-
-
-def load_tokenizer(
-    directory: Path, name: str, config: PretrainedConfig, *, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Args:
-        directory: the directory of the checkpoint.
-        name: the name of the model, for messages.
-        config: the config of the model, which may decide the class of the tokenizer.
-        trust_remote_code: whether code that comes with the checkpoint may run.
-
-    Raises:
-        InputError: there is none, it cannot be loaded, or it cannot tokenize.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-    remedy = "Get the files of the tokenizer again."
-    with refused_by_library(f"{name}: its tokenizer cannot be loaded", remedy):
-        tokenizer = from_pretrained(
-            AutoTokenizer, directory, trust_remote_code=trust_remote_code, arguments={"config": config}
-        )
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(
-            f"{name}: its tokenizer_config.json names {type(tokenizer).__name__}, which is no tokenizer. {remedy}"
-        )
-    with refused_by_library(f"{name}: its tokenizer cannot tokenize", remedy):
-        tokenizer("A text.")
-    return tokenizer
 
 
 def quiet_transformers() -> None:

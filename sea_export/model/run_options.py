@@ -26,8 +26,8 @@ class RunOptions:
     dequantize: bool = option(False, "Make plain weights of a quantized model's.")
     dtype: str = option(
         "auto",
-        "What to compute in; auto: as stored, but gradients on a CPU in float32. A .gguf or dequantized model is "
-        "written out in it (auto: bfloat16).",
+        "What to compute in; auto: as stored, or float32 on a CPU that is faster in it, and for gradients on a CPU. A "
+        ".gguf or dequantized model is written out in it (auto: bfloat16).",
         DTYPES,
     )
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")

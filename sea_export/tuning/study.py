@@ -1,15 +1,23 @@
-"""Studies: the trials of a search, which a file can keep, so that an interrupted search can be continued."""
+"""Studies: the trials of a search, which a file can keep, so that an interrupted search can be continued.
+
+The file is a journal of Optuna, a line of JSON for each change. What a run that was killed has written of its last line
+is removed. The lock is the system's, on the file itself: it needs no file beside it, and does not outlast its process.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError, first_line
+from sea_export.locks import taking_turns
 from sea_export.options import FitOptions
 from sea_export.tuning.search_space import SearchSpace
 from sea_export.tuning.trial import TrialResult
@@ -18,11 +26,15 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
-__all__ = ["SearchSettings", "finished_trials", "keep_result", "open_study"]
+__all__ = ["SearchSettings", "check_storage", "finished_trials", "keep_result", "open_study"]
 
 # What a trial keeps of its result, under the name `_RESULT` in its study.
 _KEPT = ("value", "score", "divergence", "cut")
 _RESULT = "outcome"
+_BEGINNING = b'{"op_code":'
+"""Of every line of a journal."""
+# What Optuna raises for a journal that is not as it writes it.
+_DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,24 @@ class SearchSettings:
         return asdict(self)
 
 
+def check_storage(storage: Path | None) -> None:
+    """Refuses what `open_study` would refuse, before anything is computed.
+
+    Args:
+        storage: a file, which may be missing; None to keep the study in memory only.
+
+    Raises:
+        InputError: optuna is missing, or the file is not a journal of studies.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("optuna: a search needs it, and it is not installed. Run pip install 'sea-export[tune]'.")
+    if storage is not None and storage.exists():
+        try:
+            _complete_lines(storage)
+        except (OSError, ValueError) as error:
+            raise _unusable(storage, error) from error
+
+
 def open_study(storage: Path | None, settings: SearchSettings) -> Study:
     """The study of a search with these settings: a new one, or the one in `storage`.
 
@@ -71,42 +101,86 @@ def open_study(storage: Path | None, settings: SearchSettings) -> Study:
     Raises:
         InputError: optuna is missing, or the file is not usable.
     """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise InputError(
-            "optuna: a search needs it, and it is not installed. Run pip install 'sea-export[tune]'."
-        ) from None
+    check_storage(storage)
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record = settings.record()
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     try:
-        kept = None if storage is None else JournalStorage(JournalFileBackend(str(storage)))
+        kept = None
+        if storage is not None:
+            _remove_half_line(storage)
+            lock: Any = _JournalLock(storage)
+            kept = JournalStorage(JournalFileBackend(str(storage), lock))
         study = optuna.create_study(
             study_name=f"sea-export {digest[:16]}",
             storage=kept,
             directions=["maximize", "minimize"],
             load_if_exists=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{storage}: it cannot keep a study ({first_line(error)}). Give another file.") from error
-    study.set_user_attr("settings", record)
+        study.set_user_attr("settings", record)
+    except _DAMAGE as error:
+        raise _unusable(storage, error) from error
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it belongs to a run that was interrupted
     return study
 
 
+class _JournalLock:
+    """What Optuna locks a journal with: processes take turns at the file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._turn = ExitStack()
+
+    def acquire(self) -> bool:
+        self._turn.enter_context(taking_turns(self._file))
+        return True
+
+    def release(self) -> None:
+        self._turn.close()
+
+
+def _remove_half_line(journal: Path) -> None:
+    """Removes what a killed run has written of the last line of a journal, which is made if it is missing."""
+    journal.touch()
+    with taking_turns(journal):
+        os.truncate(journal, _complete_lines(journal))
+
+
+def _complete_lines(journal: Path) -> int:
+    """The number of bytes in the complete lines of a journal. Raises ValueError if a file is none."""
+    content = journal.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    rest = content[len(complete) :]
+    whole = all(line.startswith(_BEGINNING) for line in complete.splitlines())
+    if not whole or rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
+        raise ValueError("a line of it is not that of a study")
+    return len(complete)
+
+
+def _unusable(storage: Path | None, error: Exception) -> InputError:
+    return InputError(f"{storage}: it cannot keep a study ({first_line(error)}). Give another file.")
+
+
 def finished_trials(study: Study, start: FitOptions, space: SearchSpace) -> list[TrialResult]:
-    """The results of the trials that a study holds."""
+    """The results of the trials that a study holds.
+
+    Raises:
+        InputError: a search with these settings did not write them.
+    """
     from optuna.trial import FixedTrial, TrialState
 
     results = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        options = space.suggest(FixedTrial(trial.params), start)  # type: ignore[arg-type]
-        results.append(TrialResult(trial.number, options, **trial.user_attrs[_RESULT]))
+    try:
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            options = space.suggest(FixedTrial(trial.params), start)  # type: ignore[arg-type]
+            results.append(TrialResult(trial.number, options, **trial.user_attrs[_RESULT]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"--storage: a trial in it is damaged ({first_line(error)}). Give another file.") from error
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
-from sea_export.files.writing import check_directory
+from sea_export.export.output import check_beside
+from sea_export.files.writing import check_appendable, check_destinations
 from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.fit_base import with_base
 from sea_export.fitting.layer_choice import LayerChoice, choose_targets
@@ -29,7 +30,7 @@ from sea_export.text import dtype_name
 from sea_export.tuning.choosing import choose, pareto_front
 from sea_export.tuning.search import search
 from sea_export.tuning.search_space import SearchSpace
-from sea_export.tuning.study import SearchSettings, open_study
+from sea_export.tuning.study import SearchSettings, check_storage, open_study
 from sea_export.tuning.trial import TrialResult, Tuner
 from sea_export.tuning.tuning_options import TuneOptions
 from sea_export.tuning.tuning_rows import REPORTING, Part, TuningRows
@@ -80,12 +81,22 @@ class Tuning:
         }
 
 
-def check_files(options: TuneOptions, output: Path) -> None:
-    """Raises InputError for files of a search that could not be written when it has ended."""
+def check_files(options: TuneOptions, output: Path, read: Iterable[str | None]) -> None:
+    """Raises InputError for files of a search that could not be written when it has ended.
+
+    Args:
+        options: those that name the files.
+        output: the directory into which the chosen edit is baked.
+        read: the model and the tables of the search, which are not replaced; None for those that are not given.
+    """
+    files = [options.plot, options.record_file(output), options.storage]
     if options.plot is not None:
         check_picture(options.plot)
-    for file in filter(None, (options.record_file(output), options.storage)):
-        check_directory(file)
+    if options.storage is not None:
+        check_appendable(options.storage)
+    check_storage(options.storage)
+    check_destinations(files, read=read)
+    check_beside(output, *files)
 
 
 def tune(

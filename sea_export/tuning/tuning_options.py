@@ -72,4 +72,4 @@ class TuneOptions:
 
     def record_file(self, output: Path) -> Path:
         """The file for settings and metrics of a search whose edit is baked into `output`."""
-        return self.json_file or output.with_name(f"{output.name}.tune.json")
+        return self.json_file or Path(f"{output.resolve()}.tune.json")

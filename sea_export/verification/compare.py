@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -287,6 +288,12 @@ def logits_in_subprocess(
             # transformers copies all code that it runs into this cache. Here the copy is removed afterwards.
             environment={"HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
         )
+        if process.returncode < 0:
+            raise SeaExportError(
+                f"{directory.name}: the process that loads it to verify it was ended by the signal "
+                f"{signal.Signals(-process.returncode).name}, as the system does where memory runs out. Free some "
+                "memory, choose --layerwise, or leave the verification out with --no-verify."
+            )
         if process.returncode:
             last_line = process.stderr.strip().rpartition("\n")[2].rstrip(". ")
             raise SeaExportError(f"{directory.name}: plain transformers cannot load it: {last_line}.")

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sea_export.demonstrations.demonstration import DemonstrationOrigin, LoadedDemonstrations, demonstrations_digest
+from sea_export.demonstrations.demonstration import (
+    DemonstrationOrigin,
+    LoadedDemonstrations,
+    demonstrations_digest,
+    without,
+)
 from sea_export.demonstrations.hold_out import hold_out
 from sea_export.demonstrations.load import load_demonstrations
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.errors import InputError
 from sea_export.export.manifest import MANIFEST, fits_of
-from sea_export.files.digests import file_digest
 from sea_export.files.records import from_record
-from sea_export.model.base import Base
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.versions import library_versions
 
@@ -57,8 +60,10 @@ class RecordedFit:
             negative_field=origin.negative_field,
             limit=origin.limit,
             seed=origin.seed,
+            skip_bad_rows=origin.skip_bad_rows,
         )
-        fitted = hold_out(loaded, origin.held_out, origin.seed).fitted
+        left_out = [int(position) for position in filter(str.isdecimal, origin.left_out.split(","))]
+        fitted = hold_out(without(loaded, left_out), origin.held_out, origin.seed).fitted
         if demonstrations_digest(fitted) != self.digest:
             raise InputError(
                 f"--demonstrations: {file or origin.source} does not hold those that the manifest names (SHA-256 "
@@ -150,20 +155,6 @@ class RecordedRun:
             )
         given = iter(files)
         return [fit.demonstrations(next(given) if fit.needs_file else None) for fit in self.fits]
-
-    def check_base(self, base: Base) -> None:
-        """Raises InputError unless every file of the base is the one that was edited."""
-        for file, digest in self.base["files"].items():
-            path = base.checkpoint.directory / file
-            if not path.is_file():
-                raise InputError(
-                    f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base."
-                )
-            if file_digest(path) != digest:
-                raise InputError(
-                    f"{base.name}: its {file} is not that of the base of the manifest (SHA-256 {digest[:12]}…). The "
-                    "base was changed, or it is another one. Give the base of the run."
-                )
 
     def changed_versions(self) -> list[str]:
         """The libraries that have other versions now, one line each."""

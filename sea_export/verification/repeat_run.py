@@ -16,7 +16,7 @@ from sea_export.errors import InputError
 from sea_export.export.output import check_output
 from sea_export.fitting.fit_base import fit_base, log_warnings, with_weight_digests
 from sea_export.model.base import open_base
-from sea_export.model.load_model import dtype_named
+from sea_export.model.load_model import choose_device, dtype_named
 from sea_export.verification.recorded_run import RecordedRun
 from sea_export.verification.reproduce_options import ReproduceOptions
 
@@ -74,7 +74,7 @@ def open_again(run: RecordedRun, options: ReproduceOptions, scratch: Path) -> It
         yield OpenedModel(
             opened,
             dtype_named(run.computation["dtype"]),
-            options.device or run.computation["device"],
+            choose_device(options.device or run.computation["device"]),
             device_map=None,
             layerwise=run.computation["layerwise"] or None,
             scratch=scratch,

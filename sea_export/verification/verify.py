@@ -1,15 +1,20 @@
 """Verification: whether an export is the edit that it should be.
 
-Two errors are measured separately, and all tensors are compared:
+Cheap checks come first, and end the verification where they find a problem:
+
+- Files: the output has the files of its manifest and no others, each with the digest that it had when it was written.
+  The base has the digests that the manifest names.
+- Tensors: in a merged checkpoint exactly the intended tensors differ from the base, each only by the fold, to the last
+  bit, and all other bytes are the same. An adapter gives exactly the edited weights. A custom-code export holds the
+  tensors of the base and those of the edit.
+
+Then two errors of the predictions are measured separately:
 
 - Fold error: the run-time edit is compared with what the export computes in memory (folded weights, or the adapter on
   the base), both in float32 on the weights of the base.
 - Rounding error: the run-time edit is compared with the stored export, loaded by another process, which knows nothing
   of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype. What computing
   in that dtype changes in the unedited base is measured too.
-- Tensors: in a merged checkpoint exactly the intended tensors differ from the base, each only by the fold and one
-  rounding, and all other bytes are the same. An adapter gives exactly the edited weights. A custom-code export holds
-  the tensors of the base and those of the edit.
 
 An adapter of capped rank is an approximation. Its distance from the edit is reported, and it is checked that it is the
 best approximation of its rank. A quantized base is computed as it is, in its own dtype.
@@ -18,7 +23,7 @@ best approximation of its rank. A quantized base is computed as it is, in its ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +35,10 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
 from sea_export.export.formats import EditNeeds, ExportFormat, Loading, export_format
-from sea_export.export.manifest import read_manifest
+from sea_export.export.listed_files import check_files
+from sea_export.export.manifest import check_base, read_manifest
 from sea_export.model.base import Base, is_hub_id, open_base
+from sea_export.model.checkpoint import CARD
 from sea_export.options import ExportOptions
 from sea_export.text import dtype_name
 from sea_export.verification.compare import Agreement, compare, comparison_problems, is_quantized
@@ -48,39 +55,47 @@ _RECORD_NAMES = {"fold_error": "mathematics", "rounding_error": "storage", "top1
 
 @dataclass(frozen=True)
 class Verification:
-    """The metrics of a verification, and its problems."""
+    """What a verification found, and what it measured. Nothing is measured where a check of the files or tensors has
+    found a problem."""
 
     dtype: str
     """The dtype in which the base stores the edited tensors."""
-    fold_error: Agreement
-    """The run-time edit compared with the export in memory, both in float32."""
-    rounding_error: Agreement
-    """The run-time edit (for an adapter of capped rank: the adapter in memory) compared with the stored export, which
-    another process loads and computes in float32."""
-    base_rounding: Agreement
-    """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
-    accept. For quantized weights: compared with itself with edited outputs rounded in another way."""
-    effect: Agreement
-    """The base compared with the run-time edit: the effect of the edit."""
-    changed_tensors: int
-    """The number of tensors that differ from the base's."""
-    identical_tensors: int
-    """The number of tensors that are the base's, byte for byte."""
-    identical_files: int
-    """The number of other files that are the base's, byte for byte."""
     problems: tuple[str, ...]
     """What is outside the tolerance or not as planned, each as a clause without a full stop."""
-    weight_error: float | None
-    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
-    exact: bool
-    """False for an adapter of capped rank, which is only an approximation."""
-    statement: str
+    unchecked: tuple[str, ...]
+    """What was not checked, each as a noun phrase."""
+    statement: str = ""
     """What the tensors of the export are, in one sentence."""
+    changed_tensors: int = 0
+    """The number of tensors that differ from the base's."""
+    identical_tensors: int = 0
+    """The number of tensors that are the base's, byte for byte."""
+    identical_files: int = 0
+    """The number of other files that are the base's, byte for byte."""
+    weight_error: float | None = None
+    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
+    exact: bool = True
+    """False for an adapter of capped rank, which is only an approximation."""
+    fold_error: Agreement | None = None
+    """The run-time edit compared with the export in memory, both in float32."""
+    rounding_error: Agreement | None = None
+    """The run-time edit (for an adapter of capped rank: the adapter in memory) compared with the stored export, which
+    another process loads and computes in float32."""
+    base_rounding: Agreement | None = None
+    """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
+    accept. For quantized weights: compared with itself with edited outputs rounded in another way."""
+    effect: Agreement | None = None
+    """The base compared with the run-time edit: the effect of the edit."""
 
     @property
     def passed(self) -> bool:
         """Whether the export is the edit that it should be."""
         return not self.problems
+
+    @property
+    def measured(self) -> bool:
+        """Whether the predictions were compared, because files and tensors are as they should be."""
+        return self.effect is not None
 
     def record(self) -> dict[str, Any]:
         """All fields as plain JSON data, under their names in the manifest."""
@@ -103,7 +118,7 @@ def verify_export(
     plan: Any,
     model: PreTrainedModel | StoredModel,
 ) -> Verification:
-    """Verifies an export.
+    """Verifies the tensors and the predictions of an export.
 
     Args:
         directory: the export.
@@ -122,6 +137,19 @@ def verify_export(
     quantized = isinstance(model, nn.Module) and is_quantized(model)
     dtype = format.stored_dtype(base, plan) or base.dtype
     tensors = format.check(directory, base, edit, plan)  # before any library loads the export
+    found = Verification(
+        dtype=dtype_name(dtype),
+        problems=tensors.problems,
+        unchecked=tensors.unchecked,
+        statement=tensors.statement,
+        changed_tensors=tensors.changed_tensors,
+        identical_tensors=tensors.identical_tensors,
+        identical_files=tensors.identical_files,
+        weight_error=tensors.weight_error,
+        exact=tensors.exact,
+    )
+    if tensors.problems:
+        return found
     projections = base.output_projections(edit.targets)
     loading = Loading.of(format, base)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
@@ -150,16 +178,13 @@ def verify_export(
         )
     coarsest = dtype if format.rounds_weights else torch.float32
     problems = comparison_problems(metrics, coarsest, exact=tensors.exact, quantized=quantized)
-    return Verification(
-        dtype=dtype_name(dtype),
-        **metrics,
-        changed_tensors=tensors.changed_tensors,
-        identical_tensors=tensors.identical_tensors,
-        identical_files=tensors.identical_files,
-        problems=(*problems, *tensors.problems),
-        weight_error=tensors.weight_error,
-        exact=tensors.exact,
-        statement=tensors.statement,
+    return replace(
+        found,
+        problems=tuple(problems),
+        fold_error=metrics["fold_error"],
+        rounding_error=metrics["rounding_error"],
+        base_rounding=metrics["base_rounding"],
+        effect=metrics["effect"],
     )
 
 
@@ -171,7 +196,7 @@ def verify(
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
 ) -> Verification:
-    """Verifies a checkpoint that sea-export wrote.
+    """Verifies a checkpoint that sea-export wrote: all its files, its tensors, and its predictions.
 
     Args:
         output: the checkpoint: a directory, or `REPO_ID` or `REPO_ID@REVISION` on the Hub.
@@ -182,11 +207,16 @@ def verify(
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
 
     Raises:
-        InputError: sea-export did not write the output, the base is not available, or code is not trusted.
+        InputError: sea-export did not write the output, the base is not available or another one, or code is not
+            trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
     directory = fetch_output(output)
     manifest = read_manifest(directory)
+    not_fetched = frozenset({CARD}) if directory != Path(output) else frozenset()
+    files = check_files(directory, manifest["files"], not_fetched=not_fetched)
+    if files.problems:
+        return Verification(manifest["base"]["dtype"], files.problems, (*files.unchecked, "tensors", "predictions"))
     format = export_format(manifest["format"])
     options = ExportOptions(format=format.name, adapter_rank=manifest.get("adapter", {}).get("rank_cap"))
     named = manifest["base"]
@@ -201,6 +231,7 @@ def verify(
         dequantize=named["dequantized"],
         trust_remote_code=trust_remote_code,
     ) as opened:
+        check_base(opened, named["files"])
         located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
         model: PreTrainedModel | None = None
 
@@ -210,9 +241,10 @@ def verify(
             return model
 
         plan = format.plan(edit, opened, located, options, load)
-        format.check_before_loading(directory, opened, plan, trust_remote_code=trust_remote_code)
+        format.check_before_loading(directory, plan, trust_remote_code=trust_remote_code)
         verified = model_to_verify(opened, layerwise, model, directory.resolve().parent)
-        return verify_export(directory, opened, edit, format, plan, verified)
+        found = verify_export(directory, opened, edit, format, plan, verified)
+        return replace(found, unchecked=(*files.unchecked, *found.unchecked))
 
 
 def model_to_verify(

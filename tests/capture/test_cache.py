@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sea_export
 import sea_export.fitting.collect
@@ -195,13 +198,13 @@ def some_activations(count: int, seed: int) -> Activations:
 
 def test_two_runs_may_share_a_cache(tmp_path):
     key, target = {"model": "a"}, Target(0, "mlp")
-    one, other = ActivationCache(tmp_path, key), ActivationCache(tmp_path, key)
+    one, other = ActivationCache(tmp_path, key, 4), ActivationCache(tmp_path, key, 4)
     activations = some_activations(4, seed=0)
     first, second = (Activations(*(kind[rows] for kind in kinds_of(activations))) for rows in ([2, 0], [1, 3]))
     one.add([2, 0], {target: first})
     other.add([2, 0], {target: first})
     other.add([1, 3], {target: second})
-    fresh = ActivationCache(tmp_path, key)
+    fresh = ActivationCache(tmp_path, key, 4)
     assert one.missing([target], range(4)) == ([target], [1, 3])
     assert fresh.missing([target], range(4)) == ([], [])
     for mine, theirs in zip(kinds_of(fresh.read(target, [3, 0, 1])), kinds_of(activations), strict=True):
@@ -216,19 +219,54 @@ def kinds_of(activations: Activations) -> tuple[torch.Tensor, ...]:
 
 
 def test_another_key_is_another_folder(tmp_path):
-    assert ActivationCache(tmp_path, {"a": 1}).folder != ActivationCache(tmp_path, {"a": 2}).folder
+    assert ActivationCache(tmp_path, {"a": 1}, 4).folder != ActivationCache(tmp_path, {"a": 2}, 4).folder
 
 
 def test_a_damaged_part_is_named(tmp_path):
-    cache = ActivationCache(tmp_path, {})
+    cache = ActivationCache(tmp_path, {}, 4)
     cache.add([0], {Target(0, "mlp"): some_activations(1, seed=0)})
     (part,) = cache.folder.glob("*.safetensors")
     part.write_bytes(part.read_bytes()[:20])
     with pytest.raises(InputError, match=naming(part.name)):
-        ActivationCache(tmp_path, {})
+        ActivationCache(tmp_path, {}, 4)
+
+
+WRONG_PARTS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "two dimensions": lambda part: part.update({"0.mlp": torch.ones(3, 4)}),
+    "whole numbers": lambda part: part.update({"0.mlp": torch.zeros(3, 1, 4, dtype=torch.int64)}),
+    "half precision": lambda part: part.update({"0.mlp": torch.zeros(3, 1, 4, dtype=torch.float16)}),
+    "other features": lambda part: part.update({"0.mlp": torch.ones(3, 1, 5)}),
+    "other rows": lambda part: part.update({"0.mlp": torch.ones(3, 2, 4)}),
+    "two kinds": lambda part: part.update({"0.mlp": torch.ones(2, 1, 4)}),
+    "no place": lambda part: part.update({"above.mlp": torch.ones(3, 1, 4)}),
+    "no activations": lambda part: part.pop("0.mlp"),
+    "no rows": lambda part: part.pop("demonstrations"),
+    "one row number": lambda part: part.update(demonstrations=torch.tensor(0)),
+    "a negative row number": lambda part: part.update(demonstrations=torch.tensor([-1])),
+    "a broken row number": lambda part: part.update(demonstrations=torch.tensor([0.5])),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_PARTS.values(), ids=WRONG_PARTS.keys())
+def test_a_part_of_other_tensors_is_named(change: Callable[[dict[str, torch.Tensor]], object], tmp_path) -> None:
+    cache = ActivationCache(tmp_path, {}, 4)
+    cache.add([0], {Target(0, "mlp"): some_activations(1, seed=0)})
+    (part,) = cache.folder.glob("*.safetensors")
+    tensors = dict(load_file(part))
+    change(tensors)
+    save_file(tensors, part)
+    with pytest.raises(InputError, match=naming(part.name)):
+        ActivationCache(tmp_path, {}, 4)
+
+
+def test_a_pipe_in_a_cache_is_named(tmp_path) -> None:
+    cache = ActivationCache(tmp_path, {}, 4)
+    os.mkfifo(cache.folder / "part.safetensors")
+    with pytest.raises(InputError, match=naming("part.safetensors")):
+        ActivationCache(tmp_path, {}, 4)
 
 
 def test_a_cache_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=naming("--cache", tmp_path / "file")):
-        ActivationCache(tmp_path / "file", {})
+        ActivationCache(tmp_path / "file", {}, 4)

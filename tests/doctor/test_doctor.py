@@ -128,7 +128,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
     [
         (100, 100, False, {"merged", "adapter", "custom-code"}),
         (2, 100, True, {"merged", "adapter", "custom-code"}),
-        (2, 2, True, {"adapter", "custom-code"}),
+        (2, 2, True, {"adapter"}),
         (0.1, 100, True, set()),
     ],
     ids=["room for all", "room for a layer", "a full disk", "no room"],

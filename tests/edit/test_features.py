@@ -12,7 +12,7 @@ from torch import Tensor
 import sea_export
 from sea_export.capture.activations import Activations
 from sea_export.edit.features import EPSILON, FeatureFunction
-from sea_export.edit.fold import fold_tensor
+from sea_export.edit.fold import fold_bias, fold_tensor
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
@@ -288,7 +288,7 @@ def test_folding_is_refused_with_the_nearest_foldable_setting() -> None:
         with pytest.raises(InputError, match=naming(message)):
             fold_tensor(weight, [edit], 0)
         with pytest.raises(InputError, match=naming(message)):
-            edit.fold_bias(None)
+            fold_bias(None, [edit], torch.float32)
 
 
 @pytest.mark.parametrize(

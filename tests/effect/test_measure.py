@@ -128,8 +128,13 @@ def test_layer_by_layer_the_same_is_measured(
 
 
 def test_a_base_in_half_precision_is_measured_in_float32_and_left_as_it_was(
-    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prose_file: Path, tmp_path: Path
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prose_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sea_export.model.compute_dtype.float32_is_faster", lambda dtype: False)
     base = tmp_path / "base"
     copy.deepcopy(llama).to(torch.bfloat16).save_pretrained(base)
     tokenizer.save_pretrained(base)

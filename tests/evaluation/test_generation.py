@@ -65,8 +65,9 @@ def test_where_an_answer_ends(llama: PreTrainedModel, tokenizer: PreTrainedToken
 def test_values_reach_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = "{{ messages[0]['content'] }}{% if not enable_thinking %}, no thoughts{% endif %}"
-    assert prompt_tokens(thinking, "Is it?", template_values={"enable_thinking": True}) == tokenizer("Is it?").input_ids
-    without = prompt_tokens(thinking, "Is it?", template_values=template_values('{"enable_thinking": false}'))
+    (thoughts,) = prompt_tokens(thinking, ["Is it?"], template_values={"enable_thinking": True})
+    assert thoughts == tokenizer("Is it?").input_ids
+    (without,) = prompt_tokens(thinking, ["Is it?"], template_values=template_values('{"enable_thinking": false}'))
     assert without == tokenizer("Is it?, no thoughts").input_ids
 
 

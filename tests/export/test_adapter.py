@@ -43,6 +43,7 @@ from sea_export.verification.compare import Agreement
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.parameters import slow_but
 from tests.helpers.reference import random_activations
+from tests.helpers.tampering import forged
 from tests.helpers.tiny_edits import SIZE, layer_edit
 from tests.helpers.tiny_models import random_model, tiny_config, tiny_model
 
@@ -482,8 +483,9 @@ def test_verify_knows_what_was_saved_and_sees_what_was_changed(tiny_checkpoint: 
     save(edit_of(), tiny_checkpoint, output)
     assert sea_export.verify(output).passed
     damage(output, "lora_B.weight")
-    problems = " ".join(sea_export.verify(output).problems)
-    assert_names(problems, "weights", "in memory", "as stored")
+    assert_names(" ".join(sea_export.verify(output).problems), "adapter_model.safetensors")
+    forged(output)
+    assert_names(" ".join(sea_export.verify(output).problems), "weights", "model.layers")
 
 
 def damage(output: Path, name: str) -> None:

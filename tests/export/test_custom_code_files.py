@@ -34,17 +34,18 @@ from tests.helpers.tiny_models import random_model, tiny_config, tiny_model, tin
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
-def test_the_base_is_linked_and_nothing_of_it_is_rewritten(
-    sharded: bool, fit_tiny, llama, tiny_checkpoint, tiny_sharded_checkpoint, tmp_path
+@pytest.mark.parametrize("link", [False, True], ids=["copied", "linked"])
+def test_nothing_of_the_base_is_rewritten(
+    link: bool, sharded: bool, fit_tiny, llama, tiny_checkpoint, tiny_sharded_checkpoint, tmp_path
 ) -> None:
     shutil.copytree(tiny_sharded_checkpoint if sharded else tiny_checkpoint, tmp_path / "base")
     (tmp_path / "base" / "extra").mkdir()
     (tmp_path / "base" / "extra" / "notes.txt").write_bytes(b"\x00kept\r\n")
     original = {path: path.read_bytes() for path in (tmp_path / "base").rglob("*") if path.is_file()}
-    sea_export.save(fit_tiny(llama), tmp_path / "base", tmp_path / "out", format="custom-code", verify=False)
+    sea_export.save(fit_tiny(llama), tmp_path / "base", tmp_path / "out", format="custom-code", verify=False, link=link)
     base, written = Checkpoint.open(tmp_path / "base"), Checkpoint.open(tmp_path / "out")
     for file in base.weight_files:
-        assert os.path.samefile(tmp_path / "base" / file, tmp_path / "out" / f"base-{file}")
+        assert os.path.samefile(tmp_path / "base" / file, tmp_path / "out" / f"base-{file}") == link
     assert written.weight_files == (*(f"base-{file}" for file in base.weight_files), EDIT_SHARD)
     assert {name for name in written.tensors if name not in base.tensors} == {
         f"model.layers.{layer}.mlp.sea_edit.0.{name}" for layer in (1, 2, 3) for name in ("read", "write")
@@ -52,7 +53,7 @@ def test_the_base_is_linked_and_nothing_of_it_is_rewritten(
     for file in base.side_files():
         if file not in ("config.json", base.index_file):
             assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "base" / file).read_bytes(), file
-    # A user who saves over the export must not write into the base through a link.
+    # A user who saves over the export must not write into the base, through a link or otherwise.
     model = load(tmp_path / "out")
     with torch.no_grad():
         model.lm_head.weight.zero_()
@@ -65,7 +66,7 @@ def test_where_links_are_not_possible_the_base_is_copied(fit_tiny, llama, tiny_c
         raise OSError("links are not possible here")
 
     monkeypatch.setattr(os, "link", refuse)
-    sea_export.save(fit_tiny(llama), tiny_checkpoint, tmp_path / "out", format="custom-code", verify=False)
+    sea_export.save(fit_tiny(llama), tiny_checkpoint, tmp_path / "out", format="custom-code", verify=False, link=True)
     source, copied = tiny_checkpoint / "model.safetensors", tmp_path / "out" / "base-model.safetensors"
     assert not os.path.samefile(source, copied)
     assert source.read_bytes() == copied.read_bytes()

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from sea_export.cli import main
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.output import check_output, check_room, staged_output
+from sea_export.export.output import check_beside, check_output, check_room, staged_output
 from sea_export.files.digests import file_digests
 from sea_export.files.reading import read_json
 from sea_export.files.writing import write_json
@@ -35,8 +35,7 @@ def write_old_output(output: Path) -> None:
 def test_output_appears_when_the_context_ends(tmp_path):
     output = tmp_path / "out"
     with staged_output(output, overwrite=False) as staging:
-        assert staging.parent == tmp_path
-        assert staging.name == ".out.partial"
+        assert staging.parent == tmp_path / ".out.partial"
         assert not list(staging.iterdir())
         (staging / "deep").mkdir()
         (staging / "deep" / "file").write_text("x")
@@ -65,7 +64,7 @@ def test_failure_to_move_leaves_the_old_output_in_place(tmp_path, monkeypatch):
     rename = Path.rename
 
     def rename_but_not_the_new(path: Path, target: Path) -> Path:
-        if path.name.endswith(".partial"):
+        if path.name == "unfinished":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return rename(path, target)
 
@@ -127,31 +126,95 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
         refused(output, "another run")
         with pytest.raises(InputError, match=naming(output, "another run")), staged_output(output, overwrite=False):
             pass
-        assert contents_of(tmp_path) == {".out.partial/file": b"half"}
+        assert contents_of(tmp_path) == {".out.partial/unfinished/file": b"half"}
         run.send_signal(signal.SIGKILL)
-    assert contents_of(tmp_path) == {".out.partial/file": b"half"}
+    assert contents_of(tmp_path) == {".out.partial/unfinished/file": b"half"}
     (tmp_path / ".outside.partial").mkdir()
     with staged_output(output, overwrite=False) as staging:
         assert not list(staging.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".outside.partial"}
 
 
-def test_an_output_that_a_killed_run_had_moved_away_comes_back(tmp_path):
-    """Killed between the two renames, or while the old one is removed: the next run knows which it was."""
-    output, replaced = tmp_path / "out", tmp_path / ".out.replaced"
-    write_old_output(replaced)
-    (tmp_path / ".out.removed-1234").mkdir()
-    (tmp_path / ".out.removed-1234" / "older").write_text("x")
-    with pytest.raises(InputError, match=naming(output)), staged_output(output, overwrite=False):
-        pass
-    assert list(tmp_path.iterdir()) == [output]
-    assert contents_of(output).keys() == {"sea_export.json", "old"}
-    write_old_output(replaced)
+@pytest.fixture
+def killed_while_replacing(tmp_path: Path) -> Path:
+    """An output of which a run that was killed had moved the older one away, and not yet put the new one in place."""
+    place = tmp_path / ".out.partial"
+    place.mkdir()
+    write_old_output(place / "replaced")
+    (place / "unfinished").mkdir()
+    (place / "unfinished" / "new").write_text("half")
+    return tmp_path / "out"
+
+
+def test_an_output_that_a_killed_run_had_moved_away_comes_back_before_anything_else(killed_while_replacing):
+    refused(killed_while_replacing, "--overwrite")
+    assert list(killed_while_replacing.parent.iterdir()) == [killed_while_replacing]
+    assert contents_of(killed_while_replacing).keys() == {"sea_export.json", "old"}
+
+
+def test_an_output_that_a_killed_run_had_moved_away_stays_until_it_is_replaced(killed_while_replacing):
+    output = killed_while_replacing
+    check_output(output.parent / "another", overwrite=False)
+    assert not output.exists()
     with staged_output(output, overwrite=True) as staging:
-        assert not replaced.exists()
+        assert contents_of(output).keys() == {"sea_export.json", "old"}
         (staging / "new").write_text("new")
-    assert list(tmp_path.iterdir()) == [output]
+    assert list(output.parent.iterdir()) == [output]
     assert contents_of(output) == {"new": b"new"}
+
+
+def test_what_is_half_removed_never_comes_back(tmp_path):
+    (tmp_path / ".out.partial" / "removed").mkdir(parents=True)
+    (tmp_path / ".out.partial" / "removed" / "older").write_text("x")
+    check_output(tmp_path / "out", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "broken link", "pipe"])
+def test_what_others_have_in_the_place_beside_an_output_is_not_touched(tmp_path, kind, overwrite):
+    """Before anything is computed, and again when the output is written."""
+    place, output = tmp_path / ".out.partial", tmp_path / "out"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "unfinished").write_text("years of work")
+    if kind == "file":
+        place.write_text("mine")
+    elif kind == "folder":
+        place.mkdir()
+        (place / "thesis.tex").write_text("years of work")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(tmp_path / ("mine" if kind == "link" else "nothing"))
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    refused(output, place, overwrite=overwrite)
+    with pytest.raises(InputError, match=naming(place)), staged_output(output, overwrite=overwrite):
+        pass
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_folders_with_similar_names_are_of_no_concern(tmp_path):
+    for name in (".out.replaced", ".out.removed-1", ".out.unfinished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("x")
+    with staged_output(tmp_path / "out", overwrite=False) as staging:
+        (staging / "new").write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {".out.replaced", ".out.removed-1", ".out.unfinished", "out"}
+
+
+@pytest.mark.parametrize("length", [248, 255, 300])
+def test_names_that_are_too_long(tmp_path, length):
+    output = tmp_path / ("n" * length)
+    with pytest.raises(InputError, match="name too long"):
+        check_output(output, overwrite=False)
+
+
+def test_other_results_are_not_written_into_the_output(tmp_path):
+    check_beside(tmp_path / "out", None, tmp_path / "cache", tmp_path / "output", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for other in (tmp_path / "out", tmp_path / "out" / "figures.json", tmp_path / "link" / "cache"):
+        with pytest.raises(InputError, match=naming(other)):
+            check_beside(tmp_path / "out", tmp_path / "cache", other)
 
 
 def refused(output: Path, *facts: object, **options: object) -> None:

@@ -192,7 +192,9 @@ def test_gradients_of_a_base_in_half_precision_are_computed_in_float32(
     tokenizer: PreTrainedTokenizerFast,
     demonstrations: tuple[Demonstration, ...],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sea_export.model.compute_dtype.float32_is_faster", lambda dtype: False)
     copy.deepcopy(llama).to(torch.bfloat16).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     seen: set[torch.dtype] = set()

@@ -126,7 +126,7 @@ class FaultyExport:
         # Killed between two renames: the old output waits beside its place for the next run.
         moved_away = self.overwrite and fault.kind == "SIGKILL" and not self.output.exists()
         if moved_away:
-            assert contents_of(self.directory / ".out.replaced") == old, "the old output is lost"
+            assert contents_of(self.directory / ".out.partial" / "replaced") == old, "the old output is lost"
         elif left != new:
             assert left == old, "the output is neither whole nor what it was"
             assert self.output.exists() == self.overwrite

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,30 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
+from sea_export.capture.cache import ActivationCache
+from sea_export.cards.base_card import base_metadata, license_warning
+from sea_export.cards.description import update_description
+from sea_export.demonstrations.chat_template import chat_texts
+from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin
+from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.manifest import read_manifest
 from sea_export.files.reading import parse_json
+from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.base import open_base
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.load_model import choose_device, dtype_named
 from sea_export.model.pickled_weights import load_pickled_weights
 from sea_export.model.safetensors_header import read_header
+from sea_export.model.targets import Target
+from sea_export.options import FORMATS, ExportOptions, FitOptions
+from sea_export.saving import locate_fit
+from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.checkpoint_files import INDEX, join_file, split_file, tensors_of_many_dtypes, write_sharded
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
+from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
 # Values
 
@@ -166,6 +180,9 @@ def _template_folder(kind: str) -> tempfile.TemporaryDirectory[str]:
     directory = Path(folder.name)
     if kind == "checkpoint":
         write_sharded(directory, tensors_of_many_dtypes())
+    elif kind == "model":
+        tiny_model("llama").save_pretrained(directory)
+        tiny_tokenizer().save_pretrained(directory)
     else:
         spectral_edit(MLP_TARGETS).save(directory)
     return folder
@@ -288,6 +305,86 @@ def _gguf_file() -> bytes:
         return (folder / "m.gguf").read_bytes()
 
 
+def run_is_repeatable_or_refused(text: bytes) -> None:
+    with _scratch() as folder, refused_or_done():
+        (folder / "sea_export.json").write_bytes(text)
+        run = RecordedRun.of(read_manifest(folder))
+        run.changed_versions()
+        choose_device(run.computation["device"])
+        dtype_named(run.computation["dtype"])
+        assert run.export_options(overwrite=True).format in FORMATS
+        assert all(isinstance(name, str) for name in run.base["files"])
+
+
+def card_is_made_or_refused(text: bytes) -> None:
+    with _scratch() as folder, refused_or_done():
+        (folder / "sea_export.json").write_bytes(text)
+        update_description(folder, {"repository": "org/edited"})
+
+
+def config_is_read_or_refused(text: bytes) -> None:
+    with _scratch("model") as folder, refused_or_done():
+        (folder / "config.json").write_bytes(text)
+        with open_base(str(folder)) as base:
+            locate_fit(base, choose_targets(base.skeleton, FitOptions()), FitOptions(), ExportOptions())
+            assert isinstance(base.model_class, str)
+
+
+def tokenizer_is_read_or_refused(text: bytes, file: str) -> None:
+    with _scratch("model") as folder, refused_or_done():
+        (folder / file).write_bytes(text)
+        with open_base(str(folder)) as base:
+            assert len(tokenize(_DEMONSTRATIONS, base.tokenizer)) == len(_DEMONSTRATIONS)
+
+
+def template_is_rendered_or_refused(text: bytes) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = text.decode(errors="replace")
+    with refused_or_done():
+        (rendered,) = chat_texts(tokenizer, ["Is the sea made of water?"])
+        rendered.encode()
+
+
+def cache_is_read_or_refused(contents: bytes) -> None:
+    with _scratch() as folder, refused_or_done():
+        part = ActivationCache(folder, {}, 4).folder / "part.safetensors"
+        part.write_bytes(contents)
+        cache = ActivationCache(folder, {}, 4)
+        target = Target(0, "mlp")
+        if not cache.missing([target], [0, 1])[0]:
+            assert cache.read(target, [0, 1]).positive.shape == (2, 4)
+
+
+def base_card_is_read(contents: bytes) -> None:
+    with _scratch("model") as folder:
+        (folder / "README.md").write_bytes(contents)
+        with open_base(str(folder)) as base:
+            metadata = base_metadata(base)
+        json.dumps(metadata, allow_nan=False).encode()
+        license_warning(base.name, metadata)
+
+
+@functools.cache
+def _cache_file() -> bytes:
+    return save({"demonstrations": torch.arange(2), "0.mlp": torch.ones(3, 2, 4), "1.mlp": torch.ones(3, 2, 4)})
+
+
+_CARD = b"""---
+license: apache-2.0
+license_link: LICENSE
+language: [en, de]
+pipeline_tag: text-generation
+tags:
+- tiny
+---
+# A model
+"""
+_TEMPLATE = (
+    b"{%- set system = 'Be kind.' -%}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    b"{% if loop.first and system %}{{ system | trim }}{% endif %}{{ message['content'][0:100] * 2 }}\n{% endfor %}"
+    b"{% if add_generation_prompt %}{{ '<|assistant|>' ~ 3 * 5 }}{% else %}{{ raise_exception('no') }}{% endif %}"
+)
+_DEMONSTRATIONS = [Demonstration("Is the sea wet?", "Yes.", "No."), Demonstration("Is it dry?", "No, wet.", "Yes.")]
 _MANIFEST = {
     "manifest_version": 1,
     "format": "merged",
@@ -297,6 +394,40 @@ _MANIFEST = {
     "verification": None,
     "files": {"model.safetensors": "0"},
 }
+
+_RUN = {
+    **_MANIFEST,
+    "export": {"adapter_rank": None, "verify": True, "force": False, "trust_remote_code": False},
+    "versions": {"sea-export": "0.1.0", "torch": "2.13.0"},
+    "base": {**_MANIFEST["base"], "model_class": "AutoModelForCausalLM", "metadata": {"license": "mit"}},
+    "edit": {
+        "base": {"name": "org/tiny", "revision": None, "weights": {"model.safetensors": "0"}},
+        "demonstrations": {"count": 2, "sha256": "0", "origin": asdict(DemonstrationOrigin("builtin:truthfulness"))},
+        "options": asdict(FitOptions()),
+        "computation": {"dtype": "float32", "device": "cpu", "layerwise": False, "threads": 1, "processes": 1},
+        "versions": {"sea-export": "0.1.0", "torch": "2.13.0"},
+    },
+    "layers": [
+        {
+            "target": "1.mlp",
+            "positive_rank": 2,
+            "negative_rank": 3,
+            "positive_variance": 0.5,
+            "negative_variance": None,
+            "map_rank": None,
+            "strength": 1.0,
+            "normalization": "none",
+            "relative_change": 0.5,
+        }
+    ],
+    "added_tensors": [],
+    "evaluation": None,
+}
+
+
+def _of_model(file: str) -> Any:
+    return json.loads((_template("model") / file).read_text(encoding="utf-8"))
+
 
 Property = Callable[[bytes], None]
 
@@ -320,5 +451,19 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
         pickle_is_read_or_refused,
         st.deferred(lambda: changed_bytes(_pickle_file(True)) | changed_bytes(_pickle_file(False))),
     ),
+    "recorded run": (run_is_repeatable_or_refused, changed_text(_RUN)),
+    "model card of a manifest": (card_is_made_or_refused, changed_text(_RUN)),
+    "config": (config_is_read_or_refused, st.deferred(lambda: changed_text(_of_model("config.json")))),
+    "tokenizer": (
+        functools.partial(tokenizer_is_read_or_refused, file="tokenizer.json"),
+        st.deferred(lambda: changed_text(_of_model("tokenizer.json"))),
+    ),
+    "config of a tokenizer": (
+        functools.partial(tokenizer_is_read_or_refused, file="tokenizer_config.json"),
+        st.deferred(lambda: changed_text(_of_model("tokenizer_config.json"))),
+    ),
+    "chat template": (template_is_rendered_or_refused, changed_bytes(_TEMPLATE)),
+    "cache": (cache_is_read_or_refused, changed_safetensors(_cache_file)),
+    "model card of a base": (base_card_is_read, changed_bytes(_CARD)),
     "GGUF": (gguf_is_converted_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
 }

@@ -136,6 +136,34 @@ def test_an_interrupted_search_goes_on_as_it_would_have(done: int, tmp_path: Pat
     assert finished.tried == []
 
 
+@pytest.mark.parametrize("lost", [1, 40, 200])
+def test_a_search_that_was_killed_while_it_wrote_goes_on(lost: int, tmp_path: Path) -> None:
+    """What is left of its last line goes, and so does nothing else."""
+    storage = tmp_path / "study.log"
+    run_search(FakeTuner(), storage, trials=3)
+    (tmp_path / "study.log.lock").symlink_to(storage)  # as a search that Optuna itself locked would leave it
+    written = storage.read_bytes()
+    storage.write_bytes(written[:-lost])
+    resumed = run_search(FakeTuner(), storage, trials=5)
+    assert len(resumed) == 5
+    kept = written[:-lost][: written[:-lost].rfind(b"\n") + 1]
+    assert storage.read_bytes().startswith(kept)
+    assert run_search(FakeTuner(), storage, trials=5) == resumed
+    assert {path.name for path in tmp_path.iterdir()} == {"study.log", "study.log.lock"}
+
+
+NOT_STUDIES = ("my notes", "my notes\n", '{"op":0}', '{"op_code":0}\nmy notes', '{"op_code":77}\n', "[1]\n")
+
+
+@pytest.mark.parametrize("content", NOT_STUDIES)
+def test_a_file_that_keeps_no_studies_is_refused_and_stays(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text(content)
+    with pytest.raises(InputError, match=naming(file)):
+        run_search(FakeTuner(), file, trials=1)
+    assert file.read_text() == content
+
+
 def test_searches_with_other_settings_share_a_file(tmp_path: Path) -> None:
     run_search(FakeTuner(), tmp_path / "study.log", trials=3)
     tuner = FakeTuner()

@@ -20,6 +20,7 @@ from sea_export.model.checkpoint import Checkpoint
 from tests.helpers.custom_code_models import TANH, load, logits, relative_error
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.parameters import UNMEASURED
+from tests.helpers.tampering import forged
 from tests.helpers.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -70,16 +71,17 @@ def test_verification_finds_what_is_not_the_edit(fit_tiny, llama, tiny_checkpoin
     sea_export.save(fit_tiny(llama, **TANH), tiny_checkpoint, tmp_path / "out", format="custom-code", verify=False)
     name = "model.layers.2.mlp.sea_edit.0.kept_directions"
     tampered(tmp_path / "out", {name: load_file(tmp_path / "out" / EDIT_SHARD)[name].flip(1).contiguous()})
+    forged(tmp_path / "out")
     problems = "; ".join(sea_export.verify(tmp_path / "out", tiny_checkpoint).problems)
-    assert_names(problems, name, "run-time edit")
+    assert_names(problems, name)
 
 
 def test_verification_finds_that_the_base_was_changed(fit_tiny, llama, tiny_checkpoint, tmp_path) -> None:
     sea_export.save(fit_tiny(llama), tiny_checkpoint, tmp_path / "out", format="custom-code", verify=False)
     weights = load_file(tmp_path / "out" / "base-model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0] += 1
-    (tmp_path / "out" / "base-model.safetensors").unlink()  # it is linked to the base's
     save_file(weights, tmp_path / "out" / "base-model.safetensors", metadata={"format": "pt"})
+    forged(tmp_path / "out")
     problems = "; ".join(sea_export.verify(tmp_path / "out", tiny_checkpoint).problems)
     assert_names(problems, "model.layers.0.mlp.up_proj.weight")
 
@@ -89,8 +91,9 @@ def test_verification_finds_a_tokenizer_that_is_not_the_base_s(fit_tiny, llama, 
     tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:5]
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(sea_export.SeaExportError, match="tokenizer"):
-        sea_export.verify(tmp_path / "out", tiny_checkpoint)
+    forged(tmp_path / "out")
+    problems = "; ".join(sea_export.verify(tmp_path / "out", tiny_checkpoint).problems)
+    assert_names(problems, "tokenizer.json")
 
 
 @pytest.mark.parametrize("part", ["code", "auto_map"])
@@ -104,6 +107,7 @@ def test_code_that_is_not_ours_is_not_run_by_verification(part: str, fit_tiny, l
         (output / "other.py").write_text(foreign, encoding="utf-8")
         config = (output / "config.json").read_text(encoding="utf-8")
         (output / "config.json").write_text(config.replace("modeling_sea.", "other."), encoding="utf-8")
+    forged(output)
     with pytest.raises(sea_export.InputError, match=naming("--trust-remote-code")):
         sea_export.verify(output, tiny_checkpoint)
     assert not trace.exists()

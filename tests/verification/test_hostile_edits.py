@@ -19,6 +19,7 @@ from sea_export.export.manifest import MANIFEST
 from sea_export.options import FitOptions
 from tests.helpers.hostile_edits import ADAPTERS, EDITS, FOREIGN_EDITS, MANIFESTS
 from tests.helpers.refusals import Commands, state_of
+from tests.helpers.tampering import forged
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,8 @@ def test_save_refuses_what_does_not_fit_the_base(
 def test_verify_refuses(name: str, exports: Path, arena: Path, commands: Commands) -> None:
     shutil.copytree(exports / "merged", arena / "out")
     MANIFESTS[name](arena / "out")
+    if name.startswith(("edit", "weights that are cut")):
+        forged(arena / "out")
     commands.refuses(arena, "verify", arena / "out", "--base", arena / "model")
 
 
@@ -79,6 +82,7 @@ def test_verify_refuses(name: str, exports: Path, arena: Path, commands: Command
 def test_verify_refuses_adapters(name: str, exports: Path, arena: Path, commands: Commands) -> None:
     shutil.copytree(exports / "adapter", arena / "out")
     ADAPTERS[name](arena / "out")
+    forged(arena / "out")
     commands.refuses(arena, "verify", arena / "out", "--base", arena / "model")
 
 

@@ -74,7 +74,7 @@ class _Adapter:
     def details(self, plan: AdapterPlan) -> dict[str, Any]:
         return plan.details()
 
-    def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
+    def disk_bytes(self, base: Base, output: Path, options: ExportOptions, *, targets: int = 0, rank: int = 0) -> int:
         from sea_export.export.adapter.adapter_plan import estimated_bytes
 
         return estimated_bytes(base, targets, rank)
@@ -86,7 +86,7 @@ class _Adapter:
 
         return write_adapter(plan, base, destination)
 
-    def check_before_loading(self, directory: Path, base: Base, plan: AdapterPlan, *, trust_remote_code: bool) -> None:
+    def check_before_loading(self, directory: Path, plan: AdapterPlan, *, trust_remote_code: bool) -> None:
         from sea_export.export.adapter.adapter_check import read_adapter
 
         read_adapter(directory, plan)

@@ -27,7 +27,7 @@ def write_adapter(plan: AdapterPlan, base: Base, directory: Path) -> WriteReport
     (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     write_tensors(directory / ADAPTER_WEIGHTS, plan.adapter.tensors)
     return WriteReport(
-        base_digests={file: file_digest(base.checkpoint.directory / file) for file in base.checkpoint.weight_files},
+        base_digests=base.weight_digests,
         digests={file: file_digest(directory / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
         edited=plan.stored_weights or tuple(f"{module.module}.weight" for module in plan.adapter.modules),
         unchanged=(),

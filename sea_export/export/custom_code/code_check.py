@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sea_export.export.custom_code.code_plan import CODE_FILE, CodePlan
-from sea_export.export.formats import TensorCheck
+from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, CodePlan
+from sea_export.export.formats import SIDE_FILES_OF_CONVERTED, TensorCheck
 from sea_export.files.reading import open_file, read_json
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import compare_checkpoints
+from sea_export.model.diff import compare_checkpoints, same_layout
 from sea_export.model.own_code import other_code
 
 __all__ = ["check_code_tensors", "has_own_code"]
@@ -47,13 +47,15 @@ def _statements(source: str) -> str:
     return ast.dump(ast.Module(tree.body[ast.get_docstring(tree) is not None :], []))
 
 
-def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> TensorCheck:
+def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan, *, converted: bool = False) -> TensorCheck:
     """Checks that the export holds all tensors of the base as they were, the tensors of the edit, and no others.
 
     Args:
         directory: the export.
         base: the checkpoint of the base.
         plan: the export as it should be.
+        converted: whether the base was converted. Its other files depend on the version of transformers then, and are
+            not compared.
 
     Raises:
         InputError: the directory is not a safetensors checkpoint.
@@ -72,6 +74,17 @@ def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> Ten
         wrong = [name for name in plan.tensors if not _same(name, stored, plan.tensors)]
         if wrong:
             problems.append(f"stored tensors are not those of the edit: {', '.join(wrong)}")
+    moved = [
+        file
+        for file in (f"{BASE_PREFIX}{name}" for name in base.weight_files)
+        if file not in written.weight_files
+        or not same_layout(base.directory / file.removeprefix(BASE_PREFIX), directory / file)
+    ]
+    if moved:
+        problems.append(f"files hold their tensors in another order or with other metadata: {', '.join(moved)}")
+    rewritten = {"config.json", base.index_file}
+    if not converted and (other := difference.not_kept(file for file in base.side_files() if file not in rewritten)):
+        problems.append(f"files are not the base's: {', '.join(sorted(other))}")
     return TensorCheck(
         problems=tuple(problems),
         statement=f"{difference.tensors_identical} tensors and {difference.files_identical} other files are the "
@@ -79,6 +92,7 @@ def check_code_tensors(directory: Path, base: Checkpoint, plan: CodePlan) -> Ten
         changed_tensors=len(difference.tensors_changed),
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
+        unchecked=(SIDE_FILES_OF_CONVERTED,) if converted else (),
     )
 
 

@@ -61,7 +61,7 @@ class _CustomCode:
     ) -> CodePlan:
         from sea_export.export.custom_code.code_plan import plan_custom_code
 
-        return plan_custom_code(edit, base, located)
+        return plan_custom_code(edit, base, located, link=options.link)
 
     def remarks(self, plan: CodePlan) -> list[str]:
         return []
@@ -69,23 +69,26 @@ class _CustomCode:
     def details(self, plan: CodePlan) -> dict[str, Any]:
         return {}
 
-    def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
-        """Weight files on the same disk are linked, and need no bytes."""
+    def disk_bytes(self, base: Base, output: Path, options: ExportOptions, *, targets: int = 0, rank: int = 0) -> int:
+        """Weight files that are linked, or share their blocks with those of the base, need no bytes."""
+        from sea_export.files.cloning import can_clone
+
         parent, checkpoint = output.resolve().parent, base.checkpoint
-        if not parent.is_dir():
+        weights = [checkpoint.directory / file for file in checkpoint.weight_files]
+        if not parent.is_dir() or weights[0].stat().st_dev != parent.stat().st_dev:
             return checkpoint.size
-        weights = [(checkpoint.directory / file).stat() for file in checkpoint.weight_files]
-        linked = sum(weight.st_size for weight in weights if weight.st_dev == parent.stat().st_dev)
-        return checkpoint.size - linked
+        if not options.link and not can_clone(weights[0], parent):
+            return checkpoint.size
+        return checkpoint.size - sum(weight.stat().st_size for weight in weights)
 
     def write(
         self, plan: CodePlan, base: Base, destination: Path, progress: Callable[[int], None] | None = None
     ) -> WriteReport:
         from sea_export.export.custom_code.code_writer import write_custom_code
 
-        return write_custom_code(base.checkpoint, destination, plan, progress=progress)
+        return write_custom_code(base, destination, plan, progress=progress)
 
-    def check_before_loading(self, directory: Path, base: Base, plan: CodePlan, *, trust_remote_code: bool) -> None:
+    def check_before_loading(self, directory: Path, plan: CodePlan, *, trust_remote_code: bool) -> None:
         from sea_export.export.custom_code.code_check import has_own_code
         from sea_export.export.custom_code.code_plan import CODE_FILE
         from sea_export.model.checkpoint import Checkpoint
@@ -106,7 +109,7 @@ class _CustomCode:
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: CodePlan) -> TensorCheck:
         from sea_export.export.custom_code.code_check import check_code_tensors
 
-        return check_code_tensors(directory, base.checkpoint, plan)
+        return check_code_tensors(directory, base.checkpoint, plan, converted=base.converted)
 
     def base_of(self, directory: Path) -> str | None:
         return None

@@ -1,7 +1,8 @@
 """The plan of a custom-code export: the tensors of the edit, the config, and the code that applies the edit.
 
-This is the only format for edits that weights cannot hold. The weight files of the base are linked or copied, and never
-changed. The code, `modeling_sea.py`, is made from the template in this folder and subclasses transformers' classes.
+This is the only format for edits that weights cannot hold. The weight files of the base are copied, or linked if that
+is asked for, and never changed. The code, `modeling_sea.py`, is made from the template in this folder and subclasses
+transformers' classes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CODE_MODULE = CODE_FILE.removesuffix(".py")
 EDIT_SHARD = "sea-edit.safetensors"
 BASE_PREFIX = "base-"
 """The prefix of the names of the base's weight files. A later save_pretrained into the output then writes to other
-files, and never into those that are linked to the base's."""
+files, and never into those that may be linked to the base's."""
 
 _EDITED_CLASSES = ("AutoConfig", "AutoModel")
 """The beginnings of the names of transformers' classes that load a config or a model, edited or not."""
@@ -67,6 +68,8 @@ class CodePlan:
     """The contents of config.json."""
     source: str
     """The contents of `modeling_sea.py`."""
+    link: bool = False
+    """Whether the weight files are hard links to the base's, instead of copies."""
 
 
 def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
@@ -96,13 +99,14 @@ def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
     return EditedModules(model, projections, stored_names)
 
 
-def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules) -> CodePlan:
+def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules, *, link: bool = False) -> CodePlan:
     """Determines everything that the export adds to the base, before anything is written.
 
     Args:
         edit: the edit, of any kind.
         base: the base.
         modules: what `find_edited_modules` found for the edit's targets.
+        link: whether the weight files are hard links to the base's, instead of copies.
 
     Raises:
         InputError: the edit has another hidden size than the base.
@@ -119,7 +123,7 @@ def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules) -> 
         for position, step in enumerate(steps, start=len(earlier)):
             for name, tensor in step.tensors.items():
                 tensors[f"{modules.stored_names[projection.module_name]}.sea_edit.{position}.{name}"] = tensor
-    return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model))
+    return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model), link)
 
 
 # The base

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sea_export.edit.fold import fold_parameters, wider_dtype, with_parameters
+from sea_export.edit.fold import fold_parameters, with_parameters
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
-from sea_export.export.formats import TensorCheck
+from sea_export.export.formats import SIDE_FILES_OF_CONVERTED, TensorCheck
 from sea_export.export.merged.merge_plan import MergePlan
-from sea_export.export.merged.merge_writer import changed_config
+from sea_export.export.merged.merge_writer import changed_files
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.diff import compare_checkpoints
-from sea_export.model.load_model import is_finite
+from sea_export.model.diff import CheckpointDifference, compare_checkpoints, same_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_config_of_merge", "check_merge", "with_folded_weights"]
+__all__ = ["check_merge", "with_folded_weights"]
 
 
 @contextmanager
@@ -46,13 +44,15 @@ def with_folded_weights(
         yield
 
 
-def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorCheck:
-    """Checks that exactly the intended tensors differ from the base's, each only by the fold and one rounding.
+def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted: bool = False) -> TensorCheck:
+    """Checks that exactly the intended tensors differ from the base's, each by the fold alone.
 
     Args:
         directory: the merged checkpoint.
         base: the checkpoint of the base.
         plan: the tensors that it should hold.
+        converted: whether the base was converted. Its other files depend on the version of transformers then, and are
+            not compared.
 
     Raises:
         InputError: the directory is not a safetensors checkpoint.
@@ -65,63 +65,67 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> TensorChe
     unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
     if unexpected:
         problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
-    wrong = [
-        name
-        for name, expected in (
-            *((name, fold(base.read(name))) for name, fold in plan.edits.items()),
-            *plan.additions.items(),
-        )
-        if name not in written.tensors or not _equal_to_rounding(written.read(name), expected)
-    ]
-    if wrong:
+    if wrong := [*_wrongly_folded(written, base, plan), *_wrongly_added(written, plan)]:
         problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
+    if moved := _of_other_layout(written, base, plan):
+        problems.append(f"files hold their tensors in another order or with other metadata: {', '.join(moved)}")
+    if not converted and (other := _other_files(written, base, plan, difference)):
+        problems.append(f"files are not the base's: {', '.join(other)}")
     changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
     return TensorCheck(
         problems=tuple(problems),
-        statement=f"{changed} tensors differ from the base's; {difference.tensors_identical} tensors and "
-        f"{difference.files_identical} other files are byte-identical.",
+        statement=f"{changed} tensors differ from the base's, by the fold alone, to the last bit; "
+        f"{difference.tensors_identical} tensors and {difference.files_identical} other files are byte-identical.",
         changed_tensors=changed,
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
+        unchecked=(SIDE_FILES_OF_CONVERTED,) if converted else (),
     )
 
 
-def check_config_of_merge(directory: Path, base: Checkpoint, plan: MergePlan) -> None:
-    """Refuses a merged checkpoint with another config than its base: a library would build what that config says.
-
-    Args:
-        directory: the merged checkpoint.
-        base: the checkpoint of the base.
-        plan: the changes of the config that the edit needs.
-
-    Raises:
-        InputError: the config is another one, or the directory is not a safetensors checkpoint.
-    """
-    if Checkpoint.open(directory).config != changed_config(base, plan.config_changes):
-        raise InputError(
-            f"{directory / 'config.json'}: it is not the config of the base, so that another model would be loaded. "
-            "Export the edit again."
-        )
+def _wrongly_folded(written: Checkpoint, base: Checkpoint, plan: MergePlan) -> Iterator[str]:
+    """The edited tensors that are not what the fold gives on any processor."""
+    for name, fold in plan.edits.items():
+        stored = base.tensors[name]
+        if name not in written.tensors or (written.tensors[name].shape, written.tensors[name].dtype) != (
+            stored.shape,
+            stored.dtype,
+        ):
+            yield name
+            continue
+        lowest, highest = fold.roundings(base.read(name))
+        tensor = written.read(name)
+        if not bool(((lowest <= tensor) & (tensor <= highest)).all()):  # false for values that are not numbers
+            yield name
 
 
-# The fold adds some hundred terms. Their rounding errors sum up to a few units in the last place of the largest term.
-_PLACES_OF_A_SUM = 8
+def _wrongly_added(written: Checkpoint, plan: MergePlan) -> Iterator[str]:
+    for name, expected in plan.additions.items():
+        if name not in written.tensors:
+            yield name
+            continue
+        tensor = written.read(name)
+        if tensor.dtype != expected.dtype or not torch.equal(tensor, expected):
+            yield name
 
 
-def _equal_to_rounding(written: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are equal, apart from rounding on another processor.
+def _of_other_layout(written: Checkpoint, base: Checkpoint, plan: MergePlan) -> list[str]:
+    """The weight files whose headers differ from the base's in more than the new tensors, and missing or extra ones."""
+    common = set(base.weight_files).intersection(written.weight_files)
+    return [
+        file
+        for file in sorted({*base.weight_files, *written.weight_files})
+        if file not in common
+        or not same_layout(base.directory / file, written.directory / file, besides=plan.additions)
+    ]
 
-    A value may differ by one unit in its last place. Where the terms of a sum cancel, it may differ by the rounding
-    errors of the largest values, because the small result of a sum cannot be more exact than its terms.
-    """
-    if written.shape != expected.shape or written.dtype != expected.dtype:
-        return False
-    precision = torch.finfo(expected.dtype)
-    if not is_finite(expected):  # no checkpoint can be made of such a base and edit
-        return False
-    largest = max(abs(bound.item()) for bound in expected.aminmax()) if expected.numel() else 0.0
-    lost = _PLACES_OF_A_SUM * torch.finfo(wider_dtype(expected.dtype)).eps * largest
-    return all(  # a piece at a time, to limit the memory for the copies in float64
-        torch.allclose(mine.double(), theirs.double(), rtol=precision.eps, atol=max(lost, precision.tiny))
-        for mine, theirs in zip(written.flatten().split(2**22), expected.flatten().split(2**22), strict=True)
-    )
+
+def _other_files(written: Checkpoint, base: Checkpoint, plan: MergePlan, difference: CheckpointDifference) -> list[str]:
+    """The side files of the base that are missing, or have other contents than the plan says."""
+    changed = changed_files(base, plan.additions, plan.config_changes)
+    wrong = {file for file, contents in changed.items() if not _holds(written.directory / file, contents)}
+    return sorted(difference.not_kept({*base.side_files()} - changed.keys()) | wrong)
+
+
+def _holds(path: Path, contents: memoryview) -> bool:
+    return path.is_file() and path.stat().st_size == len(contents) and path.read_bytes() == contents

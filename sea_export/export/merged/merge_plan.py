@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sea_export.edit.fold import fold_bias, fold_tensor
+from sea_export.edit.fold import bias_roundings, fold_bias, fold_tensor, tensor_roundings
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
@@ -17,15 +18,33 @@ from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
 from sea_export.model.checkpoint import Checkpoint
 
-__all__ = ["MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
+__all__ = ["Fold", "MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
+
+
+class Fold(Protocol):
+    """The fold of an edit into one stored tensor."""
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """The folded tensor.
+
+        Args:
+            stored: the stored one, which stays as it is.
+        """
+
+    def roundings(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest number that the fold may give on any processor.
+
+        Args:
+            stored: the stored tensor.
+        """
 
 
 @dataclass(frozen=True)
 class MergePlan:
     """Everything that merging an edit changes in a checkpoint."""
 
-    edits: Mapping[str, Callable[[Tensor], Tensor]]
-    """Stored name of a tensor -> the function that folds the edit into the stored tensor."""
+    edits: Mapping[str, Fold]
+    """Stored name of a tensor -> the fold of the edit into it."""
     additions: Mapping[str, Tensor]
     """New tensors by name: biases that an `affine` edit needs."""
     config_changes: Mapping[str, bool]
@@ -82,7 +101,7 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkp
         InputError: the edit has another hidden size than the base.
     """
     edit.check_sizes(stored.projections)
-    edits: dict[str, Callable[[Tensor], Tensor]] = {}
+    edits: dict[str, Fold] = {}
     dtype = checkpoint.tensors[next(iter(stored.parameters.values())).parts[0]].dtype
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
     for projection in stored.projections:
@@ -106,6 +125,9 @@ class _WeightFold:
     def __call__(self, stored: Tensor) -> Tensor:
         return fold_tensor(stored, self.edits, self.output_dim)
 
+    def roundings(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        return tensor_roundings(stored, self.edits, self.output_dim)
+
 
 @dataclass(frozen=True)
 class _BiasFold:
@@ -115,3 +137,6 @@ class _BiasFold:
         folded = fold_bias(stored, self.edits, stored.dtype)
         assert folded is not None
         return folded
+
+    def roundings(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        return bias_roundings(stored, self.edits)

@@ -29,7 +29,7 @@ from sea_export.model.load_model import is_finite
 from sea_export.model.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
 from sea_export.text import dtype_name
 
-__all__ = ["TensorEdit", "changed_config", "write_checkpoint"]
+__all__ = ["TensorEdit", "changed_files", "write_checkpoint"]
 
 TensorEdit = Callable[[torch.Tensor], torch.Tensor]
 """Stored tensor -> edited tensor of the same shape and dtype. It must not change its argument."""
@@ -67,11 +67,8 @@ def write_checkpoint(
     """
     additions = additions or {}
     _check(base, edits, additions)
-    changed_files = {"config.json": _encoded(changed_config(base, config_changes))} if config_changes else {}
-    if additions and base.index_file:
-        changed_files[base.index_file] = _extended_index(base, additions)
-
-    write = _Writer(base, destination, edits, additions, changed_files, progress)
+    changed = changed_files(base, additions, config_changes or {})
+    write = _Writer(base, destination, edits, additions, changed, progress)
     written = write.files((*base.weight_files, *base.side_files()))
     edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
     if edited and not any(edited.values()) and not additions:
@@ -87,6 +84,25 @@ def write_checkpoint(
         unchanged=tuple(name for name, differs in edited.items() if not differs),
         added=tuple(additions),
     )
+
+
+def changed_files(
+    base: Checkpoint, additions: Mapping[str, torch.Tensor], config_changes: Mapping[str, object]
+) -> dict[str, memoryview]:
+    """The contents of the files that are written anew, by name: the config and the index, if anything in them changes.
+
+    Args:
+        base: the checkpoint of the base.
+        additions: see `write_checkpoint`.
+        config_changes: see `write_checkpoint`.
+
+    Raises:
+        InputError: the config has no section in which an entry is to be set.
+    """
+    changed = {"config.json": _changed_config(base, config_changes)} if config_changes else {}
+    if additions and base.index_file:
+        changed[base.index_file] = _extended_index(base, additions)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -255,16 +271,8 @@ def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping
             )
 
 
-def changed_config(base: Checkpoint, changes: Mapping[str, object]) -> dict[str, Any]:
-    """The contents of config.json with changed entries, and its keys in their old order.
-
-    Args:
-        base: the checkpoint of the base.
-        changes: see `write_checkpoint`.
-
-    Raises:
-        InputError: it has no such section.
-    """
+def _changed_config(base: Checkpoint, changes: Mapping[str, object]) -> memoryview:
+    """The bytes of config.json with changed entries, and its keys in their old order."""
     config = copy.deepcopy(dict(base.config))
     for key, value in changes.items():
         *sections, entry = key.split(".")
@@ -276,7 +284,7 @@ def changed_config(base: Checkpoint, changes: Mapping[str, object]) -> dict[str,
                     f"{base.directory / 'config.json'}: it has no section {section}, in which {key} is to be set."
                 )
         part[entry] = value
-    return config
+    return _encoded(config)
 
 
 def _extended_index(base: Checkpoint, additions: Mapping[str, torch.Tensor]) -> memoryview:

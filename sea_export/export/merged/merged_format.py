@@ -66,7 +66,7 @@ class _Merged:
     def details(self, plan: MergePlan) -> dict[str, Any]:
         return {}
 
-    def disk_bytes(self, base: Base, output: Path, *, targets: int = 0, rank: int = 0) -> int:
+    def disk_bytes(self, base: Base, output: Path, options: ExportOptions, *, targets: int = 0, rank: int = 0) -> int:
         return base.checkpoint.size
 
     def write(
@@ -83,10 +83,10 @@ class _Merged:
             progress=progress,
         )
 
-    def check_before_loading(self, directory: Path, base: Base, plan: MergePlan, *, trust_remote_code: bool) -> None:
-        from sea_export.export.merged.merge_check import check_config_of_merge
+    def check_before_loading(self, directory: Path, plan: MergePlan, *, trust_remote_code: bool) -> None:
+        from sea_export.model.checkpoint import Checkpoint
 
-        check_config_of_merge(directory, base.checkpoint, plan)
+        Checkpoint.open(directory)
 
     def stored_dtype(self, base: Base, plan: MergePlan) -> torch.dtype | None:
         return base.checkpoint.coarsest_dtype(plan.edits)
@@ -99,7 +99,7 @@ class _Merged:
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: MergePlan) -> TensorCheck:
         from sea_export.export.merged.merge_check import check_merge
 
-        return check_merge(directory, base.checkpoint, plan)
+        return check_merge(directory, base.checkpoint, plan, converted=base.converted)
 
     def base_of(self, directory: Path) -> str | None:
         return None

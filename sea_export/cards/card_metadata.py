@@ -1,0 +1,88 @@
+"""The metadata of a model card: what the Hub indexes a checkpoint by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from sea_export.demonstrations.tables import hub_dataset
+from sea_export.export.formats import export_format
+from sea_export.export.manifest import fits_of
+from sea_export.model.base import is_hub_id
+
+__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "is_on_hub", "is_spectral"]
+
+MULTIMODAL = "AutoModelForImageTextToText"
+SPECTRAL = "spectral"
+_BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs", "damage": "neutral text"}
+
+
+def card_metadata(manifest: Mapping[str, Any]) -> ModelCardData:
+    """The metadata of the card of a checkpoint.
+
+    Args:
+        manifest: the contents of its `sea_export.json`.
+    """
+    base, format = manifest["base"], export_format(manifest["format"])
+    stated = base["metadata"]
+    on_hub = is_on_hub(base)
+    results = list(_evaluation_results(manifest.get("evaluation")))
+    task = "image-text-to-text" if base["model_class"] == MULTIMODAL else "text-generation"
+    return ModelCardData(
+        base_model=base["name"] if on_hub else None,
+        base_model_relation=("adapter" if format.loads_beside_base else "finetune") if on_hub else None,
+        license=stated.get("license"),
+        license_name=stated.get("license_name"),
+        license_link=stated.get("license_link"),
+        language=stated.get("language"),
+        library_name=format.library,
+        pipeline_tag=stated.get("pipeline_tag", task),
+        tags=["sea-export", *(["spectral-editing"] if is_spectral(manifest) else []), *format.tags],
+        datasets=_datasets(manifest) or None,
+        model_name=_model_name(manifest) if results else None,
+        eval_results=results or None,
+    )
+
+
+def is_on_hub(base: Mapping[str, Any]) -> bool:
+    """Whether the base that a manifest names is a model of the Hub."""
+    return base["revision"] is not None and is_hub_id(base["name"])
+
+
+def is_spectral(manifest: Mapping[str, Any]) -> bool:
+    """Whether a spectral fit made the edit, or a part of it."""
+    methods = {(fit.get("options") or {}).get("method", SPECTRAL) for fit in fits_of(manifest["edit"])}
+    return SPECTRAL in methods
+
+
+def _model_name(manifest: Mapping[str, Any]) -> str:
+    repository = manifest.get("repository") or f"{manifest['base']['name']}-spectrally-edited"
+    return str(repository).rpartition("/")[2]
+
+
+def _datasets(manifest: Mapping[str, Any]) -> list[str]:
+    origins = [(fit.get("demonstrations") or {}).get("origin") for fit in fits_of(manifest["edit"])]
+    names = (hub_dataset(origin["source"]) for origin in origins if origin is not None)
+    return list(dict.fromkeys(filter(None, names)))
+
+
+def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalResult]:
+    """The metrics over all rows. Those of groups are in the table only."""
+    for report in (evaluation or {}).get("benchmarks", ()):
+        for metric in report["figures"]:
+            if metric["group"]:
+                continue
+            share = metric["unit"] == "%"
+            yield EvalResult(
+                task_type="text-generation",
+                task_name="Text generation",
+                dataset_type=report["benchmark"],
+                dataset_name=_BENCHMARK_NAMES.get(report["benchmark"], report["benchmark"]),
+                dataset_args={"rows": report["rows"]},
+                metric_type=re.sub(r"\W+", "_", metric["name"].lower()),
+                metric_name=f"{metric['name']} ({metric['unit']})" if metric["unit"] else metric["name"],
+                metric_value=round(metric["value"][0] * (100 if share else 1), 4),
+            )

@@ -1,0 +1,67 @@
+"""What an edit tells of how it was made: the types of the entries that are read again."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+__all__ = ["Provenance"]
+
+
+class _NamedBase(TypedDict):
+    name: str
+
+
+class _Base(_NamedBase, total=False):
+    revision: str | None
+    weights: dict[str, str]
+    """SHA-256, in hexadecimal, by file name."""
+    fitted_on: dict[str, Any]
+    """The base that the edit was fitted on, if that is another one."""
+
+
+class _Origin(TypedDict):
+    source: str
+
+
+class _DemonstrationTexts(TypedDict):
+    count: int
+    sha256: str
+
+
+class _Demonstrations(_DemonstrationTexts, total=False):
+    origin: _Origin | None
+
+
+class _Computation(TypedDict):
+    """See `sea_export.fitting.fit.computation_record`."""
+
+    dtype: str
+    device: str
+    layerwise: bool
+    threads: int
+    processes: int
+
+
+class _Tuning(TypedDict):
+    benchmark: str
+    metric: str
+    pick: str
+    rows: int
+    max_kl: float
+    trials: int
+
+
+class Provenance(TypedDict, total=False):
+    """Where an edit comes from."""
+
+    base: _Base | None
+    demonstrations: _Demonstrations
+    options: dict[str, Any]
+    """The record of a `sea_export.options.FitOptions`."""
+    computation: _Computation
+    versions: dict[str, str]
+    tuning: _Tuning | None
+    effect: dict[str, Any] | None
+    """See `sea_export.effect.measure.measured_edit`."""
+    composed: list[Provenance]
+    """The edits whose product it is. It has no other entry then but its base."""

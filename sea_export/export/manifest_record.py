@@ -1,0 +1,81 @@
+"""The types of the entries of a manifest that are read again."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from sea_export.edit.provenance import Provenance
+
+__all__ = ["ManifestRecord"]
+
+
+class _Export(TypedDict, total=False):
+    adapter_rank: int | None
+    verify: bool
+    force: bool
+    trust_remote_code: bool
+
+
+class _NamedBase(TypedDict):
+    name: str
+    revision: str | None
+    dtype: str
+    dequantized: bool
+    files: dict[str, str]
+
+
+class _Base(_NamedBase, total=False):
+    model_class: str
+    metadata: dict[str, Any]
+
+
+class _NamedLayer(TypedDict):
+    target: str
+
+
+class _Layer(_NamedLayer, total=False):
+    positive_rank: int
+    negative_rank: int
+    positive_variance: float | None
+    negative_variance: float | None
+    map_rank: int | None
+    strength: float
+    feature_function: str
+    normalization: str
+    relative_change: float
+    signature: float
+    reader_error: float | None
+
+
+class _Adapter(TypedDict, total=False):
+    rank_cap: int | None
+
+
+class _Benchmark(TypedDict):
+    benchmark: str
+
+
+class _Evaluation(TypedDict):
+    benchmarks: list[_Benchmark]
+
+
+class _Required(TypedDict):
+    format: str
+    base: _NamedBase
+    edit: Provenance
+    files: dict[str, str]
+
+
+class ManifestRecord(_Required, total=False):
+    """A manifest. Entries that are only shown in the model card are checked there."""
+
+    export: _Export
+    versions: dict[str, str]
+    layers: list[_Layer]
+    edited_tensors: list[str]
+    added_tensors: list[str]
+    left_out_files: list[str]
+    adapter: _Adapter
+    verification: dict[str, Any] | None
+    evaluation: _Evaluation | None
+    repository: str | None
