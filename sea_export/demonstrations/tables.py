@@ -274,7 +274,7 @@ def _open_hub(path: str, config: str | None, split: str | None, revision: str | 
             "path, or run pip install 'sea-export[datasets]'."
         ) from None
     try:
-        dataset = datasets.load_dataset(path, config, split=split, revision=revision)
+        dataset = datasets.load_dataset(path, config, split=split, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"{path}: there is no such file, and the Hub dataset of this name cannot be loaded ({first_line(error)}). "
