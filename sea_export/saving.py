@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from sea_export.capture.offloaded import StoredModel
 from sea_export.cards.base_card import base_metadata, license_warning
@@ -24,7 +23,7 @@ from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
-from sea_export.verification.verify import Verification, model_to_verify, verify_export
+from sea_export.verification.verify import Verification, model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -186,9 +185,8 @@ def save_checkpoint(
 
     def load() -> PreTrainedModel:
         nonlocal model
-        if not isinstance(model, nn.Module):
-            model = base.load_model()
-        return model
+        model = loaded = unrounded_model(base, model)
+        return loaded
 
     plan = format.plan(edit, base, located, options, load)
     metadata = base_metadata(base)

@@ -274,7 +274,7 @@ def _open_hub(path: str, config: str | None, split: str | None, revision: str | 
             "path, or run pip install 'sea-export[datasets]'."
         ) from None
     try:
-        dataset = datasets.load_dataset(path, config, split=split, revision=revision)
+        dataset = datasets.load_dataset(path, config, split=split, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"{path}: there is no such file, and the Hub dataset of this name cannot be loaded ({first_line(error)}). "
@@ -302,7 +302,22 @@ def _numbered(rows: Iterable[object], label: str) -> RowsOrErrors:
 def _object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
         raise InputError(f"{where}: it is of type {type(row).__name__}. Give an object with named columns.")
+    for column, value in row.items():
+        if not all(map(is_utf8, _texts([column, value]))):
+            raise InputError(f"{where}: {column!r} has half of a surrogate pair, which is not text. Change it.")
     return row
+
+
+def _texts(values: list[object]) -> Iterator[str]:
+    """All texts in some values, those in lists and objects included."""
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            values += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            values += value
 
 
 _READERS: dict[str, Callable[[Path, str], RowsOrErrors]] = {

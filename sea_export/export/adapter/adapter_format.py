@@ -98,7 +98,7 @@ class _Adapter:
         read_adapter(directory, plan)
 
     def stored_dtype(self, base: Base, plan: AdapterPlan) -> torch.dtype | None:
-        return base.checkpoint.tensors[plan.stored_weights[0]].dtype if plan.stored_weights else None
+        return base.checkpoint.coarsest_dtype(plan.stored_weights) if plan.stored_weights else None
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.adapter.adapter_check import with_adapter
@@ -120,7 +120,7 @@ class _Adapter:
         return check_adapter_weights(directory, edit, plan)
 
     def base_of(self, directory: Path) -> str | None:
-        from sea_export.export.adapter.adapter_check import base_of_adapter
+        from sea_export.model.adapter_files import base_of_adapter
 
         return base_of_adapter(directory)
 
