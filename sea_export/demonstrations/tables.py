@@ -66,6 +66,8 @@ def open_table(source: str | Path) -> Table:
     """
     text = str(source)
     path = Path(source)
+    if not is_utf8(text):
+        raise InputError(f"{text}: its name is not UTF-8 text. Rename the file.")
     if is_file_name(text):
         return Table(path.name, partial(_read_file, path))
     if path.is_file():
@@ -300,7 +302,22 @@ def _numbered(rows: Iterable[object], label: str) -> RowsOrErrors:
 def _object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
         raise InputError(f"{where}: it is of type {type(row).__name__}. Give an object with named columns.")
+    for column, value in row.items():
+        if not all(map(is_utf8, _texts([column, value]))):
+            raise InputError(f"{where}: {column!r} has half of a surrogate pair, which is not text. Change it.")
     return row
+
+
+def _texts(values: list[object]) -> Iterator[str]:
+    """All texts in some values, those in lists and objects included."""
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            values += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            values += value
 
 
 _READERS: dict[str, Callable[[Path, str], RowsOrErrors]] = {

@@ -32,9 +32,10 @@ __all__ = [
 
 TEMPLATES = ("qa", "primer", "chat", "none")
 
+_ADVICE = "Choose --template qa."
+
 # Takes the position of a prompt while the chat template's own text around it is found. No template contains it, because
 # its first and last character are of Unicode's private use area.
-_ADVICE = "Choose --template qa."
 _PLACEHOLDER = "\ue000prompt\ue000"
 
 # A pattern that finds nothing.

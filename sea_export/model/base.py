@@ -38,6 +38,7 @@ from sea_export.model.load_tokenizer import load_tokenizer
 from sea_export.model.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
 from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.targets import Target
+from sea_export.text import is_utf8
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -238,6 +239,8 @@ def open_base(
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
         source = path
+    if not is_utf8(name):  # it is told in everything that is written
+        raise InputError(f"{name}: the name of the model is not UTF-8 text. Rename its directory or file.")
     unconverted = BaseFiles(*_own_files(path))
     with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
         directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)

@@ -64,13 +64,22 @@ def parse_dtype(name: str) -> torch.dtype | None:
 def choose_device(name: str) -> str:
     """The device that `--device` names: a GPU for `auto`, if there is one, and otherwise the CPU.
 
+    Args:
+        name: such as `cuda:1`.
+
     Raises:
-        InputError: torch knows no such device, or this machine has none.
+        InputError: there is no such device, or torch computes nothing on it.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    with refused_by_library(f"--device: {name!r} cannot be used here", "Give cpu, cuda, cuda:1 or the like."):
-        torch.empty(1, device=name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: {name!r} is no device. Choose cpu, cuda, cuda:1 or mps.") from error
+    # Every kind of device on which models compute has a module in torch that counts the devices.
+    count = getattr(getattr(torch, device.type, None), "device_count", lambda: 0)()
+    if (device.index or 0) >= count:
+        raise InputError(f"--device: this machine has no {name} that torch can use. Choose cpu, or auto.")
     return name
 
 

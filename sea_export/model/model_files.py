@@ -11,6 +11,7 @@ from pathlib import Path
 from sea_export.errors import InputError
 from sea_export.files.reading import check_contained
 from sea_export.model.safetensors_header import read_header
+from sea_export.text import is_utf8
 
 __all__ = ["OTHER_FORMAT_FILES", "OTHER_FORMAT_FOLDERS", "files_to_copy", "walk_files"]
 
@@ -81,8 +82,8 @@ def walk_files(directory: Path, unentered: Collection[str]) -> Iterator[Path]:
         unentered: the names of folders that are given themselves, instead of the files in them.
 
     Raises:
-        InputError: a link leads out of the directory, nowhere, or to a folder that contains it, or there is something
-            that is neither a file nor a folder.
+        InputError: a link leads out of the directory, nowhere, or to a folder that contains it, there is something
+            that is neither a file nor a folder, or a name is not UTF-8.
     """
     return _walk(directory, directory, unentered, ancestors=frozenset())
 
@@ -94,6 +95,8 @@ def _walk(folder: Path, directory: Path, unentered: Collection[str], *, ancestor
     if len(ancestors) > _MAXIMUM_DEPTH:
         raise InputError(f"{directory}: its folders are nested more than {_MAXIMUM_DEPTH} deep. Remove them.")
     for path in folder.iterdir():
+        if not is_utf8(path.name):
+            raise InputError(f"{path}: its name is not UTF-8, and no manifest could name it. Rename or remove it.")
         if path.is_symlink():
             check_contained(path, directory)
         if path.is_file() or (path.is_dir() and path.name in unentered):

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sea_export.cards.model_card import model_card
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.load import load_demonstrations
+from sea_export.demonstrations.tables import read_table
 from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
@@ -469,3 +470,18 @@ def manifest_with(name: str, actual: dict[str, Any]) -> dict[str, Any]:
         "base": {**actual["base"], "name": name.replace("/", " ")},
         "evaluation": {"benchmarks": benchmarks, "against": name, "dtype": "float32"},
     }
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        r'{"question": "\ud800", "choices": ["a", "b"], "label": 0}',
+        r'{"prompt": "a", "more": {"deep": ["b", "\udfff c"]}}',
+        r'{"\udc00": "a"}',
+    ],
+)
+def test_half_a_character_anywhere_in_a_row_is_refused_by_every_reader_of_tables(row: str, tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "rows.json"):
+        (tmp_path / name).write_text(row if name == "rows.jsonl" else f"[{row}]", encoding="utf-8")
+        with pytest.raises(InputError, match=naming(f"{name}, row 1", "surrogate")):
+            read_table(tmp_path / name)

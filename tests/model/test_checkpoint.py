@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save, save_file
 
 from sea_export.errors import InputError, SeaExportError
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.model_files import walk_files
 from sea_export.model.safetensors_header import Header, StoredTensor, encode_header, read_header
 from tests.helpers.checkpoint_files import (
     INDEX,
@@ -328,3 +330,13 @@ def test_relative_directory(tmp_path, monkeypatch):
     write_single(tmp_path / "model", {"w": torch.ones(2)})
     monkeypatch.chdir(tmp_path)
     assert Checkpoint.open("model").directory == Path("model")
+
+
+@pytest.mark.parametrize("place", [b"a\xff.txt", b"notes-\xc3/text.txt"])
+def test_a_file_whose_name_is_not_text_is_named(place: bytes, tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), place)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb"):
+        pass
+    with pytest.raises(InputError, match="its name is not UTF-8"):
+        list(walk_files(tmp_path, ()))

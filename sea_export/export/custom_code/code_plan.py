@@ -25,6 +25,7 @@ from sea_export.export.stored_layout import stored_layout
 from sea_export.files.reading import open_file, read_json_object
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.base import Base
+from sea_export.model.checkpoint import INDEX
 from sea_export.model.load_model import auto_classes, check_size, skeleton
 from sea_export.model.targets import Target
 from sea_export.versions import library_versions
@@ -32,7 +33,15 @@ from sea_export.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "EditedModules", "find_edited_modules", "plan_custom_code"]
+__all__ = [
+    "CODE_FILE",
+    "EDIT_SHARD",
+    "OWN_FILES",
+    "CodePlan",
+    "EditedModules",
+    "find_edited_modules",
+    "plan_custom_code",
+]
 
 CODE_FILE = "modeling_sea.py"
 _CODE_MODULE = CODE_FILE.removesuffix(".py")
@@ -41,6 +50,8 @@ BASE_PREFIX = "base-"
 """The prefix of the names of the base's weight files. A later save_pretrained into the output then writes to other
 files, and never into those that may be linked to the base's."""
 
+OWN_FILES = (CODE_FILE, EDIT_SHARD, INDEX)
+"""The files that are written instead of any that a base has under these names."""
 _EDITED_CLASSES = ("AutoConfig", "AutoModel")
 """The beginnings of the names of transformers' classes that load a config or a model, edited or not."""
 
@@ -83,6 +94,12 @@ def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
         InputError: exported code cannot import the classes of the base, a module is not found, or its weights are not
             stored.
     """
+    taken = {f"{BASE_PREFIX}{file}" for file in base.checkpoint.weight_files} & set(base.checkpoint.side_files())
+    if taken:
+        raise InputError(
+            f"{base.name}: it has a file {min(taken)}, and the export gives this name to its weights. Rename the file, "
+            "or choose --format merged."
+        )
     if base.is_quantized:  # the modules of the same model without quantization have the same names
         model = skeleton(_unquantized(base.config), trust_remote_code=base.trust_remote_code)
         check_size(model, base.checkpoint)
