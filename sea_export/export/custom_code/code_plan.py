@@ -165,7 +165,8 @@ def _module_of(kind: type, base: Base) -> str:
         return "transformers"
     package, _, module = kind.__module__.rpartition(".")
     foreign = package.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
-    if foreign and (base.checkpoint.directory / f"{module}.py").is_file():
+    replaced = module == _CODE_MODULE and not _is_export(base)  # by the exported code itself
+    if foreign and not replaced and (base.checkpoint.directory / f"{module}.py").is_file():
         return f".{module}"
     raise InputError(
         f"{base.name}: its class {kind.__name__} is in {kind.__module__}, which is neither a class that transformers "
