@@ -6,7 +6,10 @@ layer that is wrong.
 
 from __future__ import annotations
 
-__all__ = ["InputError", "SeaExportError", "first_line", "printable", "reason"]
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["InputError", "SeaExportError", "first_line", "printable", "reason", "refused_by_library"]
 
 _MAXIMUM_LENGTH = 1000
 
@@ -24,6 +27,28 @@ class InputError(SeaExportError):
     """Bad usage or bad input (exit status 2). It is found before anything is written."""
 
     exit_code = 2
+
+
+@contextmanager
+def refused_by_library(problem: str, remedy: str = "") -> Iterator[None]:
+    """A context in which a library reads files of unknown origin: every error of the library becomes an InputError.
+
+    Args:
+        problem: which file is wrong, and how, as the first part of the message: `FILE: what is wrong`.
+        remedy: what to do, as a sentence; empty if the library says that.
+
+    Raises:
+        InputError: the problem, the first line of the library's error, and the remedy.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # The tokenizers library panics at some regular expressions, and its panic is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{problem}: {first_line(error)}. {remedy}".rstrip()) from error
 
 
 def first_line(error: BaseException) -> str:

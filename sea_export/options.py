@@ -24,6 +24,7 @@ __all__ = [
     "option",
     "option_name",
     "same_option",
+    "seed_option",
     "why_unfoldable",
 ]
 
@@ -67,6 +68,7 @@ def option(
     name: str | None = None,
     metavar: str | None = None,
     minimum: int | None = None,
+    maximum: int | None = None,
     path: str | None = None,
     format: str | None = None,
 ) -> Any:
@@ -79,11 +81,22 @@ def option(
         name: its name on the command line, without the leading hyphens; the name of the field if None.
         metavar: the name of its value in the help text.
         minimum: the lowest number that it may be.
+        maximum: the highest number that it may be.
         path: for a path, whether it is of a `file` or a `directory`; None for either.
         format: the only export format that has it.
     """
     details = {"help": help, "choices": choices and tuple(choices), "name": name, "metavar": metavar}
-    return field(default=default, metadata={**details, "minimum": minimum, "path": path, "format": format})
+    limits = {"minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={**details, **limits, "path": path, "format": format})
+
+
+def seed_option(help: str) -> Any:
+    """The option `--seed`, a number that every library takes, also where others are added to it.
+
+    Args:
+        help: its help text.
+    """
+    return option(0, help, minimum=0, maximum=2**31 - 1)
 
 
 def same_option(options: type, name: str) -> Any:
@@ -119,14 +132,17 @@ def check_strength(value: float) -> None:
 
 
 def check_values(options: Any) -> None:
-    """Raises InputError, naming the option, for a value that is no choice of its option, or below its minimum."""
+    """Raises InputError, naming the option, for a value that is no choice of its option, or beyond its limits."""
     for item in (one for one in fields(options) if "help" in one.metadata):
-        value, choices, minimum = getattr(options, item.name), item.metadata["choices"], item.metadata["minimum"]
+        value, choices = getattr(options, item.name), item.metadata["choices"]
+        minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
         for one in value if isinstance(value, tuple) else () if value is None else (value,):
             if choices is not None:
                 check_choice(option_name(item)[2:], one, choices)
             if minimum is not None and one < minimum:
                 raise InputError(f"{option_name(item)}: {one} is too low. Give at least {minimum}.")
+            if maximum is not None and one > maximum:
+                raise InputError(f"{option_name(item)}: {one} is too high. Give at most {maximum}.")
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,7 @@ class CaptureOptions:
     )
     neutral_tokens: int = option(20, "Length in tokens of the continuation that --neutral generated makes.", minimum=1)
     batch_tokens: int = option(2048, "About how many tokens a forward pass computes.", minimum=1)
-    seed: int = option(0, "Seed of everything random: --position random and --limit.")
+    seed: int = seed_option("Seed of everything random: --position random and --limit.")
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from sea_export.capture.offloaded import StoredModel
 from sea_export.cards.base_card import base_metadata, license_warning
@@ -17,13 +16,14 @@ from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import EditNeeds, Located, export_format
-from sea_export.export.manifest import make_manifest
+from sea_export.export.manifest import MANIFEST, make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
+from sea_export.model.checkpoint import CARD
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
-from sea_export.verification.verify import Verification, model_to_verify, verify_export
+from sea_export.verification.verify import Verification, model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,15 +100,26 @@ def save(
 
 
 def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
-    """Raises InputError if an output would lie inside its base or around it, or does not fit on its disk.
+    """Refuses an output that has no place: on its disk, beside its base, or for a file that the base has.
 
     Args:
         base: the base.
         output: the directory to be written.
         options: how the edit is to be baked.
+
+    Raises:
+        InputError: the output lies inside its base or around it, does not fit on its disk, or would have two files of
+            one name.
     """
-    needed = export_format(options.format).disk_bytes(base, output, options)
-    check_room(output, base.paths, needed_bytes=needed)
+    format = export_format(options.format)
+    check_room(output, base.paths, needed_bytes=format.disk_bytes(base, output, options))
+    copied = () if format.loads_beside_base else base.checkpoint.side_files()
+    taken = next((file for file in copied if file.partition("/")[0] in (EDIT_DIRECTORY, MANIFEST, CARD)), None)
+    if taken is not None:
+        raise InputError(
+            f"{base.name}: it has {taken}, and the output would have something of its own under that name. Rename it, "
+            "or choose --format adapter."
+        )
 
 
 def locate_fit(base: Base, targets: Sequence[Target], fit: FitOptions, options: ExportOptions) -> Located:
@@ -174,9 +185,8 @@ def save_checkpoint(
 
     def load() -> PreTrainedModel:
         nonlocal model
-        if not isinstance(model, nn.Module):
-            model = base.load_model()
-        return model
+        model = loaded = unrounded_model(base, model)
+        return loaded
 
     plan = format.plan(edit, base, located, options, load)
     metadata = base_metadata(base)

@@ -136,3 +136,45 @@ def test_the_style_of_errors_can_be_missed() -> None:
         "{} holds no tensors: download it again.",
     ):
         assert not in_one_style(message)
+
+
+LOADERS = {"from_pretrained", "from_config", "load_adapter"}
+"""The methods of transformers and PEFT that load what a directory holds, and may run code that comes with it."""
+LOADING_NOTHING = {"AutoHfQuantizer"}
+"""A class with a method of such a name that reads no file."""
+ANSWERED = {"from_pretrained", "from_config"}
+"""Those of them that ask whether code may run if they are not told."""
+MAY_LOAD = {"model/pretrained.py", "verification/probe.py"}
+"""The module that all others load with, and the program that computes what a machine without sea-export would."""
+
+
+def test_models_are_loaded_in_one_module_that_says_whether_their_code_may_run() -> None:
+    elsewhere, unanswered = [], []
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            owner = getattr(getattr(node, "value", None), "id", None)
+            loads = isinstance(node, ast.Attribute) and node.attr in LOADERS and owner not in LOADING_NOTHING
+            if loads and name not in MAY_LOAD:
+                elsewhere.append(f"{name}:{node.lineno}")
+            called = getattr(node.func, "attr", None) if isinstance(node, ast.Call) else None
+            if (
+                called in ANSWERED
+                and name in MAY_LOAD
+                and "trust_remote_code" not in {keyword.arg for keyword in node.keywords}
+            ):
+                unanswered.append(f"{name}:{node.lineno}")
+    assert not elsewhere
+    assert not unanswered
+
+
+def test_other_processes_are_started_in_one_module() -> None:
+    starting = {"subprocess", "multiprocessing", "concurrent.futures.process", "pty"}
+    found = set()
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            modules = {node.module} if isinstance(node, ast.ImportFrom) else set()
+            if isinstance(node, ast.Import):
+                modules = {alias.name for alias in node.names}
+            if modules & starting:
+                found.add(name)
+    assert found == {"model/isolated_python.py"}

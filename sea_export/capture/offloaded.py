@@ -19,17 +19,16 @@ from torch import Tensor, nn
 
 from sea_export.capture.layerwise import config_digest
 from sea_export.capture.lockstep import HiddenStates
-from sea_export.errors import InputError
+from sea_export.errors import InputError, refused_by_library
 from sea_export.model.architecture import decoder_layers, hidden_size
 from sea_export.model.base import open_base
 from sea_export.model.load_model import (
     auto_classes,
     check_finite,
-    refused_by_library,
 )
 from sea_export.model.memory import available_memory, unpooled_tensor
+from sea_export.model.pretrained import from_config
 from sea_export.model.random_weights import with_random_weights
-from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.stored_names import conversions_of, parameter_names
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
     from sea_export.model.checkpoint import Checkpoint
 
-__all__ = ["StoredModel", "can_load_layers", "open_layerwise"]
+__all__ = ["StoredModel", "can_load_layers", "check_layers_loadable", "open_layerwise"]
 
 _LOADING_CODE = "transformers.core_model_loading"
 
@@ -76,18 +75,14 @@ class StoredModel:
             InputError: the weights are quantized or do not fit the config, or the installed transformers cannot load
                 parts of a model.
         """
-        if not can_load_layers(base.config):
-            raise InputError(
-                f"{base.name}: it cannot be loaded layer by layer, because its weights are quantized or transformers "
-                "is older than 5. Choose --no-layerwise."
-            )
+        check_layers_loadable(base)
         _ = base.skeleton  # finds weights of another size before any is loaded
         self.layer_device = None if device.type == "cpu" else device
         """Where layers compute, if not on the CPU."""
         self._base, self._checkpoint = base, base.checkpoint
         self._scratch = scratch
         self.device = device
-        self.dtype = dtype or _stored_dtype(base.checkpoint)
+        self.dtype = dtype or base.dtype
         self.model = _empty_model(base.config, self.dtype, trust_remote_code=base.trust_remote_code)
         self._conversions = conversions_of(self.model)
         self._layers = decoder_layers(self.model)[1]
@@ -217,6 +212,19 @@ def can_load_layers(config: PretrainedConfig) -> bool:
     return not getattr(config, "quantization_config", None) and importlib.util.find_spec(_LOADING_CODE) is not None
 
 
+def check_layers_loadable(base: Base) -> None:
+    """Raises InputError for a base that cannot be loaded layer by layer.
+
+    Args:
+        base: the base.
+    """
+    if not can_load_layers(base.config):
+        raise InputError(
+            f"{base.name}: it cannot be loaded layer by layer, because its weights are quantized or transformers is "
+            "older than 5. Choose --no-layerwise."
+        )
+
+
 @contextmanager
 def open_layerwise(
     model: str | Path,
@@ -246,22 +254,13 @@ def open_layerwise(
         )
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype that transformers chooses for `auto`: the one in config.json, or that of the first stored float."""
-    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    floats = [tensor.dtype for tensor in checkpoint.tensors.values() if tensor.dtype.is_floating_point]
-    if not floats:
-        raise InputError(
-            f"{checkpoint.directory.name}: none of its weights are floating-point numbers. Give a language model."
-        )
-    return next((dtype for dtype in DTYPE_NAMES if str(dtype) == f"torch.{named}"), floats[0])
-
-
 def _empty_model(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool) -> PreTrainedModel:
     """The model with its buffers, which are computed and not stored, and with parameters without values."""
     config = copy.deepcopy(config)
     with torch.device("meta"):
-        model: Any = auto_classes(config)[0].from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model: Any = from_config(
+            auto_classes(config)[0], config, trust_remote_code=trust_remote_code, arguments={"dtype": dtype}
+        )
     # transformers does the same to a model that it loads, for values that no checkpoint stores.
     model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)
     model._initialize_missing_keys(False)

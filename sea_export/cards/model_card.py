@@ -19,7 +19,7 @@ from sea_export.cards.effect_text import effect_sentences
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.export.formats import export_format
-from sea_export.export.manifest import fits_of
+from sea_export.export.manifest import fits_of, trust_argument
 from sea_export.text import interval_text
 
 __all__ = ["model_card"]
@@ -61,7 +61,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "repository": python_text(manifest.get("repository") or "."),
         "multimodal": base["model_class"] == MULTIMODAL,
         "model_class": _identifier(base["model_class"]),
-        "trust": Markdown(", trust_remote_code=True" if format.runs_code else ""),
+        "trust": Markdown(trust_argument(manifest)),
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),

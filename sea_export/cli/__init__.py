@@ -83,7 +83,7 @@ def _printable_messages() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = printable(error.message)
+        vars(error)["message"] = printable(error.message)  # it is final for who handles the error
         raise
 
 

@@ -99,12 +99,13 @@ def _click_option(item: Field[Any], annotation: Any) -> _Decorator:
 
 
 def _click_type(item: Field[Any], annotation: Any) -> Any:
-    choices, minimum, path = (item.metadata[name] for name in ("choices", "minimum", "path"))
+    choices, path = item.metadata["choices"], item.metadata["path"]
+    minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
     if choices is not None:
         return click.Choice(choices)
     if annotation is Path:
         return click.Path(path_type=Path, file_okay=path != "directory", dir_okay=path != "file")
-    return annotation if minimum is None else click.IntRange(min=minimum)
+    return annotation if minimum is None else click.IntRange(min=minimum, max=maximum)
 
 
 def single_option(options: type, name: str) -> _Decorator:

@@ -67,8 +67,8 @@ def _print_model(model: ModelDiagnosis) -> None:
     console.print(
         f"\n{model.name}: {model.architecture}, {model.parameters / 1e6:,.0f} million parameters, "
         f"{model.stored_bytes / 1e9:.2f} GB of weights; {model.targets} targets in {model.layers} layers would be "
-        f"edited, fitted on {model.demonstrations} demonstrations ({model.tokens:,} tokens) in {model.dtype}, "
-        f"{'a layer at a time' if model.layerwise else 'as a whole'} in memory.",
+        f"edited, fitted on {model.demonstrations} demonstrations ({model.tokens:,} tokens) in {model.dtype} "
+        f"({model.dtype_reason}), {'a layer at a time' if model.layerwise else 'as a whole'} in memory.",
         soft_wrap=True,
     )
     table = Table("format", "works", "time, about", "memory, about", "disk")

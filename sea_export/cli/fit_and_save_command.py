@@ -11,6 +11,7 @@ from sea_export.cli.preset_option import preset_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.effect.effect_options import EffectOptions
+from sea_export.errors import InputError
 from sea_export.export.formats import export_format
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions, FitOptions
@@ -44,6 +45,10 @@ def command(
     """
     format = export_format(export.format)
     effect.check(fit)
+    if effect.strength == 0:
+        raise InputError("--strength: 0 edits nothing, so that there is nothing to bake. Give another number.")
+    if public and repo_id is None:
+        raise InputError("--public: it goes with --push. Give --push REPO_ID too, or leave it out.")
     format.check_options(fit, export)
     from sea_export.cli.opening import joined_job, opened_model
     from sea_export.cli.printing import print_effect, print_saved

@@ -8,7 +8,7 @@ from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.export.formats import export_format
+from sea_export.export.manifest import read_manifest, trust_argument
 from sea_export.model.targets import Target
 from sea_export.saving import SaveResult
 from sea_export.verification.verify import Verification
@@ -99,5 +99,5 @@ def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
         print_verification(result.verification)
     verified = "verified" if result.verification is not None else "not verified"
     console.print(f"Saved to {result.output} ({verified}). Load it with")
-    trust = ", trust_remote_code=True" if export_format(result.format).runs_code else ""
+    trust = trust_argument(read_manifest(result.output))
     console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{trust})', soft_wrap=True)

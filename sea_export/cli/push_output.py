@@ -6,8 +6,7 @@ from pathlib import Path
 
 from sea_export.cli.terminal import console
 from sea_export.errors import SeaExportError
-from sea_export.export.formats import export_format
-from sea_export.export.manifest import read_manifest
+from sea_export.export.manifest import read_manifest, trust_argument
 from sea_export.hub.push import push
 
 __all__ = ["push_output", "push_saved"]
@@ -30,8 +29,7 @@ def push_output(
         what = "Opened the pull request" if create_pr else "Pushed in the commit"
         console.print(f"{what} {pushed.url} ({visibility}). Load it with", soft_wrap=True)
     named = f', revision="{pushed.revision}"' if pushed.revision != "main" else ""
-    runs_code = export_format(read_manifest(output)["format"]).runs_code
-    trust = ", trust_remote_code=True" if runs_code else ""
+    trust = trust_argument(read_manifest(output))
     console.print(f'  AutoModelForCausalLM.from_pretrained("{there.repo_id}"{named}{trust})', soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sea_export.demonstrations.tables import read_json_lines, read_table
 from sea_export.errors import InputError
+from sea_export.text import is_text
 
 __all__ = ["curvature_questions", "curvature_texts", "load_texts", "ordinary_questions"]
 
@@ -28,7 +29,7 @@ def load_texts(source: str | None) -> tuple[str, ...]:
     else:
         label, rows = read_table(source)
         for where, row in rows:
-            if not isinstance(row.get("text"), str) or not row["text"].strip():
+            if not is_text(row.get("text")):
                 raise InputError(f"{where}: it has no text in a column 'text'. Add it, or remove the row.")
         texts = [row["text"] for _, row in rows]
     if len(texts) < 2:

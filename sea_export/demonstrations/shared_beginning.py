@@ -71,5 +71,5 @@ def _shared_words(positive: str, negative: str, shared: str) -> SharedBeginning 
 
 
 def _checked(prompt: str, positive: str, negative: str, *, earlier_turns: bool) -> SharedBeginning | None:
-    parts = [part.strip() for part in (prompt, positive, negative)]
-    return SharedBeginning(*parts, earlier_turns=earlier_turns) if all(parts) else None
+    prompt, positive, negative = (part.strip() for part in (prompt, positive, negative))
+    return SharedBeginning(prompt, positive, negative, earlier_turns) if prompt and positive and negative else None

@@ -66,6 +66,8 @@ def open_table(source: str | Path) -> Table:
     """
     text = str(source)
     path = Path(source)
+    if not is_utf8(text):
+        raise InputError(f"{text}: its name is not UTF-8 text. Rename the file.")
     if is_file_name(text):
         return Table(path.name, partial(_read_file, path))
     if path.is_file():
@@ -272,7 +274,7 @@ def _open_hub(path: str, config: str | None, split: str | None, revision: str | 
             "path, or run pip install 'sea-export[datasets]'."
         ) from None
     try:
-        dataset = datasets.load_dataset(path, config, split=split, revision=revision)
+        dataset = datasets.load_dataset(path, config, split=split, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"{path}: there is no such file, and the Hub dataset of this name cannot be loaded ({first_line(error)}). "

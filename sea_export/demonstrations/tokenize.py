@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sea_export.demonstrations.bad_rows import UnusableRow
 from sea_export.demonstrations.chat_template import chat_texts
 from sea_export.demonstrations.primer import QA_PRIMER
-from sea_export.errors import InputError
+from sea_export.errors import InputError, refused_by_library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -323,12 +323,13 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Pieces]) -> list
     for markup in (False, True):
         pieces = list({piece: None for text in texts for piece in text if piece.markup == markup})
         if pieces:
-            batch = tokenizer(
-                [piece.text for piece in pieces],
-                add_special_tokens=False,
-                split_special_tokens=not markup,
-                return_attention_mask=False,
-                verbose=False,
-            )
+            with refused_by_library("the tokenizer: it fails on a text", "Get the files of the tokenizer again."):
+                batch = tokenizer(
+                    [piece.text for piece in pieces],
+                    add_special_tokens=False,
+                    split_special_tokens=not markup,
+                    return_attention_mask=False,
+                    verbose=False,
+                )
             tokens |= {piece: tuple(ids) for piece, ids in zip(pieces, batch["input_ids"], strict=True)}
     return [tuple(token for piece in text for token in tokens[piece]) for text in texts]

@@ -16,27 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.capture.offloaded import can_load_layers
+from sea_export.capture.offloaded import can_load_layers, check_layers_loadable
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.demonstrations.load import read_demonstrations
-from sea_export.demonstrations.tokenize import tokenize
 from sea_export.doctor.costs import Job
 from sea_export.doctor.machine import Machine, describe_machine
 from sea_export.doctor.speed import Speed, measure_speed
 from sea_export.errors import InputError, SeaExportError
-from sea_export.export.formats import EditNeeds, ExportFormat, formats
+from sea_export.export.formats import ExportFormat, formats
+from sea_export.export.output import check_output
+from sea_export.fitting.collect import demonstrations_to_fit
 from sea_export.fitting.distributed import local_device
 from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.model.architecture import context_length, decoder_layers
+from sea_export.model.architecture import decoder_layers
 from sea_export.model.base import Base
 from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.header_only import header_only_base
-from sea_export.model.load_model import choose_device, parse_dtype
+from sea_export.model.load_model import check_quantizer, choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions, FitOptions
+from sea_export.saving import check_room_for, locate_fit
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class ModelDiagnosis:
         parameters: the number of its parameters.
         stored_bytes: the bytes of its weight files.
         dtype: the dtype of a fit.
+        dtype_reason: why it is that one.
         layers: the number of its decoder layers.
         targets: the number of targets that would be edited.
         demonstrations: the number of demonstrations.
@@ -90,6 +93,7 @@ class ModelDiagnosis:
     parameters: int
     stored_bytes: int
     dtype: str
+    dtype_reason: str
     layers: int
     targets: int
     demonstrations: int
@@ -194,15 +198,18 @@ def diagnose_model(
         InputError: the config or the tokenizer is not usable, or the demonstrations do not fit the model.
     """
     config, model = base.config, base.skeleton
+    check_quantizer(config, base.name)
     targets = choose_targets(model, options)
-    tokenized = tokenize(
-        demonstrations, base.tokenizer, template=options.template, context_length=context_length(config)
-    )
-    tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
-    dtype = dtype or compute_dtype(base, device)
-    computed = dtype or getattr(config, "dtype", None) or torch.float32
+    faster = None if dtype is not None else compute_dtype(base, device)
+    reason = "as given" if dtype is not None else "as stored" if faster is None else "the fastest on this processor"
+    dtype = dtype or faster
     if layerwise is None:
         layerwise = can_load_layers(config) and not fits_whole(base, dtype, device)
+    if layerwise:
+        check_layers_loadable(base)
+    tokenized = demonstrations_to_fit(model, base.tokenizer, demonstrations, options, in_memory=not layerwise)
+    tokens = sum(len(one.prompt) + len(one.positive) + len(one.negative) for one in tokenized)
+    computed = dtype or base.dtype
     job = Job(base, targets, len(demonstrations), tokens, computed, device, layerwise, options.center)
     speed = measure_speed(device, computed, job.size, output.resolve().parent)
     seconds, memory = job.seconds(speed), job.memory()
@@ -210,7 +217,7 @@ def diagnose_model(
     rank = min(2 * len(demonstrations), job.size // 2)  # the largest possible, but half of the hidden size
     for format in formats():
         disk = format.disk_bytes(base, output, ExportOptions(format=format.name), targets=len(targets), rank=rank)
-        problem = _problem(base, targets, options, format) or _no_room(output, disk, memory, device)
+        problem = _problem(base, targets, options, output, format) or _no_room(output, disk, memory, device)
         found.append(FormatDiagnosis(format.name, problem is None, problem, seconds + disk / speed.disk, memory, disk))
     return ModelDiagnosis(
         name=base.name,
@@ -218,6 +225,7 @@ def diagnose_model(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         stored_bytes=weight_bytes(base.checkpoint, None),
         dtype=dtype_name(computed),
+        dtype_reason=reason,
         layers=len(decoder_layers(model)[1]),
         targets=len(targets),
         demonstrations=len(demonstrations),
@@ -228,12 +236,16 @@ def diagnose_model(
     )
 
 
-def _problem(base: Base, targets: Sequence[Target], options: FitOptions, format: ExportFormat[Any, Any]) -> str | None:
-    """Why a format cannot hold the edit of a base, and what to do; None if it can."""
+def _problem(
+    base: Base, targets: Sequence[Target], options: FitOptions, output: Path, format: ExportFormat[Any, Any]
+) -> str | None:
+    """Why a format cannot hold the edit of a base, or not in this output, and what to do; None if it can."""
     export = ExportOptions(format=format.name)
     try:
         format.check_options(options, export)
-        format.locate(base, targets, EditNeeds.of_fit(options), export)
+        check_output(output, overwrite=True)
+        check_room_for(base, output, export)
+        locate_fit(base, targets, options, export)
     except SeaExportError as error:
         return str(error)
     return None

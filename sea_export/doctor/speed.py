@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from sea_export.capture.activations import Activations
 from sea_export.fitting.spectrum import SpectrumFitter
+from sea_export.model.isolated_python import run_python
 
 __all__ = ["Speed", "measure_speed", "spectrum_seconds"]
 
@@ -52,7 +51,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype, size: int, directory
         size: the hidden size d. The measured decoder layer has at most 1024.
         directory: an existing directory on the disk that is to be written to.
     """
-    start = _timed(lambda: subprocess.run([sys.executable, "-c", _IMPORTS], check=True))
+    start = _timed(lambda: run_python(["-c", _IMPORTS]))
     return Speed(
         batches=_layer_rate(device, dtype, size, texts=16, tokens=40),
         single_texts=_layer_rate(device, torch.float32, size, texts=1, tokens=40),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sea_export.edit.layer_edit import LayerEdit
@@ -20,6 +20,7 @@ from sea_export.edit.provenance import Provenance
 from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.files.typed import type_problem
+from sea_export.files.writing import write_tensors
 from sea_export.model.safetensors_header import read_header
 
 __all__ = ["read_edit", "write_edit"]
@@ -63,7 +64,7 @@ def write_edit(directory: Path, layers: Mapping[str, Sequence[LayerEdit]], prove
         "layers": {target: [edit.numbers() for edit in edits] for target, edits in layers.items()},
         "provenance": dict(provenance),
     }
-    save_file(tensors, directory / _TENSORS_FILE, metadata={"format": "pt"})
+    write_tensors(directory / _TENSORS_FILE, tensors)
     (directory / _DESCRIPTION_FILE).write_text(
         json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )

@@ -15,6 +15,7 @@ from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
 from sea_export.evaluation.metrics import Metric, Sums, mean_metric, mean_of_sums
 from sea_export.evaluation.scoring import prompted_completions
+from sea_export.text import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,7 +136,7 @@ def load_bbq(source: str) -> tuple[BBQQuestion, ...]:
 
 def _question(row: Row, where: str) -> BBQQuestion:
     for column in _TEXTS:
-        if not isinstance(row.get(column), str) or not row[column].strip():
+        if not is_text(row.get(column)):
             raise InputError(
                 f"{where}: it has no text in column {column!r}, which BBQ has in every row. Add the text, or remove "
                 "the row."

@@ -13,6 +13,7 @@ from sea_export.capture.whole_text import whole_text
 from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
 from sea_export.evaluation.metrics import Metric, mean_metric
+from sea_export.text import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def load_crows_pairs(source: str) -> tuple[SentencePair, ...]:
 
 def _pair(row: Row, where: str) -> SentencePair:
     for column in _COLUMNS:
-        if not isinstance(row.get(column), str) or not row[column].strip():
+        if not is_text(row.get(column)):
             raise InputError(
                 f"{where}: it has no text in column {column!r}, which CrowS-Pairs has in every row. Add the text, or "
                 "remove the row."

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError, reason
 from sea_export.files.writing import check_destinations, write_result
+from sea_export.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "VERMILION", "check_picture", "new_figure", "plain", "save_figure"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "VERMILION",
+    "check_picture",
+    "new_figure",
+    "plain",
+    "save_figure",
+    "shown_label",
+]
 
 # The colours of Okabe and Ito, which all common kinds of colour vision can tell apart. Markers and hatches differ too.
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#555555"
@@ -54,6 +66,15 @@ def save_figure(figure: Figure, file: Path) -> None:
         write_result(file, picture.getvalue())
     except OSError as error:
         raise InputError(f"{file}: it cannot be written ({reason(error)}). Choose another file.") from error
+
+
+def shown_label(text: str) -> str:
+    """A name of unknown origin as a label in a picture, where dollars would begin a formula.
+
+    Args:
+        text: any text.
+    """
+    return visible(text).replace("$", r"\$")
 
 
 def plain(axes: Axes) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sea_export.errors import InputError
 from sea_export.evaluation.generation_options import GenerationOptions, JudgeOptions, template_values
 from sea_export.files.writing import is_stream
-from sea_export.options import CaptureOptions, check_values, option, same_option
+from sea_export.options import CaptureOptions, check_values, option, same_option, seed_option
 
 __all__ = [
     "DAMAGE",
@@ -51,7 +51,7 @@ class EvaluateOptions:
     against: str | None = option(None, "Measure this model too, and tell the differences.", metavar="BASE")
     edit: Path | None = option(None, "Apply this edit at run time, against MODEL itself.")
     limit: int | None = option(None, "Use a seeded sample of that many rows of each benchmark.", minimum=2)
-    seed: int = option(0, "Seed of --limit, of intervals and of tests.")
+    seed: int = seed_option("Seed of --limit, of intervals and of tests.")
     batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
     json_file: Path | None = option(None, "Write all figures here.", name="json", path="file")
     plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG).", path="file")
@@ -130,7 +130,7 @@ class InspectOptions:
     plot_layers: str | None = option(
         None, "For --plot-activations: which layers, such as 18,29; by default first to last."
     )
-    seed: int = option(0, "Seed of --limit.")
+    seed: int = seed_option("Seed of --limit.")
 
     def __post_init__(self) -> None:
         check_values(self)

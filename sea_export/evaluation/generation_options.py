@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from sea_export.errors import InputError
+from sea_export.files.reading import parse_json
 from sea_export.options import check_values, option
 
 __all__ = ["GenerationOptions", "JudgeOptions", "template_values"]
@@ -42,7 +42,7 @@ def template_values(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        found = parse_json(text.encode())
     except ValueError as error:
         raise InputError(f"--chat-template-kwargs: it is not JSON ({error}). Give a JSON object.") from error
     if not isinstance(found, dict):

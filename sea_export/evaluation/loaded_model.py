@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sea_export.errors import InputError
-from sea_export.export.adapter.adapter_check import base_of_adapter
-from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG
+from sea_export.errors import InputError, refused_by_library
+from sea_export.model.adapter_files import ADAPTER_CONFIG, base_of_adapter, check_adapter_files
 from sea_export.model.base import Base, open_base
 from sea_export.model.compute_dtype import compute_dtype
-from sea_export.model.load_model import choose_device, parse_dtype, refused_by_library
+from sea_export.model.load_model import choose_device, parse_dtype
+from sea_export.model.pretrained import put_adapter_on
 from sea_export.model.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -52,14 +52,12 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
     adapter, name = _adapter_and_base(model)
     with _opened(name, run) as base:
-        _check_code(base)
         device = choose_device(run.device)
         dtype = parse_dtype(run.dtype) or compute_dtype(base, torch.device(device))
         loaded = base.load_model(dtype=dtype, device=device, device_map=run.device_map)
         if adapter is not None:
             with refused_by_library(f"{adapter}: its adapter cannot be applied to its base"):
-                loaded.load_adapter(str(adapter))
-                loaded.eval()
+                put_adapter_on(loaded, adapter)
         yield LoadedModel(base.name if adapter is None else adapter.resolve().name, loaded, base.tokenizer)
 
 
@@ -74,7 +72,7 @@ def check_loadable(model: str, run: RunOptions) -> None:
     if Path(name).suffix.lower() == ".gguf" and Path(name).expanduser().is_file():
         return  # only its conversion, which takes long, would tell more
     with _opened(name, run) as base:
-        _check_code(base)
+        _ = base.config  # raises for one that cannot be loaded
 
 
 def _adapter_and_base(model: str) -> tuple[Path | None, str]:
@@ -82,6 +80,7 @@ def _adapter_and_base(model: str) -> tuple[Path | None, str]:
     directory = Path(model).expanduser()
     if not (directory / ADAPTER_CONFIG).is_file():
         return None, model
+    check_adapter_files(directory)
     return directory, base_of_adapter(directory)
 
 
@@ -102,15 +101,3 @@ def _opened(model: str, run: RunOptions) -> Iterator[Base]:
 
         base = opened(dequantize=False)
         yield opened(dequantize=True) if run.dequantize and base.is_quantized else base
-
-
-def _check_code(base: Base) -> None:
-    """Raises InputError for a model that only its own code can load, if that code is not trusted."""
-    from transformers import CONFIG_MAPPING
-
-    config = base.checkpoint.config
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING and not base.trust_remote_code:
-        raise InputError(
-            f"{base.name}: only code that comes with it can load it. Read that code, and allow it with "
-            "--trust-remote-code."
-        )

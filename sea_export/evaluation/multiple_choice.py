@@ -13,6 +13,7 @@ from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
 from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.scoring import prompted_completions
+from sea_export.text import is_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,13 +86,13 @@ def load_multiple_choice(source: str) -> tuple[ChoiceQuestion, ...]:
 
 def _question(row: Row, where: str) -> ChoiceQuestion:
     question, choices, label = (row.get(column) for column in ("question", "choices", "label"))
-    if not isinstance(question, str) or not question.strip():
-        raise InputError(f"{where}: its question is missing or empty. Add it, or remove the row.")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
+    if not is_text(question):
+        raise InputError(f"{where}: its question is missing, empty or not text. Add it, or remove the row.")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(map(is_text, choices)):
         raise InputError(f"{where}: its choices are not a list of at least two texts. Correct or remove the row.")
     if not isinstance(label, int) or label not in range(len(choices)):
         raise InputError(
             f"{where}: its label is not the index of a choice. Give the index of the right one, 0 to "
             f"{len(choices) - 1}."
         )
-    return ChoiceQuestion(question, tuple(choices), label)
+    return ChoiceQuestion(str(question), tuple(choices), label)

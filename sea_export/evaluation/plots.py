@@ -22,6 +22,7 @@ from sea_export.evaluation.drawing import (
     new_figure,
     plain,
     save_figure,
+    shown_label,
 )
 from sea_export.evaluation.report import BenchmarkReport, MetricReport
 from sea_export.model.targets import Target
@@ -206,8 +207,8 @@ def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (report, unit, metrics) in zip(axes, panels, strict=True):
         _draw_intervals(axis, metrics, 100 if unit == "%" else 1)
-        axis.set_title(f"{report.benchmark} ({report.rows} rows)", loc="left")
-        axis.set_xlabel(unit or "perplexity")
+        axis.set_title(shown_label(f"{report.benchmark} ({report.rows} rows)"), loc="left")
+        axis.set_xlabel(shown_label(unit or "perplexity"))
     handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, file)
@@ -231,7 +232,7 @@ def _draw_intervals(axis: Axes, metrics: Sequence[MetricReport], factor: float) 
             capsize=3,
             label=f"{name}, 95 % interval",
         )
-    axis.set_yticks(range(len(metrics)), [one.name for one in metrics])
+    axis.set_yticks(range(len(metrics)), [shown_label(one.name) for one in metrics])
     axis.set_ylim(len(metrics) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     plain(axis)

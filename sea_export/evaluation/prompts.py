@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sea_export.demonstrations.tables import read_json_lines, read_table
 from sea_export.errors import InputError
+from sea_export.text import is_text
 
 __all__ = ["load_prompts"]
 
@@ -35,7 +36,7 @@ def load_prompts(source: str | None) -> tuple[str, ...]:
         prompts = []
         for where, row in rows:
             prompt = row.get("prompt", row.get("question"))
-            if not isinstance(prompt, str) or not prompt.strip():
+            if not isinstance(prompt, str) or not is_text(prompt):
                 raise InputError(
                     f"{where}: it has no text in a column 'prompt' or 'question'. Add it, or remove the row."
                 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from sea_export.errors import InputError
 from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
@@ -15,6 +16,7 @@ from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.prompts import load_prompts
 from sea_export.files.writing import check_destinations
 from sea_export.model.run_options import RunOptions
+from sea_export.text import is_utf8
 
 __all__ = [
     "Comparison",
@@ -83,6 +85,8 @@ def compare_models(
         InputError: a model, the prompts or the page is not usable.
     """
     check_destinations([options.html], read=[base, edited, options.prompts])
+    if not all(map(is_utf8, options.own_prompts)):
+        raise InputError("--prompt: it is not UTF-8 text. Write it in UTF-8.")
     prompts = list(options.own_prompts)
     if options.prompts is not None or not prompts:
         prompts += load_prompts(options.prompts)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, StrictUndefined
 
 from sea_export.evaluation.side_by_side import Comparison
+from sea_export.text import visible
 
 __all__ = ["comparison_page"]
 
@@ -62,6 +63,11 @@ def comparison_page(base: str, edited: str, comparisons: Sequence[Comparison]) -
         edited: the name of the edited model.
         comparisons: the answers.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, finalize=_visible, undefined=StrictUndefined)
     different = sum(one.differs for one in comparisons)
     return environment.from_string(_PAGE).render(base=base, edited=edited, comparisons=comparisons, different=different)
+
+
+def _visible(value: object) -> object:
+    """A value of the page, without control characters, which pages must not have."""
+    return visible(value) if isinstance(value, str) else value

@@ -19,6 +19,7 @@ from sea_export.demonstrations.tables import Row, read_table
 from sea_export.errors import InputError
 from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.scoring import completion_log_likelihoods, prompted_completions
+from sea_export.text import is_text, is_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,9 +173,9 @@ def _scores(
 
 def _question(row: Row, where: str) -> TruthfulQuestion:
     for column in ("Category", "Question", "Best Answer"):
-        if not isinstance(row[column], str) or not row[column].strip():
+        if not is_text(row[column]):
             raise InputError(f"{where}: its {column.lower()} is missing. Add it, or remove the row.")
-    correct, incorrect = _answers(row["Correct Answers"]), _answers(row["Incorrect Answers"])
+    correct, incorrect = (_answers(row[column], where) for column in ("Correct Answers", "Incorrect Answers"))
     best = _closed(row["Best Answer"].strip())
     if not incorrect:
         raise InputError(f"{where}: it has no incorrect answers. Add one, or remove the row.")
@@ -185,8 +186,10 @@ def _question(row: Row, where: str) -> TruthfulQuestion:
     return TruthfulQuestion(row["Question"], best, correct, incorrect, row["Category"].strip())
 
 
-def _answers(field: Any) -> tuple[str, ...]:
+def _answers(field: Any, where: str) -> tuple[str, ...]:
     answers = field if isinstance(field, list) else str(field or "").split(";")
+    if not all(isinstance(answer, str) and is_utf8(answer) for answer in answers):
+        raise InputError(f"{where}: one of its answers is not text. Correct it, or remove the row.")
     return tuple(_closed(answer.strip()) for answer in answers if answer.strip())
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "EditInMemory",
     "EditNeeds",
     "ExportFormat",
+    "Loading",
     "Located",
     "TensorCheck",
     "check_foldable",
@@ -103,6 +104,36 @@ class TensorCheck:
     """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
     unchecked: tuple[str, ...] = ()
     """What was not compared, each as a noun phrase."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How transformers loads an export, without sea-export."""
+
+    auto_class: str
+    """The class that loads it, or that loads its base."""
+    trust_remote_code: bool
+    """Whether code may run: that of the export, or that of its base."""
+    base: Path | None
+    """The directory of the base, for an export that is loaded beside it. What the export calls its base may be any
+    model."""
+    has_code: bool
+    """Whether the export has code of sea-export, and a tokenizer that such code could change."""
+
+    @classmethod
+    def of(cls, format: ExportFormat[Any, Any], base: Base) -> Loading:
+        """How the exports of a base are loaded.
+
+        Args:
+            format: their format.
+            base: the base.
+        """
+        return cls(
+            auto_class=base.model_class,
+            trust_remote_code=format.runs_code or base.trust_remote_code,
+            base=base.checkpoint.directory if format.loads_beside_base else None,
+            has_code=format.runs_code,
+        )
 
 
 class ExportFormat(Protocol[LocatedT, PlanT]):
@@ -223,7 +254,7 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         """
 
     def stored_dtype(self, base: Base, plan: PlanT) -> torch.dtype | None:
-        """The dtype in which the base stores the edited weights; None to take the dtype that is computed in.
+        """The coarsest dtype in which the base stores edited weights; None if no stored weight is edited.
 
         Args:
             base: the base.

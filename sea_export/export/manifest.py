@@ -20,13 +20,22 @@ from sea_export.files.typed import type_problem
 from sea_export.files.writing import write_json
 from sea_export.model.base import Base
 from sea_export.model.model_files import walk_files
+from sea_export.model.own_code import needs_own_code
 from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.targets import Target
 from sea_export.options import FORMATS, ExportOptions
 from sea_export.text import dtype_name
 from sea_export.versions import library_versions
 
-__all__ = ["MANIFEST", "check_base", "fits_of", "make_manifest", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "check_base",
+    "fits_of",
+    "make_manifest",
+    "read_manifest",
+    "trust_argument",
+    "write_manifest",
+]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
@@ -71,6 +80,7 @@ def make_manifest(
             "dtype": dtype_name(stored.dtype),
             "dequantized": base.dequantized,
             "model_class": base.model_class,
+            "own_code": needs_own_code(base.checkpoint.config),
             "metadata": dict(metadata),
             "files": report.base_digests,
         },
@@ -116,6 +126,16 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
         manifest: the contents.
     """
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(manifest["files"].items()))})
+
+
+def trust_argument(manifest: Mapping[str, Any]) -> str:
+    """The argument `, trust_remote_code=True`, if only that loads an output; otherwise nothing.
+
+    Args:
+        manifest: that of the output.
+    """
+    needed = export_format(manifest["format"]).runs_code or manifest["base"].get("own_code", False)
+    return ", trust_remote_code=True" if needed else ""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

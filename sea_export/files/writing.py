@@ -11,12 +11,15 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError, reason
 from sea_export.locks import scratch_directory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "check_appendable",
@@ -24,8 +27,10 @@ __all__ = [
     "flush",
     "is_stream",
     "json_text",
+    "readable_as_new",
     "write_json",
     "write_result",
+    "write_tensors",
     "write_text",
 ]
 
@@ -149,6 +154,34 @@ def write_json(path: Path, data: object) -> None:
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as a safetensors file.
+
+    Args:
+        path: the file, which does not exist.
+        tensors: contiguous tensors by name, on the CPU.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    readable_as_new(path)
+
+
+def readable_as_new(path: Path) -> None:
+    """Gives a file the permissions of a new one, as the user's mask has them.
+
+    Libraries write weights to temporary files, which only their user may read, and rename them.
+
+    Args:
+        path: the file.
+    """
+    trial = path.with_name(f".{path.name}.permissions")
+    with open(trial, "xb") as stream:
+        mode = os.fstat(stream.fileno()).st_mode
+    trial.unlink()
+    path.chmod(mode & 0o777)
 
 
 def json_text(data: object) -> str:

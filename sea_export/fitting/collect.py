@@ -28,7 +28,7 @@ from sea_export.options import CaptureOptions, FitOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_enough", "collect_statistics"]
+__all__ = ["check_enough", "collect_statistics", "demonstrations_to_fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,25 +63,19 @@ def collect_statistics(
         InputError: see `sea_export.fit`.
         SeaExportError: another process has ended.
     """
-    check_enough(demonstrations)
     processes.check_enough(len(demonstrations))
     needs = edit_method(options.method).needed_statistics(options)
     source = layer_source(model)
     in_memory = isinstance(source, ModelInMemory)
-    if options.capture.neutral == "generated" and not in_memory:
-        raise InputError(
-            "--neutral: generated needs all layers for every token, and they are not in memory together. Choose "
-            "--neutral prompt."
-        )
     if options.sequential and cache is not None:
         raise InputError(
             "--cache: it keeps activations of the model without an edit, which --sequential does not read. Leave out "
             "one of the two."
         )
+    tokenized = demonstrations_to_fit(source.model, tokenizer, demonstrations, options, in_memory=in_memory)
     if projections is None:
         projections = find_output_projections(source.model, choose_targets(source.model, options))
     targets = [one.target for one in projections]
-    tokenized = _tokenized(source.model, tokenizer, demonstrations, options)
     logger.debug(
         "collecting %s of %d targets over %d demonstrations, %s.",
         " and ".join(sorted(statistic.value for statistic in needs)),
@@ -90,7 +84,7 @@ def collect_statistics(
         "with the whole model in memory" if in_memory else "layer by layer",
     )
     if Statistic.MARGIN_GRADIENTS in needs:
-        _check_gradients(source, options, cache, processes)
+        _check_gradients(options, cache, processes)
         texts = curvature_items(source.model, tokenizer) if Statistic.NEUTRAL_GRADIENTS in needs else []
         return dict(collect_gradients(source.model, tokenized, texts, projections, options, needs, progress))
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
@@ -126,18 +120,50 @@ def collect_statistics(
     return collected.finished
 
 
-def _check_gradients(source: LayerSource, options: FitOptions, cache: Path | str | None, processes: Processes) -> None:
-    """Raises InputError where gradients cannot be collected."""
-    if not isinstance(source, ModelInMemory):
+def demonstrations_to_fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    options: FitOptions,
+    *,
+    in_memory: bool,
+) -> tuple[TokenizedDemonstration, ...]:
+    """The demonstrations of a fit as token ids, after the checks that need no weights.
+
+    Args:
+        model: the model, or its skeleton.
+        tokenizer: its tokenizer.
+        demonstrations: those to fit on.
+        options: those of the fit.
+        in_memory: whether the whole model is in memory at the same time.
+
+    Raises:
+        InputError: there are too few demonstrations, they cannot be tokenized, a model of which one layer at a time is
+            in memory cannot be fitted so, or options contradict one another.
+    """
+    check_enough(demonstrations)
+    if options.capture.neutral == "generated" and not in_memory:
         raise InputError(
-            f"--method: {options.method} runs the whole model backward, which is not in memory together. Choose "
-            "--method spectral, or --no-layerwise on a machine with more memory."
+            "--neutral: generated needs all layers for every token, and they are not in memory together. Choose "
+            "--neutral prompt."
         )
+    if Statistic.MARGIN_GRADIENTS in edit_method(options.method).needed_statistics(options):
+        if not in_memory:
+            raise InputError(
+                f"--method: {options.method} runs the whole model backward, which is not in memory together. Choose "
+                "--method spectral, or --no-layerwise on a machine with more memory."
+            )
+        if options.sequential:
+            raise InputError(f"--sequential: --method {options.method} reads no activations. Leave it out.")
+    return _tokenized(model, tokenizer, demonstrations, options)
+
+
+def _check_gradients(options: FitOptions, cache: Path | str | None, processes: Processes) -> None:
+    """Raises InputError for what a fit by gradients cannot use."""
     if processes.count > 1:
         raise InputError(f"--method: {options.method} runs in one process. Start one, or choose --method spectral.")
-    for option, given in (("--sequential", options.sequential), ("--cache", cache is not None)):
-        if given:
-            raise InputError(f"{option}: --method {options.method} reads no activations. Leave it out.")
+    if cache is not None:
+        raise InputError(f"--cache: --method {options.method} reads no activations. Leave it out.")
 
 
 def check_enough(demonstrations: Sequence[Demonstration]) -> None:

@@ -31,12 +31,14 @@ from sea_export.model.load_model import (
     auto_classes,
     check_size,
     load_config,
-    load_tokenizer,
     load_weights,
     skeleton,
 )
+from sea_export.model.load_tokenizer import load_tokenizer
 from sea_export.model.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS
+from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.targets import Target
+from sea_export.text import is_utf8
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -112,6 +114,21 @@ class Base:
         """The class of transformers that loads it with its language head, such as `AutoModelForCausalLM`."""
         name: str = auto_classes(self.config)[0].__name__
         return name
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype that transformers chooses for `auto`: the one in config.json, or that of the first stored float.
+
+        Raises:
+            InputError: no weight is a floating-point number.
+        """
+        config, tensors = self.checkpoint.config, self.checkpoint.tensors.values()
+        named = config.get("dtype") or config.get("torch_dtype")
+        # Numbers of 8 bits are quantized, and nothing is computed in their dtype.
+        floats = [one.dtype for one in tensors if one.dtype.is_floating_point and one.dtype.itemsize > 1]
+        if not floats:
+            raise InputError(f"{self.name}: none of its weights are floating-point numbers. Give a language model.")
+        return next((dtype for dtype in DTYPE_NAMES if str(dtype) == f"torch.{named}"), floats[0])
 
     @property
     def is_quantized(self) -> bool:
@@ -222,13 +239,15 @@ def open_base(
     else:
         name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
         source = path
+    if not is_utf8(name):  # it is told in everything that is written
+        raise InputError(f"{name}: the name of the model is not UTF-8 text. Rename its directory or file.")
     unconverted = BaseFiles(*_own_files(path))
     with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
         directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
         if dequantize:
             plain = temporary / "dequantized"
             plain.mkdir()
-            convert.dequantize(directory, plain, dtype or torch.bfloat16)
+            convert.dequantize(directory, plain, dtype or torch.bfloat16, trust_remote_code=trust_remote_code)
             directory, location = plain, None
         if directory != path and (path / CARD).is_file():
             shutil.copyfile(path / CARD, directory / CARD)  # the license is the same

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -125,6 +125,14 @@ class Checkpoint:
                     f"{self.directory / stored.file}: it changed while it was read. Make sure that nothing writes to "
                     "it."
                 )
+
+    def coarsest_dtype(self, names: Iterable[str]) -> torch.dtype:
+        """Of the dtypes of some tensors, the one that rounds most.
+
+        Args:
+            names: the names of tensors that hold floating-point numbers, at least one.
+        """
+        return max((self.tensors[name].dtype for name in names), key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def config(self) -> Mapping[str, Any]:

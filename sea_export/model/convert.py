@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.errors import InputError, first_line
+from sea_export.errors import InputError, first_line, refused_by_library
 from sea_export.files.reading import check_contained, open_file
+from sea_export.files.writing import readable_as_new
 from sea_export.model.checkpoint import CARD, Checkpoint, read_index
-from sea_export.model.load_model import check_numbers, check_parameters, refused_by_library, skeleton
+from sea_export.model.load_model import (
+    auto_classes,
+    check_numbers,
+    check_parameters,
+    load_config,
+    skeleton,
+)
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pickled_weights import load_pickled_weights
+from sea_export.model.pretrained import from_pretrained
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
@@ -78,6 +87,7 @@ def convert_pickles(directory: Path, destination: Path) -> None:
         save_torch_state_dict(state, destination, shared_tensors_to_discard=heads)
     except RuntimeError as error:
         raise InputError(f"{directory}: its weights cannot be stored as safetensors: {first_line(error)}.") from error
+    _make_readable(destination)
 
 
 def pickled_state(directory: Path) -> dict[str, torch.Tensor]:
@@ -119,10 +129,19 @@ def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
             raise InputError(f"{gguf}: it has the name of a GGUF file, and is not one. Download it again.")
     from transformers import AutoConfig, AutoTokenizer
 
-    directory, file = str(gguf.parent), gguf.name
-    with refused_by_library(f"{gguf.name}: transformers cannot load it"):
-        config = AutoConfig.from_pretrained(directory, gguf_file=file)
-        return config, AutoTokenizer.from_pretrained(directory, gguf_file=file, config=config)
+    with _alone(gguf) as directory, refused_by_library(f"{gguf.name}: transformers cannot load it"):
+        arguments: dict[str, Any] = {"gguf_file": gguf.name}
+        config = from_pretrained(AutoConfig, directory, trust_remote_code=False, arguments=arguments)
+        arguments["config"] = config
+        return config, from_pretrained(AutoTokenizer, directory, trust_remote_code=False, arguments=arguments)
+
+
+@contextmanager
+def _alone(gguf: Path) -> Iterator[Path]:
+    """A directory with nothing but the file, because transformers prefers some files beside it to its contents."""
+    with tempfile.TemporaryDirectory(prefix="sea-export-gguf-") as directory:
+        Path(directory, gguf.name).symlink_to(gguf.resolve())
+        yield Path(directory)
 
 
 def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
@@ -147,18 +166,25 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     # The limit is high, because tied weights are stored once or twice, and because one part of a split model must get
     # the message below, which says what to do.
     check_parameters(skeleton(config), gguf.name, _PARTS_OF_A_MODEL * sum(sizes), f"{sum(sizes)} values")
-    directory, file = str(gguf.parent), gguf.name
     # Releases that can keep weights packed have to be told to unpack. The others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
     # All supported releases understand this option under the name `torch_dtype`.
-    with refused_by_library(f"{gguf.name}: transformers cannot load it"), _switched_progress_bar():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    with (
+        _alone(gguf) as directory,
+        refused_by_library(f"{gguf.name}: transformers cannot load it"),
+        _switched_progress_bar(),
+    ):
+        loaded = from_pretrained(
+            AutoModelForCausalLM,
             directory,
-            gguf_file=file,
-            config=config,
-            torch_dtype=dtype,
-            quantization_config=unpack,
-            output_loading_info=True,
+            trust_remote_code=False,
+            arguments={
+                "gguf_file": gguf.name,
+                "config": config,
+                "torch_dtype": dtype,
+                "quantization_config": unpack,
+                "output_loading_info": True,
+            },
         )
     packed, report = loaded
     if report["missing_keys"]:
@@ -184,6 +210,13 @@ def _save(model: Any, destination: Path) -> None:
     """Saves a model in every process of a job, because each process converts the model on its own disk."""
     model.should_save_on_this_rank = lambda is_main_process: is_main_process  # by default only the first process saves
     model.save_pretrained(destination)
+    _make_readable(destination)
+
+
+def _make_readable(directory: Path) -> None:
+    """Gives the weight files in a directory the permissions of new files."""
+    for file in directory.glob("*.safetensors"):
+        readable_as_new(file)
 
 
 def _write_card(gguf: Path, directory: Path) -> None:
@@ -252,7 +285,7 @@ def _make_portable(directory: Path) -> None:
 # Quantized weights
 
 
-def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
+def dequantize(directory: Path, destination: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> None:
     """Writes a quantized model with plain weights. Its other files are copied as they are.
 
     The whole model is in memory during the conversion.
@@ -261,20 +294,25 @@ def dequantize(directory: Path, destination: Path, dtype: torch.dtype) -> None:
         directory: a safetensors checkpoint with quantized weights.
         destination: an existing directory.
         dtype: the dtype of the plain weights.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        InputError: the model is not quantized, or transformers cannot dequantize it on this machine.
+        InputError: the model is not quantized, transformers cannot dequantize it on this machine, or it needs code of
+            its own that is not trusted.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     checkpoint = Checkpoint.open(directory)
     remedy = "Choose --format adapter or custom-code, or start from the unquantized model."
     with refused_by_library(f"{directory.name}: transformers cannot dequantize it here", remedy):
-        config = AutoConfig.from_pretrained(directory)
+        config = load_config(checkpoint, directory.name, trust_remote_code=trust_remote_code)
         method = _to_be_dequantized(config)
         if method is None:
             raise InputError(f"--dequantize: {directory.name} is not quantized. Leave the option out.")
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, config=config, torch_dtype=dtype)
+        model = from_pretrained(
+            auto_classes(config)[0],
+            directory,
+            trust_remote_code=trust_remote_code,
+            arguments={"config": config, "torch_dtype": dtype},
+        )
         if getattr(model, "is_quantized", False):  # some methods can dequantize only after loading
             model.dequantize(dtype)
     _save(model.to(dtype), destination)

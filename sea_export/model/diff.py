@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -189,17 +188,9 @@ def _compare_tensors(
 ) -> dict[str, TensorDifference]:
     """The tensors whose bytes differ, by name."""
     changed = {}
-    with ExitStack() as stack:
-        # Each side has its own stream, even where both are the same directory.
-        streams_a, streams_b = (
-            {
-                file: stack.enter_context(open(directory / file, "rb"))
-                for file in {pair[side].file for pair in pairs.values()}
-            }
-            for side, directory in enumerate((directory_a, directory_b))
-        )
-        for name, (stored_a, stored_b) in pairs.items():
-            stream_a, stream_b = streams_a[stored_a.file], streams_b[stored_b.file]
+    for name, (stored_a, stored_b) in pairs.items():
+        # For each tensor anew, because a system may allow fewer open files than a model has shards.
+        with open(directory_a / stored_a.file, "rb") as stream_a, open(directory_b / stored_b.file, "rb") as stream_b:
             if any(a != b for a, b in _pieces(stream_a, stored_a, stream_b, stored_b)):
                 changed[name] = _difference(_pieces(stream_a, stored_a, stream_b, stored_b), stored_a.dtype)
     return changed

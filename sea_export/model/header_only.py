@@ -23,8 +23,9 @@ from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import WEIGHTS, Checkpoint
 from sea_export.model.convert import PICKLE, PICKLE_INDEX, copy_files, gguf_config, pickled_state
 from sea_export.model.hub_errors import hub_errors_explained
-from sea_export.model.load_model import skeleton
+from sea_export.model.load_model import check_quantizer, skeleton
 from sea_export.model.model_files import files_to_copy
+from sea_export.model.pretrained import from_pretrained
 from sea_export.model.safetensors_header import DTYPE_NAMES, Header, StoredTensor, encode_header
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def header_only_base(
             if directory.exists():
                 name = path.resolve().name if path.exists() else model
                 location = None if path.is_file() else str(path.resolve()) if path.is_dir() else model
-                base = replace(base, name=name, revision=commit, location=location)
+                source = path if path.exists() else None
+                base = replace(base, name=name, revision=commit, location=location, source=source)
             if dequantize:
                 plain = Path(temporary, "plain")
                 _header_only_dequantized(base, plain, dtype or torch.bfloat16)
@@ -107,18 +109,21 @@ def write_header_only(file: Path, tensors: Shapes, metadata: Mapping[str, str] |
         stream.truncate(len(header) + position)
 
 
-def write_header_only_model(directory: Path, config: PretrainedConfig, dtype: torch.dtype) -> None:
+def write_header_only_model(
+    directory: Path, config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> None:
     """Writes the config and the header-only weights of a model.
 
     Args:
         directory: an existing directory.
         config: the config of the model. The class of the model and the dtype are set in it.
         dtype: the dtype of the weights.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         InputError: transformers cannot make a language model of the config.
     """
-    model = skeleton(config)
+    model = skeleton(config, trust_remote_code=trust_remote_code)
     config.architectures, config.dtype = [type(model).__name__], dtype
     config.save_pretrained(directory)
     stored = {name: one for name, one in model.state_dict().items() if name not in _tied(model)}
@@ -157,13 +162,16 @@ def _header_only_from_pickles(directory: Path, destination: Path) -> None:
 def _header_only_dequantized(base: Base, destination: Path, dtype: torch.dtype) -> None:
     from transformers import AutoConfig
 
+    trust = base.trust_remote_code
     contents = dict(base.checkpoint.config)
     if contents.pop("quantization_config", None) is None:
         raise InputError(f"--dequantize: {base.name} is not quantized. Leave the option out.")
+    check_quantizer(base.config, base.name)
     files = {*base.checkpoint.side_files()} - {"config.json", base.checkpoint.index_file}
     copy_files(base.checkpoint.directory, files, destination)
     (destination / "config.json").write_text(json.dumps(contents), encoding="utf-8")
-    write_header_only_model(destination, AutoConfig.from_pretrained(destination), dtype)
+    config = from_pretrained(AutoConfig, destination, trust_remote_code=trust)
+    write_header_only_model(destination, config, dtype, trust_remote_code=trust)
 
 
 def _dtype(model: str, name: str) -> torch.dtype:

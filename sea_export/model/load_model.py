@@ -7,18 +7,19 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sea_export.errors import InputError, first_line
+from sea_export.errors import InputError, refused_by_library
+from sea_export.model.own_code import check_config
+from sea_export.model.pretrained import from_config, from_pretrained
 from sea_export.model.run_options import DTYPES
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from sea_export.model.checkpoint import Checkpoint
 
@@ -27,16 +28,15 @@ __all__ = [
     "check_finite",
     "check_numbers",
     "check_parameters",
+    "check_quantizer",
     "check_size",
     "choose_device",
     "dtype_named",
     "is_finite",
     "load_config",
-    "load_tokenizer",
     "load_weights",
     "parse_dtype",
     "quiet_transformers",
-    "refused_by_library",
     "skeleton",
 ]
 
@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 # Far above what any model has, and low enough to be counted without gigabytes of memory or minutes.
 _MAXIMUM_MODULES = 200_000
 _MORE_THAN_TENSORS, _LEAST_MAXIMUM = 10, 1000
-_TOKENIZED = "Q: Is 3 × 7 ≠ 20?\nA: Yes, it is."
-"""What every tokenizer is tried on before it is used."""
 
 
 def parse_dtype(name: str) -> torch.dtype | None:
@@ -66,15 +64,22 @@ def parse_dtype(name: str) -> torch.dtype | None:
 def choose_device(name: str) -> str:
     """The device that `--device` names: a GPU for `auto`, if there is one, and otherwise the CPU.
 
+    Args:
+        name: such as `cuda:1`.
+
     Raises:
-        InputError: torch knows no such device.
+        InputError: there is no such device, or torch computes nothing on it.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device: {name!r} is no device. Give cpu, cuda, cuda:1 or the like.") from error
+        raise InputError(f"--device: {name!r} is no device. Choose cpu, cuda, cuda:1 or mps.") from error
+    # Every kind of device on which models compute has a module in torch that counts the devices.
+    count = getattr(getattr(torch, device.type, None), "device_count", lambda: 0)()
+    if (device.index or 0) >= count:
+        raise InputError(f"--device: this machine has no {name} that torch can use. Choose cpu, or auto.")
     return name
 
 
@@ -111,28 +116,13 @@ def load_config(checkpoint: Checkpoint, name: str, *, trust_remote_code: bool) -
     from transformers import AutoConfig
 
     check_numbers(checkpoint.config, name, len(checkpoint.tensors))
+    if not trust_remote_code:
+        check_config(checkpoint.config, name)
     with refused_by_library(f"{name}: transformers cannot use its config"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = from_pretrained(
+            AutoConfig, checkpoint.directory, trust_remote_code=trust_remote_code
+        )
         return config
-
-
-@contextmanager
-def refused_by_library(problem: str, remedy: str = "") -> Iterator[None]:
-    """A context in which a library reads files of unknown origin: every error of the library becomes an InputError.
-
-    Args:
-        problem: which file is wrong, and how, as the first part of the message: `FILE: what is wrong`.
-        remedy: what to do, as a sentence; empty if the library says that.
-
-    Raises:
-        InputError: the problem, the first line of the library's error, and the remedy.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{problem}: {first_line(error)}. {remedy}".rstrip()) from error
 
 
 def check_numbers(config: Mapping[str, Any], name: str, stored: int) -> None:
@@ -176,8 +166,11 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
         torch.device("meta"),
     ):
         # Plain attention, because the other kinds read values of the mask, which do not exist on `meta`.
-        model: PreTrainedModel = auto_classes(config)[0].from_config(
-            config, trust_remote_code=trust_remote_code, attn_implementation="eager"
+        model: PreTrainedModel = from_config(
+            auto_classes(config)[0],
+            config,
+            trust_remote_code=trust_remote_code,
+            arguments={"attn_implementation": "eager"},
         )
     return model.eval()
 
@@ -256,7 +249,9 @@ def auto_classes(config: PretrainedConfig) -> tuple[Any, ...]:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
     if multimodal is None:
-        return (AutoModelForCausalLM,)
+        named = getattr(config, "auto_map", None) or {}  # by the code of a model that transformers does not know
+        multimodal_only = "AutoModelForImageTextToText" in named and "AutoModelForCausalLM" not in named
+        return (AutoModelForImageTextToText if multimodal_only else AutoModelForCausalLM,)
     if causal == multimodal:
         return (AutoModelForCausalLM, AutoModelForImageTextToText)
     if causal is None or multimodal in (config.architectures or ()):
@@ -291,13 +286,16 @@ def load_weights(
     """
     with refused_by_library(f"{name}: it cannot be loaded as a causal language model on {device}"):
         model: Any
-        model, report = auto_classes(config)[0].from_pretrained(
+        model, report = from_pretrained(
+            auto_classes(config)[0],
             checkpoint.directory,
-            config=copy.deepcopy(config),
-            torch_dtype=dtype or "auto",
-            device_map=device_map,
             trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+            arguments={
+                "config": copy.deepcopy(config),
+                "torch_dtype": dtype or "auto",
+                "device_map": device_map,
+                "output_loading_info": True,
+            },
         )
         if report["missing_keys"]:
             raise InputError(
@@ -308,6 +306,29 @@ def load_weights(
         loaded: PreTrainedModel = (model if device_map else model.to(device)).eval()
         logger.debug("%s is in memory, in %s", name, dtype_name(loaded.dtype))
         return loaded
+
+
+def check_quantizer(config: PretrainedConfig, name: str) -> None:
+    """Refuses a quantized model whose weights nothing that is installed can load.
+
+    Transformers makes the same check when it loads the weights.
+
+    Args:
+        config: the config of the model, which stays as it is.
+        name: the name of the model, for messages.
+
+    Raises:
+        InputError: a library or a device is missing, or transformers does not know the kind of quantization.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    settings = copy.deepcopy(getattr(config, "quantization_config", None))
+    if settings is None:
+        return
+    with refused_by_library(f"{name}: its quantized weights cannot be loaded here"):
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(
+            device_map=None, weights_only=True
+        )
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -337,42 +358,6 @@ def is_finite(tensor: torch.Tensor) -> bool:
         tensor = tensor.half()
     # The smallest and the largest value show it, and both are NaN if any value is.
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
-
-
-def load_tokenizer(
-    directory: Path, name: str, config: PretrainedConfig, *, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Args:
-        directory: the directory of the checkpoint.
-        name: the name of the model, for messages.
-        config: the config of the model, which may decide the class of the tokenizer.
-        trust_remote_code: whether code that comes with the checkpoint may run.
-
-    Raises:
-        InputError: there is none, or it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    with refused_by_library(f"{name}: its tokenizer cannot be loaded"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, config=config, trust_remote_code=trust_remote_code
-        )
-        _check_tokenizer(tokenizer)
-        return tokenizer
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Uses a tokenizer once in every way in which it is used later. Raises any exception if it cannot be used."""
-    if not isinstance(tokenizer.model_max_length, (int, float)):
-        raise ValueError(f"its model_max_length is {tokenizer.model_max_length!r}")
-    _ = tokenizer.added_tokens_decoder
-    for options in ({}, {"add_special_tokens": False}, {"split_special_tokens": True}):
-        tokens = tokenizer(_TOKENIZED, verbose=False, **options)["input_ids"]
-        if not all(isinstance(token, int) and token >= 0 for token in tokens):
-            raise ValueError(f"it makes {str(tokens)[:40]} of a text")
-        str(tokenizer.decode(tokens, skip_special_tokens=True)).encode()
 
 
 def quiet_transformers() -> None:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, refused_by_library
 from sea_export.files.reading import open_file
-from sea_export.model.load_model import refused_by_library
 
 __all__ = ["load_pickled_weights"]
 

@@ -15,6 +15,7 @@ from sea_export.evaluation.drawing import (
     new_figure,
     plain,
     save_figure,
+    shown_label,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def plot_search(tuning: Tuning, file: Path) -> None:
     axis.scatter(*points([tuning.chosen]), s=190, zorder=3, label="chosen", **ring)
     axis.set(
         xlabel="KL from the base on neutral text (nats per token)",
-        ylabel=f"{tuning.settings.metric} on the choosing rows" + (f" ({base.unit})" if base.unit else ""),
+        ylabel=shown_label(f"{tuning.settings.metric} on the choosing rows" + (f" ({base.unit})" if base.unit else "")),
     )
     axis.set_xlim(left=-0.02 * budget)
     figure.legend(loc="outside right upper", frameon=False)

@@ -196,13 +196,22 @@ def bake(
 
 
 def _centers(opened: OpenedModel, options: TuneOptions, export: ExportOptions) -> tuple[str, ...]:
-    """How edits may be centred: as asked for, or in every way that the base and the format can hold."""
+    """How edits may be centred: as asked for, or in every way that the base and the format can hold.
+
+    Raises InputError, before anything is computed, if they can hold none, or not what was asked for.
+    """
+
+    def check(center: str) -> None:
+        for target in options.targets or TARGETS:
+            fit = FitOptions(layers="all", target=target, center=center)
+            locate_fit(opened.base, choose_targets(opened.base.skeleton, fit), fit, export)
+
+    for center in options.centers or ("linear",):
+        check(center)
     if options.centers:
         return options.centers
     try:
-        for target in options.targets or TARGETS:
-            affine = FitOptions(layers="all", target=target, center="affine")
-            locate_fit(opened.base, choose_targets(opened.base.skeleton, affine), affine, export)
+        check("affine")
     except InputError as error:
         logger.info("No affine edit is tried. %s", error)
         return tuple(center for center in CENTERS if center != "affine")

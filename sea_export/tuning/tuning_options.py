@@ -16,6 +16,7 @@ from sea_export.options import (
     check_values,
     option,
     same_option,
+    seed_option,
 )
 
 __all__ = ["TuneOptions"]
@@ -57,14 +58,18 @@ class TuneOptions:
     )
     template: str = option(FitOptions.template, "How demonstrations become text.", TEMPLATES)
     batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
-    seed: int = option(0, "Seed of the search and of all samples.")
+    seed: int = seed_option("Seed of the search and of all samples.")
 
     def __post_init__(self) -> None:
         check_values(self)
         if self.pick not in PICKS and not self.pick.isdigit():
             raise InputError(f"--pick: {self.pick!r} is no choice. Choose best, knee, or the number of a trial.")
-        if not self.max_kl > 0:
-            raise InputError(f"--max-kl: {self.max_kl} is too low. Give a number above 0.")
+        if self.pick.isdigit() and self.storage is None and int(self.pick) >= self.trials:
+            raise InputError(f"--pick: {self.pick} is no trial of {self.trials}, counted from 0. Give a lower number.")
+        if not 0 < self.max_kl < float("inf"):
+            raise InputError(f"--max-kl: {self.max_kl} is no budget. Give a number above 0.")
+        if self.timeout is not None and not 0 < self.timeout < float("inf"):
+            raise InputError(f"--timeout: {self.timeout} is no time. Give a number of seconds above 0.")
         if not 0 < self.held_out < 1:
             raise InputError(f"--held-out: {self.held_out} is no share. Give a number between 0 and 1.")
         if not 0 < self.choosing < 1:

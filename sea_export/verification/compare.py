@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,14 +18,14 @@ from torch import Tensor, nn
 from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import SeaExportError
-from sea_export.export.formats import EditInMemory
+from sea_export.export.formats import EditInMemory, Loading
 from sea_export.locks import scratch_directory
 from sea_export.model.architecture import OutputProjection
-from sea_export.model.load_model import auto_classes
+from sea_export.model.isolated_python import run_python
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "COMPARED_TOKENS",
@@ -126,8 +123,8 @@ def compare(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
+    loading: Loading,
     exact: bool = True,
-    own_code: bool = False,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit.
 
@@ -140,8 +137,8 @@ def compare(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the model in memory compute what the export computes, without rounding; None if the
             stored export rounds nothing, and is used itself.
+        loading: how plain transformers loads the export.
         exact: whether the export should be the edit, and not only an approximation of it.
-        own_code: whether the export comes with code and a tokenizer.
 
     Returns:
         `fold_error`, `rounding_error`, `base_rounding` and `effect`. See `sea_export.verification.verify.Verification`.
@@ -157,9 +154,7 @@ def compare(
         continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
         sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
         run_time = _logits(model, sequences)
-    stored = in_memory = logits_in_subprocess(
-        directory, sequences, tokenizer, config=model.config, dtype=model.dtype, own_code=own_code
-    )
+    stored = in_memory = logits_in_subprocess(directory, sequences, tokenizer, loading=loading, dtype=model.dtype)
     if export_in_memory is not None:
         with export_in_memory(model, edit, projections):
             in_memory = _logits(model, sequences)
@@ -251,9 +246,8 @@ def logits_in_subprocess(
     sequences: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    config: PretrainedConfig,
+    loading: Loading,
     dtype: torch.dtype,
-    own_code: bool,
     memory: int | None = None,
 ) -> Tensor:
     """The compared logits of an export, from another process, which knows nothing of sea-export.
@@ -262,9 +256,8 @@ def logits_in_subprocess(
         directory: the export.
         sequences: token ids. If `memory` is given, they are of equal length and computed in one batch.
         tokenizer: the tokenizer of the base. The tokenizer of an export with code must agree with it.
-        config: the config of the base, which decides the class of transformers that loads it.
+        loading: how plain transformers loads the export.
         dtype: what to compute in.
-        own_code: whether the export comes with code and a tokenizer.
         memory: the bytes of weights that may be in memory; None for all. Transformers keeps the others on the disk.
 
     Returns:
@@ -280,22 +273,20 @@ def logits_in_subprocess(
             "dtype": dtype_name(dtype),
             "sequences": sequences,
             "count": COMPARED_TOKENS,
-            "trust_remote_code": own_code,
-            "auto_class": auto_classes(config)[0].__name__,
-            "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if own_code else {},
+            "base": None if loading.base is None else str(loading.base),
+            "trust_remote_code": loading.trust_remote_code,
+            "auto_class": loading.auto_class,
+            "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
             "memory": memory,
             "scratch": str(scratch),
             "answer": str(answer),
         }
         request_file.write_text(json.dumps(request), encoding="utf-8")
         probe = Path(__file__).with_name("probe.py")
-        process = subprocess.run(  # -I: python does not search this folder or the current one for modules
-            [sys.executable, "-I", str(probe), str(request_file)],
-            capture_output=True,
-            text=True,
-            check=False,
+        process = run_python(
+            [str(probe), str(request_file)],
             # transformers copies all code that it runs into this cache. Here the copy is removed afterwards.
-            env={**os.environ, "HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
+            environment={"HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
         )
         if process.returncode < 0:
             raise SeaExportError(

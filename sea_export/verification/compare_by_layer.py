@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sea_export.capture.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
 from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.export.formats import EditInMemory
+from sea_export.export.formats import EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.memory import fits, weight_bytes
 from sea_export.model.precision import in_float32
@@ -56,8 +56,8 @@ def compare_by_layer(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
+    loading: Loading,
     exact: bool = True,
-    own_code: bool = False,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit. See `sea_export.verification.compare.compare`.
 
@@ -69,8 +69,8 @@ def compare_by_layer(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the base compute what the export computes, without rounding; None if the stored export
             rounds nothing, and is used itself.
+        loading: how plain transformers loads the export.
         exact: whether the export should be the edit, and not only an approximation of it.
-        own_code: whether the export comes with code and a tokenizer.
 
     Returns:
         What `compare` gives.
@@ -83,9 +83,8 @@ def compare_by_layer(
         directory,
         sequences,
         tokenizer,
-        config=source.model.config,
+        loading=loading,
         dtype=torch.float32,
-        own_code=own_code,
         # Enough for the largest part of the model, and for the next part while it is loaded.
         memory=2 * source.largest_part_bytes(torch.float32),
     )

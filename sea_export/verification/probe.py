@@ -24,8 +24,9 @@ def main(request_file: str) -> None:
         request_file: JSON with
 
             - `checkpoint`: the directory;
+            - `base`: the directory of the base, if the checkpoint is an adapter; otherwise null;
             - `dtype`: what to compute in;
-            - `trust_remote_code`: whether the checkpoint comes with code, which may run;
+            - `trust_remote_code`: whether code that comes with the checkpoint or its base may run;
             - `auto_class`: the class of transformers that loads it;
             - `sequences`: token ids;
             - `count`: the number of predicted tokens;
@@ -36,20 +37,17 @@ def main(request_file: str) -> None:
     """
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
-    options = {"torch_dtype": getattr(torch, request["dtype"])}
+    arguments = {"torch_dtype": getattr(torch, request["dtype"])}
     sequences = [[sequence] for sequence in request["sequences"]]
     if request["memory"] is not None:
-        options |= {
+        arguments |= {
             "device_map": "auto",
             "max_memory": {"cpu": request["memory"]},
             "offload_folder": request["scratch"],
         }
         sequences = [request["sequences"]]  # in one batch, because every pass reads the weights again
-    if request["trust_remote_code"]:
-        model = _with_own_code(request, options)
-    else:
-        model = getattr(transformers, request["auto_class"]).from_pretrained(request["checkpoint"], **options)
-    model.eval()
+    model = _loaded(request, arguments).eval()
+    _check_tokenizer(request)
     count = request["count"]
     rows = [model(torch.tensor(batch)).logits[:, -count - 1 : -1].float() for batch in sequences]
     if "sea_export" in sys.modules:
@@ -57,20 +55,31 @@ def main(request_file: str) -> None:
     save_file({"logits": torch.cat(rows)}, request["answer"])
 
 
-def _with_own_code(request: dict[str, Any], arguments: dict[str, Any]) -> PreTrainedModel:
-    """The model of a checkpoint that comes with code. Its edit must be complete, and its tokenizer the base's."""
+def _loaded(request: dict[str, Any], arguments: dict[str, Any]) -> PreTrainedModel:
+    """The model of the checkpoint, or its base with the adapter on it. The tensors of an edit must be complete."""
     loaded: Any = getattr(transformers, request["auto_class"]).from_pretrained(
-        request["checkpoint"], trust_remote_code=True, output_loading_info=True, **arguments
+        request["base"] or request["checkpoint"],
+        trust_remote_code=request["trust_remote_code"],
+        output_loading_info=True,
+        **arguments,
     )
     model, report = loaded
     for key in (*report["missing_keys"], *report["unexpected_keys"]):
         if ".sea_edit." in key:
             raise SystemExit(f"{key} is not both in the checkpoint and in the model")
-    tokenizer = AutoTokenizer.from_pretrained(request["checkpoint"], trust_remote_code=True)
+    if request["base"] is not None:
+        model.load_adapter(request["checkpoint"])
+    return model
+
+
+def _check_tokenizer(request: dict[str, Any]) -> None:
+    """Ends the program if the tokenizer of the checkpoint makes other tokens of a text than it must."""
+    if not request["tokenized"]:
+        return
+    tokenizer = AutoTokenizer.from_pretrained(request["checkpoint"], trust_remote_code=request["trust_remote_code"])
     for text, tokens in request["tokenized"].items():
         if tokenizer(text).input_ids != tokens:
             raise SystemExit(f"its tokenizer makes other tokens of {text!r} than the base's")
-    return model
 
 
 if __name__ == "__main__":

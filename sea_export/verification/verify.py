@@ -22,7 +22,6 @@ best approximation of its rank. A quantized base is computed as it is, in its ow
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,11 +34,11 @@ from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
-from sea_export.export.formats import EditNeeds, ExportFormat, export_format
+from sea_export.export.formats import EditNeeds, ExportFormat, Loading, export_format
 from sea_export.export.listed_files import check_files
 from sea_export.export.manifest import check_base, read_manifest
 from sea_export.model.base import Base, is_hub_id, open_base
-from sea_export.model.checkpoint import CARD, Checkpoint
+from sea_export.model.checkpoint import CARD
 from sea_export.options import ExportOptions
 from sea_export.text import dtype_name
 from sea_export.verification.compare import Agreement, compare, comparison_problems, is_quantized
@@ -48,7 +47,7 @@ from sea_export.verification.compare_by_layer import compare_by_layer, verified_
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Verification", "model_to_verify", "verify", "verify_export"]
+__all__ = ["Verification", "model_to_verify", "unrounded_model", "verify", "verify_export"]
 
 # The names in version 1 of the manifest for some fields of a verification and of an agreement.
 _RECORD_NAMES = {"fold_error": "mathematics", "rounding_error": "storage", "top1_agreement": "equal_greedy"}
@@ -136,7 +135,7 @@ def verify_export(
     """
     by_layer = isinstance(model, StoredModel)
     quantized = isinstance(model, nn.Module) and is_quantized(model)
-    dtype = format.stored_dtype(base, plan) or model.dtype
+    dtype = format.stored_dtype(base, plan) or base.dtype
     tensors = format.check(directory, base, edit, plan)  # before any library loads the export
     found = Verification(
         dtype=dtype_name(dtype),
@@ -152,6 +151,7 @@ def verify_export(
     if tensors.problems:
         return found
     projections = base.output_projections(edit.targets)
+    loading = Loading.of(format, base)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
     if isinstance(model, StoredModel):
         metrics = compare_by_layer(
@@ -162,7 +162,7 @@ def verify_export(
             projections=projections,
             export_in_memory=export_in_memory,
             exact=tensors.exact,
-            own_code=format.runs_code,
+            loading=loading,
         )
     else:
         metrics = compare(
@@ -174,7 +174,7 @@ def verify_export(
             projections=projections,
             export_in_memory=export_in_memory,
             exact=tensors.exact,
-            own_code=format.runs_code,
+            loading=loading,
         )
     coarsest = dtype if format.rounds_weights else torch.float32
     problems = comparison_problems(metrics, coarsest, exact=tensors.exact, quantized=quantized)
@@ -237,7 +237,7 @@ def verify(
 
         def load() -> PreTrainedModel:
             nonlocal model
-            model = model or opened.load_model()
+            model = model or unrounded_model(opened, None)
             return model
 
         plan = format.plan(edit, opened, located, options, load)
@@ -255,7 +255,7 @@ def model_to_verify(
     Args:
         base: the base.
         layerwise: whether one layer at a time is in memory; None decides by the free memory.
-        model: the base as the fit used it, or None. It is used again, unless its dtype rounds the stored weights.
+        model: the base as the fit used it, or None. It is used again, unless its dtype rounds stored weights.
         scratch: the directory for hidden states that do not fit into memory.
     """
     if layerwise is None:
@@ -265,17 +265,37 @@ def model_to_verify(
         layerwise = (spread and can_load_layers(base.config)) or verified_by_layer(base, device, held)
     if layerwise:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return StoredModel(base, dtype=None, device=device, scratch=scratch)
-    if isinstance(model, nn.Module) and not _is_rounded(model, base.checkpoint):
+        dtype = None if _holds_weights(base.dtype, base) else torch.float32
+        return StoredModel(base, dtype=dtype, device=device, scratch=scratch)
+    return unrounded_model(base, model)
+
+
+def unrounded_model(base: Base, model: PreTrainedModel | StoredModel | None) -> PreTrainedModel:
+    """The base in memory, with the very numbers that it stores.
+
+    Args:
+        base: the base.
+        model: the base as it was loaded before, or None. It is used again, unless it is a layer at a time in memory or
+            its dtype rounds stored weights.
+    """
+    if isinstance(model, nn.Module) and not _is_rounded(model, base):
         return model
-    return base.load_model()
+    loaded = base.load_model(dtype=None if base.is_quantized else torch.float32)
+    return base.load_model(dtype=torch.float32) if _is_rounded(loaded, base) else loaded
 
 
-def _is_rounded(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:
-    """Whether the model was loaded in a dtype that cannot hold the dtype of most of its stored weights."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            sizes[tensor.dtype] += tensor.end - tensor.start
-    computed = model.dtype
-    return any(torch.promote_types(stored, computed) != computed for stored, _ in sizes.most_common(1))
+def _is_rounded(model: PreTrainedModel, base: Base) -> bool:
+    """Whether weights of a model were rounded when it was loaded.
+
+    Transformers dequantizes some bases while it loads them, which gives numbers that only float32 holds.
+    """
+    if base.is_quantized:
+        return not is_quantized(model) and model.dtype in (torch.bfloat16, torch.float16)
+    return not _holds_weights(model.dtype, base)
+
+
+def _holds_weights(dtype: torch.dtype, base: Base) -> bool:
+    """Whether a dtype can hold every weight of a base, or is float32, in which all is computed."""
+    stored = {tensor.dtype for tensor in base.checkpoint.tensors.values()}
+    stored &= {torch.float32, torch.bfloat16, torch.float16}
+    return all(torch.promote_types(one, dtype) == dtype for one in stored)

@@ -28,7 +28,9 @@ from sea_export.model.base import open_base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.header_only import header_only_base, write_header_only_model
 from sea_export.model.load_model import skeleton
+from tests.helpers.hostile_checkpoints import change_json
 from tests.helpers.messages import naming
+from tests.helpers.parameters import UNMEASURED
 from tests.helpers.tiny_models import tiny_model
 
 GUARANTEE = "Before anything is read, `doctor` says of each format whether it would work, and if not why and what to do"
@@ -126,7 +128,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
     [
         (100, 100, False, {"merged", "adapter", "custom-code"}),
         (2, 100, True, {"merged", "adapter", "custom-code"}),
-        (2, 2, True, {"adapter", "custom-code"}),
+        (2, 2, True, {"adapter"}),
         (0.1, 100, True, set()),
     ],
     ids=["room for all", "room for a layer", "a full disk", "no room"],
@@ -266,3 +268,61 @@ def test_of_experts_those_count_that_compute() -> None:
     share = config.num_experts_per_tok / config.num_local_experts
     assert 0 < share < 1
     assert active_parameters(layer, config) == pytest.approx(everything - experts * (1 - share))
+
+
+# What a run refuses, the doctor refuses too
+
+
+def refusals(base: Path, quantized: Path, directory: Path) -> dict[str, tuple[object, ...]]:
+    """Jobs that a run refuses before its fit, by what is wrong with each."""
+    (directory / "file").write_text("", encoding="utf-8")
+    (directory / "foreign").mkdir()
+    (directory / "foreign" / "thesis.txt").write_text("", encoding="utf-8")
+    rows = directory / "row.jsonl"
+    rows.write_text(json.dumps({"prompt": "Is it?", "positive": "Yes.", "negative": "No."}), encoding="utf-8")
+    packed = shutil.copytree(base, directory / "packed")
+    change_json(packed / "config.json", lambda whole: whole | {"quantization_config": {"quant_method": "aqlm"}})
+    odd = shutil.copytree(base, directory / "odd")
+    change_json(odd / "tokenizer_config.json", lambda whole: whole | {"tokenizer_class": "AutoConfig"})
+    return {
+        "the output is a file": (base, "--output", directory / "file"),
+        "the output is somebody else's": (base, "--output", directory / "foreign"),
+        "the output is in the base": (base, "--output", base / "out"),
+        "no quantized weights a layer at a time": (quantized, "--layerwise"),
+        "no gradients a layer at a time": (base, "--layerwise", "--method", "gradient"),
+        "no generation a layer at a time": (base, "--layerwise", "--neutral", "generated"),
+        "a single demonstration": (base, "--demonstrations", rows),
+        "no library for the quantization": (packed,),
+        "no tokenizer": (odd,),
+        "no such device": (base, "--device", "cuda:77"),
+    }
+
+
+@pytest.mark.guarantee(GUARANTEE)
+def test_it_never_says_yes_to_what_a_run_refuses(
+    tiny_checkpoint: Path, quantized_checkpoint: Path, tmp_path: Path, count_case: Callable[[], None]
+) -> None:
+    for what, (base, *options) in refusals(tiny_checkpoint, quantized_checkpoint, tmp_path).items():
+        count_case()
+        if "--output" not in options:
+            options += ["--output", tmp_path / "out"]
+        result = doctor(base, *options, "--json")
+        assert result.exit_code in (1, 2), what
+        if result.exit_code == 1:
+            model = json.loads(result.stdout)["model"]
+            assert all(one["problem"] for one in model["formats"]), what
+        else:
+            assert result.stderr.startswith("Error: "), what
+        assert "does not expect" not in result.output, what
+
+
+@pytest.mark.slow
+def test_a_run_refuses_the_same(tiny_checkpoint: Path, quantized_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """Otherwise the doctor would say no to what works."""
+    monkeypatch.undo()
+    for what, (base, *options) in refusals(tiny_checkpoint, quantized_checkpoint, tmp_path).items():
+        output = options[options.index("--output") + 1] if "--output" in options else tmp_path / "out"
+        own = [one for one in options if one not in ("--output", output)]
+        command = ["fit-and-save", base, output, *own, "--layers", "last:1", "--format", "custom-code", *UNMEASURED]
+        result = CliRunner().invoke(main, [str(argument) for argument in command])
+        assert result.exit_code == 2, (what, result.output)

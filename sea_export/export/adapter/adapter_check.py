@@ -9,22 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError, SeaExportError, first_line
-from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
+from sea_export.errors import InputError, refused_by_library
+from sea_export.export.adapter.adapter_plan import AdapterPlan
 from sea_export.export.adapter.build import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter.parameter_lora import parameter_change
 from sea_export.export.formats import TensorCheck
-from sea_export.files.reading import check_contained, read_json_object
+from sea_export.files.reading import check_contained
+from sea_export.model.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    read_adapter_config,
+    read_adapter_weights,
+)
+from sea_export.model.pretrained import put_adapter_on
 from sea_export.model.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["base_of_adapter", "check_adapter_weights", "read_adapter", "with_adapter"]
+__all__ = ["check_adapter_weights", "read_adapter", "with_adapter"]
 
 # The largest ‖adapted W - W'‖ / ‖W'‖ that rounding may cause: in float32, and in the kernels of a quantized base.
 _TOLERANCE = 1e-5
@@ -40,20 +46,16 @@ def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
         directory: the adapter.
 
     Raises:
-        SeaExportError: PEFT cannot load it.
+        InputError: PEFT cannot load it.
     """
-    from peft import PeftModel
-
-    modules = read_json_object(directory / ADAPTER_CONFIG)["target_modules"]
+    modules = read_adapter_config(directory)["target_modules"]
     # An adapter may replace biases of the base, and PEFT does not put them back.
     biases = {name: getattr(model.get_submodule(name), "bias", None) for name in modules}
     kept = {name: bias.clone() for name, bias in biases.items() if isinstance(bias, Tensor)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about biases that cannot be merged, which the rank report has said
-        try:
-            adapted = PeftModel.from_pretrained(model, str(directory))
-        except (ValueError, KeyError, RuntimeError, OSError) as error:
-            raise SeaExportError(f"{directory.name}: PEFT cannot load it: {first_line(error)}.") from error
+        with refused_by_library(f"{directory.name}: PEFT cannot load it"):
+            adapted: Any = put_adapter_on(model, directory)
         try:
             yield
         finally:
@@ -113,7 +115,7 @@ def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], di
             because it does all that the config says.
     """
     adapter = plan.adapter
-    config = read_json_object(directory / ADAPTER_CONFIG)
+    config = read_adapter_config(directory)
     free = {"base_model_name_or_path", "revision"}  # these may name another copy of the same base
     if {key: value for key, value in config.items() if key not in free} != {
         key: value for key, value in adapter.config.items() if key not in free
@@ -128,22 +130,7 @@ def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], di
             f"{directory.name}: its {ADAPTER_WEIGHTS} does not hold the tensors of the edit's adapter. Export the edit "
             "again."
         )
-    return config, load_file(directory / ADAPTER_WEIGHTS)
-
-
-def base_of_adapter(directory: Path) -> str:
-    """The base that an adapter names: a Hub id or a path.
-
-    Args:
-        directory: the adapter.
-
-    Raises:
-        InputError: it has no config, or its config names no base.
-    """
-    name = read_json_object(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{directory.name}: its {ADAPTER_CONFIG} names no base. Give the base with --base.")
-    return name
+    return config, read_adapter_weights(directory)
 
 
 def _adapted_weight(

@@ -14,6 +14,7 @@ from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
 from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
 from sea_export.options import ExportOptions, FitOptions
+from sea_export.text import is_utf8
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,11 @@ class _Adapter:
         from sea_export.export.adapter.adapter_plan import check_adapter
         from sea_export.export.stored_projections import find_stored_projections
 
+        if base.location is not None and not is_utf8(base.location):
+            raise InputError(
+                f"{base.location}: an adapter tells the path of its base, and this one is not UTF-8 text. Rename the "
+                "directory, or choose --format merged."
+            )
         stored = find_stored_projections(targets, base, needs_bias=needs.constant)
         scaled = needs.row_scales and options.adapter_rank is None
         check_adapter(base, stored, needs_bias=needs.constant, scaled=scaled)
@@ -92,7 +98,7 @@ class _Adapter:
         read_adapter(directory, plan)
 
     def stored_dtype(self, base: Base, plan: AdapterPlan) -> torch.dtype | None:
-        return base.checkpoint.tensors[plan.stored_weights[0]].dtype if plan.stored_weights else None
+        return base.checkpoint.coarsest_dtype(plan.stored_weights) if plan.stored_weights else None
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.adapter.adapter_check import with_adapter
@@ -114,7 +120,7 @@ class _Adapter:
         return check_adapter_weights(directory, edit, plan)
 
     def base_of(self, directory: Path) -> str | None:
-        from sea_export.export.adapter.adapter_check import base_of_adapter
+        from sea_export.model.adapter_files import base_of_adapter
 
         return base_of_adapter(directory)
 

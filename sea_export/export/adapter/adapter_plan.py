@@ -17,16 +17,14 @@ from sea_export.errors import InputError
 from sea_export.export.adapter.build import Adapter, build_adapter, check_parameters, no_place_for_constant
 from sea_export.export.stored_layout import StoredParameter
 from sea_export.export.stored_projections import StoredProjections
+from sea_export.model.adapter_files import ADAPTER_CONFIG
 from sea_export.model.architecture import OutputProjection, hidden_size
 from sea_export.model.base import Base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdapterPlan", "check_adapter", "plan_adapter"]
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+__all__ = ["AdapterPlan", "check_adapter", "plan_adapter"]
 
 _BASIS_ROWS = 1024
 _FLOAT32_BYTES = 4

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from sea_export.export.adapter.adapter_plan import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPlan
+from sea_export.export.adapter.adapter_plan import AdapterPlan
 from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
+from sea_export.files.writing import write_tensors
+from sea_export.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from sea_export.model.base import Base
 
 __all__ = ["write_adapter"]
@@ -25,7 +25,7 @@ def write_adapter(plan: AdapterPlan, base: Base, directory: Path) -> WriteReport
     """
     text = json.dumps(plan.adapter.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-    save_file(dict(plan.adapter.tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_tensors(directory / ADAPTER_WEIGHTS, plan.adapter.tensors)
     return WriteReport(
         base_digests=base.weight_digests,
         digests={file: file_digest(directory / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},

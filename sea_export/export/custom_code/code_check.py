@@ -11,20 +11,15 @@ from torch import Tensor
 
 from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, CodePlan
 from sea_export.export.formats import SIDE_FILES_OF_CONVERTED, TensorCheck
-from sea_export.files.reading import open_file, read_json, read_json_object
+from sea_export.files.reading import open_file, read_json
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import compare_checkpoints, same_layout
+from sea_export.model.own_code import other_code
 
-__all__ = ["check_code_tensors", "has_own_code", "other_code"]
+__all__ = ["check_code_tensors", "has_own_code"]
 
 _TOLERANCE = 1e-5
 _MAXIMUM_CODE_BYTES = 1_000_000  # a hundred times the size of the code that is written
-_FILES_THAT_NAME_CODE = (
-    "tokenizer_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-)
 
 
 def has_own_code(directory: Path, plan: CodePlan) -> bool:
@@ -44,25 +39,6 @@ def has_own_code(directory: Path, plan: CodePlan) -> bool:
         )
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # deeply nested code raises the last two
         return False
-
-
-def other_code(directory: Path) -> str | None:
-    """The file that makes transformers run other code than the model's own when it loads a trusted model.
-
-    Args:
-        directory: the model.
-
-    Returns:
-        The path of the file relative to the directory; None if there is none.
-
-    Raises:
-        InputError: a file that may name code cannot be read.
-    """
-    for file in _FILES_THAT_NAME_CODE:
-        if (directory / file).exists() and "auto_map" in read_json_object(directory / file):
-            return file
-    generation = Path("custom_generate", "generate.py")
-    return generation.as_posix() if (directory / generation).exists() else None
 
 
 def _statements(source: str) -> str:

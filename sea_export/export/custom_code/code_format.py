@@ -40,8 +40,8 @@ class _CustomCode:
         pass
 
     def locate(self, base: Base, targets: Iterable[Target], needs: EditNeeds, options: ExportOptions) -> EditedModules:
-        from sea_export.export.custom_code.code_check import other_code
         from sea_export.export.custom_code.code_plan import find_edited_modules
+        from sea_export.model.own_code import other_code
 
         code = None if base.trust_remote_code else other_code(base.checkpoint.directory)
         if code is not None:
@@ -101,7 +101,7 @@ class _CustomCode:
             )
 
     def stored_dtype(self, base: Base, plan: CodePlan) -> torch.dtype | None:
-        return None if base.is_quantized else next(iter(base.checkpoint.tensors.values())).dtype
+        return None
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         return None

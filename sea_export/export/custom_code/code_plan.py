@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from torch import Tensor
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.custom_code.run_time import run_time_steps
 from sea_export.export.stored_layout import stored_layout
-from sea_export.files.reading import read_json_object
+from sea_export.files.reading import open_file, read_json_object
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.base import Base
+from sea_export.model.checkpoint import INDEX
 from sea_export.model.load_model import auto_classes, check_size, skeleton
 from sea_export.model.targets import Target
 from sea_export.versions import library_versions
@@ -31,13 +33,27 @@ from sea_export.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["CODE_FILE", "EDIT_SHARD", "CodePlan", "EditedModules", "find_edited_modules", "plan_custom_code"]
+__all__ = [
+    "CODE_FILE",
+    "EDIT_SHARD",
+    "OWN_FILES",
+    "CodePlan",
+    "EditedModules",
+    "find_edited_modules",
+    "plan_custom_code",
+]
 
 CODE_FILE = "modeling_sea.py"
+_CODE_MODULE = CODE_FILE.removesuffix(".py")
 EDIT_SHARD = "sea-edit.safetensors"
 BASE_PREFIX = "base-"
 """The prefix of the names of the base's weight files. A later save_pretrained into the output then writes to other
 files, and never into those that may be linked to the base's."""
+
+OWN_FILES = (CODE_FILE, EDIT_SHARD, INDEX)
+"""The files that are written instead of any that a base has under these names."""
+_EDITED_CLASSES = ("AutoConfig", "AutoModel")
+"""The beginnings of the names of transformers' classes that load a config or a model, edited or not."""
 
 _TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model"}
 
@@ -75,21 +91,23 @@ def find_edited_modules(targets: Iterable[Target], base: Base) -> EditedModules:
         base: the base.
 
     Raises:
-        InputError: the base needs code of its own, a module is not found, or its weights are not stored.
+        InputError: exported code cannot import the classes of the base, a module is not found, or its weights are not
+            stored.
     """
-    model_type = base.checkpoint.config.get("model_type")
-    if model_type not in transformers.CONFIG_MAPPING:
+    taken = {f"{BASE_PREFIX}{file}" for file in base.checkpoint.weight_files} & set(base.checkpoint.side_files())
+    if taken:
         raise InputError(
-            f"{base.name}: it needs code of its own (transformers has no {model_type}), and exported code cannot build "
-            "on that. Choose --format merged."
+            f"{base.name}: it has a file {min(taken)}, and the export gives this name to its weights. Rename the file, "
+            "or choose --format merged."
         )
     if base.is_quantized:  # the modules of the same model without quantization have the same names
-        model = skeleton(_unquantized(base.config))
+        model = skeleton(_unquantized(base.config), trust_remote_code=base.trust_remote_code)
         check_size(model, base.checkpoint)
         projections = tuple(find_output_projections(model, targets))
     else:
         model, projections = base.skeleton, base.output_projections(targets)
-    _check_own_classes(model, base)
+    for kind in _classes(model):
+        _module_of(kind, base)  # raises for a class that cannot be imported
     if not base.is_quantized:
         layout = stored_layout(model, base.checkpoint)
         for weight in (weight for projection in projections for weight in projection.weights):
@@ -113,12 +131,13 @@ def plan_custom_code(edit: SpectralEdit, base: Base, modules: EditedModules, *, 
     edit.check_sizes(modules.projections)
     model = modules.model
     tensors: dict[str, Tensor] = {}
-    edits: dict[str, list[dict[str, Any]]] = {}
+    edits = _edits_of(base)
     for projection in modules.projections:
-        layers = edit.layers[projection.target]
-        steps = run_time_steps(layers)
-        edits[projection.module_name.removeprefix(f"{model.base_model_prefix}.")] = [step.settings for step in steps]
-        for position, step in enumerate(steps):
+        name = projection.module_name.removeprefix(f"{model.base_model_prefix}.")
+        earlier = edits.get(name, [])
+        steps = run_time_steps(edit.layers[projection.target])
+        edits[name] = [*earlier, *(step.settings for step in steps)]
+        for position, step in enumerate(steps, start=len(earlier)):
             for name, tensor in step.tensors.items():
                 tensors[f"{modules.stored_names[projection.module_name]}.sea_edit.{position}.{name}"] = tensor
     return CodePlan(tensors, _config(base, model, edits), _source(edit, base, model), link)
@@ -135,14 +154,33 @@ def _unquantized(config: PretrainedConfig) -> PretrainedConfig:
     return plain
 
 
-def _check_own_classes(model: PreTrainedModel, base: Base) -> None:
-    """Raises InputError if transformers does not export the classes of the base, which the exported code imports."""
-    for kind in (type(model.config), type(model), type(model.base_model)):
-        if getattr(transformers, kind.__name__, None) is not kind:
-            raise InputError(
-                f"{base.name}: transformers does not export its class {kind.__name__}, so exported code cannot build "
-                "on it. Choose --format merged."
-            )
+def _classes(model: PreTrainedModel) -> tuple[type, ...]:
+    """The classes of the base on which the exported code builds: config, model with its head, model without it."""
+    return type(model.config), type(model), type(model.base_model)
+
+
+def _module_of(kind: type, base: Base) -> str:
+    """The module from which the exported code imports a class: transformers, or a file of the base's beside it."""
+    if getattr(transformers, kind.__name__, None) is kind:
+        return "transformers"
+    package, _, module = kind.__module__.rpartition(".")
+    foreign = package.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
+    if foreign and (base.checkpoint.directory / f"{module}.py").is_file():
+        return f".{module}"
+    raise InputError(
+        f"{base.name}: its class {kind.__name__} is in {kind.__module__}, which is neither a class that transformers "
+        "exports nor in a file beside its weights, so exported code cannot build on it. Choose --format merged."
+    )
+
+
+def _is_export(base: Base) -> bool:
+    """Whether the base is a custom-code export itself. Then its code takes the new edits after its own."""
+    return "sea_edit" in base.checkpoint.config and type(base.config).__module__.endswith(f".{_CODE_MODULE}")
+
+
+def _edits_of(base: Base) -> dict[str, list[dict[str, Any]]]:
+    """The edits that the base applies already, by module."""
+    return {name: list(steps) for name, steps in base.checkpoint.config["sea_edit"].items()} if _is_export(base) else {}
 
 
 def _stored_module(name: str, model: PreTrainedModel, base: Base) -> str:
@@ -161,22 +199,25 @@ def _stored_module(name: str, model: PreTrainedModel, base: Base) -> str:
 def _config(base: Base, model: PreTrainedModel, edits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     config = dict(base.checkpoint.config)
     config.pop("transformers_weights", None)
-    module = CODE_FILE.removesuffix(".py")
-    causal, plain, own_config = (
-        f"Sea{kind.__name__}" for kind in (type(model), type(model.base_model), type(model.config))
-    )
+    if _is_export(base):
+        return {**config, "sea_edit": edits}
+    own_config, causal, plain = (f"{_CODE_MODULE}.Sea{kind.__name__}" for kind in _classes(model))
     tokenizer_class = _tokenizer_class(base, config)
     if tokenizer_class is not None:
         config["tokenizer_class"] = tokenizer_class
+    # Classes of models that the config of the base names are left out, because they would load without the edit.
+    kept = {
+        name: place for name, place in (config.get("auto_map") or {}).items() if not name.startswith(_EDITED_CLASSES)
+    }
     return {
         **config,
         "model_type": _model_type(model),
-        "architectures": [causal],
-        # Classes that the config of the base names are left out, because they would load without the edit.
+        "architectures": [causal.rpartition(".")[2]],
         "auto_map": {
-            "AutoConfig": f"{module}.{own_config}",
-            "AutoModel": f"{module}.{plain}",
-            **{kind.__name__: f"{module}.{causal}" for kind in auto_classes(model.config)},
+            **(kept if base.trust_remote_code else {}),
+            "AutoConfig": own_config,
+            "AutoModel": plain,
+            **{kind.__name__: causal for kind in auto_classes(model.config)},
         },
         "sea_edit": edits,
     }
@@ -204,18 +245,44 @@ def _tokenizer_class(base: Base, config: Mapping[str, Any]) -> str | None:
 
 
 def _source(edit: SpectralEdit, base: Base, model: PreTrainedModel) -> str:
+    if _is_export(base):
+        with open_file(base.checkpoint.directory / CODE_FILE) as stream:
+            return stream.read().decode()
     template = (resources.files("sea_export.export.custom_code") / f"{CODE_FILE}.template").read_text(encoding="utf-8")
     name = _harmless(base.name)
+    config, causal, plain = _classes(model)
     return Template(template).substitute(
         title=f"{name.rpartition('/')[2]} with a spectral edit of its activations (SEA).",
         version=library_versions()["sea-export"],
         origin=_origin(edit, base),
-        config_class=type(model.config).__name__,
-        model_class=type(model.base_model).__name__,
-        causal_class=type(model).__name__,
+        imports=_imports((config, causal, plain), base),
+        config_class=config.__name__,
+        model_class=plain.__name__,
+        causal_class=causal.__name__,
+        plain_class="" if plain is causal else _PLAIN_CLASS.format(name=plain.__name__),
         model_type=_model_type(model),
         base_type=model.config.model_type,
         auto_class=auto_classes(model.config)[0].__name__,
+    )
+
+
+_PLAIN_CLASS = '''class Sea{name}(Edited, {name}):
+    """The base model without its language-modelling head, edited."""
+
+
+Sea{name}.register_for_auto_class("AutoModel")
+
+
+'''
+
+
+def _imports(classes: Iterable[type], base: Base) -> str:
+    """The statements that import the classes of the base."""
+    names: dict[str, set[str]] = {}
+    for kind in classes:
+        names.setdefault(_module_of(kind, base), set()).add(kind.__name__)
+    return "\n".join(
+        f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names, reverse=True)
     )
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, CodePlan
+from sea_export.export.custom_code.code_plan import BASE_PREFIX, CODE_FILE, EDIT_SHARD, OWN_FILES, CodePlan
 from sea_export.export.streaming import FileCopy
 from sea_export.export.write_report import WriteReport
 from sea_export.files.cloning import clone_file
 from sea_export.files.digests import file_digest
-from sea_export.files.writing import write_json
+from sea_export.files.writing import write_json, write_tensors, write_text
 from sea_export.model.base import Base
 from sea_export.model.checkpoint import INDEX, Checkpoint
 
@@ -41,7 +41,7 @@ def write_custom_code(
     base_digests: dict[str, str] = {}
     digests: dict[str, str] = {}
     checkpoint = base.checkpoint
-    replaced = {"config.json", checkpoint.index_file}
+    replaced = {"config.json", checkpoint.index_file, *OWN_FILES}
     for file in checkpoint.weight_files:
         base_digests[file] = _copy_weights(base, file, destination / f"{BASE_PREFIX}{file}", progress, link=plan.link)
         digests[f"{BASE_PREFIX}{file}"] = base_digests[file]
@@ -53,9 +53,10 @@ def write_custom_code(
         with FileCopy(checkpoint.directory / file, destination / file, progress=progress) as copy:
             copy.copy_rest()
             base_digests[file], digests[file] = copy.digests()
-    save_file(dict(plan.tensors), destination / EDIT_SHARD, metadata={"format": "pt"})
+    write_tensors(destination / EDIT_SHARD, plan.tensors)
     write_json(destination / INDEX, _index(checkpoint, plan.tensors))
-    write_json(destination / "config.json", plan.config)
+    # Configs may have infinities, which JSON does not have, but all its readers among the users of configs know.
+    write_text(destination / "config.json", json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n")
     (destination / CODE_FILE).write_text(plan.source, encoding="utf-8")
     return WriteReport(base_digests, digests, edited=(), unchanged=(), added=tuple(plan.tensors))
 

@@ -111,7 +111,7 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkp
             edits |= dict.fromkeys(parameter.parts, _WeightFold(layers, parameter.output_dim))
             if weight.bias is not None:
                 edits |= dict.fromkeys(stored.parameters[weight.bias].parts, _BiasFold(layers))
-            elif (bias := fold_bias(None, layers, dtype)) is not None:
+            elif (bias := fold_bias(None, layers, checkpoint.tensors[parameter.parts[0]].dtype)) is not None:
                 assert weight.bias_name is not None
                 additions[stored.bias_names[weight.bias_name]] = bias
     return MergePlan(edits, additions, stored.config_changes)

@@ -89,7 +89,7 @@ class _Merged:
         Checkpoint.open(directory)
 
     def stored_dtype(self, base: Base, plan: MergePlan) -> torch.dtype | None:
-        return next(base.checkpoint.tensors[name].dtype for name in plan.edits)
+        return base.checkpoint.coarsest_dtype(plan.edits)
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.merged.merge_check import with_folded_weights

@@ -1,0 +1,36 @@
+"""Other Python processes, which find the installed packages and no file of the folder in which they start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+__all__ = ["run_python"]
+
+
+def run_python(
+    arguments: Sequence[str], *, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in another process, and waits for it.
+
+    It searches neither the current folder nor that of its program for modules. It has no standard input, so that
+    nothing in it can ask a question.
+
+    Args:
+        arguments: those of Python.
+        environment: variables to add to those of this process.
+
+    Returns:
+        The exit status, and what it printed.
+    """
+    return subprocess.run(
+        [sys.executable, "-I", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
