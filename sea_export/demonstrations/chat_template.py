@@ -18,14 +18,14 @@ _MOST_CHARACTERS, _TIMES_THE_PROMPT = 1_000_000, 10
 
 
 def chat_texts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], variables: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], template_values: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Prompts as the chat template of a tokenizer puts them, up to where the assistant answers.
 
     Args:
         tokenizer: the tokenizer.
         prompts: the prompts.
-        variables: what the template is given, by name.
+        template_values: values that the template is given, by name.
 
     Returns:
         One text for each prompt, special tokens included.
@@ -37,7 +37,7 @@ def chat_texts(
         raise InputError("--template: the tokenizer has no chat template. Choose --template qa.")
 
     def render() -> list[str]:
-        return [_rendered(tokenizer, prompt, variables or {}) for prompt in prompts]
+        return [_rendered(tokenizer, prompt, template_values or {}) for prompt in prompts]
 
     try:
         texts: list[str] = run_limited(render, _SECONDS + len(prompts) // _PROMPTS_A_SECOND)
@@ -48,9 +48,11 @@ def chat_texts(
     return texts
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, variables: Mapping[str, Any]) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, prompt: str, template_values: Mapping[str, Any]) -> str:
     conversation = [{"role": "user", "content": prompt}]
-    text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True, **variables))
+    text = str(
+        tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True, **template_values)
+    )
     if len(text) > _MOST_CHARACTERS + _TIMES_THE_PROMPT * len(prompt):
         raise ValueError(f"it makes {len(text)} characters of a prompt of {len(prompt)}")
     text.encode()  # raises for half characters

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.capture.generate import end_tokens, greedy_continuations
 from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.errors import InputError
-from sea_export.model.architecture import context_length
+from sea_export.model.architecture import position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ def answer_prompts(
             the model's context.
     """
     tokens = prompt_tokens(tokenizer, prompts, template, template_values)
-    _check_lengths(tokens, new_tokens, context_length(model.config))
+    _check_lengths(tokens, new_tokens, position_limit(model))
     ends = end_tokens(model)
     continuations = greedy_continuations(
         model, tokens, new_tokens=new_tokens, batch_tokens=batch_tokens, progress=progress

@@ -19,7 +19,7 @@ from sea_export.capture.forward import SegmentObserver, run_batches
 from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.demonstrations.tokenize import tokenize_completions
 from sea_export.errors import InputError
-from sea_export.model.architecture import context_length
+from sea_export.model.architecture import position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ def observe_completions(
     shifted = predicting_items(items)
     if not items:
         return
-    _check_lengths(items, context_length(model.config))
+    _check_lengths(items, position_limit(model))
     model.eval()
     decoder = cast("PreTrainedModel", model.base_model)
     prefix_cache = prefix_cache_mode(decoder, shifted, batch_tokens=batch_tokens)

@@ -34,6 +34,7 @@ __all__ = [
     "find_output_projections",
     "hidden_size",
     "layers_with",
+    "position_limit",
 ]
 
 
@@ -86,6 +87,24 @@ def context_length(config: PretrainedConfig) -> int | None:
     """The longest text that the model reads, in tokens; None where its config does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """The longest text that a model can compute, in tokens: it has an embedding for so many positions.
+
+    None for a model that computes its positions. It reads longer texts than those that it was trained on, badly.
+
+    Args:
+        model: the model.
+    """
+    length = context_length(model.config)
+    if length is None:
+        return None
+    tables = [
+        one for one in model.modules() if isinstance(one, nn.Embedding) and one is not model.get_input_embeddings()
+    ]
+    # Some tables have two more rows, for padding.
+    return length if any(length <= table.num_embeddings <= length + 2 for table in tables) else None
 
 
 def hidden_size(config: PretrainedConfig) -> int:

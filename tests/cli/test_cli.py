@@ -19,6 +19,7 @@ from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from tests.helpers.messages import assert_names
 from tests.helpers.parameters import UNMEASURED
+from tests.helpers.tampering import forged
 from tests.helpers.tiny_models import random_model, tiny_model
 
 
@@ -131,6 +132,10 @@ def test_verify_fails_on_a_checkpoint_that_is_not_the_edit(
     options = ("--demonstrations", demonstrations_file, *FIT, "--no-verify")
     assert run("fit-and-save", tiny_checkpoint, output, *options).exit_code == 0
     shutil.copy(tiny_checkpoint / "model.safetensors", output / "model.safetensors")
+    result = run("verify", output, "--base", tiny_checkpoint)
+    assert result.exit_code == 1
+    assert_names(result.output, "model.safetensors", "Not checked: ")
+    forged(output)
     result = run("verify", output, "--base", tiny_checkpoint)
     assert result.exit_code == 1
     assert_names(result.output, "model.layers.2.mlp.down_proj.weight", "model.layers.3.mlp.down_proj.weight")

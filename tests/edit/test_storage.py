@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit, compose
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, PROJECTIONS, EditOptions
 from tests.helpers.messages import naming
@@ -157,3 +158,23 @@ def test_a_target_is_read_from_its_own_spelling_alone(text):
     assert Target.parse(str(Target(12, "attention"))) == Target(12, "attention")
     with pytest.raises(ValueError):  # noqa: PT011 (the message is for whoever damaged the file)
         Target.parse(text)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    edit = spectral_edit([Target(1, "mlp")])
+    (layers,) = edit.layers.values()
+    huge = replace(edit, layers={Target(1, "mlp"): (replace(layers[0], signature=1e39),)})
+    with pytest.raises(SeaExportError, match=r"signature of 1\.mlp"):
+        huge.save(tmp_path / "edit")
+    with pytest.raises(InputError, match="--strength"):
+        EditOptions(strength=1e31)
+
+
+def test_numbers_that_are_written_as_integers_are_floats(tmp_path: Path) -> None:
+    spectral_edit([Target(1, "mlp")]).save(tmp_path)
+    file = tmp_path / "sea_edit.json"
+    description = json.loads(file.read_text(encoding="utf-8"))
+    description["layers"]["1.mlp"][0].update(strength=10**29, identity=1)
+    file.write_text(json.dumps(description), encoding="utf-8")
+    (edit,) = SpectralEdit.load(tmp_path).layers[Target(1, "mlp")]
+    assert (type(edit.strength), type(edit.identity)) == (float, float)
