@@ -221,9 +221,9 @@ def refused(edit: SpectralEdit, base: Path, output: Path, *facts: object) -> Non
     assert not list(output.parent.glob(f"*{output.name}*"))
 
 
-def test_a_base_that_is_custom_code_itself_is_refused(custom_code_of, tmp_path) -> None:
+def test_a_base_that_is_custom_code_itself_is_refused_without_trust(custom_code_of, tmp_path) -> None:
     output, edit = custom_code_of("llama", **LINEAR)
-    refused(replace(edit, provenance={}), output, tmp_path / "again", "sea_llama")
+    refused(replace(edit, provenance={}), output, tmp_path / "again", "--trust-remote-code")
 
 
 def test_an_edit_of_another_size_is_refused(fit_tiny, tiny_checkpoint, tmp_path) -> None:
