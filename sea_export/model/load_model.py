@@ -120,7 +120,7 @@ def load_config(checkpoint: Checkpoint, name: str, *, trust_remote_code: bool) -
         check_config(checkpoint.config, name)
     with refused_by_library(f"{name}: transformers cannot use its config"):
         config: PretrainedConfig = from_pretrained(
-            AutoConfig, checkpoint.directory, trust_remote_code=trust_remote_code
+            AutoConfig, checkpoint.directory, trust_remote_code=trust_remote_code, contents=checkpoint.config
         )
         return config
 

@@ -24,7 +24,12 @@ __all__ = ["from_config", "from_pretrained", "put_adapter_on"]
 
 
 def from_pretrained(
-    loader: Any, directory: Path, *, trust_remote_code: bool, arguments: Mapping[str, Any] | None = None
+    loader: Any,
+    directory: Path,
+    *,
+    trust_remote_code: bool,
+    arguments: Mapping[str, Any] | None = None,
+    contents: Mapping[str, Any] | None = None,
 ) -> Any:
     """What a class of transformers loads from a directory.
 
@@ -32,16 +37,17 @@ def from_pretrained(
         loader: the class, such as `AutoConfig` or `AutoTokenizer`.
         directory: the directory.
         trust_remote_code: whether code that comes with the model may run.
-        arguments: other arguments of the class's `from_pretrained`.
+        arguments: other arguments of `from_pretrained`. With a `config` among them, config.json is not read.
+        contents: those of config.json, if they were read before.
 
     Raises:
         InputError: without trust, its config names code in a place where transformers would ask for trust again.
         Exception: whatever transformers raises. See `sea_export.model.load_model.refused_by_library`.
     """
-    file = directory / "config.json"
-    if file.is_file() and not trust_remote_code:
-        check_config(read_json_object(file), directory.name)
-    return loader.from_pretrained(str(directory), trust_remote_code=trust_remote_code, **(arguments or {}))
+    arguments, file = arguments or {}, directory / "config.json"
+    if not trust_remote_code and "config" not in arguments and file.is_file():
+        check_config(contents or read_json_object(file), directory.name)
+    return loader.from_pretrained(str(directory), trust_remote_code=trust_remote_code, **arguments)
 
 
 def from_config(
