@@ -131,12 +131,12 @@ def fold_bias(stored: Tensor | None, edits: Sequence[LayerEdit], dtype: torch.dt
     """A bias with the edits folded in.
 
     Args:
-        stored: (d,) the stored bias, or None.
+        stored: (..., d) the stored bias, or that of each expert; None if there is none.
         edits: the layer edits in the order of their application.
         dtype: of the weight and the result.
 
     Returns:
-        (d,) the folded bias, or None where there is still no constant.
+        (..., d) the folded bias, or None where there is still no constant.
 
     Raises:
         InputError: an edit is not linear.
@@ -152,17 +152,17 @@ def bias_roundings(stored: Tensor, edits: Sequence[LayerEdit]) -> tuple[Tensor, 
     """The lowest and the highest number that `fold_bias` may give for a stored bias on any processor.
 
     Args:
-        stored: (d,) of any floating dtype.
+        stored: (..., d) of any floating dtype: one bias, or one of each expert.
         edits: see `fold_bias`.
 
     Returns:
-        Two tensors (d,) in the dtype of the stored one.
+        Two tensors (..., d) in the dtype of the stored one.
 
     Raises:
         InputError: an edit is not linear.
     """
     factors = _Factors.of(edits)
-    error = factors.error * (stored.double().norm() + factors.shift.norm())
+    error = factors.error * (stored.double().norm(dim=-1, keepdim=True) + factors.shift.norm())
     folded = factors.bias(stored)
     return (folded - error).to(stored.dtype), (folded + error).to(stored.dtype)
 
@@ -195,11 +195,11 @@ class _Factors:
         return cls(scale, left, product.right, product.shift, error)
 
     def bias(self, stored: Tensor | None) -> Tensor:
-        """(d,) the folded bias. None is a bias of zeros."""
+        """(..., d) the folded bias. None is a bias of zeros."""
         if stored is None:
             return self.shift
         bias = stored.double().cpu()
-        return self.scale * bias + self.left @ (self.right @ bias) + self.shift
+        return self.scale * bias + (bias @ self.right.T) @ self.left.T + self.shift
 
     def blocks(self, matrix: Tensor, *, columns: bool) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows of a folded matrix, whose columns or whose rows are edited. All use the same memory."""

@@ -167,7 +167,10 @@ class FakeHub:
         self.answer = answer
         self.exceptions = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
 
-    def load_dataset(self, path: str, config: str | None, *, split: str | None, revision: str | None) -> Any:
+    def load_dataset(
+        self, path: str, config: str | None, *, split: str | None, revision: str | None, trust_remote_code: bool
+    ) -> Any:
+        assert not trust_remote_code
         self.asked = (path, config, split, revision)
         if isinstance(self.answer, Exception):
             raise self.answer

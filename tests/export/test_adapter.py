@@ -485,7 +485,7 @@ def test_verify_knows_what_was_saved_and_sees_what_was_changed(tiny_checkpoint: 
     damage(output, "lora_B.weight")
     assert_names(" ".join(sea_export.verify(output).problems), "adapter_model.safetensors")
     forged(output)
-    assert_names(" ".join(sea_export.verify(output).problems), "weights", "model.layers")
+    assert_names(" ".join(sea_export.verify(output).problems), "weights", "model.layers.1.mlp.down_proj")
 
 
 def damage(output: Path, name: str) -> None:

@@ -163,14 +163,19 @@ def _module_of(kind: type, base: Base) -> str:
     """The module from which the exported code imports a class: transformers, or a file of the base's beside it."""
     if getattr(transformers, kind.__name__, None) is kind:
         return "transformers"
+    if kind.__module__.startswith("transformers.models."):
+        raise InputError(
+            f"{base.name}: transformers does not export its class {kind.__name__}, so exported code cannot build on "
+            "it. Choose --format merged."
+        )
     package, _, module = kind.__module__.rpartition(".")
     foreign = package.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
     replaced = module == _CODE_MODULE and not _is_export(base)  # by the exported code itself
     if foreign and not replaced and (base.checkpoint.directory / f"{module}.py").is_file():
         return f".{module}"
     raise InputError(
-        f"{base.name}: its class {kind.__name__} is in {kind.__module__}, which is neither a class that transformers "
-        "exports nor in a file beside its weights, so exported code cannot build on it. Choose --format merged."
+        f"{base.name}: its class {kind.__name__} is in {kind.__module__}, which is no file beside its weights, so "
+        "exported code cannot build on it. Choose --format merged."
     )
 
 
