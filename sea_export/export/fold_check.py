@@ -45,7 +45,7 @@ def check_fold(model: PreTrainedModel, projections: Sequence[OutputProjection], 
 
     Raises:
         InputError: the constant changes on its way to the output, because it is scaled or counted several times, or the
-            weights cannot have a bias that holds it.
+            weights cannot have a bias that holds it; or the model does not run with random weights.
         SeaExportError: a module with folded weights does not give the edit of its own output. The message names the
             module.
     """
@@ -202,8 +202,8 @@ def _example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[An
     )
 
 
-def _not_running(module: nn.Module, error: Exception) -> SeaExportError:
-    return SeaExportError(
+def _not_running(module: nn.Module, error: Exception) -> InputError:
+    return InputError(
         f"{type(module).__name__}: it does not run with random weights ({first_line(error)}), so no fold into it can "
         "be checked, and this architecture cannot be merged. Choose --format custom-code."
     )

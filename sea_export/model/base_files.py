@@ -92,10 +92,10 @@ class BaseFiles:
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes whenever a file does; None if there is no such file."""
+    """What changes whenever a file does; None if there is no such file, or a link that leads nowhere."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except OSError:  # whatever reads the file tells what is wrong with it
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

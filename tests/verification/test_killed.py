@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from sea_export.errors import SeaExportError
+from sea_export.export.formats import Loading
 from sea_export.verification import compare
 from tests.helpers.messages import naming
 
@@ -14,6 +15,7 @@ from tests.helpers.messages import naming
 @pytest.mark.parametrize(("status", "name"), [(-9, "SIGKILL"), (-11, "SIGSEGV")])
 def test_the_signal_and_what_to_do_are_named(status: int, name: str, llama, tokenizer, tmp_path, monkeypatch) -> None:
     ended = subprocess.CompletedProcess([], status, "", "")
-    monkeypatch.setattr(compare.subprocess, "run", lambda *_, **__: ended)
+    loading = Loading("AutoModelForCausalLM", trust_remote_code=False, base=None, has_code=False)
+    monkeypatch.setattr(compare, "run_python", lambda *_, **__: ended)
     with pytest.raises(SeaExportError, match=naming(name, "memory", "--layerwise", "--no-verify")):
-        compare.logits_in_subprocess(tmp_path, [[3]], tokenizer, config=llama.config, dtype=llama.dtype, own_code=False)
+        compare.logits_in_subprocess(tmp_path, [[3]], tokenizer, loading=loading, dtype=llama.dtype)
