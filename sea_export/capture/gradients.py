@@ -125,6 +125,7 @@ def _packs(model: PreTrainedModel, texts: Sequence[ScoredText]) -> bool:
             logits = model(**batch.inputs(input_device(model), model.dtype), use_cache=False).logits
             rows, columns, tokens, _ = (one.to(logits.device) for one in batch.scored())
             scored = logits[rows, columns].float().log_softmax(-1).gather(1, tokens[:, None])
+            # Sorted, because rows of their own come in another order.
             found[batch.texts[0]] = scored.sort(0).values
         return torch.cat([found[index] for index in range(len(tried))])
 

@@ -43,58 +43,6 @@ class OwnForCausalLM(LlamaForCausalLM):
         self.model = OwnModel(config)
 """
 
-# Its base model is itself: it has no model without the head.
-_ALONE = """
-import torch
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
-
-from .configuration_own import OwnConfig
-
-
-class OwnMLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, hidden):
-        return self.down_proj(self.up_proj(hidden).relu())
-
-
-class OwnLayer(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.mlp = OwnMLP(config)
-
-    def forward(self, hidden):
-        return hidden + self.mlp(hidden.cumsum(dim=1))
-
-
-class OwnForCausalLM(PreTrainedModel):
-    config_class = OwnConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(OwnLayer(config) for _ in range(config.num_hidden_layers))
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self):
-        return self.embed_tokens
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def forward(self, input_ids, attention_mask=None, **others):
-        hidden = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return CausalLMOutput(logits=self.lm_head(hidden))
-"""
-
 KINDS = {"a subclass": _SUBCLASS, "a whole model": _WHOLE}
 
 
