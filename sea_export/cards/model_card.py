@@ -57,6 +57,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "on_hub": on_hub,
         "beside_base": format.loads_beside_base,
         "own_code": format.runs_code,
+        "added_biases": len(manifest.get("added_tensors", [])),
         "here": not manifest.get("repository"),
         "repository": python_text(manifest.get("repository") or "."),
         "multimodal": base["model_class"] == MULTIMODAL,

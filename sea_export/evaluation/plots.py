@@ -38,7 +38,7 @@ _LABELLED_LAYERS = 16
 
 
 def plot_edit(edit: SpectralEdit, file: Path) -> None:
-    """Draws spectra, cumulative variance, ranks, relative change and signature of each layer.
+    """Draws relative change and signature of each layer, and of spectral edits spectra, cumulative variance and ranks.
 
     Args:
         edit: the edit.
@@ -50,23 +50,23 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
     check_picture(file)
     labels = [_layer_label(target) for target in edit.targets for _ in edit.layers[target]]
     layers = [layer for target in edit.targets for layer in edit.layers[target]]
-    figure = new_figure(11, 10)
-    axes = figure.subplots(3, 2)
-    for column, kind in enumerate(("positive", "negative")):
-        _draw_spectra(axes[0, column], layers, labels, kind)
-    _draw_cumulative(axes[1, 0], layers, labels)
+    # Other methods than the spectral one have neither singular values nor kept and dropped directions.
+    spectral = any(layer.positive_values.numel() or layer.negative_values.numel() for layer in layers)
+    rows = 3 if spectral else 1
+    figure = new_figure(11, 10 / 3 * rows)
+    axes = figure.subplots(rows, 2, squeeze=False)
+    if spectral:
+        for column, kind in enumerate(("positive", "negative")):
+            _draw_spectra(axes[0, column], layers, labels, kind)
+        _draw_cumulative(axes[1, 0], layers, labels)
+        _draw_ranks(axes[1, 1], layers)
     positions = np.arange(len(layers))
-    bars = ((-0.2, "positive", BLUE, "", "kept"), (0.2, "negative", VERMILION, "///", "dropped"))
-    for offset, kind, color, hatch, name in bars:
-        ranks = [getattr(layer, kind).shape[1] for layer in layers]
-        axes[1, 1].bar(positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
-    axes[1, 1].set(title="Rank of the edit", ylabel="directions")
-    axes[1, 1].legend(frameon=False)
-    axes[2, 0].bar(positions, [100 * layer.relative_change for layer in layers], color=GREY)
-    axes[2, 0].set(title="Relative change of neutral activations", ylabel="%")
-    axes[2, 1].bar(positions, [layer.signature for layer in layers], color=GREY)
-    axes[2, 1].set(title="Signature", ylabel="sum of singular values")
-    for axis in (axes[1, 1], axes[2, 0], axes[2, 1]):
+    change, signature = axes[-1]
+    change.bar(positions, [100 * layer.relative_change for layer in layers], color=GREY)
+    change.set(title="Relative change of neutral activations", ylabel="%")
+    signature.bar(positions, [layer.signature for layer in layers], color=GREY)
+    signature.set(title="Signature", ylabel="sum of singular values" if spectral else "norm")
+    for axis in (*([axes[1, 1]] if spectral else []), change, signature):
         _label_layers(axis.xaxis, labels)
         axis.set_xlabel(_layer_axis(labels))
         plain(axis)
@@ -113,6 +113,17 @@ def _shares(layer: LayerEdit, kind: str) -> np.ndarray[Any, Any]:
     squares = getattr(layer, f"{kind}_values").double().square().numpy()
     shares: np.ndarray[Any, Any] = squares / max(float(squares.sum()), 1e-300)
     return shares
+
+
+def _draw_ranks(axis: Axes, layers: Sequence[LayerEdit]) -> None:
+    """The number of kept and of dropped directions of each layer."""
+    positions = np.arange(len(layers))
+    bars = ((-0.2, "positive", BLUE, "", "kept"), (0.2, "negative", VERMILION, "///", "dropped"))
+    for offset, kind, color, hatch, name in bars:
+        ranks = [getattr(layer, kind).shape[1] for layer in layers]
+        axis.bar(positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
+    axis.set(title="Rank of the edit", ylabel="directions")
+    axis.legend(frameon=False)
 
 
 def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]) -> None:

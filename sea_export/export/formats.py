@@ -93,7 +93,7 @@ class TensorCheck:
     statement: str
     """What the tensors are, in one sentence."""
     changed_tensors: int
-    """The number of tensors that differ from the base's."""
+    """The number of tensors that differ from the base's, or that it does not have."""
     identical_tensors: int
     """The number of tensors that are the base's, byte for byte."""
     identical_files: int

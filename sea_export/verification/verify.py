@@ -67,7 +67,7 @@ class Verification:
     statement: str = ""
     """What the tensors of the export are, in one sentence."""
     changed_tensors: int = 0
-    """The number of tensors that differ from the base's."""
+    """The number of tensors that differ from the base's, or that it does not have."""
     identical_tensors: int = 0
     """The number of tensors that are the base's, byte for byte."""
     identical_files: int = 0

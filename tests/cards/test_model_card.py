@@ -103,6 +103,13 @@ def test_the_hubs_client_reads_the_metadata(form: str, outputs: dict[str, Path])
     assert all(isinstance(one, EvalResult) and one.task_type == "text-generation" for one in data.eval_results)
 
 
+def test_biases_that_the_base_does_not_have_are_told(outputs: dict[str, Path]) -> None:
+    manifest = read_manifest(outputs["merged"])
+    assert "tensor names and files, and loads" in " ".join(model_card(manifest).split())
+    more = model_card({**manifest, "added_tensors": ["a.bias", "b.bias"]})
+    assert "tensors and files, and 2 biases more, and loads" in " ".join(more.split())
+
+
 def test_a_local_base_is_no_model_of_the_hub(outputs: dict[str, Path]) -> None:
     for output in outputs.values():
         data = ModelCard.load(output / "README.md").data.to_dict()

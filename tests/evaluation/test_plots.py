@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
@@ -56,6 +58,16 @@ def test_an_edit_is_drawn_layer_by_layer(targets: str, drawn: list[Figure], tmp_
         heights = line.get_ydata()
         assert (heights[:-1] <= heights[1:]).all()
         assert heights[-1] == pytest.approx(100)
+
+
+def test_an_edit_without_spectra_has_no_empty_panels(drawn: list[Figure], tmp_path: Path) -> None:
+    edit = spectral_edit(TARGET_SETS["mlp"], center="affine")
+    none = {"positive": torch.zeros(SIZE, 0), "negative": torch.zeros(SIZE, 0)}
+    values = {"positive_values": torch.zeros(0), "negative_values": torch.zeros(0)}
+    layers = {target: (replace(own[0], **none, **values),) for target, own in edit.layers.items()}
+    plots.plot_edit(SpectralEdit(layers), tmp_path / "edit.png")
+    assert [axes.get_title() for axes in drawn[0].axes] == ["Relative change of neutral activations", "Signature"]
+    assert all(axes.patches for axes in drawn[0].axes)
 
 
 @pytest.mark.slow

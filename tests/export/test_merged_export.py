@@ -162,7 +162,8 @@ def test_composed_edits_are_baked_in_order(
 def test_affine_edit_turns_on_the_bias_that_the_architecture_has(
     llama: PreTrainedModel, tiny_sharded_checkpoint: Path, fit_tiny: Callable[..., SpectralEdit], tmp_path: Path
 ) -> None:
-    sea_export.save(fit_tiny(llama, center="affine"), tiny_sharded_checkpoint, tmp_path / "out", verify=False)
+    saved = sea_export.save(fit_tiny(llama, center="affine"), tiny_sharded_checkpoint, tmp_path / "out")
+    assert "and 12 biases are added" in saved.verification.statement, "of three projections in each of four layers"
     base, written = (
         json.loads((directory / "config.json").read_text(encoding="utf-8"))
         for directory in (tiny_sharded_checkpoint, tmp_path / "out")

@@ -71,12 +71,13 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted
         problems.append(f"files hold their tensors in another order or with other metadata: {', '.join(moved)}")
     if not converted and (other := _other_files(written, base, plan, difference)):
         problems.append(f"files are not the base's: {', '.join(other)}")
-    changed = len(difference.tensors_changed) + len(difference.tensors_only_in_b)
+    changed, added = len(difference.tensors_changed), len(difference.tensors_only_in_b)
+    biases = f" and {added} biases are added" if added else ""
     return TensorCheck(
         problems=tuple(problems),
-        statement=f"{changed} tensors differ from the base's, by the fold alone, to the last bit; "
+        statement=f"{changed} tensors differ from the base's{biases}, by the fold alone, to the last bit; "
         f"{difference.tensors_identical} tensors and {difference.files_identical} other files are byte-identical.",
-        changed_tensors=changed,
+        changed_tensors=changed + added,
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
         unchecked=(SIDE_FILES_OF_CONVERTED,) if converted else (),
