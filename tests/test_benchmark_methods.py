@@ -46,7 +46,8 @@ def test_methods_are_compared_at_equal_damage(tiny_checkpoint: Path, tmp_path: P
     assert "natural bias" in first
     assert all(name in both for name in ("natural bias", "turned sign", "spectral"))
     assert run("--table", "--results", results) == both
-    pooled = run(*given, "--methods", "natural-bias,spectral,natural-bias-spectral-subspace", "--report").split("rows of both halves")[1]
+    methods = "natural-bias,spectral,natural-bias-spectral-subspace"
+    pooled = run(*given, "--methods", methods, "--report").split("rows of both halves")[1]
     assert "Difference from spectral, on the same rows" in pooled
     assert "- natural bias, held-out demonstrations: mean margin per token: " in pooled
     assert "- natural bias, truthfulqa: MC2: " in pooled
