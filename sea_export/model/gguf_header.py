@@ -2,8 +2,8 @@
 
 The gguf package gives values, and a copy that changes single tensors needs the bytes of every other entry as they are.
 It also believes the lengths that a file names. So the header is read here, as strictly as llama.cpp reads it
-(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic number and version, two counts, the metadata, a record
-for each tensor, and then the bytes of the tensors in the order of their records, each padded to the alignment.
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic number and version, two counts, the metadata, a
+record for each tensor, and then the bytes of the tensors in the order of their records, each padded to the alignment.
 """
 
 from __future__ import annotations
@@ -223,7 +223,9 @@ def _parse(reader: _Reader, size: int) -> GgufHeader:
     version = reader.number("<I")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        raise ValueError("it is for computers of the other byte order" if swapped in _VERSIONS else f"version {version}")
+        raise ValueError(
+            "it is for computers of the other byte order" if swapped in _VERSIONS else f"version {version}"
+        )
     tensor_count, entry_count = reader.number("<Q"), reader.number("<Q")
     if tensor_count > _MAXIMUM_TENSORS or entry_count > _MAXIMUM_ENTRIES:
         raise ValueError(f"it names {tensor_count} tensors and {entry_count} entries of metadata")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import BinaryIO
 
 from sea_export.errors import InputError, SeaExportError
 from sea_export.model.gguf_header import GgufHeader, GgufTensor, encode_header, read_gguf_header
+from sea_export.model.model_files import gguf_part_names
 
-__all__ = ["GgufPart", "join_parts", "part_names", "read_parts"]
+__all__ = ["GgufPart", "join_parts", "read_parts"]
 
-_PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _SPLIT = "split."
 _TENSOR_COUNT = "split.tensors.count"
-_MAXIMUM_PARTS = 1000
 
 
 @dataclass(frozen=True)
@@ -25,24 +23,6 @@ class GgufPart:
 
     path: Path
     header: GgufHeader
-
-
-def part_names(name: str) -> tuple[str, ...]:
-    """The names of all files of a model, in their order; the name itself if it is not that of one part of several.
-
-    Args:
-        name: the name of one of them.
-
-    Raises:
-        InputError: it says that the model has no part, or more parts than any.
-    """
-    match = _PART.fullmatch(name)
-    if match is None:
-        return (name,)
-    count = int(match["count"])
-    if not 1 <= int(match["number"]) <= count <= _MAXIMUM_PARTS:
-        raise InputError(f"{name}: by its name it is no part of a GGUF model. Give it the name that it had.")
-    return tuple(f"{match['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1))
 
 
 def read_parts(path: Path) -> tuple[GgufPart, ...]:
@@ -54,9 +34,12 @@ def read_parts(path: Path) -> tuple[GgufPart, ...]:
     Raises:
         InputError: a part is missing or broken, or the parts do not belong together, or `path` is not the first.
     """
-    names = part_names(path.name)
+    names = gguf_part_names(path.name)
     if path.name != names[0]:
         raise InputError(f"{path}: it is one part of a GGUF model. Give the first one, {names[0]}.")
+    missing = next((name for name in names if not path.with_name(name).exists()), None)
+    if missing is not None and len(names) > 1:
+        raise InputError(f"{path}: its model has {len(names)} parts, and {missing} is missing. Put all parts beside it.")
     parts = tuple(GgufPart(path.with_name(name), read_gguf_header(path.with_name(name))) for name in names)
     tensors = [tensor.name for part in parts for tensor in part.header.tensors]
     if not tensors:
@@ -71,12 +54,13 @@ def read_parts(path: Path) -> tuple[GgufPart, ...]:
     return parts
 
 
-def join_parts(parts: Sequence[GgufPart], destination: Path) -> None:
+def join_parts(parts: Sequence[GgufPart], destination: Path, *, weights: bool = True) -> None:
     """Writes a model as one file, as llama.cpp's llama-gguf-split --merge does.
 
     Args:
         parts: its files.
         destination: the file to write.
+        weights: whether the values of the tensors are written. Without them the file is sparse, of its full size.
 
     Raises:
         SeaExportError: a file became shorter while it was read.
@@ -86,6 +70,9 @@ def join_parts(parts: Sequence[GgufPart], destination: Path) -> None:
     tensors = [tensor for part in parts for tensor in part.header.tensors]
     with open(destination, "xb") as joined:
         joined.write(encode_header(first.version, entries, tensors, first.alignment))
+        if not weights:
+            joined.truncate(joined.tell() + sum(one.nbytes + first.padding(one.nbytes) for one in tensors))
+            return
         for part in parts:
             with open(part.path, "rb") as stream:
                 for tensor in part.header.tensors:

@@ -13,7 +13,6 @@ from pathlib import Path
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from sea_export.errors import SeaExportError
 from sea_export.export.gguf_file.encoding import GgufEdit, edited_matrices, encode
 from sea_export.export.streaming import FileCopy
 from sea_export.model.gguf_header import GgufEntry, GgufHeader, GgufTensor, encode_header
