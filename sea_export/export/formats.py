@@ -4,7 +4,7 @@ in it."""
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,8 @@ class TensorCheck:
     """Whether the export is meant to be the edit, and not only an approximation of it."""
     weight_error: float | None = None
     """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
+    stored_as: str | None = None
+    """The names of the types of edited weights, where they are none of torch's."""
     unchecked: tuple[str, ...] = ()
     """What was not compared, each as a noun phrase."""
 
@@ -119,20 +121,24 @@ class Loading:
     model."""
     has_code: bool
     """Whether the export has code of sea-export, and a tokenizer that such code could change."""
+    arguments: Mapping[str, str | bool]
+    """What else `from_pretrained` is told, such as which GGUF file to load."""
 
     @classmethod
-    def of(cls, format: ExportFormat[Any, Any], base: Base) -> Loading:
-        """How the exports of a base are loaded.
+    def of(cls, format: ExportFormat[Any, Any], base: Base, plan: Any) -> Loading:
+        """How an export of a base is loaded.
 
         Args:
-            format: their format.
+            format: its format.
             base: the base.
+            plan: what `ExportFormat.plan` gave for it.
         """
         return cls(
             auto_class=base.model_class,
             trust_remote_code=format.runs_code or base.trust_remote_code,
             base=base.checkpoint.directory if format.loads_beside_base else None,
             has_code=format.runs_code,
+            arguments=format.loading_arguments(plan),
         )
 
 
@@ -146,6 +152,7 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         loads_beside_base: whether the output is loaded together with its base, and not instead of it.
         runs_code: whether the output contains code that runs when it is loaded.
         rounds_weights: whether edited weights are rounded to the base's dtype when they are stored.
+        changes_source: whether the output is made from the file that the base was converted from.
         details_key: the entry of the manifest that holds `details`; None if there is none.
     """
 
@@ -155,6 +162,7 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
     loads_beside_base: bool
     runs_code: bool
     rounds_weights: bool
+    changes_source: bool
     details_key: str | None
 
     def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
@@ -261,6 +269,13 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
             plan: what `plan` gave.
         """
 
+    def loading_arguments(self, plan: PlanT) -> Mapping[str, str | bool]:
+        """What transformers' `from_pretrained` has to be told besides the directory of an export.
+
+        Args:
+            plan: what `plan` gave.
+        """
+
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         """How a base in memory computes what the export computes, without rounding.
 
@@ -271,6 +286,18 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
 
         Returns:
             None if the stored export is not rounded either, or if this cannot be done in memory.
+        """
+
+    def base_as_stored(self, plan: PlanT) -> EditInMemory | None:
+        """How a base in memory gets its own weights as the export would store them, where they are edited.
+
+        This shows how much of what an export changes is due to rounding.
+
+        Args:
+            plan: what `plan` gave.
+
+        Returns:
+            None if edited weights are stored in the dtype of the base.
         """
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: PlanT) -> TensorCheck:

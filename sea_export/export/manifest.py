@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,23 @@ from sea_export.model.own_code import needs_own_code
 from sea_export.model.safetensors_header import DTYPE_NAMES
 from sea_export.model.targets import Target
 from sea_export.options import FORMATS, ExportOptions
-from sea_export.text import dtype_name
+from sea_export.text import dtype_name, visible
 from sea_export.versions import library_versions
 
 __all__ = [
     "MANIFEST",
     "check_base",
     "fits_of",
+    "further_arguments",
     "make_manifest",
     "read_manifest",
-    "trust_argument",
     "write_manifest",
 ]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "verify", "force")
+_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force")
 
 
 def make_manifest(
@@ -128,14 +129,19 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(manifest["files"].items()))})
 
 
-def trust_argument(manifest: Mapping[str, Any]) -> str:
-    """The argument `, trust_remote_code=True`, if only that loads an output; otherwise nothing.
+def further_arguments(manifest: Mapping[str, Any]) -> str:
+    """The arguments that `from_pretrained` needs besides the place of an output, each after a comma; mostly none.
 
     Args:
         manifest: that of the output.
     """
-    needed = export_format(manifest["format"]).runs_code or manifest["base"].get("own_code", False)
-    return ", trust_remote_code=True" if needed else ""
+    arguments = []
+    if gguf := manifest.get("gguf"):
+        arguments.append(f"gguf_file={json.dumps(visible(gguf['file']), ensure_ascii=False)}")
+        arguments += [f"{name}={value}" for name, value in gguf["config"].items()]
+    if export_format(manifest["format"]).runs_code or manifest["base"].get("own_code", False):
+        arguments.append("trust_remote_code=True")
+    return "".join(f", {argument}" for argument in arguments)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -186,6 +192,9 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     for key in filter(None, (one.details_key for one in formats())):
         if (key == own_key) != (key in manifest):
             return f"it describes the {key} of another format, or lacks that of its own"
+    gguf = manifest.get("gguf")
+    if gguf and (gguf["file"] not in manifest["files"] or not all(map(str.isidentifier, gguf["config"]))):
+        return "what it says of its GGUF file is not about a file of its own, or no arguments of Python"
     rank = adapter.get("rank_cap") if adapter else None
     if rank is not None and rank < 1:
         return "the rank of its adapter is not a positive number"

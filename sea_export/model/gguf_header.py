@@ -195,7 +195,7 @@ class _Reader:
         self.position = len(_MAGIC)
         """The number of bytes of the file that have been read."""
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         if count > self._limit - self.position:
             raise ValueError(f"after byte {self.position} it names {count} bytes more, and there are fewer")
         data = self._stream.read(count)
@@ -205,11 +205,11 @@ class _Reader:
         return data
 
     def number(self, format: str) -> int:
-        value: int = struct.unpack(format, self.bytes(struct.calcsize(format)))[0]
+        value: int = struct.unpack(format, self.take(struct.calcsize(format)))[0]
         return value
 
     def text(self) -> bytes:
-        return self.bytes(self.number("<Q"))
+        return self.take(self.number("<Q"))
 
     def taken(self) -> bytes:
         """Everything that was read since the last call."""
@@ -280,7 +280,7 @@ def _value(reader: _Reader, kind: GGUFValueType, key: str) -> str | int | float 
         for _ in range(count):
             reader.text()
     else:
-        reader.bytes(count * struct.calcsize(_NUMBERS[inner]))
+        reader.take(count * struct.calcsize(_NUMBERS[inner]))
     return None
 
 

@@ -39,7 +39,7 @@ def read_parts(path: Path) -> tuple[GgufPart, ...]:
         raise InputError(f"{path}: it is one part of a GGUF model. Give the first one, {names[0]}.")
     missing = next((name for name in names if not path.with_name(name).exists()), None)
     if missing is not None and len(names) > 1:
-        raise InputError(f"{path}: its model has {len(names)} parts, and {missing} is missing. Put all parts beside it.")
+        raise InputError(f"{path}: its model has {len(names)} parts, and {missing} is missing. Put all parts there.")
     parts = tuple(GgufPart(path.with_name(name), read_gguf_header(path.with_name(name))) for name in names)
     tensors = [tensor.name for part in parts for tensor in part.header.tensors]
     if not tensors:

@@ -123,6 +123,7 @@ def compare(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
+    base_as_stored: EditInMemory | None,
     loading: Loading,
     exact: bool = True,
 ) -> dict[str, Agreement]:
@@ -137,6 +138,8 @@ def compare(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the model in memory compute what the export computes, without rounding; None if the
             stored export rounds nothing, and is used itself.
+        base_as_stored: gives the model in memory its own weights as the export would store them; None if the export
+            stores them in `dtype`.
         loading: how plain transformers loads the export.
         exact: whether the export should be the edit, and not only an approximation of it.
 
@@ -161,6 +164,9 @@ def compare(
     unedited = _logits(model, sequences)
     if quantized:
         with _rounded_otherwise(model, projections):
+            rounded = _logits(model, sequences)
+    elif base_as_stored is not None:
+        with base_as_stored(model, edit, projections):
             rounded = _logits(model, sequences)
     else:
         nn.Module.to(model, dtype)
@@ -269,7 +275,7 @@ def logits_in_subprocess(
     with scratch_directory("sea-export-verification-", Path(tempfile.gettempdir())) as scratch:
         request_file, answer = scratch / "request.json", scratch / "logits.safetensors"
         request = {
-            "checkpoint": str(directory),
+            "checkpoint": str(_loadable(directory, loading, scratch)),
             "dtype": dtype_name(dtype),
             "sequences": sequences,
             "count": COMPARED_TOKENS,
@@ -278,6 +284,7 @@ def logits_in_subprocess(
             "auto_class": loading.auto_class,
             "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
             "memory": memory,
+            "arguments": dict(loading.arguments),
             "scratch": str(scratch),
             "answer": str(answer),
         }
@@ -300,12 +307,27 @@ def logits_in_subprocess(
         return load_file(answer)["logits"]
 
 
+def _loadable(directory: Path, loading: Loading, scratch: Path) -> Path:
+    """The directory from which plain transformers loads an export: `scratch` with the joined parts of a GGUF model."""
+    file = loading.arguments.get("gguf_file")
+    if file is None:
+        return directory
+    from sea_export.model.gguf_parts import join_parts, read_parts
+
+    parts = read_parts(directory / str(file))
+    if len(parts) == 1:
+        return directory
+    join_parts(parts, scratch / parts[0].path.name)
+    return scratch
+
+
 def comparison_problems(
     metrics: Mapping[str, Agreement],
     dtype: torch.dtype,
     *,
     exact: bool = True,
     quantized: bool = False,
+    reencoded: bool = False,
 ) -> list[str]:
     """What is outside the tolerance, each as a clause without a full stop.
 
@@ -314,11 +336,16 @@ def comparison_problems(
         dtype: the coarsest dtype of the run-time edit and the stored export.
         exact: whether the export should be the edit, and not only an approximation of it.
         quantized: whether the base is quantized, so that everything is computed with rounding.
+        reencoded: whether the export encodes edited weights anew, so that the rounding of the base in `metrics` is what
+            that changes.
     """
     divergence, equal = _TOLERANCES[dtype]
-    if quantized:
+    if quantized or reencoded:
         divergence, equal = _QUANTIZED_TOLERANCE
-        divergence = max(divergence, _TIMES_ROUNDING * metrics["base_rounding"].mean_divergence)
+        rounding = metrics["base_rounding"]
+        divergence = max(divergence, _TIMES_ROUNDING * rounding.mean_divergence)
+    if reencoded:
+        equal = min(equal, 1 - _TIMES_ROUNDING * (1 - rounding.top1_agreement))
     problems = []
     fold_error = metrics["fold_error"]
     if quantized:

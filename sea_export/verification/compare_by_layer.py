@@ -56,6 +56,7 @@ def compare_by_layer(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
+    base_as_stored: EditInMemory | None,
     loading: Loading,
     exact: bool = True,
 ) -> dict[str, Agreement]:
@@ -69,6 +70,8 @@ def compare_by_layer(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the base compute what the export computes, without rounding; None if the stored export
             rounds nothing, and is used itself.
+        base_as_stored: gives the base its own weights as the export would store them; None if the export stores them
+            in the dtype of the base.
         loading: how plain transformers loads the export.
         exact: whether the export should be the edit, and not only an approximation of it.
 
@@ -85,10 +88,11 @@ def compare_by_layer(
         tokenizer,
         loading=loading,
         dtype=torch.float32,
-        # Enough for the largest part of the model, and for the next part while it is loaded.
-        memory=2 * source.largest_part_bytes(torch.float32),
+        # Enough for the largest part of the model, and for the next part while it is loaded. A GGUF file is unpacked as
+        # a whole.
+        memory=None if "gguf_file" in loading.arguments else 2 * source.largest_part_bytes(torch.float32),
     )
-    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
+    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory, base_as_stored)
     return agreements(
         run_time=logits[_RUN_TIME],
         in_memory=logits.get(_IN_MEMORY, stored),
@@ -114,6 +118,7 @@ def _logits_by_layer(
     projections: Sequence[OutputProjection],
     sequences: Sequence[Sequence[int]],
     export_in_memory: EditInMemory | None,
+    base_as_stored: EditInMemory | None,
 ) -> dict[str, Tensor]:
     """The compared logits of each variant of the base. All variants go through the layers together."""
     model: Any = source.model
@@ -133,8 +138,12 @@ def _logits_by_layer(
         own = [one for one in projections if one_layer is not None and one.target in one_layer.layers]
 
         def turns() -> Iterator[SuspendedPass]:
-            yield passes[_ROUNDED]
+            if base_as_stored is None:
+                yield passes[_ROUNDED]
             with in_float32(module):
+                if base_as_stored is not None:
+                    with base_as_stored(model, one_layer, own) if one_layer else nullcontext():
+                        yield passes[_ROUNDED]
                 yield passes[_UNEDITED]
                 with one_layer.apply(model, own) if one_layer else nullcontext():
                     yield passes[_RUN_TIME]

@@ -22,7 +22,8 @@ best approximation of its rank. A quantized base is computed as it is, in its ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ from sea_export.verification.compare_by_layer import compare_by_layer, verified_
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Verification", "model_to_verify", "unrounded_model", "verify", "verify_export"]
+__all__ = ["Verification", "base_to_verify", "model_to_verify", "unrounded_model", "verify", "verify_export"]
 
 # The names in version 1 of the manifest for some fields of a verification and of an agreement.
 _RECORD_NAMES = {"fold_error": "mathematics", "rounding_error": "storage", "top1_agreement": "equal_greedy"}
@@ -59,7 +60,7 @@ class Verification:
     found a problem."""
 
     dtype: str
-    """The dtype in which the base stores the edited tensors."""
+    """The dtype in which the base stores the edited tensors; the types of those of a GGUF file."""
     problems: tuple[str, ...]
     """What is outside the tolerance or not as planned, each as a clause without a full stop."""
     unchecked: tuple[str, ...]
@@ -83,7 +84,8 @@ class Verification:
     another process loads and computes in float32."""
     base_rounding: Agreement | None = None
     """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
-    accept. For quantized weights: compared with itself with edited outputs rounded in another way."""
+    accept. For quantized weights: compared with itself with edited outputs rounded in another way. For a GGUF file:
+    compared with itself with its weights encoded in the types of the export, where they are edited."""
     effect: Agreement | None = None
     """The base compared with the run-time edit: the effect of the edit."""
 
@@ -138,7 +140,7 @@ def verify_export(
     dtype = format.stored_dtype(base, plan) or base.dtype
     tensors = format.check(directory, base, edit, plan)  # before any library loads the export
     found = Verification(
-        dtype=dtype_name(dtype),
+        dtype=tensors.stored_as or dtype_name(dtype),
         problems=tensors.problems,
         unchecked=tensors.unchecked,
         statement=tensors.statement,
@@ -151,8 +153,9 @@ def verify_export(
     if tensors.problems:
         return found
     projections = base.output_projections(edit.targets)
-    loading = Loading.of(format, base)
+    loading = Loading.of(format, base, plan)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
+    base_as_stored = format.base_as_stored(plan)
     if isinstance(model, StoredModel):
         metrics = compare_by_layer(
             directory,
@@ -161,6 +164,7 @@ def verify_export(
             base.tokenizer,
             projections=projections,
             export_in_memory=export_in_memory,
+            base_as_stored=base_as_stored,
             exact=tensors.exact,
             loading=loading,
         )
@@ -173,11 +177,14 @@ def verify_export(
             dtype,
             projections=projections,
             export_in_memory=export_in_memory,
+            base_as_stored=base_as_stored,
             exact=tensors.exact,
             loading=loading,
         )
     coarsest = dtype if format.rounds_weights else torch.float32
-    problems = comparison_problems(metrics, coarsest, exact=tensors.exact, quantized=quantized)
+    problems = comparison_problems(
+        metrics, coarsest, exact=tensors.exact, quantized=quantized, reencoded=base_as_stored is not None
+    )
     return replace(
         found,
         problems=tuple(problems),
@@ -218,7 +225,11 @@ def verify(
     if files.problems:
         return Verification(manifest["base"]["dtype"], files.problems, (*files.unchecked, "tensors", "predictions"))
     format = export_format(manifest["format"])
-    options = ExportOptions(format=format.name, adapter_rank=manifest.get("adapter", {}).get("rank_cap"))
+    options = ExportOptions(
+        format=format.name,
+        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
+        gguf_type=manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
+    )
     named = manifest["base"]
     base = base or format.base_of(directory)
     if base is None and not is_hub_id(named["name"]):
@@ -242,9 +253,33 @@ def verify(
 
         plan = format.plan(edit, opened, located, options, load)
         format.check_before_loading(directory, plan, trust_remote_code=trust_remote_code)
-        verified = model_to_verify(opened, layerwise, model, directory.resolve().parent)
-        found = verify_export(directory, opened, edit, format, plan, verified)
+        with base_to_verify(opened, format) as exact:
+            verified = model_to_verify(exact, layerwise, model if exact is opened else None, directory.resolve().parent)
+            found = verify_export(directory, exact, edit, format, plan, verified)
         return replace(found, unchecked=(*files.unchecked, *found.unchecked))
+
+
+@contextmanager
+def base_to_verify(base: Base, format: ExportFormat[Any, Any]) -> Iterator[Base]:
+    """The base with the very numbers from which an export is made.
+
+    A GGUF file is rounded when it is converted, and an export of it that is a GGUF file too is made without that.
+
+    Args:
+        base: the base.
+        format: the format of the export.
+
+    Yields:
+        the base itself, or the same one converted to float32.
+
+    Raises:
+        InputError: it can no longer be opened.
+    """
+    if not format.changes_source or base.dtype == torch.float32:
+        yield base
+        return
+    with open_base(str(base.source), dtype=torch.float32) as exact:
+        yield exact
 
 
 def model_to_verify(

@@ -16,9 +16,21 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.model.gguf_header import GgufTensor
 from sea_export.model.load_model import is_finite
 
-__all__ = ["EditedMatrix", "GgufEdit", "decode", "edited_matrices", "encode", "is_encodable", "matrices", "output_type"]
+__all__ = [
+    "FLOATS",
+    "EditedMatrix",
+    "GgufEdit",
+    "asked_type",
+    "decode",
+    "edited_matrices",
+    "encode",
+    "is_encodable",
+    "matrices",
+    "output_type",
+]
 
-_FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+"""The types that are not quantized."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +85,7 @@ def output_type(tensor: GgufTensor, asked: str) -> GGMLQuantizationType:
     Raises:
         InputError: no values can be encoded in it here, or no rows of this length.
     """
-    if len(tensor.shape) < 2 or asked == "same":
-        chosen = tensor.type
-    elif asked == "auto":
-        chosen = tensor.type if tensor.type in _FLOATS else GGMLQuantizationType.Q8_0
-    else:
-        chosen = GGMLQuantizationType[asked]
+    chosen = asked_type(tensor, asked)
     if not is_encodable(chosen):
         raise InputError(
             f"--gguf-type: {tensor.name} is stored as {chosen.name}, which the gguf package reads and cannot write. "
@@ -90,6 +97,20 @@ def output_type(tensor: GgufTensor, asked: str) -> GGMLQuantizationType:
             f"{GGML_QUANT_SIZES[chosen][0]}. Choose --gguf-type F16."
         )
     return chosen
+
+
+def asked_type(tensor: GgufTensor, asked: str) -> GGMLQuantizationType:
+    """The type of `output_type`, whether or not anything can be encoded in it.
+
+    Args:
+        tensor: the tensor of the base.
+        asked: the value of `--gguf-type`.
+    """
+    if len(tensor.shape) < 2 or asked == "same":
+        return tensor.type
+    if asked == "auto":
+        return tensor.type if tensor.type in FLOATS else GGMLQuantizationType.Q8_0
+    return GGMLQuantizationType[asked]
 
 
 def is_encodable(type: GGMLQuantizationType) -> bool:

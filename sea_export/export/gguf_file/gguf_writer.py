@@ -13,12 +13,14 @@ from pathlib import Path
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from sea_export.errors import SeaExportError
 from sea_export.export.gguf_file.encoding import GgufEdit, edited_matrices, encode
 from sea_export.export.streaming import FileCopy
+from sea_export.export.write_report import WriteReport
 from sea_export.model.gguf_header import GgufEntry, GgufHeader, GgufTensor, encode_header
 from sea_export.model.gguf_parts import GgufPart
 
-__all__ = ["GgufChanges", "WrittenPart", "changed_header", "write_part"]
+__all__ = ["GgufChanges", "WrittenPart", "changed_header", "write_gguf", "write_part"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,43 @@ def changed_header(parts: Sequence[GgufPart], index: int, changes: GgufChanges) 
     f32 = GGMLQuantizationType.F32
     tensors += [GgufTensor(name, tuple(values.shape), f32) for name, values in additions.items()]
     return replace(header, entries=(*known, *new.values()), tensors=tuple(tensors))
+
+
+def write_gguf(
+    parts: Sequence[GgufPart],
+    destination: Path,
+    changes: GgufChanges,
+    progress: Callable[[int], None] | None = None,
+) -> WriteReport:
+    """Copies all files of a model with some tensors edited and some added.
+
+    Args:
+        parts: the files of the base.
+        destination: an existing, empty directory.
+        changes: what is changed in the model.
+        progress: called with the number of bytes written since the last call.
+
+    Raises:
+        InputError: the base has values that are not finite.
+        SeaExportError: the edited values are not finite, no value changed, or a file changed while it was read.
+        OSError: a file could not be written.
+    """
+    written = {
+        part.path.name: write_part(parts, index, destination, changes, progress) for index, part in enumerate(parts)
+    }
+    edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
+    if not any(edited.values()) and not changes.additions:
+        raise SeaExportError(
+            f"{parts[0].path.name}: the edit changes nothing in it, because all {len(edited)} edited tensors have the "
+            "values of the base after the fold. Fit a stronger edit, for example with a higher --explained-variance."
+        )
+    return WriteReport(
+        base_digests={name: file.base_digest for name, file in written.items()},
+        digests={name: file.digest for name, file in written.items()},
+        edited=tuple(name for name, differs in edited.items() if differs),
+        unchanged=tuple(name for name, differs in edited.items() if not differs),
+        added=tuple(changes.additions),
+    )
 
 
 def write_part(
