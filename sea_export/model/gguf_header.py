@@ -177,7 +177,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     with open_file(path) as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
-            raise InputError(f"{path}: it has the name of a GGUF file, and is not one. Download it again.")
+            raise InputError(f"{path}: it is not a GGUF file. Give one, or download it again.")
         size = os.fstat(stream.fileno()).st_size
         try:
             return _parse(_Reader(stream, size), size)

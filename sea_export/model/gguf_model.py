@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 
     from sea_export.model.gguf_parts import GgufPart
 
-__all__ = ["gguf_config", "unpack_gguf"]
+__all__ = ["check_gguf_package", "gguf_config", "unpack_gguf"]
 
 _BIAS_SWITCHES = {"ffn_down.bias": "mlp_bias", "attn_output.bias": "attention_bias"}
 """How the names of biases end, and the config entry with which a model reads them."""
 _TIMES_STORED = 4
 """How many times the stored values a model may have. Tied weights are stored once or twice."""
+
+
+def check_gguf_package(gguf: Path) -> None:
+    """Raises InputError where the gguf package is not installed, which reads a file.
+
+    Args:
+        gguf: the file.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{gguf.name}: the gguf package is needed to read it. Run: pip install sea-export[gguf].")
 
 
 def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -41,8 +51,7 @@ def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     Raises:
         InputError: it is not a GGUF file, or transformers cannot load such a model from one.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{gguf.name}: the gguf package is needed to read it. Run: pip install sea-export[gguf].")
+    check_gguf_package(gguf)
     from transformers import AutoConfig, AutoTokenizer
 
     from sea_export.model.gguf_parts import read_parts

@@ -16,10 +16,11 @@ from tests.helpers.tiny_edits import spectral_edit
 gguf = pytest.importorskip("gguf")
 
 from sea_export.edit.fold import fold_tensor  # noqa: E402
-from sea_export.export.gguf_file.encoding import GgufEdit, decode, encode, is_encodable, output_type  # noqa: E402
+from sea_export.export.gguf_file.encoding import GgufEdit, encode, is_encodable, output_type  # noqa: E402
 from sea_export.export.gguf_file.gguf_writer import GgufChanges, write_part  # noqa: E402
 from sea_export.model.gguf_header import GgufTensor, number_entry, read_gguf_header, text_entry  # noqa: E402
 from sea_export.model.gguf_parts import join_parts, read_parts  # noqa: E402
+from sea_export.model.gguf_values import decode  # noqa: E402
 
 DOWN = "blk.1.ffn_down.weight"
 LAYERS = spectral_edit([Target(1, "mlp")], size=32).layers[Target(1, "mlp")]

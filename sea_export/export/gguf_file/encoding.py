@@ -1,4 +1,4 @@
-"""The values of GGUF tensors: decoded, edited, and encoded again, one matrix at a time."""
+"""The values of GGUF tensors: edited, and encoded again, one matrix at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from sea_export.edit.fold import bias_roundings, fold_bias, fold_tensor, tensor_
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.model.gguf_header import GgufTensor
+from sea_export.model.gguf_values import decode, matrices
 from sea_export.model.load_model import is_finite
 
 __all__ = [
@@ -21,11 +21,9 @@ __all__ = [
     "EditedMatrix",
     "GgufEdit",
     "asked_type",
-    "decode",
     "edited_matrices",
     "encode",
     "is_encodable",
-    "matrices",
     "output_type",
 ]
 
@@ -126,27 +124,6 @@ def is_encodable(type: GGMLQuantizationType) -> bool:
     return True
 
 
-def decode(data: np.ndarray, shape: Sequence[int], type: GGMLQuantizationType) -> Tensor:
-    """The values of a tensor, in float32.
-
-    Args:
-        data: (bytes,) uint8.
-        shape: the shape of the tensor.
-        type: how the values are encoded.
-
-    Raises:
-        InputError: the gguf package cannot decode the type.
-    """
-    rows = np.ascontiguousarray(data).reshape(-1, shape[-1] // GGML_QUANT_SIZES[type][0] * GGML_QUANT_SIZES[type][1])
-    try:
-        # What is not a number is found later, and told.
-        with np.errstate(invalid="ignore", over="ignore"):
-            values = quants.dequantize(rows, type)
-    except NotImplementedError as error:
-        raise InputError(f"{type.name}: the gguf package cannot read tensors of this type. Upgrade it.") from error
-    return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(tuple(shape))
-
-
 def encode(values: Tensor, type: GGMLQuantizationType) -> np.ndarray:
     """The bytes (bytes,) uint8 of the values of a tensor.
 
@@ -158,17 +135,6 @@ def encode(values: Tensor, type: GGMLQuantizationType) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         data: np.ndarray = quants.quantize(rows, type)
     return data.reshape(-1).view(np.uint8)
-
-
-def matrices(tensor: GgufTensor, data: np.ndarray) -> Iterator[np.ndarray]:
-    """The bytes of each matrix of a tensor, such as that of each expert; those of the whole tensor if it is one.
-
-    Args:
-        tensor: the tensor.
-        data: (bytes,) uint8, its bytes.
-    """
-    count = tensor.shape[0] if len(tensor.shape) > 2 else 1
-    yield from data.reshape(count, -1)
 
 
 def edited_matrices(tensor: GgufTensor, data: np.ndarray, edit: GgufEdit) -> Iterator[EditedMatrix]:

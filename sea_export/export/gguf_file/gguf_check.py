@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from sea_export.export.formats import TensorCheck
-from sea_export.export.gguf_file.encoding import EditedMatrix, GgufEdit, decode, edited_matrices, encode
-from sea_export.export.gguf_file.gguf_plan import GgufPlan, read_bytes
+from sea_export.export.gguf_file.encoding import EditedMatrix, GgufEdit, edited_matrices, encode
+from sea_export.export.gguf_file.gguf_plan import GgufPlan
 from sea_export.export.gguf_file.gguf_writer import changed_header
+from sea_export.model.gguf_diff import same_bytes
 from sea_export.model.gguf_header import GgufTensor, encode_header
 from sea_export.model.gguf_parts import GgufPart, read_parts
+from sea_export.model.gguf_values import decode, read_bytes
 
 __all__ = ["check_gguf", "written_parts"]
 
@@ -108,7 +110,7 @@ def _wrong_tensors(part: GgufPart, base: GgufPart, plan: GgufPlan) -> Iterator[s
             edit = plan.changes.edits[tensor.name]
             same = _is_edited(read_bytes(part.path, tensor), base, stored[tensor.name], edit)
         else:
-            same = _same_bytes(part.path, tensor, base.path, stored[tensor.name])
+            same = same_bytes(part.path, tensor, base.path, stored[tensor.name])
         if not same:
             yield tensor.name
 
@@ -131,17 +133,3 @@ def _is_rounded(written: np.ndarray, matrix: EditedMatrix, edit: GgufEdit) -> bo
     values, own = decode(written, shape, edit.type), decode(matrix.data, shape, edit.type)
     lowest, highest = torch.minimum(ends[0], own), torch.maximum(ends[1], own)
     return bool(((lowest <= values) & (values <= highest)).all())  # false for values that are not numbers
-
-
-def _same_bytes(path_a: Path, a: GgufTensor, path_b: Path, b: GgufTensor) -> bool:
-    with open(path_a, "rb") as stream_a, open(path_b, "rb") as stream_b:
-        stream_a.seek(a.start)
-        stream_b.seek(b.start)
-        left = a.nbytes
-        while left:
-            count = min(left, _CHUNK_BYTES)
-            piece = stream_a.read(count)
-            if len(piece) != count or piece != stream_b.read(count):
-                return False
-            left -= count
-    return True

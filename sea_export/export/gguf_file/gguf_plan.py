@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from sea_export.edit.fold import fold_bias
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import EditNeeds
-from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, decode, matrices, output_type
+from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, output_type
 from sea_export.export.gguf_file.gguf_writer import GgufChanges
 from sea_export.export.gguf_file.provenance import new_entries
 from sea_export.export.gguf_file.tensor_names import TAKEN_BIASES, tensor_namer
@@ -27,10 +26,11 @@ from sea_export.model.base import Base
 from sea_export.model.base_files import BaseFiles
 from sea_export.model.gguf_header import GgufTensor
 from sea_export.model.gguf_parts import GgufPart, read_parts
+from sea_export.model.gguf_values import read_tensor
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions
 
-__all__ = ["GgufPlan", "GgufProjections", "estimated_bytes", "locate_in_gguf", "plan_gguf", "read_bytes", "read_tensor"]
+__all__ = ["GgufPlan", "GgufProjections", "estimated_bytes", "locate_in_gguf", "plan_gguf"]
 
 # How far a value may be from the same value after the conversion of the base: rounding to bfloat16, and underflow.
 _RELATIVE, _ABSOLUTE = 2**-8, 1e-6
@@ -226,25 +226,3 @@ def _close(made: Tensor, read: Iterator[Tensor]) -> bool:
         torch.allclose(piece.float(), values, rtol=_RELATIVE, atol=_ABSOLUTE * float(values.abs().max()))
         for piece, values in zip(pieces, read, strict=True)
     )
-
-
-def read_tensor(parts: Sequence[GgufPart], tensor: GgufTensor) -> Iterator[Tensor]:
-    """The matrices of a tensor, or the whole of one with fewer dimensions, in float32.
-
-    Args:
-        parts: the files of its model.
-        tensor: the tensor.
-    """
-    data = read_bytes(next(part.path for part in parts if tensor in part.header.tensors), tensor)
-    for one in matrices(tensor, data):
-        yield decode(one, tensor.shape[-2:], tensor.type)
-
-
-def read_bytes(path: Path, tensor: GgufTensor) -> np.ndarray:
-    """The bytes (bytes,) uint8 of a tensor.
-
-    Args:
-        path: the file that holds it.
-        tensor: the tensor.
-    """
-    return np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.start)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sea_export.edit.fold import with_parameters
-from sea_export.export.gguf_file.encoding import decode, encode
-from sea_export.export.gguf_file.gguf_plan import GgufPlan, read_tensor
+from sea_export.export.gguf_file.encoding import encode
+from sea_export.export.gguf_file.gguf_plan import GgufPlan
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
+from sea_export.model.gguf_values import decode, read_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
