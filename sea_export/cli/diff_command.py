@@ -56,7 +56,7 @@ def _print_gguf_difference(a: Path, b: Path) -> None:
     from sea_export.model.gguf_diff import compare_gguf
 
     difference = compare_gguf(a, b)
-    table = Table("tensor", f"in {a.name}", f"in {b.name}", "largest difference", "relative (Frobenius)")
+    table = Table("tensor", "type in A", "type in B", "largest difference", "relative (Frobenius)")
     for name, (one, other, change) in difference.tensors_changed.items():
         table.add_row(name, one.type.name, other.type.name, f"{change.maximum:.3g}", f"{change.relative:.3g}")
     if difference.tensors_changed:

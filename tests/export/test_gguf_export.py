@@ -11,15 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
+from sea_export.cards.model_card import model_card
+from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.export.manifest import read_manifest
 from sea_export.model.base import open_base
+from sea_export.model.header_only import header_only_base
+from sea_export.model.run_options import RunOptions
 from sea_export.model.targets import Target
-from sea_export.saving import save
+from sea_export.options import ExportOptions, FitOptions
+from sea_export.saving import locate_fit, save
 from sea_export.verification.verify import verify
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.messages import assert_names
 from tests.helpers.tiny_edits import spectral_edit
 
 gguf = pytest.importorskip("gguf")
@@ -29,6 +38,10 @@ ONE, BOTH = [Target(1, "mlp")], [Target(1, "attention"), Target(2, "mlp")]
 
 def edit(targets: list[Target], **options: str) -> SpectralEdit:
     return spectral_edit(targets, size=32, **options)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def base(folder: Path, **options: object) -> Path:
@@ -137,6 +150,35 @@ def test_a_model_in_parts_stays_in_parts(tmp_path: Path) -> None:
     assert set().union(*(changed(one, tmp_path / "out" / one.name) for one in parts)) == {"blk.1.ffn_down.weight"}
     with pytest.raises(InputError, match=r"--center linear, or join the parts"):
         save(edit(ONE, center="affine"), first, tmp_path / "affine", format="gguf")
+
+
+def test_commands_know_the_format(exported: Path, tmp_path: Path) -> None:
+    file, output = exported / "m.gguf", exported / "out"
+    edit(ONE).save(tmp_path / "edit")
+    arguments = ("--base", file, "--format", "gguf", "--gguf-type", "F16", "--no-verify")
+    saved = run("save", tmp_path / "edit", tmp_path / "saved", *arguments)
+    assert_names(saved.output, "1 tensors of type Q8_0 become F16", f"llama-cli -m {tmp_path / 'saved' / 'm.gguf'}")
+    assert_names(run("inspect", output).output, "mlp")
+    compared = run("diff", file, tmp_path / "saved" / "m.gguf").output
+    assert_names(compared, "blk.1.ffn_down.weight", "Q8_0", "F16", "1 tensors differ; 29 tensors and 18 keys")
+    assert_names(run("diff", file, output).output, "it cannot be read")
+    manifest = read_manifest(tmp_path / "saved")
+    assert manifest["export"]["gguf_type"] == "F16"
+    assert manifest["gguf"] == {"file": "m.gguf", "parts": 1, "types": {"blk.1.ffn_down.weight": "F16"}, "config": {}}
+    assert sorted(manifest["base"]["files"]) == ["m.gguf", "model.safetensors"]
+    card = " ".join(model_card(manifest).split())
+    assert "```bash llama-cli -m m.gguf ```" in card
+    assert 'AutoModelForCausalLM.from_pretrained(".", gguf_file="m.gguf")' in card
+    with open_loaded_model(str(output), RunOptions()) as loaded:
+        assert loaded.name == "m.gguf"
+
+
+def test_doctor_tells_for_which_bases_it_is(exported: Path, tiny_checkpoint: Path) -> None:
+    with header_only_base(str(exported / "m.gguf")) as headers:
+        located = locate_fit(headers, ONE, FitOptions(), ExportOptions(format="gguf"))
+        assert [one.target for one in located.projections] == ONE
+    with open_base(str(tiny_checkpoint)) as opened, pytest.raises(InputError, match="--format merged"):
+        locate_fit(opened, ONE, FitOptions(), ExportOptions(format="gguf"))
 
 
 def test_other_bases_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
