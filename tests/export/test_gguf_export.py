@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -223,6 +224,18 @@ def test_verification_finds_what_was_changed_afterwards(what: str, exported: Pat
     (tmp_path / "out" / "sea_export.json").write_text(json.dumps(manifest))
     with suppress(InputError):  # where the header is broken now
         assert not verify(tmp_path / "out", path).passed
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_base_with_numbers_that_are_not_finite_is_refused(value: float, tmp_path: Path) -> None:
+    path = base(tmp_path, types={"ffn_down": "F32"})
+    start = next(one.data_offset for one in gguf.GGUFReader(path).tensors if one.name == "blk.1.ffn_down.weight")
+    contents = bytearray(path.read_bytes())
+    contents[start : start + 4] = struct.pack("<f", value)
+    path.write_bytes(contents)
+    with pytest.raises(InputError, match=r"blk\.1\.ffn_down\.weight: the base has values in it that are infinite"):
+        save(edit(ONE), path, tmp_path / "out", format="gguf", verify=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_a_damaged_base_leaves_nothing_behind(tmp_path: Path) -> None:

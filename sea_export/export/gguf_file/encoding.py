@@ -21,6 +21,7 @@ __all__ = [
     "EditedMatrix",
     "GgufEdit",
     "asked_type",
+    "check_finite",
     "edited_matrices",
     "encode",
     "is_encodable",
@@ -137,6 +138,14 @@ def encode(values: Tensor, type: GGMLQuantizationType) -> np.ndarray:
     return data.reshape(-1).view(np.uint8)
 
 
+def check_finite(tensor: GgufTensor, values: Tensor) -> None:
+    """Raises InputError for values of a base's tensor that are infinite or not numbers."""
+    if not is_finite(values):
+        raise InputError(
+            f"{tensor.name}: the base has values in it that are infinite or not numbers. Download the base again."
+        )
+
+
 def edited_matrices(tensor: GgufTensor, data: np.ndarray, edit: GgufEdit) -> Iterator[EditedMatrix]:
     """The matrices of a tensor, edited one after the other.
 
@@ -152,10 +161,7 @@ def edited_matrices(tensor: GgufTensor, data: np.ndarray, edit: GgufEdit) -> Ite
     shape = tensor.shape[-2:]
     for one in matrices(tensor, data):
         values = decode(one, shape, tensor.type)
-        if not is_finite(values):
-            raise InputError(
-                f"{tensor.name}: the base has values in it that are infinite or not numbers. Download the base again."
-            )
+        check_finite(tensor, values)
         folded = edit.fold(values)
         encoded = encode(folded, edit.type)
         if not is_finite(folded) or not is_finite(decode(encoded, shape, edit.type)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sea_export.edit.fold import fold_bias
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import EditNeeds
-from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, output_type
+from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, check_finite, output_type
 from sea_export.export.gguf_file.gguf_writer import GgufChanges
 from sea_export.export.gguf_file.provenance import new_entries
 from sea_export.export.gguf_file.tensor_names import TAKEN_BIASES, tensor_namer
@@ -212,17 +212,19 @@ def _check_values(base: Base, located: GgufProjections) -> None:
                 if weight.transposed and parameter == weight.name:
                     made = made.mT
                 tensor = located.tensors[parameter]
-                if tuple(made.shape) != tensor.shape or not _close(made, read_tensor(located.parts, tensor)):
+                if tuple(made.shape) != tensor.shape or not _is_made_of(made, tensor, located.parts):
                     raise InputError(
                         f"{tensor.name}: its values are not those of {parameter}, which transformers made of it. "
                         "Choose --format merged."
                     )
 
 
-def _close(made: Tensor, read: Iterator[Tensor]) -> bool:
-    """Whether a parameter has the values of the matrices of a tensor, but for rounding."""
+def _is_made_of(made: Tensor, tensor: GgufTensor, parts: Sequence[GgufPart]) -> bool:
+    """Whether a parameter has the values of a tensor, but for rounding."""
     pieces = made if made.ndim > 2 else made[None]
-    return all(
-        torch.allclose(piece.float(), values, rtol=_RELATIVE, atol=_ABSOLUTE * float(values.abs().max()))
-        for piece, values in zip(pieces, read, strict=True)
-    )
+    for piece, values in zip(pieces, read_tensor(parts, tensor), strict=True):
+        check_finite(tensor, values)
+        absolute = _ABSOLUTE * float(values.abs().max())
+        if not torch.allclose(piece.float(), values, rtol=_RELATIVE, atol=absolute):
+            return False
+    return True
