@@ -28,7 +28,7 @@ from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.saving import locate_fit, save
 from sea_export.verification.verify import verify
-from tests.helpers.gguf_files import write_gguf
+from tests.helpers.gguf_files import write_gguf, write_gguf_of
 from tests.helpers.messages import assert_names
 from tests.helpers.tiny_edits import spectral_edit
 
@@ -130,14 +130,7 @@ def test_a_constant_becomes_a_bias_that_llama_cpp_reads(tmp_path: Path) -> None:
 def test_plain_transformers_computes_what_the_edit_computes(tmp_path: Path) -> None:
     path, own = base(tmp_path, types={"ffn_down": "F32"}), edit(ONE)
     save(own, path, tmp_path / "out", format="gguf", verify=False)
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="m.gguf", torch_dtype=torch.float32)
-    tokens = torch.tensor([[1, 5, 7, 9, 11]])
-    with open_base(str(path), dtype=torch.float32) as opened, torch.inference_mode():
-        model = opened.load_model(dtype=torch.float32)
-        with own.apply(model, opened.output_projections(own.targets)):
-            expected = model(tokens).logits
-        assert torch.allclose(exported(tokens).logits, expected, atol=1e-3)
-        assert not torch.allclose(model(tokens).logits, expected, atol=1e-2)
+    assert largest_difference(tmp_path, own) < 1e-5
 
 
 def test_a_model_in_parts_stays_in_parts(tmp_path: Path) -> None:
@@ -151,6 +144,42 @@ def test_a_model_in_parts_stays_in_parts(tmp_path: Path) -> None:
     assert set().union(*(changed(one, tmp_path / "out" / one.name) for one in parts)) == {"blk.1.ffn_down.weight"}
     with pytest.raises(InputError, match=r"--center linear, or join the parts"):
         save(edit(ONE, center="affine"), first, tmp_path / "affine", format="gguf")
+
+
+@pytest.mark.parametrize("center", ["off", "affine"])
+def test_inputs_first_and_biases_that_are_there(center: str, tmp_path: Path) -> None:
+    """GPT-2 has its linear maps the other way round in memory, and its output projections have biases."""
+    write_gguf_of(tmp_path / "m.gguf", "gpt2")
+    targets = [Target(0, "attention"), Target(1, "mlp")]
+    own = edit(targets, center=center)
+    save(own, tmp_path / "m.gguf", tmp_path / "out", format="gguf", verify=False, dtype=torch.float32)
+    assert changed(tmp_path / "m.gguf", tmp_path / "out" / "m.gguf") == {
+        f"blk.{name}.{part}" for name in ("0.attn_output", "1.ffn_down") for part in ("weight", "bias")
+    }
+    assert largest_difference(tmp_path, own) < 1e-4
+
+
+def test_experts_in_one_tensor(tmp_path: Path) -> None:
+    write_gguf_of(tmp_path / "m.gguf", "qwen3moe")
+    own = edit(ONE)
+    save(own, tmp_path / "m.gguf", tmp_path / "out", format="gguf", verify=False, dtype=torch.float32)
+    assert changed(tmp_path / "m.gguf", tmp_path / "out" / "m.gguf") == {"blk.1.ffn_down_exps.weight"}
+    assert largest_difference(tmp_path, own) < 1e-4
+    with pytest.raises(InputError, match="--center linear"):
+        save(edit(ONE, center="affine"), tmp_path / "m.gguf", tmp_path / "affine", format="gguf", verify=False)
+
+
+def largest_difference(folder: Path, own: SpectralEdit) -> float:
+    """How far the predictions of the export are from those of the run-time edit, which differ from the base's."""
+    exported = AutoModelForCausalLM.from_pretrained(folder / "out", gguf_file="m.gguf", torch_dtype=torch.float32)
+    tokens = torch.tensor([[1, 5, 7, 9, 11]])
+    with open_base(str(folder / "m.gguf"), dtype=torch.float32) as opened, torch.inference_mode():
+        model = opened.load_model(dtype=torch.float32)
+        unedited = model(tokens).logits
+        with own.apply(model, opened.output_projections(own.targets)):
+            expected = model(tokens).logits
+        assert not torch.allclose(unedited, expected, atol=1e-2)
+        return float((exported(tokens).logits - expected).abs().max() / expected.abs().max())
 
 
 def test_commands_know_the_format(exported: Path, tmp_path: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, PretrainedConfig, PreTrainedModel, Qwen3MoeConfig
+
+from tests.helpers.tiny_models import random_model
+
+_TOKENS = ["<unk>", "<s>", "</s>", "a", "b", "ab", "bb", *(f"t{index}" for index in range(25))]
 
 
 def write_gguf(
@@ -38,8 +44,7 @@ def write_gguf(
         its weights under the names that transformers gives them.
     """
     gguf = pytest.importorskip("gguf")
-    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", "bb", *(f"t{index}" for index in range(25))]
-    size, vocabulary = 32, len(tokens)
+    size, vocabulary = 32, len(_TOKENS)
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     if alignment is not None:
         writer.add_custom_alignment(alignment)
@@ -52,14 +57,7 @@ def write_gguf(
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(50000.0)
-    writer.add_vocab_size(vocabulary)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (vocabulary - 3))
-    writer.add_token_merges(["a b", "b b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template("{{ messages[0]['content'] }}")
+    _add_tokenizer(writer)
     names = {
         "token_embd.weight": ("model.embed_tokens.weight", (vocabulary, size)),
         "output.weight": ("lm_head.weight", (vocabulary, size)),
@@ -109,3 +107,82 @@ def random_blocks(shape: tuple[int, ...], name: str) -> np.ndarray:
     if name != "Q6_K":
         blocks[:, 2:4] = scale
     return blocks.reshape(shape[0], -1)
+
+
+def write_gguf_of(path: Path, family: str) -> PreTrainedModel:
+    """A model of another family, `gpt2` or `qwen3moe`, with two layers.
+
+    Returns:
+        it, with the values of the file.
+    """
+    gguf = pytest.importorskip("gguf")
+    config = _FAMILIES[family]()
+    model = random_model(config)
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_head_count(2)
+    if family == "gpt2":
+        writer.add_feed_forward_length(128)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(1)
+        writer.add_key_length(16)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    _add_tokenizer(writer)
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(architecture, 2)
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        if name.endswith("experts.gate_up_proj"):
+            layer = name.split(".")[2]
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
+                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", np.ascontiguousarray(half))
+            continue
+        stem, _, ending = name.rpartition(".")
+        stored = names.get_name(stem) if ending in ("weight", "bias") else names.get_name(name)
+        assert stored is not None, name
+        if family == "gpt2" and ".h." in name and values.ndim == 2:
+            values = np.ascontiguousarray(values.T)  # its linear maps have their inputs first
+        writer.add_tensor(f"{stored}.{ending if ending in ('weight', 'bias') else 'weight'}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+_FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    # Transformers takes the number of positions from no file, so that it is the usual one.
+    "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=1024, vocab_size=32),
+    # Transformers takes the width of an expert from no file, so that it is the usual one.
+    "qwen3moe": lambda: Qwen3MoeConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_experts=3,
+        num_experts_per_tok=2,
+        vocab_size=32,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    ),
+}
+
+
+def _add_tokenizer(writer: Any) -> None:
+    writer.add_vocab_size(len(_TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(_TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * (len(_TOKENS) - 3))
+    writer.add_token_merges(["a b", "b b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
