@@ -215,9 +215,12 @@ def check_base(base: Base, files: Mapping[str, str]) -> None:
         InputError: one of its files is missing or has another digest. The message names it.
     """
     for file, digest in files.items():
-        if base.converted and file not in base.checkpoint.weight_files:
+        directory = base.checkpoint.directory
+        if base.source is not None and file.endswith(".gguf"):
+            directory = base.source.parent
+        elif base.converted and file not in base.checkpoint.weight_files:
             continue
-        path = base.checkpoint.directory / file
+        path = directory / file
         if not path.is_file():
             raise InputError(f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base.")
         if file_digest(path) != digest:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf import GGUFValueType
 
 from sea_export.export.formats import TensorCheck
 from sea_export.export.gguf_file.encoding import EditedMatrix, GgufEdit, edited_matrices, encode
 from sea_export.export.gguf_file.gguf_plan import GgufPlan
 from sea_export.export.gguf_file.gguf_writer import changed_header
 from sea_export.model.gguf_diff import same_bytes
-from sea_export.model.gguf_header import GgufTensor, encode_header
+from sea_export.model.gguf_header import GgufEntry, GgufTensor, encode_header
 from sea_export.model.gguf_parts import GgufPart, read_parts
 from sea_export.model.gguf_values import decode, read_bytes
 
@@ -85,8 +86,16 @@ def _has_header(plan: GgufPlan, index: int, part: GgufPart) -> bool:
         with open(base.path, "rb") as stream:
             expected = stream.read(base.header.data_start)
     else:
-        expected = encode_header(planned.version, planned.entries, planned.tensors, planned.alignment)
+        entries = [_as_told(entry, part, plan) for entry in planned.entries]
+        expected = encode_header(planned.version, entries, planned.tensors, planned.alignment)
     return stored == expected
+
+
+def _as_told(entry: GgufEntry, part: GgufPart, plan: GgufPlan) -> GgufEntry:
+    """A planned entry, or the written one if it is a text about the base. Another version of the program tells other
+    things of it."""
+    told = next((one for one in part.header.entries if one.key == entry.key), entry)
+    return told if entry in plan.changes.entries and told.type == entry.type == GGUFValueType.STRING else entry
 
 
 def _rest(part: GgufPart) -> bytes:
