@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import struct
@@ -18,9 +19,10 @@ from transformers import AutoModelForCausalLM
 from sea_export.cards.model_card import model_card
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.export.manifest import read_manifest
+from sea_export.export.streaming import FileCopy
 from sea_export.model.base import open_base
 from sea_export.model.header_only import header_only_base
 from sea_export.model.run_options import RunOptions
@@ -263,6 +265,17 @@ def test_a_base_with_numbers_that_are_not_finite_is_refused(value: float, tmp_pa
     contents[start : start + 4] = struct.pack("<f", value)
     path.write_bytes(contents)
     with pytest.raises(InputError, match=r"blk\.1\.ffn_down\.weight: the base has values in it that are infinite"):
+        save(edit(ONE), path, tmp_path / "out", format="gguf", verify=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(copy: FileCopy, data: memoryview) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = base(tmp_path)
+    monkeypatch.setattr(FileCopy, "put", full)
+    with pytest.raises(SeaExportError, match="out: it could not be written: No space left on device"):
         save(edit(ONE), path, tmp_path / "out", format="gguf", verify=False)
     assert [one.name for one in tmp_path.iterdir()] == ["m.gguf"]
 

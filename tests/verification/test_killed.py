@@ -15,7 +15,7 @@ from tests.helpers.messages import naming
 @pytest.mark.parametrize(("status", "name"), [(-9, "SIGKILL"), (-11, "SIGSEGV")])
 def test_the_signal_and_what_to_do_are_named(status: int, name: str, llama, tokenizer, tmp_path, monkeypatch) -> None:
     ended = subprocess.CompletedProcess([], status, "", "")
-    loading = Loading("AutoModelForCausalLM", trust_remote_code=False, base=None, has_code=False)
+    loading = Loading("AutoModelForCausalLM", trust_remote_code=False, base=None, has_code=False, arguments={})
     monkeypatch.setattr(compare, "run_python", lambda *_, **__: ended)
     with pytest.raises(SeaExportError, match=naming(name, "memory", "--layerwise", "--no-verify")):
         compare.logits_in_subprocess(tmp_path, [[3]], tokenizer, loading=loading, dtype=llama.dtype)
