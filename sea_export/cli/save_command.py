@@ -21,9 +21,17 @@ if TYPE_CHECKING:
 @click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id that the edit names.")
+@click.option("--strength", type=float, help="s in I + s (M - I) for each EDIT, instead of the strength that it has.")
 @options(run=RunOptions, export=ExportOptions)
 @reported
-def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOptions, export: ExportOptions) -> None:
+def command(
+    edits: tuple[str, ...],
+    output: Path,
+    base: str | None,
+    strength: float | None,
+    run: RunOptions,
+    export: ExportOptions,
+) -> None:
     """Bake one EDIT, or the product of several in the order given, into the checkpoint OUTPUT."""
     from sea_export.cli.opening import opened_model
     from sea_export.cli.printing import print_saved
@@ -35,7 +43,8 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOpti
     from sea_export.saving import check_room_for, save_checkpoint
 
     check_output(output, overwrite=export.overwrite)
-    edit = compose([SpectralEdit.load(directory) for directory in edits])
+    loaded = [SpectralEdit.load(directory) for directory in edits]
+    edit = compose(loaded if strength is None else [one.with_strength(strength) for one in loaded])
     log_warnings(edit)
     with (
         opened_model(base or _base_of(edit), run, output) as opened,

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sea_export.edit.features import FeatureFunction
 from sea_export.errors import InputError
-from sea_export.options import RUN_TIME_NORMALIZATIONS, check_choice, why_unfoldable
+from sea_export.options import RUN_TIME_NORMALIZATIONS, check_choice, check_strength, why_unfoldable
 
 __all__ = ["LayerEdit"]
 
@@ -197,8 +197,10 @@ class LayerEdit:
             strength: s.
 
         Raises:
-            InputError: the edit has normalization scales, which belong to its own strength, or that is 0.
+            InputError: the strength is out of range, or the edit has normalization scales, which belong to its own
+                strength, or that is 0.
         """
+        check_strength(strength)
         if self.scale is not None or self.strength == 0:
             raise InputError(
                 "--strength: an edit of strength 0, or with a normalization, cannot be given another one. Fit it again."
