@@ -62,14 +62,14 @@ class Shape:
         return 2 * sum(math.prod(shape) for _, shape in self.tensors())
 
 
-def write_random_llama(directory: Path, shape: Shape) -> None:
+def write_random_llama(directory: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a checkpoint with a tokenizer, holding no more than one tensor in memory."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    room = SHARD_BYTES
+    room = shard_bytes
     for name, size in shape.tensors():
         if 2 * math.prod(size) > room and shards[-1]:
             shards.append({})
-            room = SHARD_BYTES
+            room = shard_bytes
         shards[-1][name] = size
         room -= 2 * math.prod(size)
     generator = torch.Generator().manual_seed(0)

@@ -225,7 +225,7 @@ class FitOptions:
     layers: str = option(
         "last:60%",
         "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "
-        "list: 10-20,25.",
+        "list: last:6,10-20,25.",
     )
     target: str = option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
     center: str = option(

@@ -185,8 +185,11 @@ def _batches(
     batch: list[int] = []
     for index in processing_order(items):
         longest_prompt = len(items[batch[0]].prompt) if batch else 0
-        tokens = _row_cost(longest_prompt - shared, shared) * (len(batch) + 1)
         own_prompt = len(items[index].prompt)
+        if own_prompt:
+            tokens = _row_cost(longest_prompt - shared, shared) * (len(batch) + 1)
+        else:  # the pass of a batch is that of its completions
+            tokens = sum(len(completion) for item in (*batch, index) for completion in items[item].completions)
         differs = own_prompt != longest_prompt and (equal_lengths or own_prompt == 0)
         if batch and (tokens > budget or differs):
             yield tuple(batch)

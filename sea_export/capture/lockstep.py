@@ -27,7 +27,7 @@ from sea_export.model.architecture import decoder_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["END", "ForwardHook", "HiddenStates", "SuspendedPass", "advance_together", "stops_installed"]
+__all__ = ["END", "ForwardHook", "HiddenStates", "SuspendedPass", "advance_together", "mapped_copy", "stops_installed"]
 
 ForwardHook = Callable[[nn.Module, object, Any], Any]
 
@@ -99,16 +99,24 @@ class HiddenStates:
         return recursively_apply(self._keep, output) if self.device or self.directory else output
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        if self.directory is None:
-            return tensor.cpu()
-        size = tensor.numel() * tensor.element_size()
-        with tempfile.TemporaryFile(dir=self.directory) as file:
-            file.truncate(size)
-            mapping = mmap.mmap(file.fileno(), size)
-        kept = torch.frombuffer(mapping, dtype=tensor.dtype).view(tensor.shape)
-        kept.copy_(tensor)
-        mapping.madvise(mmap.MADV_DONTNEED)  # the file has them, so that they need no memory until they are read
-        return kept
+        return tensor.cpu() if self.directory is None else mapped_copy(tensor, self.directory)
+
+
+def mapped_copy(tensor: Tensor, directory: Path) -> Tensor:
+    """A copy of a tensor on the CPU, in a file without a name that is mapped into memory.
+
+    Args:
+        tensor: at least one number.
+        directory: where the file is made.
+    """
+    size = tensor.numel() * tensor.element_size()
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.truncate(size)
+        mapping = mmap.mmap(file.fileno(), size)
+    kept = torch.frombuffer(mapping, dtype=tensor.dtype).view(tensor.shape)
+    kept.copy_(tensor)
+    mapping.madvise(mmap.MADV_DONTNEED)  # the file has them, so that they need no memory until they are read
+    return kept
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, processing_order
 from sea_export.capture.forward import SegmentObserver, run_batches
+from sea_export.capture.lockstep import mapped_copy
 from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.model.architecture import decoder_layers
 
@@ -33,7 +35,12 @@ _COMPLETIONS = 2
 
 
 def upper_layers(
-    model: PreTrainedModel, items: Sequence[PromptedCompletions], starts: Collection[int], *, batch_tokens: int
+    model: PreTrainedModel,
+    items: Sequence[PromptedCompletions],
+    starts: Collection[int],
+    *,
+    batch_tokens: int,
+    directory: Path | None = None,
 ) -> UpperLayers:
     """Runs the base over some items, and keeps what enters some of its layers.
 
@@ -45,6 +52,8 @@ def upper_layers(
         items: at least one prompt, each with at least one completion.
         starts: the layers at which passes may start; the number of layers for the base itself.
         batch_tokens: about how many tokens a forward pass computes.
+        directory: where hidden states are kept, in files without a name that are mapped into memory; None keeps them in
+            memory.
     """
     model.eval()
     decoder = cast("PreTrainedModel", model.base_model)
@@ -55,7 +64,8 @@ def upper_layers(
         for index in dict.fromkeys((order[0], order[-1]))
     ]
     agree = _agree(UpperLayers(model, tried, starts, prefix_cache=mode, batch_tokens=batch_tokens))
-    return UpperLayers(model, items, starts if agree else (), prefix_cache=mode, batch_tokens=batch_tokens)
+    kept = starts if agree else ()
+    return UpperLayers(model, items, kept, prefix_cache=mode, batch_tokens=batch_tokens, directory=directory)
 
 
 class UpperLayers:
@@ -69,6 +79,7 @@ class UpperLayers:
         *,
         prefix_cache: PrefixCacheMode,
         batch_tokens: int,
+        directory: Path | None = None,
     ) -> None:
         """Runs the base.
 
@@ -78,11 +89,12 @@ class UpperLayers:
             starts: see `upper_layers`.
             prefix_cache: see `sea_export.capture.prefix_cache.prefix_cache_mode`.
             batch_tokens: see `upper_layers`.
+            directory: see `upper_layers`.
         """
         self._model, self._items = model, items
         self._mode, self._batch_tokens = prefix_cache, batch_tokens
         self._layers = decoder_layers(model)[1]
-        self._outputs = {start: _Outputs() for start in sorted(starts) if start > 0}
+        self._outputs = {start: _Outputs(directory) for start in sorted(starts) if start > 0}
         with ExitStack() as hooks:
             for start, outputs in self._outputs.items():
                 hooks.callback(self._layers[start - 1].register_forward_hook(outputs.keep).remove)
@@ -144,19 +156,23 @@ class UpperLayers:
 class _Outputs:
     """What a layer gave in each pass, in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None) -> None:
         self.position = -1
+        self._directory = directory
         self._tensors: list[Tensor] = []
+        self._device = torch.device("cpu")
         self._in_tuple = False
 
     def keep(self, module: nn.Module, inputs: object, output: Any) -> None:
         """The forward hook of the layer."""
         self._in_tuple = isinstance(output, tuple)
-        self._tensors.append((output[0] if self._in_tuple else output).clone())
+        tensor: Tensor = output[0] if self._in_tuple else output
+        self._device = tensor.device
+        self._tensors.append(tensor.clone() if self._directory is None else mapped_copy(tensor, self._directory))
 
     def current(self) -> Any:
         """What the layer gives in the pass at `position`; a copy, as the next layer may change it."""
-        tensor = self._tensors[self.position].clone()
+        tensor = self._tensors[self.position].to(self._device, copy=True)
         return (tensor,) if self._in_tuple else tensor
 
 

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 @click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id that the edit names.")
+@click.option("--strength", type=float, help="s in I + s (M - I) for each EDIT, instead of the strength that it has.")
 @options(run=RunOptions, export=ExportOptions)
 @reported
-def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOptions, export: ExportOptions) -> None:
+def command(
+    edits: tuple[str, ...],
+    output: Path,
+    base: str | None,
+    strength: float | None,
+    run: RunOptions,
+    export: ExportOptions,
+) -> None:
     """Bake one EDIT, or the product of several in the order given, into the checkpoint OUTPUT."""
     from sea_export.cli.early_process import early_process
     from sea_export.edit.stored_edit import read_stored_edit
@@ -45,7 +53,8 @@ def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOpti
         from sea_export.edit.summary import log_warnings
         from sea_export.saving import check_room_for, save_checkpoint
 
-        edit = compose([SpectralEdit.from_stored(one) for one in stored])
+        loaded = [SpectralEdit.from_stored(one) for one in stored]
+        edit = compose(loaded if strength is None else [one.with_strength(strength) for one in loaded])
         log_warnings(edit.summary)
         with opened_model(location, run, output) as opened, byte_progress("Writing", opened.base) as progress:
             check_room_for(opened.base, output, export)

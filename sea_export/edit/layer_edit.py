@@ -37,7 +37,7 @@ from sea_export.edit.layer_form import check_form
 from sea_export.edit.summary import LayerSummary
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
-from sea_export.options import why_unfoldable
+from sea_export.options import check_strength, why_unfoldable
 
 __all__ = ["LayerEdit"]
 
@@ -223,8 +223,10 @@ class LayerEdit:
             strength: s.
 
         Raises:
-            InputError: the edit has normalization scales, which belong to its own strength, or that is 0.
+            InputError: the strength is out of range, or the edit has normalization scales, which belong to its own
+                strength, or that is 0.
         """
+        check_strength(strength)
         if self.scale is not None or self.strength == 0:
             raise InputError(
                 "--strength: an edit of strength 0, or with a normalization, cannot be given another one. Fit it again."

@@ -176,7 +176,7 @@ class LayerMeter:
         return [Measurement(demonstrations.label, len(pairs), demonstrations.metrics(pairs, own)) for own in scored]
 
     def _divergences(self, edits: Sequence[SpectralEdit]) -> list[Divergence]:
-        sums = [[(0.0, 0.0)] * len(self._text.items) for _ in edits]
+        sums: list[dict[int, tuple[float, float]]] = [{} for _ in edits]
         base: dict[int, Tensor] = {}
 
         def compare(index: int, edit: int, log_probabilities: Tensor) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sea_export.demonstrations.neutral_text import ordinary_questions
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Measurement
 from sea_export.evaluation.divergence import BATCH_TOKENS, Divergence, PredictionObserver, compared, divergence_of
+from sea_export.evaluation.kept_predictions import KeptPredictions
 from sea_export.evaluation.metrics import Metric, Sums, mean_of_sums
 from sea_export.evaluation.scoring import observe_completions
 from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
@@ -31,10 +30,7 @@ class TextPredictions:
     """The next-token distributions of a model on some texts, with which other models are compared."""
 
     text: UnrelatedText
-    starts: tuple[int, ...]
-    """Where the rows of each text begin in `log_probabilities`."""
-    log_probabilities: NDArray[np.float32]
-    """(tokens of all texts, vocabulary), in a temporary file that is removed with this object."""
+    kept: KeptPredictions
     measurement: Measurement
     """The perplexity of the model."""
 
@@ -58,22 +54,19 @@ def predict_texts(
 
     Raises:
         InputError: a passage has no tokens, or see `sea_export.capture.whole_text.whole_text`.
+        SeaExportError: there is no room for the predictions.
     """
     text = unrelated_text(model, tokenizer, texts, ordinary_questions() if questions is None else questions)
-    lengths = text.lengths
-    starts = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    with tempfile.TemporaryFile() as file:
-        stored: NDArray[np.float32] = np.memmap(file, np.float32, "w+", shape=(sum(lengths), vocabulary))
+    kept = KeptPredictions(text.lengths, model.get_output_embeddings().weight.shape[0])
     losses = _Losses(text)
 
     def keep(index: int, log_probabilities: Tensor) -> None:
-        stored[starts[index] : starts[index] + lengths[index]] = log_probabilities.cpu().numpy()
+        kept.keep(index, log_probabilities)
         losses.add(index, log_probabilities)
 
     observe_completions(model, text.items, PredictionObserver(keep), batch_tokens=BATCH_TOKENS, progress=progress)
     measurement = Measurement("damage", len(text.items), (losses.perplexity(),))
-    return TextPredictions(text, starts, stored, measurement)
+    return TextPredictions(text, kept, measurement)
 
 
 def measure_damage(
@@ -100,7 +93,7 @@ def measure_damage(
     same_tokens = [item.completions for item in prose_items(model, tokenizer, texts)] == [
         item.completions for item in text.prose
     ]
-    if not same_tokens or model.get_output_embeddings().weight.shape[0] != reference.log_probabilities.shape[1]:
+    if not same_tokens or model.get_output_embeddings().weight.shape[0] != reference.kept.vocabulary:
         raise InputError(
             "--against: the model and its base have different tokens, so that their predictions cannot be compared. "
             "Give the base that the model was made from."
@@ -127,12 +120,10 @@ def measure_divergence(
         progress: is told the number of texts that a batch has finished.
     """
     text = reference.text
-    sums = [(0.0, 0.0)] * len(text.items)
+    sums: dict[int, tuple[float, float]] = {}
 
     def compare(index: int, log_probabilities: Tensor) -> None:
-        start = reference.starts[index]
-        stored = reference.log_probabilities[start : start + len(log_probabilities)]
-        base = torch.from_numpy(np.array(stored)).to(log_probabilities.device)
+        base = reference.kept.of(index).to(log_probabilities.device)
         sums[index] = compared(base, log_probabilities)
         then(index, log_probabilities)
 

@@ -1,13 +1,15 @@
 """How far the predictions of an edited model are from those of its base, on unrelated text.
 
-The logits of the base are needed for every edit, and are too large to keep in memory. They are computed again for each
-batch, from the last hidden states of the base, which are kept.
+The logits of the base are needed for every edit, and are too large to keep in memory. They are kept in a file, or
+computed again for each batch, from the last hidden states of the base, which are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from sea_export.capture.batching import Segment
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.evaluation.kept_predictions import KeptPredictions
 from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.repeated_scoring import RepeatedScorer
 from sea_export.evaluation.unrelated_text import UnrelatedText
@@ -40,6 +43,9 @@ DIVERGENCE = "KL from the base"
 BATCH_TOKENS = 512
 """The logits of all counted tokens of a pass are in memory at once: a number for each token and vocabulary entry."""
 
+# An interval reaches so many standard errors to either side, and needs so many texts.
+_STANDARD_ERRORS, _FEWEST_TEXTS = 4.0, 5
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -57,69 +63,106 @@ class Divergence:
         largest = max(self.metrics, key=lambda metric: metric.value)
         return replace(largest, name=DIVERGENCE)
 
+    def is_beyond(self, limit: float) -> bool:
+        """Whether the KL on some kind of text is above a limit by more than the choice of these texts explains."""
+        return any(not _lowest(metric) <= limit for metric in self.metrics)
+
 
 class RepeatedDivergence:
     """Measures several edits on the same text, from their lowest layer on."""
 
-    def __init__(self, model: PreTrainedModel, text: UnrelatedText, starts: Collection[int]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        text: UnrelatedText,
+        starts: Collection[int],
+        *,
+        directory: Path | None = None,
+    ) -> None:
         """Runs the base once, whose hidden states are kept.
 
         Args:
             model: the base. Edits are applied to it and removed again.
             text: what is predicted.
             starts: the lowest edited layers of the edits to come.
+            directory: where hidden states and predictions of the base are kept in files, which pays for many edits;
+                None keeps hidden states in memory, and no predictions.
 
         Raises:
             InputError: see `sea_export.evaluation.repeated_scoring.RepeatedScorer`.
+            SeaExportError: there is no room for the predictions.
         """
         self._text = text
-        self._scorer = RepeatedScorer(model, text.items, starts, batch_tokens=BATCH_TOKENS)
+        self._scorer = RepeatedScorer(model, text.items, starts, batch_tokens=BATCH_TOKENS, directory=directory)
+        self._base: KeptPredictions | None = None
+        if directory is not None:
+            self._base = KeptPredictions(text.lengths, model.get_output_embeddings().weight.shape[0], directory)
+            self._scorer.observe(PredictionObserver(self._base.keep))
 
     @property
     def count(self) -> int:
         """The number of texts."""
         return len(self._text.items)
 
-    def of(self, edit: SpectralEdit, progress: Callable[[int], None] | None = None) -> Divergence:
+    def of(
+        self, edit: SpectralEdit, progress: Callable[[int], None] | None = None, *, limit: float = math.inf
+    ) -> Divergence:
         """The divergence of an edit.
 
         Args:
             edit: the edit.
             progress: told the number of texts that a batch has finished.
+            limit: as soon as the divergence is surely beyond it, no further text is measured.
         """
+        sums: dict[int, tuple[float, float]] = {}
+        for indices in self._batches(edit, sums):
+            if progress is not None:
+                progress(len(indices))
+            if limit < math.inf and divergence_of(self._text, sums).is_beyond(limit):
+                break
+        return divergence_of(self._text, sums)
+
+    def _batches(self, edit: SpectralEdit, sums: dict[int, tuple[float, float]]) -> Iterator[Sequence[int]]:
+        """Yields the indices of the texts that a batch has finished, whose sums are then known."""
+        kept = self._base
+        if kept is not None:
+
+            def compare(index: int, log_probabilities: Tensor) -> None:
+                sums[index] = compared(kept.of(index).to(log_probabilities.device), log_probabilities)
+
+            yield from self._scorer.batches(PredictionObserver(compare), edit)
+            return
         base: dict[int, Tensor] = {}
         edited: dict[int, Tensor] = {}
-        sums = [(0.0, 0.0)] * len(self._text.items)
         passes = zip(
             self._scorer.batches(PredictionObserver(base.__setitem__)),
             self._scorer.batches(PredictionObserver(edited.__setitem__), edit),
             strict=True,
         )
         for indices, _ in passes:
-            for index in indices:
-                sums[index] = compared(base.pop(index), edited.pop(index))
-            if progress is not None:
-                progress(len(indices))
-        return divergence_of(self._text, sums)
+            sums.update({index: compared(base.pop(index), edited.pop(index)) for index in indices})
+            yield indices
 
 
-def divergence_of(text: UnrelatedText, sums: Sequence[tuple[float, float]]) -> Divergence:
+def divergence_of(text: UnrelatedText, sums: Mapping[int, tuple[float, float]]) -> Divergence:
     """The divergence on texts.
 
     Args:
         text: the texts.
-        sums: of each of its items, what `compared` gave.
+        sums: what `compared` gave of each of its items, or of some of them, by index.
     """
-    kls = [kl for kl, _ in sums]
-    kinds = {"prose": range(len(text.prose)), "own answers": range(len(text.prose), len(text.items))}
+    count = len(text.items)
+    kls = [sums.get(index, (0.0, 0.0))[0] for index in range(count)]
+    lengths = [length if index in sums else 0 for index, length in enumerate(text.lengths)]
+    kinds = {"prose": range(len(text.prose)), "own answers": range(len(text.prose), count)}
     metrics = [
         # The rows of all metrics are the same texts, so that they can be resampled together.
-        mean_metric(f"KL on {name}", _only(rows, kls), weights=_only(rows, text.lengths), best=0.0, unit="nats")
+        mean_metric(f"KL on {name}", _only(rows, kls), weights=_only(rows, lengths), best=0.0, unit="nats")
         for name, rows in kinds.items()
-        if rows
+        if not sums.keys().isdisjoint(rows)
     ]
-    agreement = mean_metric("top-1 agreement", [equal for _, equal in sums], weights=text.lengths)
-    return Divergence(tuple(metrics), agreement)
+    equal = [sums.get(index, (0.0, 0.0))[1] for index in range(count)]
+    return Divergence(tuple(metrics), mean_metric("top-1 agreement", equal, weights=lengths))
 
 
 def joined(parts: Sequence[Divergence]) -> Divergence:
@@ -131,6 +174,17 @@ def joined(parts: Sequence[Divergence]) -> Divergence:
 def joined_metric(parts: Sequence[Metric]) -> Metric:
     """The metric over the rows of several parts."""
     return replace(parts[0], rows=np.concatenate([part.rows for part in parts]))
+
+
+def _lowest(metric: Metric) -> float:
+    """The lower end of the interval of a mean over texts; minus infinity for too few of them."""
+    rows = metric.rows[metric.rows[:, 1] > 0]
+    if len(rows) < _FEWEST_TEXTS:
+        return -math.inf
+    with np.errstate(invalid="ignore"):  # of an infinite KL, which has no interval
+        deviations = rows[:, 0] - metric.value * rows[:, 1]
+    error = math.sqrt((deviations**2).sum() * len(rows) / (len(rows) - 1)) / rows[:, 1].sum()
+    return metric.value - _STANDARD_ERRORS * error
 
 
 def _only(rows: range, values: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sea_export.capture.batching import PromptedCompletions
@@ -22,7 +23,7 @@ __all__ = ["RepeatedScorer"]
 class RepeatedScorer:
     """What `sea_export.evaluation.scoring` gives for some items, computed from the first edited layer on.
 
-    The hidden states of the base are in memory: for each token one at every layer of `starts`, and one at the end.
+    The hidden states of the base are kept: for each token one at every layer of `starts`, and one at the end.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class RepeatedScorer:
         starts: Collection[int],
         *,
         batch_tokens: int = 2048,
+        directory: Path | None = None,
     ) -> None:
         """Runs the base once.
 
@@ -40,6 +42,7 @@ class RepeatedScorer:
             items: at least one prompt, each with at least one completion, all of at least one token.
             starts: the lowest edited layers of the edits to come.
             batch_tokens: about how many tokens a forward pass computes.
+            directory: see `sea_export.capture.upper_layers.upper_layers`.
 
         Raises:
             InputError: see `sea_export.evaluation.scoring.completion_log_likelihoods`.
@@ -47,7 +50,11 @@ class RepeatedScorer:
         self._model, self._items = model, items
         self._layer_count = len(decoder_layers(model)[1])
         self._passes = upper_layers(
-            model, predicting_items(items), {*starts, self._layer_count}, batch_tokens=batch_tokens
+            model,
+            predicting_items(items),
+            {*starts, self._layer_count},
+            batch_tokens=batch_tokens,
+            directory=directory,
         )
 
     @property

@@ -13,6 +13,7 @@ import torch
 
 from sea_export.capture.layerwise import LayerSource, ModelInMemory, layer_source
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
+from sea_export.demonstrations.load import DemonstrationData, demonstrations_of
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
@@ -39,12 +40,12 @@ __all__ = [
 def fit(
     model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
+    demonstrations: DemonstrationData,
     *,
     method: str = FitOptions.method,
     form: str = FitOptions.form,
     rank: int = FitOptions.rank,
-    layers: str = FitOptions.layers,
+    layers: str | Sequence[int] = FitOptions.layers,
     target: str = FitOptions.target,
     center: str = FitOptions.center,
     feature_function: str = FitOptions.feature_function,
@@ -74,11 +75,13 @@ def fit(
         model: a causal language model, as `AutoModelForCausalLM` loads it, or one that has a single layer in memory
             at a time (`sea_export.open_layerwise`).
         tokenizer: its tokenizer.
-        demonstrations: at least two.
+        demonstrations: at least two: `Demonstration` objects; rows with prompt, positive and negative, as a list of
+            mappings, a `datasets.Dataset` or a data frame; or what `load_demonstrations` reads, such as
+            `builtin:truthfulness`.
         method: `spectral`, `gradient`, `natural-gradient`, `mean-difference` or `erasure`.
         form: of a gradient method: `bias`, `linear` or `low-rank`.
         rank: of `form="low-rank"`.
-        layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
+        layers: `all`, `last:K`, `first:K`, `signature:K`, a list such as `last:6,10-20,25`, or numbers of layers.
         target: `mlp`, `attention` or `both`.
         center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
         feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
@@ -113,7 +116,7 @@ def fit(
         method=method,
         form=form,
         rank=rank,
-        layers=layers,
+        layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
         target=target,
         center=center,
         feature_function=feature_function,
@@ -139,7 +142,7 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_any_strength(model, tokenizer, demonstrations, options, progress, cache=cache).edit()
+    return fit_any_strength(model, tokenizer, demonstrations_of(demonstrations), options, progress, cache=cache).edit()
 
 
 @dataclass(frozen=True)

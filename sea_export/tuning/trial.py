@@ -1,16 +1,24 @@
-"""One trial of a search: an edit with some settings, measured on the choosing rows."""
+"""One trial of a search: an edit with some settings, measured on the choosing rows.
+
+All trials start from the base's hidden states below the first edited layer, and are compared with predictions of the
+base that are kept. A trial ends as soon as it is hopeless.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sea_export.evaluation.benchmark import Benchmark, measure, with_rows
-from sea_export.evaluation.damage import TextPredictions, measure_divergence, predict_texts
-from sea_export.evaluation.divergence import Divergence, joined, joined_metric
+from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.evaluation.benchmark import Benchmark, Measurement, with_rows
+from sea_export.evaluation.divergence import RepeatedDivergence, joined, joined_metric
 from sea_export.evaluation.metrics import Metric
+from sea_export.evaluation.repeated_scoring import RepeatedScorer
 from sea_export.evaluation.statistics import metric_differences
+from sea_export.evaluation.unrelated_text import unrelated_text
 from sea_export.fitting.bank import StatisticsBank
 from sea_export.options import FitOptions
 
@@ -27,6 +35,8 @@ _FAR_OVER_BUDGET = 1.5
 _FIRST_PART = 0.3
 # The interval of fewer rows is never a reason to give up a trial.
 _FEWEST_ROWS = 20
+# Hidden states of the base are kept before about so many layers, evenly spaced.
+_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Tuner:
         *,
         metric: str,
         max_divergence: float,
+        scratch: Path,
         batch_tokens: int = 2048,
     ) -> None:
         """Measures the base.
@@ -77,19 +88,27 @@ class Tuner:
             questions: what the base answers for its damage, at least two.
             metric: the name of the metric that is to be improved.
             max_divergence: the damage budget: mean KL from the base, in nats per token.
+            scratch: a directory for hidden states and predictions of the base, in files without a name.
             batch_tokens: about how many tokens a forward pass computes.
 
         Raises:
             InputError: the benchmark has no such metric.
+            SeaExportError: there is no room in the directory.
         """
-        self.bank, self.model, self.tokenizer = bank, model, tokenizer
-        self.metric, self.max_divergence, self.batch_tokens = metric, max_divergence, batch_tokens
+        self.bank, self.metric, self.max_divergence = bank, metric, max_divergence
+        starts = range(0, bank.layer_count, max(1, bank.layer_count // _STARTS))
         self._parts = [with_rows(benchmark, rows) for rows in _two_parts(benchmark.rows)]
-        self._references = [
-            predict_texts(model, tokenizer, own_texts, own_questions)
+        self._scorers = [
+            RepeatedScorer(model, part.items(tokenizer), starts, batch_tokens=batch_tokens, directory=scratch)
+            for part in self._parts
+        ]
+        self._divergences = [
+            RepeatedDivergence(
+                model, unrelated_text(model, tokenizer, own_texts, own_questions), starts, directory=scratch
+            )
             for own_texts, own_questions in zip(_two_parts(texts), _two_parts(questions), strict=True)
         ]
-        self._base = [self._measured(part) for part in self._parts]
+        self._base = [self._measured(part) for part in range(len(self._parts))]
         self.base = joined_metric(self._base)
 
     def try_edit(self, number: int, options: FitOptions, *, whole: bool = False) -> TrialResult:
@@ -101,27 +120,24 @@ class Tuner:
             whole: whether it is measured to the end, even if it is hopeless.
         """
         edit = self.bank.edit(options)
-        with edit.apply(self.model):
-            first = self._divergence(self._references[0])
-            divergence = first.largest
-            if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
-                return TrialResult(number, options, None, None, divergence.value, "over budget on the first texts")
-            divergence = joined([first, self._divergence(self._references[1])]).largest
-            if not whole and divergence.value > _FAR_OVER_BUDGET * self.max_divergence:
-                return TrialResult(number, options, None, None, divergence.value, "over budget")
-            metric = self._measured(self._parts[0])
-            if not whole and surely_worse(metric, self._base[0]):
-                return TrialResult(
-                    number, options, None, None, divergence.value, "worse than the base on the first rows"
-                )
-            metric = joined_metric([metric, self._measured(self._parts[1])])
+        limit = math.inf if whole else _FAR_OVER_BUDGET * self.max_divergence
+        first = self._divergences[0].of(edit, limit=limit)
+        divergence = first.largest
+        if divergence.value > limit:
+            return TrialResult(number, options, None, None, divergence.value, "over budget on the first texts")
+        divergence = joined([first, self._divergences[1].of(edit)]).largest
+        if divergence.value > limit:
+            return TrialResult(number, options, None, None, divergence.value, "over budget")
+        metric = self._measured(0, edit)
+        if not whole and surely_worse(metric, self._base[0]):
+            return TrialResult(number, options, None, None, divergence.value, "worse than the base on the first rows")
+        metric = joined_metric([metric, self._measured(1, edit)])
         return TrialResult(number, options, metric.value, metric.score, divergence.value, None)
 
-    def _measured(self, part: Benchmark) -> Metric:
-        return measure(part, self.model, self.tokenizer, batch_tokens=self.batch_tokens).metric(self.metric)
-
-    def _divergence(self, reference: TextPredictions) -> Divergence:
-        return measure_divergence(self.model, reference)
+    def _measured(self, part: int, edit: SpectralEdit | None = None) -> Metric:
+        benchmark, scorer = self._parts[part], self._scorers[part]
+        metrics = benchmark.metrics(scorer.items, scorer.log_likelihoods(edit))
+        return Measurement(benchmark.label, len(benchmark.rows), metrics).metric(self.metric)
 
 
 def _two_parts(rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:

@@ -137,6 +137,7 @@ def tune(
         rows.choosing.questions,
         metric=rows.metric,
         max_divergence=options.max_kl,
+        scratch=opened.scratch,
         batch_tokens=options.batch_tokens,
     )
     settings = _settings(opened, demonstrations, rows, options, space, start)

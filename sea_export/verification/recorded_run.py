@@ -37,6 +37,15 @@ class RecordedFit:
     """How `tune` found the options; None if they were given."""
     effect: Mapping[str, Any] | None = None
     """What was measured of the edit; None if nothing was."""
+    fitted_strength: float | None = None
+    """The strength that was fitted; None for the one in `options`."""
+
+    @property
+    def fitted_options(self) -> FitOptions:
+        """The options of the fit itself."""
+        if self.fitted_strength is None:
+            return self.options
+        return replace(self.options, edit=replace(self.options.edit, strength=self.fitted_strength))
 
     @property
     def needs_file(self) -> bool:
@@ -175,4 +184,5 @@ def _fit(member: Mapping[str, Any]) -> RecordedFit:
         demonstrations["sha256"],
         member.get("tuning"),
         member.get("effect"),
+        member.get("fitted_strength"),
     )

@@ -81,7 +81,10 @@ def fit_again(
     edits: list[SpectralEdit] = []
     for fit, fitted_on in zip(run.fits, demonstrations, strict=True):
         with progress(len(fitted_on)) as advance:
-            edit = with_weight_digests(fit_base(opened, fitted_on, fit.options, advance).edit(), opened.base)
+            fitted = fit_base(opened, fitted_on, fit.fitted_options, advance).edit()
+        if fit.fitted_strength is not None:
+            fitted = fitted.with_strength(fit.options.edit.strength)
+        edit = with_weight_digests(fitted, opened.base)
         # Searches and measurements are not repeated, only what they chose.
         found = {"tuning": fit.tuning, "effect": fit.effect}
         known = {name: record for name, record in found.items() if record is not None}

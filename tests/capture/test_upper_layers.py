@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,11 +44,15 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return MODELS[request.param]()
 
 
-def test_edits_and_the_base_are_scored_as_by_the_plain_scorer(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("kept", ["in memory", "in files"])
+def test_edits_and_the_base_are_scored_as_by_the_plain_scorer(
+    kept: str, model: PreTrainedModel, tmp_path: Path
+) -> None:
     items = items_below(60)
     hooks, layers = hook_count(model), len(decoder_layers(model)[1])
     shifted = predicting_items(items)
-    passes = upper_layers(model, shifted, {1, 2, layers}, batch_tokens=64)
+    directory = tmp_path if kept == "in files" else None
+    passes = upper_layers(model, shifted, {1, 2, layers}, batch_tokens=64, directory=directory)
     assert passes.starts == (1, 2, layers)
 
     def scores(first: int) -> torch.Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.capture.own_answers import own_answers
 from sea_export.demonstrations.neutral_text import load_texts
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.damage import measure_damage, predict_texts
-from sea_export.evaluation.divergence import DIVERGENCE, RepeatedDivergence
-from sea_export.evaluation.unrelated_text import unrelated_text
+from sea_export.evaluation.divergence import DIVERGENCE, RepeatedDivergence, divergence_of
+from sea_export.evaluation.kept_predictions import KeptPredictions
+from sea_export.evaluation.unrelated_text import UnrelatedText, unrelated_text
 from tests.helpers.messages import naming
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 from tests.helpers.tiny_models import BEGIN, random_model, tiny_config
@@ -77,12 +78,13 @@ def divergence_of_answer(base: PreTrainedModel, other: PreTrainedModel, item: Pr
     return (one.exp() * (one - two)).sum(-1)
 
 
+@pytest.mark.parametrize("kept", ["in memory", "in files"])
 def test_several_edits_are_measured_as_each_by_itself(
-    llama: PreTrainedModel, other: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    kept: str, llama: PreTrainedModel, other: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     edits = [spectral_edit(targets) for targets in (MLP_TARGETS[:1], MLP_TARGETS)]
     text = unrelated_text(llama, tokenizer, TEXTS, QUESTIONS)
-    repeated = RepeatedDivergence(llama, text, {1})
+    repeated = RepeatedDivergence(llama, text, {1}, directory=tmp_path if kept == "in files" else None)
     found = [repeated.of(edit) for edit in edits]
     reference = predict_texts(llama, tokenizer, TEXTS, QUESTIONS)
     for edit, divergence in zip(edits, found, strict=True):
@@ -91,6 +93,38 @@ def test_several_edits_are_measured_as_each_by_itself(
         assert divergence.largest.value == pytest.approx(measured.metric(DIVERGENCE).value, rel=1e-4)
         assert divergence.agreement.value == measured.metric("top-1 agreement").value
     assert found[0].largest.value != found[1].largest.value
+    assert not any(tmp_path.iterdir()), "the files have no name"
+
+
+def test_a_divergence_that_is_surely_beyond_a_limit_is_not_measured_to_the_end(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Some of the texts are enough then; near the limit all of them count, and few are never enough."""
+    text = unrelated_text(llama, tokenizer, load_texts(None)[:20], ())
+    repeated, edit = RepeatedDivergence(llama, text, {1}), spectral_edit(MLP_TARGETS)
+    whole = repeated.of(edit)
+    tried: list[int] = []
+    part = repeated.of(edit, tried.append, limit=whole.largest.value / 10)
+    assert 5 <= sum(tried) == (part.agreement.rows[:, 1] > 0).sum() < 20
+    assert part.is_beyond(whole.largest.value / 10)
+    assert part.largest.value == pytest.approx(whole.largest.value, rel=0.5)
+    for limit in (whole.largest.value, 2 * whole.largest.value):
+        assert repeated.of(edit, limit=limit).largest.value == whole.largest.value
+    few = RepeatedDivergence(llama, UnrelatedText(text.prose[:4], ()), {1})
+    assert not few.of(edit).is_beyond(0)
+
+
+def test_a_divergence_that_is_no_number_is_beyond_every_limit() -> None:
+    text = UnrelatedText(tuple(PromptedCompletions([1], [[2, 3]]) for _ in range(6)), ())
+    sums = dict.fromkeys(range(6), (0.01, 2.0))
+    assert not divergence_of(text, sums).is_beyond(1.0)
+    for wrong in (math.nan, math.inf):
+        assert divergence_of(text, {**sums, 3: (wrong, 2.0)}).is_beyond(1.0)
+
+
+def test_predictions_for_which_there_is_no_room_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SeaExportError, match=naming(tmp_path, "GB")):
+        KeptPredictions([10**6] * 1000, 10**6, tmp_path)
 
 
 def test_own_answers_are_seeded_samples(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -116,7 +150,7 @@ def test_texts_longer_than_the_context_are_cut(tokenizer: PreTrainedTokenizerFas
     reference = predict_texts(model, tokenizer, [text], [text, "Why?"])
     assert len(reference.text.prose[0].completions[0]) == 255
     assert len(reference.text.answers) == 1, "a question that leaves no room for an answer is left out"
-    assert np.isfinite(reference.log_probabilities).all()
+    assert all(reference.kept.of(index).isfinite().all() for index in range(2))
 
 
 def test_models_with_other_tokens_are_refused(

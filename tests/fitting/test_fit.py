@@ -7,8 +7,10 @@ import inspect
 import json
 from dataclasses import fields, replace
 
+import pandas
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from sea_export.capture.activations import Activations
@@ -71,6 +73,8 @@ def assert_same_tensors(one: SpectralEdit, other: SpectralEdit) -> None:
         ("29-29", [29], None),
         (" 1 , 3 - 4", None, None),
         (" 1, 3-4 ", [1, 3, 4], None),
+        ("last:2,5", [5, 28, 29], None),
+        ("first:1,last:10%, 4-5", [0, 4, 5, 27, 28, 29], None),
     ],
 )
 def test_layers_are_read(text, candidates, keep):
@@ -102,6 +106,8 @@ def test_layers_are_read(text, candidates, keep):
         ("middle:4", ["'middle:4'"]),
         ("all,3", ["'all'"]),
         ("last:150%", ["last:150%", 30]),
+        ("3,last:31", ["last:31", 30]),
+        ("signature:2,5", ["'signature:2'"]),
         ("LAST:2", ["'LAST:2'", "all, last:K, first:K, signature:K", "10-20,25"]),
     ],
 )
@@ -165,6 +171,41 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         edit=EditOptions(**{item.name: changed[item.name] for item in fields(EditOptions)}),
     )
     assert_same_tensors(edit, fit_any_strength(llama, tokenizer, demonstrations, options).edit())
+
+
+def test_demonstrations_may_be_rows_of_any_kind_and_layers_numbers(llama, tokenizer, demonstrations, tmp_path):
+    rows = [{"prompt": one.prompt, "positive": one.positive, "negative": one.negative} for one in demonstrations]
+    expected = fit(llama, tokenizer, demonstrations, layers="2,3")
+    expected.save(tmp_path / "expected")
+    for data in (rows, iter(rows), Dataset.from_list(rows), pandas.DataFrame(rows), _PolarsLike(rows)):
+        fit(llama, tokenizer, data, layers=[2, 3]).save(tmp_path / "same")
+        for file in ("sea_edit.json", "sea_edit.safetensors"):
+            assert (tmp_path / "same" / file).read_bytes() == (tmp_path / "expected" / file).read_bytes()
+    builtin = fit(llama, tokenizer, "builtin:truthfulness", layers=[3], batch_tokens=4096)
+    assert builtin.provenance["demonstrations"]["origin"]["source"] == "builtin:truthfulness"
+
+
+class _PolarsLike:
+    """Rows behind the method by which a data frame of Polars gives them."""
+
+    def __init__(self, rows):
+        self.to_dicts = lambda: rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts"),
+    [
+        ([{"prompt": "a", "positive": "b", "negative": "b"}], ["row 1", "equal"]),
+        ([{"prompt": "a", "positive": "b", "negative": "c"}, {"prompt": "a", "positive": "b"}], ["row 2", "negative"]),
+        ([{"ask": "a", "good": "b", "bad": "c"}], ["ask, good, bad"]),
+        (pandas.DataFrame({"prompt": ["a"], "positive": ["b"], "negative": [float("nan")]}), ["row 1", "negative"]),
+        (["a", "b"], ["item 0", "str"]),
+        ([], ["--demonstrations", "2"]),
+    ],
+)
+def test_rows_that_are_no_demonstrations_are_refused(llama, tokenizer, rows, facts):
+    with pytest.raises(InputError, match=naming(*facts)):
+        fit(llama, tokenizer, rows)
 
 
 @pytest.mark.parametrize("center", CENTERS)

@@ -41,9 +41,14 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> TruthfulQA:
 
 @pytest.fixture(scope="module")
 def tuner(
-    bank: StatisticsBank, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, benchmark: TruthfulQA
+    bank: StatisticsBank,
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    benchmark: TruthfulQA,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Tuner:
-    return Tuner(bank, llama, tokenizer, benchmark, load_texts(None)[:4], QUESTIONS, metric="MC2", max_divergence=0.5)
+    texts, scratch = load_texts(None)[:4], tmp_path_factory.mktemp("scratch")
+    return Tuner(bank, llama, tokenizer, benchmark, texts, QUESTIONS, metric="MC2", max_divergence=0.5, scratch=scratch)
 
 
 def test_a_trial_runs_no_capture(bank: StatisticsBank, tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
