@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
-from sea_export.verification.verify import Verification, model_to_verify, unrounded_model, verify_export
+from sea_export.verification.clean_process import CleanProcess
+from sea_export.verification.verification import Verification
+from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +99,10 @@ def save(
         if warning := license_warning(opened.name, base_metadata(opened)):
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
-        return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise)
+        with CleanProcess() as process:
+            if verify:
+                process.begin()  # it imports what it needs while the output is written
+            return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
 
 
 def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
@@ -151,6 +157,7 @@ def save_checkpoint(
     layerwise: bool | None = None,
     located: Located | None = None,
     model: PreTrainedModel | StoredModel | None = None,
+    process: CleanProcess | None = None,
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
@@ -166,6 +173,7 @@ def save_checkpoint(
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         located: what `locate_fit` found for the edit's targets; None if it was not called.
         model: the base as the fit used it, or None. The verification uses it, and may change its dtype.
+        process: the one in which plain transformers loads the output to verify it; None to start one for it.
         progress: called with the number of bytes written since the last call.
         announce: called with each line that the user should read before anything is written.
 
@@ -209,7 +217,8 @@ def save_checkpoint(
         if options.verify:
             logger.debug("verifying")
             verified = model_to_verify(base, layerwise, model, output.resolve().parent)
-            verification = verify_export(staging, base, edit, format, plan, verified)
+            with CleanProcess() if process is None else nullcontext(process) as clean:
+                verification = verify_export(staging, base, edit, format, plan, verified, clean)
             if not verification.passed:
                 base.files.check()  # a change would be the reason
                 raise SeaExportError(

@@ -30,6 +30,13 @@ def command(
     The weights of MODEL, which is a Hub id, a local directory or a .gguf file, are neither read nor downloaded. Time
     and memory are estimates. Exits with 1 when no format would work.
     """
+    from sea_export.demonstrations.tables import check_source
+    from sea_export.doctor.job_check import check_job
+
+    check_job(model, doctor.output)  # here too, before torch is imported
+    if model is not None and not data.demonstrations.startswith("builtin:"):
+        check_source(data.demonstrations)
+
     from sea_export.cli.terminal import waiting
     from sea_export.doctor.diagnose import diagnose
     from sea_export.files.writing import json_text

@@ -26,6 +26,10 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
 
     MODEL is a base or an export of any format: a Hub id, a local directory, or a .gguf file.
     """
+    from sea_export.evaluation.early_checks import check_evaluation
+
+    check_evaluation(model, evaluate, run)  # here too, before torch is imported
+
     from sea_export.cards.record_evaluation import record_evaluation
     from sea_export.cli.progress import counting_progress
     from sea_export.cli.terminal import console

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
-from sea_export.edit.layer_edit import LayerEdit
-from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.manifest import read_manifest, trust_argument
-from sea_export.model.targets import Target
-from sea_export.saving import SaveResult
-from sea_export.verification.verify import Verification
+
+if TYPE_CHECKING:
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.edit.summary import LayerSummary
+    from sea_export.saving import SaveResult
+    from sea_export.verification.verification import Verification
 
 __all__ = ["print_effect", "print_layers", "print_saved", "print_verification"]
 
 
-def print_layers(edit: SpectralEdit) -> None:
+def print_layers(layers: Sequence[LayerSummary]) -> None:
     """Prints ranks, spectra and relative change of each layer, without columns that say nothing of any of them."""
     columns = (
         "layer",
@@ -30,7 +34,7 @@ def print_layers(edit: SpectralEdit) -> None:
         "signature",
         "reader error",
     )
-    rows = [_layer_cells(target, layer) for target in edit.targets for layer in edit.layers[target]]
+    rows = [_layer_cells(layer) for layer in layers]
     shown = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     table = Table(*(columns[index] for index in shown))
     for row in rows:
@@ -38,18 +42,17 @@ def print_layers(edit: SpectralEdit) -> None:
     console.print(table)
 
 
-def _layer_cells(target: Target, layer: LayerEdit) -> tuple[str, ...]:
+def _layer_cells(layer: LayerSummary) -> tuple[str, ...]:
     """One text a column; an empty one where the layer has no such value."""
-    values = layer.positive_values
-    spectral = values.numel() > 0
+    spectral = layer.spectrum > 0
     return (
-        str(target.layer),
-        target.component,
-        str(layer.positive.shape[1]) if spectral else "",
-        str(layer.negative.shape[1]) if spectral else "",
-        str(values.numel()) if spectral else "",
+        str(layer.target.layer),
+        layer.target.component,
+        str(layer.positive_rank) if spectral else "",
+        str(layer.negative_rank) if spectral else "",
+        str(layer.spectrum) if spectral else "",
         f"{layer.first_share:.2%}" if spectral else "",
-        "" if layer.left is None else str(layer.left.shape[1]),
+        "" if layer.map_rank is None else str(layer.map_rank),
         f"{layer.relative_change:.2%}",
         f"{layer.signature:.4g}",
         "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
@@ -94,7 +97,7 @@ def print_verification(verification: Verification) -> None:
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
     """Prints what was written, and how to load it."""
-    print_layers(edit)
+    print_layers(edit.summary)
     if result.verification is not None:
         print_verification(result.verification)
     verified = "verified" if result.verification is not None else "not verified"

@@ -31,10 +31,8 @@ def command(
     from sea_export.cli.printing import print_verification
     from sea_export.export.manifest import read_manifest, write_manifest
     from sea_export.locks import taking_turns
-    from sea_export.model.load_model import quiet_transformers
     from sea_export.verification.verify import verify
 
-    quiet_transformers()
     verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
     print_verification(verification)
     directory = Path(output)

@@ -21,9 +21,10 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.demonstrations.load import read_demonstrations
 from sea_export.doctor.costs import Job
+from sea_export.doctor.job_check import check_job
 from sea_export.doctor.machine import Machine, describe_machine
 from sea_export.doctor.speed import Speed, measure_speed
-from sea_export.errors import InputError, SeaExportError
+from sea_export.errors import SeaExportError
 from sea_export.export.formats import ExportFormat, formats
 from sea_export.export.output import check_output
 from sea_export.fitting.collect import demonstrations_to_fit
@@ -146,12 +147,8 @@ def diagnose(
     Raises:
         InputError: the model, the demonstrations or the directory of the output is not usable.
     """
-    directory = output.resolve().parent
-    if not directory.is_dir():
-        raise InputError(
-            f"--output: {directory}, where {output.name} would be written, is not a directory. Create it first."
-        )
-    machine = describe_machine(directory)
+    check_job(model, output)
+    machine = describe_machine(output.resolve().parent)
     if model is None:
         return Diagnosis(machine, None)
     demonstrations, dtype = read_demonstrations(data, fit.capture.seed), parse_dtype(run.dtype)

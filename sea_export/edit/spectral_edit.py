@@ -16,8 +16,10 @@ import torch
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.representation import html_table, one_line
-from sea_export.edit.storage import read_edit, write_edit
-from sea_export.errors import InputError, first_line
+from sea_export.edit.storage import layers_of, write_edit
+from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
+from sea_export.edit.summary import LayerSummary
+from sea_export.errors import InputError
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.targets import Target
 
@@ -74,6 +76,11 @@ class SpectralEdit:
     def relative_change(self) -> float:
         """The largest relative change of any layer. If it is tiny, the edit does nothing."""
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)
+
+    @property
+    def summary(self) -> tuple[LayerSummary, ...]:
+        """What is told about each layer edit, sorted by target."""
+        return tuple(edit.summary(target) for target in self.targets for edit in self.layers[target])
 
     def with_strength(self, strength: float) -> SpectralEdit:
         """The same edit at another strength: what a fit with that strength gives, but for rounding in float32.
@@ -151,11 +158,16 @@ class SpectralEdit:
         Raises:
             InputError: there is no edit, or it is damaged or of a later format.
         """
-        layers, provenance = read_edit(Path(directory))
-        try:
-            return cls(layers={Target.parse(text): edits for text, edits in layers.items()}, provenance=provenance)
-        except ValueError as error:
-            raise InputError(f"{directory}: the edit in it is damaged ({first_line(error)}). Fit it again.") from error
+        return cls.from_stored(read_stored_edit(Path(directory)))
+
+    @classmethod
+    def from_stored(cls, stored: StoredEdit) -> SpectralEdit:
+        """An edit that was read.
+
+        Args:
+            stored: what `sea_export.edit.stored_edit.read_stored_edit` gave.
+        """
+        return cls(layers_of(stored), stored.provenance)
 
     def _scaled(self, strength: Callable[[float], float]) -> SpectralEdit:
         layers = {

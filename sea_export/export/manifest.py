@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from sea_export.edit.layer_edit import LayerEdit
-from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format, formats
 from sea_export.export.manifest_record import ManifestRecord
-from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.files.writing import write_json
-from sea_export.model.base import Base
 from sea_export.model.model_files import walk_files
 from sea_export.model.own_code import needs_own_code
-from sea_export.model.safetensors_header import DTYPE_NAMES
-from sea_export.model.targets import Target
+from sea_export.model.stored_dtypes import TORCH_NAMES
 from sea_export.options import FORMATS, ExportOptions
 from sea_export.text import dtype_name
 from sea_export.versions import library_versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sea_export.edit.layer_edit import LayerEdit
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.export.write_report import WriteReport
+    from sea_export.model.base import Base
+    from sea_export.model.targets import Target
 
 __all__ = [
     "MANIFEST",
@@ -177,7 +179,7 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     format, base, adapter = manifest["format"], manifest["base"], manifest.get("adapter")
     if format not in FORMATS:
         return f"its format is not one of {', '.join(FORMATS)}"
-    if base["dtype"] not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
+    if base["dtype"] not in TORCH_NAMES.values():
         return "the dtype of its base is not a known one"
     names = (*manifest["files"], *base["files"])
     if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in names):

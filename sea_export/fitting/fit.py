@@ -34,12 +34,7 @@ __all__ = [
     "edit_from_statistics",
     "fit",
     "fit_any_strength",
-    "no_op_warning",
-    "sequence_warning",
 ]
-
-# An edit that changes no layer's neutral activations by more than this share does next to nothing.
-_NO_OP_CHANGE = 0.01
 
 
 def fit(
@@ -259,34 +254,6 @@ def edit_from_statistics(
     kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
     edits = edit_method(options.method).layer_edits(kept, options)
     return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
-
-
-def no_op_warning(edit: SpectralEdit) -> str | None:
-    """What to tell the user about an edit that changes next to nothing, or None for one that does something."""
-    if edit.relative_change >= _NO_OP_CHANGE:
-        return None
-    shares = [layer.first_share for layers in edit.layers.values() for layer in layers if layer.positive_values.numel()]
-    if not shares:
-        return (
-            "the edit: it changes nothing, because the demonstrations' activations are all alike, or zero. Give other "
-            "demonstrations."
-        )
-    return (
-        f"the edit: it changes next to nothing, at most {edit.relative_change:.2%} of any layer's activations, and its "
-        f"first direction alone explains up to {max(shares):.3%} of the spectrum. Raise --explained-variance above "
-        "that, or centre the activations (--center linear)."
-    )
-
-
-def sequence_warning(edit: SpectralEdit) -> str | None:
-    """What to tell the user about an edit with `--normalization sequence`, or None for another."""
-    if all(layer.normalization != "sequence" for layers in edit.layers.values() for layer in layers):
-        return None
-    return (
-        "--normalization: sequence takes norms over all tokens of a forward call, so that a token's edit depends on "
-        "later tokens and on the batch, and generation with a cache differs from generation without. It is for "
-        "reproducing published numbers. Choose token or calibrated for everything else."
-    )
 
 
 def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:

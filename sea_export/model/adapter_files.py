@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.model.safetensors_header import read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -83,6 +83,8 @@ def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
     """
     file = directory / ADAPTER_WEIGHTS
     _check_weights(file)
+    from safetensors.torch import load_file  # torch takes seconds to import
+
     return load_file(file)
 
 

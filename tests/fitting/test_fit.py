@@ -18,9 +18,10 @@ from sea_export.capture.in_memory import capture
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.summary import no_op_warning
 from sea_export.errors import InputError
 from sea_export.fitting.collect import collect_statistics
-from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength, no_op_warning
+from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength
 from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, left_out_note
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
@@ -336,7 +337,7 @@ def test_an_edit_that_does_nothing_is_warned_of():
     """Uncentred, one direction explains 99 % of both spectra: it is kept and dropped at once."""
     edit = edit_of(activations_with_mean(100.0), EditOptions(explained_variance=0.9))
     assert edit.relative_change < 0.01
-    warning = no_op_warning(edit)
+    warning = no_op_warning(edit.summary)
     assert warning is not None
     assert "--explained-variance" in warning
     assert "--center linear" in warning
@@ -354,7 +355,7 @@ def test_an_edit_that_does_nothing_is_warned_of():
     ids=["no common mean", "one projection", "more variance"],
 )
 def test_an_edit_that_does_something_is_not_warned_of(mean, options):
-    assert no_op_warning(edit_of(activations_with_mean(mean), options)) is None
+    assert no_op_warning(edit_of(activations_with_mean(mean), options).summary) is None
 
 
 def test_one_layer_that_does_something_is_enough():
@@ -363,14 +364,14 @@ def test_one_layer_that_does_something_is_enough():
     both = SpectralEdit(
         {Target(layer, "mlp"): edit.layers[Target(0, "mlp")] for layer, edit in enumerate((idle, busy))}
     )
-    assert no_op_warning(idle) is not None
-    assert no_op_warning(both) is None
+    assert no_op_warning(idle.summary) is not None
+    assert no_op_warning(both.summary) is None
 
 
 @pytest.mark.parametrize("options", [EditOptions(), EditOptions(strength=0)], ids=["default", "strength 0"])
 def test_edits_without_any_direction_are_warned_of(options):
     """Zero activations have no spectrum to speak of."""
-    warning = no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options))
+    warning = no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options).summary)
     assert warning is not None
     assert "--explained-variance" not in warning, "there is nothing that a higher one could explain"
 

@@ -26,7 +26,8 @@ from sea_export.export.write_report import WriteReport
 from sea_export.files.reading import read_json_object
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.load_model import is_finite
-from sea_export.model.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+from sea_export.model.safetensors_header import StoredTensor, encode_header, read_header
+from sea_export.model.stored_dtypes import TORCH_NAMES, stored_name
 from sea_export.text import dtype_name
 
 __all__ = ["TensorEdit", "changed_files", "write_checkpoint"]
@@ -245,7 +246,9 @@ def _placed(additions: Mapping[str, torch.Tensor], copy: FileCopy) -> tuple[Stor
     placed = []
     position = copy.size
     for name, tensor in additions.items():
-        placed.append(StoredTensor(name, tensor.dtype, tuple(tensor.shape), "", position, position + tensor.nbytes))
+        placed.append(
+            StoredTensor(name, stored_name(tensor.dtype), tuple(tensor.shape), "", position, position + tensor.nbytes)
+        )
         position += tensor.nbytes
     return tuple(placed)
 
@@ -265,7 +268,7 @@ def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping
     for name, tensor in additions.items():
         if name in base.tensors:
             raise InputError(f"{base.directory}: it already holds a tensor {name}, which is to be added.")
-        if tensor.dtype not in DTYPE_NAMES or not is_finite(tensor):
+        if dtype_name(tensor.dtype) not in TORCH_NAMES.values() or not is_finite(tensor):
             raise SeaExportError(
                 f"{name}: this new tensor has values that are not finite, or a dtype that cannot be stored."
             )
