@@ -148,6 +148,8 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
     else:
         form = options["form"]
         own = {"method": options["method"], "form": f"{form} {options['rank']}" if form == "low-rank" else form}
+        if options.get("damping") is not None:
+            own["damping"] = f"{options['damping']:.6g}"
     settings = {
         "layers": options["layers"],
         "target": options["target"],
