@@ -11,7 +11,7 @@ from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
 from sea_export.errors import InputError
 from sea_export.model.run_options import RunOptions
-from sea_export.options import ExportOptions
+from sea_export.options import ExportOptions, check_storage
 
 if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @reported
 def command(edits: tuple[str, ...], output: Path, base: str | None, run: RunOptions, export: ExportOptions) -> None:
     """Bake one EDIT, or the product of several in the order given, into the checkpoint OUTPUT."""
+    check_storage(export, dequantize=run.dequantize)
     from sea_export.cli.opening import opened_model
     from sea_export.cli.printing import print_saved
     from sea_export.cli.progress import byte_progress

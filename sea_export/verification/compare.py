@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import SeaExportError
-from sea_export.export.formats import EditInMemory, Loading
+from sea_export.export.formats import BaseMoved, EditInMemory, Loading
 from sea_export.locks import scratch_directory
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.isolated_python import run_python
@@ -125,6 +125,7 @@ def compare(
     export_in_memory: EditInMemory | None,
     loading: Loading,
     exact: bool = True,
+    base_moved: BaseMoved | None = None,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit.
 
@@ -139,6 +140,7 @@ def compare(
             stored export rounds nothing, and is used itself.
         loading: how plain transformers loads the export.
         exact: whether the export should be the edit, and not only an approximation of it.
+        base_moved: moves requantized weights of the base within what their storage rounds; None if there are none.
 
     Returns:
         `fold_error`, `rounding_error`, `base_rounding` and `effect`. See `sea_export.verification.verify.Verification`.
@@ -159,8 +161,8 @@ def compare(
         with export_in_memory(model, edit, projections):
             in_memory = _logits(model, sequences)
     unedited = _logits(model, sequences)
-    if quantized:
-        with _rounded_otherwise(model, projections):
+    if base_moved is not None or quantized:
+        with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
             rounded = _logits(model, sequences)
     else:
         nn.Module.to(model, dtype)
@@ -306,6 +308,7 @@ def comparison_problems(
     *,
     exact: bool = True,
     quantized: bool = False,
+    requantized: bool = False,
 ) -> list[str]:
     """What is outside the tolerance, each as a clause without a full stop.
 
@@ -314,11 +317,14 @@ def comparison_problems(
         dtype: the coarsest dtype of the run-time edit and the stored export.
         exact: whether the export should be the edit, and not only an approximation of it.
         quantized: whether the base is quantized, so that everything is computed with rounding.
+        requantized: whether the stored export is quantized, and what it is compared with is not.
     """
     divergence, equal = _TOLERANCES[dtype]
-    if quantized:
+    if quantized or requantized:
         divergence, equal = _QUANTIZED_TOLERANCE
         divergence = max(divergence, _TIMES_ROUNDING * metrics["base_rounding"].mean_divergence)
+    if requantized:
+        equal = min(equal, 1 - _TIMES_ROUNDING * (1 - metrics["base_rounding"].top1_agreement))
     problems = []
     fold_error = metrics["fold_error"]
     if quantized:

@@ -23,7 +23,7 @@ best approximation of its rank. A quantized base is computed as it is, in its ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
-from sea_export.export.formats import EditNeeds, ExportFormat, Loading, export_format
+from sea_export.export.formats import EditNeeds, ExportFormat, Loading, StorageError, export_format
 from sea_export.export.listed_files import check_files
 from sea_export.export.manifest import check_base, read_manifest
 from sea_export.model.base import Base, is_hub_id, open_base
@@ -59,7 +59,7 @@ class Verification:
     found a problem."""
 
     dtype: str
-    """The dtype in which the base stores the edited tensors."""
+    """The dtype in which the base stores the edited tensors, or the name of their storage if they are requantized."""
     problems: tuple[str, ...]
     """What is outside the tolerance or not as planned, each as a clause without a full stop."""
     unchecked: tuple[str, ...]
@@ -83,9 +83,12 @@ class Verification:
     another process loads and computes in float32."""
     base_rounding: Agreement | None = None
     """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
-    accept. For quantized weights: compared with itself with edited outputs rounded in another way."""
+    accept. For quantized weights: compared with itself with edited outputs rounded in another way. For requantized
+    weights: compared with itself with these moved at random within what their storage rounds."""
     effect: Agreement | None = None
     """The base compared with the run-time edit: the effect of the edit."""
+    storage_errors: Mapping[str, StorageError] = field(default_factory=dict)
+    """Name of a requantized weight -> what its storage does to the edit."""
 
     @property
     def passed(self) -> bool:
@@ -138,7 +141,7 @@ def verify_export(
     dtype = format.stored_dtype(base, plan) or base.dtype
     tensors = format.check(directory, base, edit, plan)  # before any library loads the export
     found = Verification(
-        dtype=dtype_name(dtype),
+        dtype=tensors.storage or dtype_name(dtype),
         problems=tensors.problems,
         unchecked=tensors.unchecked,
         statement=tensors.statement,
@@ -147,12 +150,14 @@ def verify_export(
         identical_files=tensors.identical_files,
         weight_error=tensors.weight_error,
         exact=tensors.exact,
+        storage_errors=tensors.storage_errors,
     )
     if tensors.problems:
         return found
     projections = base.output_projections(edit.targets)
     loading = Loading.of(format, base)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
+    moved = format.base_moved(plan)
     if isinstance(model, StoredModel):
         metrics = compare_by_layer(
             directory,
@@ -175,9 +180,12 @@ def verify_export(
             export_in_memory=export_in_memory,
             exact=tensors.exact,
             loading=loading,
+            base_moved=moved,
         )
     coarsest = dtype if format.rounds_weights else torch.float32
-    problems = comparison_problems(metrics, coarsest, exact=tensors.exact, quantized=quantized)
+    problems = comparison_problems(
+        metrics, coarsest, exact=tensors.exact, quantized=quantized, requantized=moved is not None
+    )
     return replace(
         found,
         problems=tuple(problems),
@@ -218,7 +226,11 @@ def verify(
     if files.problems:
         return Verification(manifest["base"]["dtype"], files.problems, (*files.unchecked, "tensors", "predictions"))
     format = export_format(manifest["format"])
-    options = ExportOptions(format=format.name, adapter_rank=manifest.get("adapter", {}).get("rank_cap"))
+    options = ExportOptions(
+        format=format.name,
+        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
+        requantize=manifest.get("export", {}).get("requantize", False),
+    )
     named = manifest["base"]
     base = base or format.base_of(directory)
     if base is None and not is_hub_id(named["name"]):
