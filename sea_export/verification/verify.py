@@ -75,7 +75,11 @@ def verify(
     if files.problems:
         return Verification(manifest["base"]["dtype"], files.problems, (*files.unchecked, "tensors", "predictions"))
     format = export_format(manifest["format"])
-    options = ExportOptions(format=format.name, adapter_rank=manifest.get("adapter", {}).get("rank_cap"))
+    options = ExportOptions(
+        format=format.name,
+        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
+        requantize=manifest.get("export", {}).get("requantize", False),
+    )
     named = manifest["base"]
     base = base or format.base_of(directory)
     if base is None and not is_hub_id(named["name"]):
