@@ -190,7 +190,9 @@ def _decoded(stored: Tensor) -> Tensor:
     """Stored factors in float64."""
     if stored.dtype in _FLOATS:
         return stored.double()
-    return torch.ldexp(torch.ones(stored.shape, dtype=torch.float64), _exponents(stored))
+    exponents = _exponents(stored)
+    powers = torch.ldexp(torch.ones(stored.shape, dtype=torch.float64), exponents)
+    return powers.where(exponents <= _EXPONENT_BIAS, torch.nan)  # the highest byte is no number
 
 
 def _exponents(stored: Tensor) -> Tensor:

@@ -300,3 +300,26 @@ def test_factors_that_are_no_grid_are_refused(
     save_file({**tensors, name: change(tensors[name])}, base / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(InputError, match=naming(name, *facts)):
         requantized(base, tmp_path / "out", edit_of())
+
+
+@pytest.mark.parametrize(
+    ("storage", "spoil"),
+    [
+        ("float32", lambda scales: scales.neg_()),
+        ("float32", lambda scales: scales.fill_(torch.inf)),
+        ("byte", lambda scales: scales.fill_(255)),
+        ("mxfp4", lambda scales: scales.fill_(255)),
+    ],
+)
+def test_factors_that_are_no_numbers_are_refused(
+    storage: str, spoil: Callable[[torch.Tensor], torch.Tensor], base_in: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_in(storage), base)
+    tensors = load_file(base / WEIGHTS)
+    name = next(name for name in tensors if "layers.1." in name and "down_proj" in name and "scale" in name)
+    spoil(tensors[name])
+    save_file(tensors, base / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=naming(name)):
+        requantized(base, tmp_path / "out", edit_of())
+    assert not (tmp_path / "out").exists()

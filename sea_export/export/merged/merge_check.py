@@ -97,7 +97,8 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted
     kept = _average(error.kept for error in requantized.values())
     if requantized and not kept >= _LEAST_KEPT:
         problems.append(
-            f"its storage rounds most of the edit away: {kept:.0%} of the change of the edited weights is left"
+            f"its storage rounds most of the edit away: {kept:.0%} of the change of requantized weights is left, and "
+            "only a larger --strength, --dequantize or another --format keeps more"
         )
     return TensorCheck(
         problems=tuple(problems),

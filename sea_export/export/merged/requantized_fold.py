@@ -19,12 +19,13 @@ from torch import Tensor
 
 from sea_export.edit.fold import fold_ranges, fold_rows
 from sea_export.edit.layer_edit import LayerEdit
+from sea_export.errors import InputError
 from sea_export.export.formats import StorageError
 from sea_export.model.block_scaled import BlockScaled, block_scaled_matrices
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.quantized_storage import QuantizedWeight
 
-__all__ = ["RequantizedFold", "RequantizedTensors"]
+__all__ = ["RequantizedFold", "RequantizedTensors", "requantize"]
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,40 @@ class RequantizedFold:
         return self._requantized(self.base.read(self.weight.values), stored)[1]
 
     def _requantized(self, values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """Both tensors, with the edits folded in."""
-        new_values, new_scales = torch.empty_like(values), torch.empty_like(scales)
-        stacks = block_scaled_matrices(values, scales), block_scaled_matrices(new_values, new_scales)
-        for matrix, destination in zip(*stacks, strict=True):
-            for rows, folded in fold_rows(matrix, self.edits, columns=self._has_columns, multiple=matrix.block_rows):
-                before, after = matrix.part(rows), destination.part(rows)
-                made = before.quantized(folded, before.next_scales(folded))
-                after.values.copy_(made.values)
-                after.scales.copy_(made.scales)
-        return new_values, new_scales
+        for matrix in block_scaled_matrices(values, scales):
+            factors = matrix.factors()
+            if not bool((factors.isfinite() & (factors >= 0)).all()):
+                raise InputError(
+                    f"{self.weight.scales}: the base has factors in it that are negative, infinite or not numbers. "
+                    "Download the base again."
+                )
+        return requantize(values, scales, self.edits, columns=self._has_columns)
+
+
+def requantize(values: Tensor, scales: Tensor, edits: Sequence[LayerEdit], *, columns: bool) -> tuple[Tensor, Tensor]:
+    """A quantized weight, or a stack of them, with edits folded in.
+
+    Args:
+        values: its numbers, as `sea_export.model.block_scaled.block_scaled_matrices` takes them.
+        scales: the factors of its blocks.
+        edits: the layer edits in the order of their application.
+        columns: whether they act on the columns of the matrices as they are stored.
+
+    Returns:
+        The same two tensors of the folded weight.
+
+    Raises:
+        InputError: an edit is not linear.
+    """
+    new_values, new_scales = torch.empty_like(values), torch.empty_like(scales)
+    stacks = block_scaled_matrices(values, scales), block_scaled_matrices(new_values, new_scales)
+    for matrix, destination in zip(*stacks, strict=True):
+        for rows, folded in fold_rows(matrix, edits, columns=columns, multiple=matrix.block_rows):
+            before, after = matrix.part(rows), destination.part(rows)
+            made = before.quantized(folded, before.next_scales(folded))
+            after.values.copy_(made.values)
+            after.scales.copy_(made.scales)
+    return new_values, new_scales
 
 
 def _matrices(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[BlockScaled]:
