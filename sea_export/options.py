@@ -20,6 +20,7 @@ __all__ = [
     "FitOptions",
     "check_choice",
     "check_length_scale",
+    "check_storage",
     "check_values",
     "option",
     "option_name",
@@ -49,6 +50,9 @@ FORMATS = {
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
+
+GRADIENT_METHODS = ("gradient", "natural-gradient")
+"""The methods whose statistics are of gradients, which have several forms."""
 
 METHODS = {
     "spectral": "sea_export.fitting.spectral",
@@ -222,6 +226,11 @@ class FitOptions:
         FORMS,
     )
     rank: int = option(16, "Rank of --form low-rank.", minimum=1)
+    damping: float | None = option(
+        None,
+        "λ of --method natural-gradient: how much is added to the curvature, in units of its mean diagonal; by default "
+        "10 for a constant and 1 for a map.",
+    )
     layers: str = option(
         "last:60%",
         "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "
@@ -275,12 +284,18 @@ class FitOptions:
 
     def _check_form(self) -> None:
         """Refuses a form that the method does not have, and a rank that the form does not have."""
-        if self.form != "bias" and self.method not in ("gradient", "natural-gradient"):
+        if self.form != "bias" and self.method not in GRADIENT_METHODS:
             raise InputError(
                 f"--form: {self.form} goes with the gradient methods, not with {self.method}. Leave it out."
             )
         if self.rank != FitOptions.rank and self.form != "low-rank":
             raise InputError(f"--rank: it goes with --form low-rank, not with {self.form}. Leave it out.")
+        if self.damping is not None and self.method != "natural-gradient":
+            raise InputError(
+                f"--damping: it goes with --method natural-gradient, not with {self.method}. Leave it out."
+            )
+        if self.damping is not None and not 0 < self.damping < float("inf"):
+            raise InputError(f"--damping: {self.damping} is no damping. Give a number above 0.")
 
     def _check_method(self) -> None:
         """Refuses what only spectral edits have."""
@@ -342,6 +357,13 @@ class ExportOptions:
         format="custom-code",
     )
 
+    requantize: bool = option(
+        False,
+        "Fold into quantized weights of the base in their own storage (FP8 in blocks, MXFP4); all other bytes stay as "
+        "they are.",
+        format="merged",
+    )
+
     def __post_init__(self) -> None:
         check_values(self)
         for item in fields(self):
@@ -350,6 +372,22 @@ class ExportOptions:
                 raise InputError(
                     f"{option_name(item)}: it goes with --format {format}, not with {self.format}. Leave it out."
                 )
+
+
+def check_storage(export: ExportOptions, *, dequantize: bool) -> None:
+    """Refuses an export that would keep the storage of a base that is dequantized.
+
+    Args:
+        export: how the edit is to be baked.
+        dequantize: whether the base is dequantized.
+
+    Raises:
+        InputError: it would.
+    """
+    if export.requantize and dequantize:
+        raise InputError(
+            "--requantize: it keeps the storage of quantized weights, and --dequantize makes them plain. Choose one."
+        )
 
 
 def why_unfoldable(feature_function: str, normalization: str) -> str | None:

@@ -23,7 +23,7 @@ from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
 from sea_export.model.targets import Target
-from sea_export.options import ExportOptions, FitOptions
+from sea_export.options import ExportOptions, FitOptions, check_storage
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.verification import Verification
 from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
@@ -57,6 +57,7 @@ def save(
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
     link: bool = ExportOptions.link,
+    requantize: bool = ExportOptions.requantize,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
     revision: str | None = None,
@@ -76,6 +77,7 @@ def save(
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
         link: with `custom-code`, make hard links to the weight files of the base instead of copies.
+        requantize: with `merged`, fold into quantized weights of the base in their own storage.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         revision: the revision of the base on the Hub.
@@ -90,8 +92,15 @@ def save(
         SeaExportError: writing or the verification failed, or the base changed meanwhile. Nothing was kept.
     """
     options = ExportOptions(
-        format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify, link=link
+        format=format,
+        adapter_rank=adapter_rank,
+        overwrite=overwrite,
+        force=force,
+        verify=verify,
+        link=link,
+        requantize=requantize,
     )
+    check_storage(options, dequantize=dequantize)
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code

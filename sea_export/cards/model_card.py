@@ -148,6 +148,8 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
     else:
         form = options["form"]
         own = {"method": options["method"], "form": f"{form} {options['rank']}" if form == "low-rank" else form}
+        if options.get("damping") is not None:
+            own["damping"] = f"{options['damping']:.6g}"
     settings = {
         "layers": options["layers"],
         "target": options["target"],
@@ -222,7 +224,9 @@ def _verification_text(verification: Mapping[str, Any]) -> Markdown:
     names = {
         "mathematics": "in memory, in float32",
         "storage": f"as stored, the base in {verification['dtype']}",
-        "base_rounding": f"unedited base, computed in {verification['dtype']}",
+        "base_rounding": "unedited base, its edited weights moved within their rounding"
+        if verification.get("storage_errors")
+        else f"unedited base, computed in {verification['dtype']}",
         "effect": "the edit itself, against the base",
     }
     rows = [

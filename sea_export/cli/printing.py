@@ -70,10 +70,11 @@ def print_effect(edit: SpectralEdit) -> None:
 def print_verification(verification: Verification) -> None:
     """Prints the measurements of a verification, its problems, and what it did not check."""
     reference = "run-time edit" if verification.exact else "export in memory"
+    rounded = "with edited weights moved" if verification.storage_errors else f"computed in {verification.dtype}"
     agreements = {
         "run-time edit / export in memory (fold error)": verification.fold_error,
         f"{reference} / as stored, base in {verification.dtype} (rounding error)": verification.rounding_error,
-        f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
+        f"base / base {rounded} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }
     table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")

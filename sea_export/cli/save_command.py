@@ -12,7 +12,7 @@ from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
 from sea_export.errors import InputError
 from sea_export.model.run_options import RunOptions
-from sea_export.options import ExportOptions
+from sea_export.options import ExportOptions, check_storage, check_strength
 
 if TYPE_CHECKING:
     from sea_export.edit.stored_edit import StoredEdit
@@ -39,6 +39,9 @@ def command(
     from sea_export.export.output import check_output
     from sea_export.model.location import locate_model
 
+    check_storage(export, dequantize=run.dequantize)
+    if strength is not None:
+        check_strength(strength)
     check_output(output, overwrite=export.overwrite)
     stored = [read_stored_edit(Path(directory)) for directory in edits]
     location = locate_model(base or _base_of(stored), run.revision)

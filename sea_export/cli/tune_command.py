@@ -22,11 +22,12 @@ from sea_export.tuning.tuning_options import TuneOptions
 def command(
     model: str, output: Path, tune: TuneOptions, data: DemonstrationOptions, run: RunOptions, export: ExportOptions
 ) -> None:
-    """Search layers, target, truncation, strength and more for the best score within a damage budget.
+    """Search method, form, layers, target, truncation, damping and more for the best score within a damage budget.
 
-    Settings are chosen on a part of the rows and reported on the others. Without --benchmark the rows are
-    demonstrations that are not fitted on, of other kinds where they have kinds. The chosen edit is baked into
-    the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
+    Every edit gets the largest strength within the budget, or within a share of it. Settings are chosen on a part of
+    the rows and reported on the others. Without --benchmark the rows are demonstrations that are not fitted on, of
+    other kinds where they have kinds. The chosen edit is better than the base on the rows that chose it, and is baked
+    into the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.demonstrations.tables import check_source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from sea_export.text import dtype_name
 from sea_export.versions import library_versions
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from sea_export.edit.layer_edit import LayerEdit
@@ -42,7 +44,7 @@ __all__ = [
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "verify", "force")
+_EXPORT_OPTIONS = ("adapter_rank", "verify", "force", "requantize")
 
 
 def make_manifest(
@@ -66,8 +68,6 @@ def make_manifest(
         details: the format's own entry, by its key; empty if the format has none.
         metadata: the metadata of the base's model card that is valid for the output too.
     """
-    tensors = base.checkpoint.tensors
-    stored = next((tensors[name] for name in report.edited if name in tensors), next(iter(tensors.values())))
     return {
         "manifest_version": _MANIFEST_VERSION,
         "format": options.format,
@@ -79,7 +79,7 @@ def make_manifest(
         "base": {
             "name": base.name,
             "revision": base.revision,
-            "dtype": dtype_name(stored.dtype),
+            "dtype": dtype_name(_edited_dtype(base, report)),
             "dequantized": base.dequantized,
             "model_class": base.model_class,
             "own_code": needs_own_code(base.checkpoint.config),
@@ -95,6 +95,14 @@ def make_manifest(
         "verification": None if verification is None else dict(verification),
         "files": dict(report.digests),
     }
+
+
+def _edited_dtype(base: Base, report: WriteReport) -> torch.dtype:
+    """The dtype in which the base stores the largest tensor that was edited, or that it computes in."""
+    tensors = base.checkpoint.tensors
+    edited = [tensors[name] for name in report.edited if name in tensors] or [next(iter(tensors.values()))]
+    largest = max(edited, key=lambda tensor: math.prod(tensor.shape))
+    return largest.dtype if largest.dtype.is_floating_point else base.dtype
 
 
 def _layer_record(target: Target, layer: LayerEdit) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class _Export(TypedDict, total=False):
     verify: bool
     force: bool
     trust_remote_code: bool
+    requantize: bool
 
 
 class _NamedBase(TypedDict):

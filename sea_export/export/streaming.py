@@ -171,7 +171,8 @@ class FileCopy:
     def _write(self, view: memoryview, *, present: bool = False) -> None:
         self._digest.update(view)
         if not present:
-            self._destination.seek(self._written)
+            if self._shared:
+                self._destination.seek(self._written)
             self._destination.write(view)
         self._written += len(view)
         if self._written - self._sent >= _SEND_BYTES and hasattr(os, "posix_fadvise"):

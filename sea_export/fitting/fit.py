@@ -45,6 +45,7 @@ def fit(
     method: str = FitOptions.method,
     form: str = FitOptions.form,
     rank: int = FitOptions.rank,
+    damping: float | None = None,
     layers: str | Sequence[int] = FitOptions.layers,
     target: str = FitOptions.target,
     center: str = FitOptions.center,
@@ -81,6 +82,7 @@ def fit(
         method: `spectral`, `gradient`, `natural-gradient`, `mean-difference` or `erasure`.
         form: of a gradient method: `bias`, `linear` or `low-rank`.
         rank: of `form="low-rank"`.
+        damping: λ of `natural-gradient`, in units of the mean diagonal of the curvature; None for its default.
         layers: `all`, `last:K`, `first:K`, `signature:K`, a list such as `last:6,10-20,25`, or numbers of layers.
         target: `mlp`, `attention` or `both`.
         center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
@@ -102,8 +104,8 @@ def fit(
         neutral_tokens: length of generated continuations, in tokens.
         batch_tokens: about how many tokens a forward pass computes.
         seed: seed of `position="random"`.
-        cache: a directory that keeps captured activations. A fit of layers that are in it already runs no forward
-            pass. Its truncation, strength, normalization and centring may differ.
+        cache: a directory that keeps captured activations, and statistics of gradients. A fit of layers that are in it
+            already runs no pass. Its truncation, strength, normalization, centring, rank and damping may differ.
         progress: told the number of demonstrations that each batch has finished.
 
     Returns:
@@ -116,6 +118,7 @@ def fit(
         method=method,
         form=form,
         rank=rank,
+        damping=damping,
         layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
         target=target,
         center=center,

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from sea_export.capture.cache import cached_bytes
+from sea_export.capture.cache_folder import cached_bytes
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration, LoadedDemonstrations
 from sea_export.demonstrations.usable import usable_demonstrations
@@ -73,7 +73,7 @@ def fit_base(
             processes=processes,
         )
     if cache is not None:
-        logger.info("%s: it keeps %.1f MB of activations.", cache, cached_bytes(cache) / 1e6)
+        logger.info("%s: it keeps %.1f MB of activations and gradients.", cache, cached_bytes(cache) / 1e6)
     return replace(fit, provenance={**fit.provenance, "base": _named(opened.base)})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.export.formats import EditInMemory, Loading
+from sea_export.export.formats import BaseMoved, EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
 from sea_export.text import dtype_name
 from sea_export.verification.clean_process import CleanProcess
@@ -118,6 +118,7 @@ def compare(
     loading: Loading,
     process: CleanProcess,
     exact: bool = True,
+    base_moved: BaseMoved | None = None,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit.
 
@@ -133,6 +134,7 @@ def compare(
         loading: how plain transformers loads the export.
         process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
+        base_moved: moves requantized weights of the base within what their storage rounds; None if there are none.
 
     Returns:
         `fold_error`, `rounding_error`, `base_rounding` and `effect`: see
@@ -156,8 +158,8 @@ def compare(
         with export_in_memory(model, edit, projections):
             in_memory = _logits(model, sequences)
     unedited = _logits(model, sequences)
-    if quantized:
-        with _rounded_otherwise(model, projections):
+    if base_moved is not None or quantized:
+        with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
             rounded = _logits(model, sequences)
     else:
         nn.Module.to(model, dtype)
@@ -286,6 +288,7 @@ def comparison_problems(
     *,
     exact: bool = True,
     quantized: bool = False,
+    requantized: bool = False,
 ) -> list[str]:
     """What is outside the tolerance, each as a clause without a full stop.
 
@@ -294,11 +297,14 @@ def comparison_problems(
         dtype: the coarsest dtype of the run-time edit and the stored export.
         exact: whether the export should be the edit, and not only an approximation of it.
         quantized: whether the base is quantized, so that everything is computed with rounding.
+        requantized: whether the stored export is quantized, and what it is compared with is not.
     """
     divergence, equal = _TOLERANCES[dtype]
-    if quantized:
+    if quantized or requantized:
         divergence, equal = _QUANTIZED_TOLERANCE
         divergence = max(divergence, _TIMES_ROUNDING * metrics["base_rounding"].mean_divergence)
+    if requantized:
+        equal = min(equal, 1 - _TIMES_ROUNDING * (1 - metrics["base_rounding"].top1_agreement))
     problems = []
     fold_error = metrics["fold_error"]
     if quantized:

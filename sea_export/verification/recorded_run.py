@@ -134,7 +134,10 @@ class RecordedRun:
             )
         recorded: Mapping[str, Any] = manifest["export"]
         export = ExportOptions(
-            format=manifest["format"], adapter_rank=recorded["adapter_rank"], verify=recorded["verify"]
+            format=manifest["format"],
+            adapter_rank=recorded["adapter_rank"],
+            verify=recorded["verify"],
+            requantize=recorded.get("requantize", False),
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}

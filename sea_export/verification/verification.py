@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sea_export.export.formats import StorageError
     from sea_export.verification.compare import Agreement
 
 __all__ = ["Verification"]
@@ -21,7 +22,7 @@ class Verification:
     found a problem."""
 
     dtype: str
-    """The dtype in which the base stores the edited tensors."""
+    """The dtype in which the base stores the edited tensors, or the name of their storage if they are requantized."""
     problems: tuple[str, ...]
     """What is outside the tolerance or not as planned, each as a clause without a full stop."""
     unchecked: tuple[str, ...]
@@ -45,9 +46,12 @@ class Verification:
     another process loads and computes in float32."""
     base_rounding: Agreement | None = None
     """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
-    accept. For quantized weights: compared with itself with edited outputs rounded in another way."""
+    accept. For quantized weights: compared with itself with edited outputs rounded in another way. For requantized
+    weights: compared with itself with these moved at random within what their storage rounds."""
     effect: Agreement | None = None
     """The base compared with the run-time edit: the effect of the edit."""
+    storage_errors: Mapping[str, StorageError] = field(default_factory=dict)
+    """Name of a requantized weight -> what its storage does to the edit."""
 
     @property
     def passed(self) -> bool:

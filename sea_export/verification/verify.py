@@ -84,8 +84,11 @@ class SoundOutput:
 
         directory, named, edit = self.directory, self.manifest["base"], SpectralEdit.from_stored(self.edit)
         format = export_format(self.manifest["format"])
-        rank_cap = self.manifest.get("adapter", {}).get("rank_cap")
-        options = ExportOptions(format=format.name, adapter_rank=rank_cap)
+        options = ExportOptions(
+            format=format.name,
+            adapter_rank=self.manifest.get("adapter", {}).get("rank_cap"),
+            requantize=self.manifest.get("export", {}).get("requantize", False),
+        )
         with open_base(
             self.base,
             dtype=getattr(torch, named["dtype"]),

@@ -59,7 +59,7 @@ def verify_export(
     dtype = format.stored_dtype(base, plan) or base.dtype
     tensors = format.check(directory, base, edit, plan)  # before any library loads the export
     found = Verification(
-        dtype=dtype_name(dtype),
+        dtype=tensors.storage or dtype_name(dtype),
         problems=tensors.problems,
         unchecked=tensors.unchecked,
         statement=tensors.statement,
@@ -68,12 +68,14 @@ def verify_export(
         identical_files=tensors.identical_files,
         weight_error=tensors.weight_error,
         exact=tensors.exact,
+        storage_errors=tensors.storage_errors,
     )
     if tensors.problems:
         return found
     projections = base.output_projections(edit.targets)
     loading = Loading.of(format, base)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
+    moved = format.base_moved(plan)
     if isinstance(model, StoredModel):
         metrics = compare_by_layer(
             directory,
@@ -98,9 +100,12 @@ def verify_export(
             exact=tensors.exact,
             loading=loading,
             process=process,
+            base_moved=moved,
         )
     coarsest = dtype if format.rounds_weights else torch.float32
-    problems = comparison_problems(metrics, coarsest, exact=tensors.exact, quantized=quantized)
+    problems = comparison_problems(
+        metrics, coarsest, exact=tensors.exact, quantized=quantized, requantized=moved is not None
+    )
     return replace(
         found,
         problems=tuple(problems),

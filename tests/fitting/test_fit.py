@@ -158,7 +158,7 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
     }
     # A feature function does not go with centring, nor another site with --sequential, nor another method with most
     # of these: they have tests of their own.
-    others = {"feature_function", "method", "form", "rank"}
+    others = {"feature_function", "method", "form", "rank", "damping"}
     assert changed.keys() == inspect.signature(fit).parameters.keys() - {*INPUTS, *others}
     edit = fit(llama, tokenizer, demonstrations, **changed)
     recorded = edit.provenance["options"]
