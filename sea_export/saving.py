@@ -22,8 +22,9 @@ from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, s
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.run_options import check_conversion
 from sea_export.model.targets import Target
-from sea_export.options import ExportOptions, FitOptions, check_storage
+from sea_export.options import ExportOptions, FitOptions
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.verification import Verification
 from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
@@ -100,7 +101,7 @@ def save(
         link=link,
         requantize=requantize,
     )
-    check_storage(options, dequantize=dequantize)
+    check_conversion(dequantize=dequantize, requantize=requantize)
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerMeter", "Meter", "WholeMeter"]
 
-# Counted tokens of either kind of text: of the first steps of a search, and of its result. There are no more answers,
-# which usually decide, so that more prose would make the result no surer.
-_PART_TOKENS, _WHOLE_TOKENS = 800, 2048
+# Counted tokens of either kind of text: of the first steps of a search, and of its result.
+_PART_TOKENS, _WHOLE_TOKENS = 800, 6000
 # Layer by layer several edits are measured in a pass, so that each has fewer tokens.
 _LAYERWISE_TOKENS = 2000
 

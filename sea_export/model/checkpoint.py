@@ -151,6 +151,12 @@ class Checkpoint:
         return self._config
 
     @property
+    def quantization_method(self) -> str | None:
+        """The method by which its config says that it is quantized; None if it does not say so."""
+        settings = (self._config or {}).get("quantization_config")
+        return str(settings.get("quant_method", "quantized")) if settings else None
+
+    @property
     def size(self) -> int:
         """Bytes of all its files."""
         files = (*self.weight_files, *self.side_files())

@@ -239,6 +239,9 @@ def test_a_run_is_verified_told_and_repeated(
     assert changed_tensors(output, tmp_path / "again") == set()
     verified = run("verify", tmp_path / "again", "--base", base)
     assert verified.exit_code == 0, verified.output
+    inspected = run("inspect", output)
+    assert "change kept" in inspected.output
+    assert "down_proj" in inspected.output
 
 
 # What is refused, before anything is fitted
