@@ -12,7 +12,6 @@ from method_gradients import demonstration_gradients, label_signs
 from method_results import digest
 
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
-from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.fit import edit_from_statistics
@@ -39,6 +38,8 @@ class Arm:
     """Whether the constant of every layer is replaced by a random one of the same norm."""
     turned: bool = False
     """Whether the strength is negative."""
+    in_spectral_subspace: bool = False
+    """Whether the constant of every layer is projected onto the directions of the spectral edit there."""
     shuffled: int | None = None
     """The seed of a random half of the demonstrations, in which positive and negative completions change places."""
 
@@ -72,6 +73,7 @@ ARMS = {
         Arm("erasure", FitOptions(method="erasure")),
         Arm("natural bias, last 6", replace(_NATURAL, layers="last:6")),
         Arm("natural bias, middle", _NATURAL, layers=MIDDLE),
+        Arm("natural bias, spectral subspace", _NATURAL, in_spectral_subspace=True),
         Arm("random direction", _NATURAL, random_direction=True),
         Arm("turned sign", _NATURAL, turned=True),
         *(Arm(name, _NATURAL, shuffled=seed) for seed, name in enumerate(SHUFFLED)),
@@ -197,13 +199,16 @@ def _collected_options(arm: Arm) -> FitOptions:
     return FitOptions(method=options.method, center=center, template=options.template, capture=options.capture)
 
 
-def edits_by_strength(arm: Arm, statistics: Mapping[Target, Any], layer_count: int) -> Callable[[float], SpectralEdit]:
+def edits_by_strength(
+    arm: Arm, statistics: Mapping[Target, Any], layer_count: int, spectral: Mapping[Target, Any] | None = None
+) -> Callable[[float], SpectralEdit]:
     """A function that makes the edit of an arm at a strength above 0.
 
     Args:
         arm: the arm.
         statistics: of the layers that it edits.
         layer_count: the number of layers of the model.
+        spectral: the statistics of the spectral edit of the same layers, for an arm in its subspace.
     """
     options = arm.fit_options(layer_count)
     sign = -1.0 if arm.turned else 1.0
@@ -214,21 +219,22 @@ def edits_by_strength(arm: Arm, statistics: Mapping[Target, Any], layer_count: i
     if arm.random_direction:
         edits = {target: (one,) for target, one in biased(_random_biases(statistics), statistics, options).items()}
         unit = SpectralEdit(edits)
+    elif spectral is not None:
+        biases = _projected(natural_biases(statistics), edit_from_statistics(spectral, FitOptions()))
+        unit = SpectralEdit({target: (one,) for target, one in biased(biases, statistics, options).items()})
     else:
         unit = edit_from_statistics(statistics, options)
-    return lambda strength: SpectralEdit(
-        {target: tuple(_scaled(one, sign * strength) for one in edits) for target, edits in unit.layers.items()}
-    )
+    return lambda strength: unit.with_strength(sign * strength)
 
 
-def _scaled(unit: LayerEdit, strength: float) -> LayerEdit:
-    """An edit without spectra at another strength than 1, at which it was made."""
-    return replace(
-        unit,
-        strength=strength,
-        shift=None if unit.shift is None else strength * unit.shift,
-        relative_change=abs(strength) * unit.relative_change,
-    )
+def _projected(biases: Mapping[Target, torch.Tensor], edit: SpectralEdit) -> dict[Target, torch.Tensor]:
+    """The part of every constant that lies in the directions which a spectral edit keeps or drops."""
+    found = {}
+    for target, bias in biases.items():
+        directions = torch.cat([factor for one in edit.layers[target] for factor in (one.positive, one.negative)], 1)
+        basis, _ = torch.linalg.qr(directions.to(bias))
+        found[target] = basis @ (basis.T @ bias)
+    return found
 
 
 def _random_biases(statistics: Mapping[Target, Any]) -> dict[Target, torch.Tensor]:

@@ -62,14 +62,14 @@ class Shape:
         return 2 * sum(math.prod(shape) for _, shape in self.tensors())
 
 
-def write_random_llama(directory: Path, shape: Shape) -> None:
+def write_random_llama(directory: Path, shape: Shape, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a checkpoint with a tokenizer, holding no more than one tensor in memory."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    room = SHARD_BYTES
+    room = shard_bytes
     for name, size in shape.tensors():
         if 2 * math.prod(size) > room and shards[-1]:
             shards.append({})
-            room = SHARD_BYTES
+            room = shard_bytes
         shards[-1][name] = size
         room -= 2 * math.prod(size)
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def _write_shard(file: Path, shard: dict[str, tuple[int, ...]], generator: torch
     tensors, position = [], 0
     for name, size in shard.items():
         end = position + 2 * math.prod(size)
-        tensors.append(StoredTensor(name, torch.bfloat16, size, file.name, position, end))
+        tensors.append(StoredTensor(name, "BF16", size, file.name, position, end))
         position = end
     with open(file, "wb") as stream:
         stream.write(encode_header(Header(0, {"format": "pt"}, tuple(tensors))))

@@ -233,7 +233,7 @@ class FitOptions:
     layers: str = option(
         "last:60%",
         "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "
-        "list: 10-20,25.",
+        "list: last:6,10-20,25.",
     )
     target: str = option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
     center: str = option(
@@ -354,6 +354,13 @@ class ExportOptions:
         "Link the weight files of the base instead of copying them: no room is needed, and the output changes when the "
         "base is changed in place.",
         format="custom-code",
+    )
+
+    requantize: bool = option(
+        False,
+        "Fold into quantized weights of the base in their own storage (FP8 in blocks, MXFP4); all other bytes stay as "
+        "they are.",
+        format="merged",
     )
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,12 @@ from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, s
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.run_options import check_conversion
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
-from sea_export.verification.verify import Verification, model_to_verify, unrounded_model, verify_export
+from sea_export.verification.clean_process import CleanProcess
+from sea_export.verification.verification import Verification
+from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +58,7 @@ def save(
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
     link: bool = ExportOptions.link,
+    requantize: bool = ExportOptions.requantize,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
     revision: str | None = None,
@@ -73,6 +78,7 @@ def save(
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
         link: with `custom-code`, make hard links to the weight files of the base instead of copies.
+        requantize: with `merged`, fold into quantized weights of the base in their own storage.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         revision: the revision of the base on the Hub.
@@ -87,8 +93,15 @@ def save(
         SeaExportError: writing or the verification failed, or the base changed meanwhile. Nothing was kept.
     """
     options = ExportOptions(
-        format=format, adapter_rank=adapter_rank, overwrite=overwrite, force=force, verify=verify, link=link
+        format=format,
+        adapter_rank=adapter_rank,
+        overwrite=overwrite,
+        force=force,
+        verify=verify,
+        link=link,
+        requantize=requantize,
     )
+    check_conversion(dequantize=dequantize, requantize=requantize)
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
@@ -96,7 +109,10 @@ def save(
         if warning := license_warning(opened.name, base_metadata(opened)):
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
-        return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise)
+        with CleanProcess() as process:
+            if verify:
+                process.begin()  # it imports what it needs while the output is written
+            return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
 
 
 def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
@@ -151,6 +167,7 @@ def save_checkpoint(
     layerwise: bool | None = None,
     located: Located | None = None,
     model: PreTrainedModel | StoredModel | None = None,
+    process: CleanProcess | None = None,
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
@@ -166,6 +183,7 @@ def save_checkpoint(
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         located: what `locate_fit` found for the edit's targets; None if it was not called.
         model: the base as the fit used it, or None. The verification uses it, and may change its dtype.
+        process: the one in which plain transformers loads the output to verify it; None to start one for it.
         progress: called with the number of bytes written since the last call.
         announce: called with each line that the user should read before anything is written.
 
@@ -209,7 +227,8 @@ def save_checkpoint(
         if options.verify:
             logger.debug("verifying")
             verified = model_to_verify(base, layerwise, model, output.resolve().parent)
-            verification = verify_export(staging, base, edit, format, plan, verified)
+            with CleanProcess() if process is None else nullcontext(process) as clean:
+                verification = verify_export(staging, base, edit, format, plan, verified, clean)
             if not verification.passed:
                 base.files.check()  # a change would be the reason
                 raise SeaExportError(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.helpers.benchmark_files import write_truthfulqa
@@ -29,6 +30,10 @@ def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def _is_of(record: dict[str, Any], arm: str, what: str) -> bool:
+    return (record["settings"]["arm"], record["settings"]["what"]) == (arm, what)
+
+
 @pytest.mark.slow
 def test_methods_are_compared_at_equal_damage(tiny_checkpoint: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
@@ -41,6 +46,14 @@ def test_methods_are_compared_at_equal_damage(tiny_checkpoint: Path, tmp_path: P
     assert "natural bias" in first
     assert all(name in both for name in ("natural bias", "turned sign", "spectral"))
     assert run("--table", "--results", results) == both
+    methods = "natural-bias,spectral,natural-bias-spectral-subspace"
+    pooled = run(*given, "--methods", methods, "--report").split("rows of both halves")[1]
+    assert "Difference from spectral, on the same rows" in pooled
+    assert "- natural bias, held-out demonstrations: mean margin per token: " in pooled
+    assert "- natural bias, truthfulqa: MC2: " in pooled
+    halves = [one["metrics"]["MC2"] for one in records(results) if _is_of(one, "spectral", "truthfulqa")]
+    edited, base = (np.mean([row[0] for half in halves for row in half[name]]) for name in ("rows", "base_rows"))
+    assert f"{100 * (edited - base):+.1f} [" in next(row for row in pooled.splitlines() if row.startswith("| spectral"))
     found = records(results)
     keys = [json.dumps(one["settings"], sort_keys=True) for one in found]
     assert len(set(keys)) == len(keys), "nothing was measured twice"

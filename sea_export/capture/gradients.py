@@ -146,8 +146,10 @@ def own_labels(generator: torch.Generator) -> Labels:
     """
 
     def draw(log_probabilities: Tensor) -> Tensor:
-        drawn = torch.multinomial(log_probabilities.exp().cpu(), 1, generator=generator)[:, 0]
-        return drawn.to(log_probabilities.device)
+        # By the inverse of the distribution function: one random number a row, and not one for each token.
+        cumulative = log_probabilities.exp().cumsum(-1)
+        drawn = torch.rand(len(cumulative), 1, generator=generator).to(cumulative) * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=cumulative.shape[1] - 1)
 
     return draw
 

@@ -17,7 +17,7 @@ __all__ = ["own_answers"]
 
 _NEW_TOKENS = 32
 """Length of an answer: what an edit changes about answers shows in how they begin."""
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 8192
 """Each step of a batch computes one token of every answer, so that few answers at a time would take longer."""
 
 

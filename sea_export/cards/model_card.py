@@ -224,7 +224,9 @@ def _verification_text(verification: Mapping[str, Any]) -> Markdown:
     names = {
         "mathematics": "in memory, in float32",
         "storage": f"as stored, the base in {verification['dtype']}",
-        "base_rounding": f"unedited base, computed in {verification['dtype']}",
+        "base_rounding": "unedited base, its edited weights moved within their rounding"
+        if verification.get("storage_errors")
+        else f"unedited base, computed in {verification['dtype']}",
         "effect": "the edit itself, against the base",
     }
     rows = [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.errors import SeaExportError
+from sea_export.files.cloning import share_blocks
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -28,7 +29,8 @@ _SEND_BYTES = 8 << 20
 class FileCopy:
     """A context in which the file at `source` is copied to `destination`, from start to end.
 
-    What is read is either copied, or taken out to be replaced. Most of the time goes into SHA-256. Until something is
+    What is read is either copied, or taken out to be replaced. Where the file system can, the copy shares the blocks of
+    the source, and only what is replaced is written. Most of the time goes into SHA-256. Until something is
     replaced, source and copy have the same digest. From then on another thread computes the digest of the source: it
     reads the source a second time, while the system still has in memory what was read.
 
@@ -48,6 +50,7 @@ class FileCopy:
             self._source.close()
             raise
         self._state = self._state_of_source()
+        self._shared = share_blocks(self._source, self._destination)
         self._buffer = memoryview(bytearray(_CHUNK_BYTES))
         self._digest = hashlib.sha256()
         self._source_digest: Future[str] | None = None
@@ -83,8 +86,10 @@ class FileCopy:
         """
         while count > 0:
             view = self._buffer[:count]
+            # Bytes that keep their place are in a file of shared blocks already.
+            present = self._shared and self._written == self.position
             self._read(view)
-            self._write(view)
+            self._write(view, present=present)
             count -= len(view)
 
     def copy_rest(self) -> None:
@@ -127,6 +132,8 @@ class FileCopy:
         Raises:
             SeaExportError: the source was not read to its end, or it changed while it was read.
         """
+        if self._shared:
+            self._destination.truncate(self._written)
         written = self._digest.hexdigest()
         source = written if self._source_digest is None else self._source_digest.result()
         if self.position != self.size or self._state_of_source() != self._state:
@@ -161,9 +168,12 @@ class FileCopy:
             os.posix_fadvise(self._source.fileno(), self._asked, 2 * _SEND_BYTES, os.POSIX_FADV_WILLNEED)
             self._asked += 2 * _SEND_BYTES
 
-    def _write(self, view: memoryview) -> None:
+    def _write(self, view: memoryview, *, present: bool = False) -> None:
         self._digest.update(view)
-        self._destination.write(view)
+        if not present:
+            if self._shared:
+                self._destination.seek(self._written)
+            self._destination.write(view)
         self._written += len(view)
         if self._written - self._sent >= _SEND_BYTES and hasattr(os, "posix_fadvise"):
             # The system begins to write these pages to the disk, while the processor hashes the next ones.

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["can_clone", "clone_file"]
+__all__ = ["can_clone", "clone_file", "share_blocks"]
 
 _FICLONE = 0x40049409  # from <linux/fs.h>: make one file share the blocks of another; a change of one copies its blocks
 
@@ -23,7 +23,7 @@ def clone_file(source: Path, destination: Path) -> bool:
         Whether there is a copy now.
     """
     with open(source, "rb") as read, open(destination, "xb") as written:
-        if _shares_blocks(read, written):
+        if share_blocks(read, written):
             return True
     destination.unlink()
     return False
@@ -37,10 +37,19 @@ def can_clone(source: Path, directory: Path) -> bool:
         directory: an existing directory that can be written to.
     """
     with open(source, "rb") as read, tempfile.TemporaryFile(dir=directory) as written:
-        return _shares_blocks(read, written)
+        return share_blocks(read, written)
 
 
-def _shares_blocks(source: BinaryIO, destination: BinaryIO) -> bool:
+def share_blocks(source: BinaryIO, destination: BinaryIO) -> bool:
+    """Gives an empty file the contents of another, if the file system can let them share their blocks.
+
+    Args:
+        source: the file, open for reading.
+        destination: the empty file, open for writing.
+
+    Returns:
+        Whether it has the contents now. If not, it is still empty.
+    """
     if sys.platform != "linux":
         return False
     import fcntl

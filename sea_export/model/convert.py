@@ -24,6 +24,7 @@ from sea_export.model.load_model import (
     load_config,
     skeleton,
 )
+from sea_export.model.location import PICKLE, PICKLE_INDEX
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pickled_weights import load_pickled_weights
 from sea_export.model.pretrained import from_pretrained
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 __all__ = [
-    "PICKLE",
-    "PICKLE_INDEX",
     "convert_pickles",
     "copy_files",
     "dequantize",
@@ -43,8 +42,6 @@ __all__ = [
     "unpack_gguf",
 ]
 
-PICKLE = "pytorch_model.bin"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
 _PARTS_OF_A_MODEL = 100
 """The largest number of files that one GGUF model is split into."""
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")

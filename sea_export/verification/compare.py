@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +14,10 @@ from torch import Tensor, nn
 
 from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import SeaExportError
-from sea_export.export.formats import EditInMemory, Loading
-from sea_export.locks import scratch_directory
+from sea_export.export.formats import BaseMoved, EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
-from sea_export.model.isolated_python import run_python
 from sea_export.text import dtype_name
+from sea_export.verification.clean_process import CleanProcess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,9 +50,6 @@ PROMPTS = (
 
 COMPARED_TOKENS = 32
 """The number of tokens at the end of each sequence whose predictions are compared."""
-
-# Makes the GNU C library give freed memory back to the system, in the process whose memory is limited.
-_LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 # The largest mean KL divergence (nats) and the smallest top-1 agreement that rounding may cause.
 _TOLERANCES = {
@@ -124,7 +116,9 @@ def compare(
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
     loading: Loading,
+    process: CleanProcess,
     exact: bool = True,
+    base_moved: BaseMoved | None = None,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit.
 
@@ -138,10 +132,13 @@ def compare(
         export_in_memory: makes the model in memory compute what the export computes, without rounding; None if the
             stored export rounds nothing, and is used itself.
         loading: how plain transformers loads the export.
+        process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
+        base_moved: moves requantized weights of the base within what their storage rounds; None if there are none.
 
     Returns:
-        `fold_error`, `rounding_error`, `base_rounding` and `effect`. See `sea_export.verification.verify.Verification`.
+        `fold_error`, `rounding_error`, `base_rounding` and `effect`: see
+        `sea_export.verification.verification.Verification`.
 
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
@@ -154,13 +151,15 @@ def compare(
         continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
         sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
         run_time = _logits(model, sequences)
-    stored = in_memory = logits_in_subprocess(directory, sequences, tokenizer, loading=loading, dtype=model.dtype)
+    stored = in_memory = logits_in_subprocess(
+        process, directory, sequences, tokenizer, loading=loading, dtype=model.dtype
+    )
     if export_in_memory is not None:
         with export_in_memory(model, edit, projections):
             in_memory = _logits(model, sequences)
     unedited = _logits(model, sequences)
-    if quantized:
-        with _rounded_otherwise(model, projections):
+    if base_moved is not None or quantized:
+        with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
             rounded = _logits(model, sequences)
     else:
         nn.Module.to(model, dtype)
@@ -242,6 +241,7 @@ def compared(logits: Tensor) -> Tensor:
 
 
 def logits_in_subprocess(
+    process: CleanProcess,
     directory: Path,
     sequences: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
@@ -253,6 +253,7 @@ def logits_in_subprocess(
     """The compared logits of an export, from another process, which knows nothing of sea-export.
 
     Args:
+        process: the other process.
         directory: the export.
         sequences: token ids. If `memory` is given, they are of equal length and computed in one batch.
         tokenizer: the tokenizer of the base. The tokenizer of an export with code must agree with it.
@@ -266,38 +267,19 @@ def logits_in_subprocess(
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
-    with scratch_directory("sea-export-verification-", Path(tempfile.gettempdir())) as scratch:
-        request_file, answer = scratch / "request.json", scratch / "logits.safetensors"
-        request = {
-            "checkpoint": str(directory),
-            "dtype": dtype_name(dtype),
-            "sequences": sequences,
-            "count": COMPARED_TOKENS,
-            "base": None if loading.base is None else str(loading.base),
-            "trust_remote_code": loading.trust_remote_code,
-            "auto_class": loading.auto_class,
-            "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
-            "memory": memory,
-            "scratch": str(scratch),
-            "answer": str(answer),
-        }
-        request_file.write_text(json.dumps(request), encoding="utf-8")
-        probe = Path(__file__).with_name("probe.py")
-        process = run_python(
-            [str(probe), str(request_file)],
-            # transformers copies all code that it runs into this cache. Here the copy is removed afterwards.
-            environment={"HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
-        )
-        if process.returncode < 0:
-            raise SeaExportError(
-                f"{directory.name}: the process that loads it to verify it was ended by the signal "
-                f"{signal.Signals(-process.returncode).name}, as the system does where memory runs out. Free some "
-                "memory, choose --layerwise, or leave the verification out with --no-verify."
-            )
-        if process.returncode:
-            last_line = process.stderr.strip().rpartition("\n")[2].rstrip(". ")
-            raise SeaExportError(f"{directory.name}: plain transformers cannot load it: {last_line}.")
-        return load_file(answer)["logits"]
+    request = {
+        "checkpoint": str(directory),
+        "dtype": dtype_name(dtype),
+        "threads": torch.get_num_threads(),
+        "sequences": sequences,
+        "count": COMPARED_TOKENS,
+        "base": None if loading.base is None else str(loading.base),
+        "trust_remote_code": loading.trust_remote_code,
+        "auto_class": loading.auto_class,
+        "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
+        "memory": memory,
+    }
+    return load_file(process.ask(request, lean=memory is not None))["logits"]
 
 
 def comparison_problems(
@@ -306,6 +288,7 @@ def comparison_problems(
     *,
     exact: bool = True,
     quantized: bool = False,
+    requantized: bool = False,
 ) -> list[str]:
     """What is outside the tolerance, each as a clause without a full stop.
 
@@ -314,11 +297,14 @@ def comparison_problems(
         dtype: the coarsest dtype of the run-time edit and the stored export.
         exact: whether the export should be the edit, and not only an approximation of it.
         quantized: whether the base is quantized, so that everything is computed with rounding.
+        requantized: whether the stored export is quantized, and what it is compared with is not.
     """
     divergence, equal = _TOLERANCES[dtype]
-    if quantized:
+    if quantized or requantized:
         divergence, equal = _QUANTIZED_TOLERANCE
         divergence = max(divergence, _TIMES_ROUNDING * metrics["base_rounding"].mean_divergence)
+    if requantized:
+        equal = min(equal, 1 - _TIMES_ROUNDING * (1 - metrics["base_rounding"].top1_agreement))
     problems = []
     fold_error = metrics["fold_error"]
     if quantized:

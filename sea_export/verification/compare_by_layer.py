@@ -25,6 +25,7 @@ from sea_export.export.formats import EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.memory import fits, weight_bytes
 from sea_export.model.precision import in_float32
+from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.compare import (
     COMPARED_TOKENS,
     PROMPTS,
@@ -57,6 +58,7 @@ def compare_by_layer(
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
     loading: Loading,
+    process: CleanProcess,
     exact: bool = True,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit. See `sea_export.verification.compare.compare`.
@@ -70,6 +72,7 @@ def compare_by_layer(
         export_in_memory: makes the base compute what the export computes, without rounding; None if the stored export
             rounds nothing, and is used itself.
         loading: how plain transformers loads the export.
+        process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
 
     Returns:
@@ -80,6 +83,7 @@ def compare_by_layer(
     """
     sequences = _fixed_sequences(tokenizer)
     stored = logits_in_subprocess(
+        process,
         directory,
         sequences,
         tokenizer,

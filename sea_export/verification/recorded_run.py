@@ -37,6 +37,15 @@ class RecordedFit:
     """How `tune` found the options; None if they were given."""
     effect: Mapping[str, Any] | None = None
     """What was measured of the edit; None if nothing was."""
+    fitted_strength: float | None = None
+    """The strength that was fitted; None for the one in `options`."""
+
+    @property
+    def fitted_options(self) -> FitOptions:
+        """The options of the fit itself."""
+        if self.fitted_strength is None:
+            return self.options
+        return replace(self.options, edit=replace(self.options.edit, strength=self.fitted_strength))
 
     @property
     def needs_file(self) -> bool:
@@ -125,7 +134,10 @@ class RecordedRun:
             )
         recorded: Mapping[str, Any] = manifest["export"]
         export = ExportOptions(
-            format=manifest["format"], adapter_rank=recorded["adapter_rank"], verify=recorded["verify"]
+            format=manifest["format"],
+            adapter_rank=recorded["adapter_rank"],
+            verify=recorded["verify"],
+            requantize=recorded.get("requantize", False),
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}
@@ -175,4 +187,5 @@ def _fit(member: Mapping[str, Any]) -> RecordedFit:
         demonstrations["sha256"],
         member.get("tuning"),
         member.get("effect"),
+        member.get("fitted_strength"),
     )

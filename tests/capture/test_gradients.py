@@ -173,6 +173,15 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_labels_are_drawn_from_the_distribution() -> None:
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    draw = own_labels(torch.Generator().manual_seed(0))
+    drawn = draw(probabilities.log().expand(20_000, -1))
+    shares = torch.bincount(drawn, minlength=6) / len(drawn)
+    assert not shares[probabilities == 0].any()
+    torch.testing.assert_close(shares, probabilities, atol=0.015, rtol=0)
+
+
 def test_gradients_can_be_of_drawn_labels(llama: PreTrainedModel) -> None:
     drawn: list[Tensor] = []
     own = own_labels(torch.Generator().manual_seed(0))

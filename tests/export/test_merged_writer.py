@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -139,6 +140,57 @@ def test_progress_counts_every_byte_written(base, output):
     counts: list[int] = []
     write_checkpoint(base, output, {EDITED[0]: scaled(2.0)}, additions={"new": torch.ones(3)}, progress=counts.append)
     assert sum(counts) == sum(len(data) for data in contents_of(output).values())
+
+
+# Copies that share their blocks with the base
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"additions": {"new": torch.ones(3)}},
+        {"config_changes": {"mlp_bias": True}},
+    ],
+    ids=["edits", "longer header", "longer config"],
+)
+def test_shared_blocks_give_the_same_output(base, output, monkeypatch, changes):
+    edits = {name: scaled(1.5) for name in EDITED}
+    report = write_checkpoint(base, output, edits, **changes)
+    (output.parent / "shared").mkdir()
+
+    def share(destination: int, _: int, source: int) -> None:
+        os.pwrite(destination, os.pread(source, 10**9, 0), 0)
+
+    monkeypatch.setattr(fcntl, "ioctl", share)
+    assert write_checkpoint(base, output.parent / "shared", edits, **changes) == report
+    assert contents_of(output.parent / "shared") == contents_of(output)
+
+
+def test_of_shared_blocks_only_the_edited_bytes_are_written(base, output, monkeypatch):
+    """Here the blocks that are said to be shared are zeros, so that only what is written is something else."""
+
+    def share(destination: int, _: int, source: int) -> None:
+        os.truncate(destination, os.fstat(source).st_size)
+
+    monkeypatch.setattr(fcntl, "ioctl", share)
+    write_checkpoint(base, output, {EDITED[0]: scaled(2.0)})
+    stored = base.tensors[EDITED[0]]
+    for file, data in contents_of(output).items():
+        edited = slice(stored.start, stored.end) if file == stored.file else slice(0, 0)
+        assert any(data[edited]) == (file == stored.file)
+        assert not any(data[: edited.start] + data[edited.stop :])
+
+
+def test_a_file_of_shared_blocks_may_become_shorter(tmp_path, monkeypatch):
+    (tmp_path / "source").write_bytes(b"0123456789")
+    monkeypatch.setattr(fcntl, "ioctl", lambda destination, *_: os.pwrite(destination, b"0123456789", 0))
+    with streaming.FileCopy(tmp_path / "source", tmp_path / "copy", progress=lambda count: None) as copy:
+        copy.take(4)
+        copy.put(memoryview(b"a"))
+        copy.copy_rest()
+        assert copy.digests()[1] == hashlib.sha256(b"a456789").hexdigest()
+    assert (tmp_path / "copy").read_bytes() == b"a456789"
 
 
 # Additions and config changes
@@ -312,7 +364,7 @@ def test_base_that_is_written_to_on_the_way(base, output):
 
 
 def test_full_disk_is_told_in_a_sentence(base, output, monkeypatch):
-    def fails(copy: streaming.FileCopy, view: memoryview) -> None:
+    def fails(copy: streaming.FileCopy, view: memoryview, **_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(streaming.FileCopy, "_write", fails)
