@@ -113,18 +113,27 @@ def run_batches(
     waiting = Counter(one.continues for one in passes if one.continues)
     caches: dict[Pass, Any] = {}
 
-    def continued(one: Pass) -> Any:
-        """The cache from which a pass continues. It is filled when it is first needed, and forgotten after the last."""
+    def taken(one: Pass) -> Any:
+        """The cache from which a pass continues, which is forgotten after the last one."""
         source = one.continues
         if source is None:
             return None
-        if source not in caches:
-            caches[source] = run(source, continued(source))
         selected = _select(caches[source], one.rows)
         waiting[source] -= 1
         if not waiting[source]:
             del caches[source]
         return selected
+
+    def continued(one: Pass) -> Any:
+        """The same, after the passes that fill it."""
+        unfilled = []
+        source = one.continues
+        while source is not None and source not in caches:
+            unfilled.append(source)
+            source = source.continues
+        for prefix in reversed(unfilled):
+            caches[prefix] = run(prefix, taken(prefix))
+        return taken(one)
 
     for batch in plan.batches:
         for one in batch.passes:
