@@ -279,9 +279,14 @@ def test_a_base_of_another_kind_is_refused(
     shutil.copytree(tiny_checkpoint, other)
     method = {"quant_method": "gptq", "bits": 4}
     change_json(other / "config.json", lambda whole: whole | {"quantization_config": method})
-    for base, facts in ((tiny_checkpoint, ["--requantize", "not quantized"]), (other, ["gptq", "--dequantize"])):
+    packed = tmp_path / "packed.gguf"
+    packed.write_bytes(b"GGUF")
+    refused = {tiny_checkpoint: ["not quantized"], other: ["gptq", "--dequantize"], packed: [packed.name, "unpacked"]}
+    for base, facts in refused.items():
         result = run("fit-and-save", base, tmp_path / "out", "--demonstrations", demonstrations_file, "--requantize")
-        assert_refused(result, facts, tmp_path / "out")
+        assert_refused(result, ["--requantize", *facts], tmp_path / "out")
+    with pytest.raises(InputError, match=naming("--requantize", tiny_checkpoint.name)):
+        requantized(tiny_checkpoint, tmp_path / "out", edit_of())
 
 
 @pytest.mark.parametrize(
