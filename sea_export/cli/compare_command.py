@@ -36,13 +36,13 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     if compare.prompts is not None:
         load_prompts(compare.prompts)
 
+    from sea_export.cli.opening import begin_computing
     from sea_export.cli.terminal import console, waiting
     from sea_export.evaluation.side_by_side import compare_models
     from sea_export.evaluation.side_by_side_page import comparison_page
     from sea_export.files.writing import write_result
-    from sea_export.model.load_model import quiet_transformers
 
-    quiet_transformers()
+    begin_computing(run.threads)
     comparison = compare_models(base, output, compare, run, waiting)
     _print_comparison(comparison)
     if compare.html is not None:

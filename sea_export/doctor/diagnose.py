@@ -38,6 +38,7 @@ from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import check_quantizer, choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
 from sea_export.model.run_options import RunOptions
+from sea_export.model.threads import Threads
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.saving import check_room_for, locate_fit
 from sea_export.text import dtype_name
@@ -132,6 +133,8 @@ def diagnose(
     fit: FitOptions,
     run: RunOptions,
     waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    *,
+    threads: Threads | None = None,
 ) -> Diagnosis:
     """Describes this machine, and what `fit-and-save` of a model would be on it.
 
@@ -143,12 +146,13 @@ def diagnose(
         fit: the options of the fit.
         run: how the model would be opened.
         waiting: is told what goes on; its context is open meanwhile.
+        threads: with how many threads it would compute, if that is decided.
 
     Raises:
         InputError: the model, the demonstrations or the directory of the output is not usable.
     """
     check_job(model, output)
-    machine = describe_machine(output.resolve().parent)
+    machine = describe_machine(output.resolve().parent, threads)
     if model is None:
         return Diagnosis(machine, None)
     demonstrations, dtype = read_demonstrations(data, fit.capture.seed), parse_dtype(run.dtype)

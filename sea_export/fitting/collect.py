@@ -110,6 +110,7 @@ def collect_statistics(
         for _, batch in capture_batches(source.model, own_demonstrations, projections, options.capture, progress):
             for target, activations in batch.items():
                 collected.update(target, activations)
+        logger.debug("%d demonstrations are captured.", len(share))
         for target in targets:
             collected.finish(target, ())
     else:

@@ -30,6 +30,9 @@ class RunOptions:
         ".gguf or dequantized model is written out in it (auto: bfloat16).",
         DTYPES,
     )
+    threads: int | None = option(
+        None, "Threads to compute with; by default as OMP_NUM_THREADS says, or as many as help in a trial.", minimum=1
+    )
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")
     trust_remote_code: bool = option(False, "Run code that comes with the model. Custom-code exports come with some.")
 

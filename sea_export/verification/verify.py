@@ -23,14 +23,14 @@ best approximation of its rank. A quantized base is computed as it is, in its ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
-from sea_export.export.formats import EditNeeds, ExportFormat, export_format
+from sea_export.export.formats import EditNeeds, export_format
 from sea_export.export.listed_files import check_files
 from sea_export.export.manifest import check_base, read_manifest
 from sea_export.model.checkpoint import CARD
@@ -42,7 +42,73 @@ from sea_export.verification.verification import Verification
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["verify"]
+__all__ = ["SoundOutput", "check_output_files", "verify"]
+
+
+@dataclass(frozen=True)
+class SoundOutput:
+    """An output whose files are those of its manifest. Whether it is the edit of its base is still to be seen.
+
+    Attributes:
+        directory: the output.
+        manifest: its manifest.
+        edit: the edit in it.
+        base: where its base is.
+        unchecked: what no digest vouches for, each as a noun phrase.
+        trust_remote_code: whether code may run that sea-export does not write.
+    """
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    edit: StoredEdit
+    base: ModelLocation
+    unchecked: tuple[str, ...]
+    trust_remote_code: bool
+
+    def verify(self, process: CleanProcess, *, layerwise: bool | None = None) -> Verification:
+        """Verifies its tensors and its predictions.
+
+        Args:
+            process: the one in which plain transformers loads it.
+            layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
+
+        Raises:
+            InputError: the base is another one, or code is not trusted.
+            SeaExportError: plain transformers cannot load the checkpoint.
+        """
+        import torch  # seconds, as the following modules
+
+        from sea_export.edit.spectral_edit import SpectralEdit
+        from sea_export.model.base import open_base
+        from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
+
+        directory, named, edit = self.directory, self.manifest["base"], SpectralEdit.from_stored(self.edit)
+        format = export_format(self.manifest["format"])
+        options = ExportOptions(
+            format=format.name,
+            adapter_rank=self.manifest.get("adapter", {}).get("rank_cap"),
+            requantize=self.manifest.get("export", {}).get("requantize", False),
+        )
+        with open_base(
+            self.base,
+            dtype=getattr(torch, named["dtype"]),
+            dequantize=named["dequantized"],
+            trust_remote_code=self.trust_remote_code,
+        ) as opened:
+            check_base(opened, named["files"])
+            located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
+            model: PreTrainedModel | None = None
+
+            def load() -> PreTrainedModel:
+                nonlocal model
+                model = model or unrounded_model(opened, None)
+                return model
+
+            plan = format.plan(edit, opened, located, options, load)
+            format.check_before_loading(directory, plan, trust_remote_code=self.trust_remote_code)
+            verified = model_to_verify(opened, layerwise, model, directory.resolve().parent)
+            found = verify_export(directory, opened, edit, format, plan, verified, process)
+            return replace(found, unchecked=(*self.unchecked, *found.unchecked))
 
 
 def verify(
@@ -68,68 +134,41 @@ def verify(
             trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
+    found = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    if isinstance(found, Verification):
+        return found
+    with CleanProcess() as process:
+        process.begin()  # it imports what it needs while the base is compared with the manifest
+        return found.verify(process, layerwise=layerwise)
+
+
+def check_output_files(
+    output: str | Path, base: str | Path | None, *, revision: str | None, trust_remote_code: bool
+) -> SoundOutput | Verification:
+    """The part of a verification that compares files only, without torch.
+
+    Args:
+        output: see `verify`.
+        base: see `verify`.
+        revision: see `verify`.
+        trust_remote_code: see `verify`.
+
+    Returns:
+        What is to be verified further, or the verification, if files are not as they should be.
+
+    Raises:
+        InputError: sea-export did not write the output, or the base is not available.
+    """
     directory = fetch_output(output)
     manifest = read_manifest(directory)
     not_fetched = frozenset({CARD}) if directory != Path(output) else frozenset()
     files = check_files(directory, manifest["files"], not_fetched=not_fetched)
     if files.problems:
         return Verification(manifest["base"]["dtype"], files.problems, (*files.unchecked, "tensors", "predictions"))
-    format = export_format(manifest["format"])
-    options = ExportOptions(
-        format=format.name,
-        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
-        requantize=manifest.get("export", {}).get("requantize", False),
-    )
     named = manifest["base"]
-    base = base or format.base_of(directory)
+    base = base or export_format(manifest["format"]).base_of(directory)
     if base is None and not is_hub_id(named["name"]):
         raise InputError(f"{output}: it was made from the local model {named['name']}. Say where it is with --base.")
-    stored = read_stored_edit(directory)
+    edit = read_stored_edit(directory)
     location = locate_model(str(base or named["name"]), revision or named["revision"])
-
-    with CleanProcess() as process:
-        process.begin()  # meanwhile this process imports the same
-        found = _verified(directory, stored, location, format, manifest, process, options, trust_remote_code, layerwise)
-    return replace(found, unchecked=(*files.unchecked, *found.unchecked))
-
-
-def _verified(
-    directory: Path,
-    stored: StoredEdit,
-    location: ModelLocation,
-    format: ExportFormat[Any, Any],
-    manifest: Mapping[str, Any],
-    process: CleanProcess,
-    options: ExportOptions,
-    trust_remote_code: bool,
-    layerwise: bool | None,
-) -> Verification:
-    """The verification of tensors and predictions. All that is refused without computing has been."""
-    import torch  # seconds, as the following modules
-
-    from sea_export.edit.spectral_edit import SpectralEdit
-    from sea_export.model.base import open_base
-    from sea_export.model.load_model import quiet_transformers
-    from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
-
-    quiet_transformers()
-    edit, named = SpectralEdit.from_stored(stored), manifest["base"]
-    with open_base(
-        location,
-        dtype=getattr(torch, named["dtype"]),
-        dequantize=named["dequantized"],
-        trust_remote_code=trust_remote_code,
-    ) as opened:
-        check_base(opened, named["files"])
-        located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
-        model: PreTrainedModel | None = None
-
-        def load() -> PreTrainedModel:
-            nonlocal model
-            model = model or unrounded_model(opened, None)
-            return model
-
-        plan = format.plan(edit, opened, located, options, load)
-        format.check_before_loading(directory, plan, trust_remote_code=trust_remote_code)
-        verified = model_to_verify(opened, layerwise, model, directory.resolve().parent)
-        return verify_export(directory, opened, edit, format, plan, verified, process)
+    return SoundOutput(directory, manifest, edit, location, files.unchecked, trust_remote_code)
