@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.capture.offloaded import StoredModel
+from sea_export.capture.offloaded import StoredModel, check_layers_loadable
 from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -197,6 +197,8 @@ def save_checkpoint(
     format = export_format(options.format)
     if not format.runs_code and edit.why_unfoldable:
         raise InputError(edit.why_unfoldable)
+    if layerwise and options.verify:
+        check_layers_loadable(base)
     # A fit with `--layers signature:K` edits fewer targets than were located before it.
     if located is None or {one.target for one in located.projections} != set(edit.targets):
         located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)

@@ -55,11 +55,14 @@ def command(
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_beside, check_output
     from sea_export.model.location import locate_model
+    from sea_export.model.quantization_methods import check_kept_storage
 
     check_output(output, overwrite=export.overwrite)
     check_beside(output, cache)
     read = read_demonstrations(data, fit.capture.seed)
     location = locate_model(model, run.revision)
+    if export.requantize:
+        check_kept_storage(location.path, location.name)
     with early_process(export, run) as process:
         # Nothing before this needs torch, which takes seconds to import.
         from sea_export.cli.opening import joined_job, opened_model

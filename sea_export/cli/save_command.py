@@ -38,6 +38,7 @@ def command(
     from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.export.output import check_output
     from sea_export.model.location import locate_model
+    from sea_export.model.quantization_methods import check_kept_storage
 
     check_conversion(dequantize=run.dequantize, requantize=export.requantize)
     if strength is not None:
@@ -45,6 +46,8 @@ def command(
     check_output(output, overwrite=export.overwrite)
     stored = [read_stored_edit(Path(directory)) for directory in edits]
     location = locate_model(base or _base_of(stored), run.revision)
+    if export.requantize:
+        check_kept_storage(location.path, location.name)
 
     with early_process(export, run) as process:
         # Nothing before this needs torch, which takes seconds to import.

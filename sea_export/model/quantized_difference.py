@@ -8,7 +8,8 @@ import torch
 
 from sea_export.model.block_scaled import BlockScaled, block_scaled_matrices
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.quantized_storage import REQUANTIZABLE, QuantizedWeight, is_requantizable, stored_quantized
+from sea_export.model.quantization_methods import REQUANTIZABLE
+from sea_export.model.quantized_storage import QuantizedWeight, is_requantizable, stored_quantized
 
 __all__ = ["weight_differences"]
 

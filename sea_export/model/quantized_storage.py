@@ -20,6 +20,7 @@ import torch
 from sea_export.errors import InputError
 from sea_export.model.block_scaled import PACKED_BLOCK, grid_of, holds_factors
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.quantization_methods import REQUANTIZABLE, requantizable_method
 from sea_export.model.safetensors_header import StoredTensor
 from sea_export.text import dtype_name
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
 
 __all__ = [
-    "REQUANTIZABLE",
     "QuantizedWeight",
     "check_requantizable",
     "is_requantizable",
@@ -35,9 +35,6 @@ __all__ = [
     "stored_quantized",
     "with_plain_weights",
 ]
-
-REQUANTIZABLE = MappingProxyType({"fp8": "FP8 in blocks", "mxfp4": "MXFP4"})
-"""The methods of quantization whose storage is known, and what they are called."""
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _PACKED_BYTES = PACKED_BLOCK // 2
@@ -70,14 +67,7 @@ def quantized_weights(base: Base) -> dict[str, QuantizedWeight]:
     Raises:
         InputError: it is not quantized, or stored in a form that is not known.
     """
-    method = base.checkpoint.quantization_method
-    if method is None:
-        raise InputError(f"--requantize: {base.name} is not quantized. Leave the option out.")
-    if method not in REQUANTIZABLE:
-        raise InputError(
-            f"--requantize: {base.name} is quantized by {method}, and an edit can be folded into "
-            f"{' and '.join(REQUANTIZABLE.values())} only. Choose --format adapter or custom-code, or --dequantize."
-        )
+    method = requantizable_method(base.name, base.checkpoint.config)
     return stored_quantized(base.checkpoint, method)
 
 

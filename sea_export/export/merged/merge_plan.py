@@ -18,7 +18,7 @@ from sea_export.export.stored_layout import StoredParameter
 from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
-from sea_export.model.quantized_storage import REQUANTIZABLE
+from sea_export.model.quantization_methods import REQUANTIZABLE
 
 __all__ = ["Fold", "MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
