@@ -12,7 +12,6 @@ from method_gradients import demonstration_gradients, label_signs
 from method_results import digest
 
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
-from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.fit import edit_from_statistics
@@ -225,19 +224,7 @@ def edits_by_strength(
         unit = SpectralEdit({target: (one,) for target, one in biased(biases, statistics, options).items()})
     else:
         unit = edit_from_statistics(statistics, options)
-    return lambda strength: SpectralEdit(
-        {target: tuple(_scaled(one, sign * strength) for one in edits) for target, edits in unit.layers.items()}
-    )
-
-
-def _scaled(unit: LayerEdit, strength: float) -> LayerEdit:
-    """An edit without spectra at another strength than 1, at which it was made."""
-    return replace(
-        unit,
-        strength=strength,
-        shift=None if unit.shift is None else strength * unit.shift,
-        relative_change=abs(strength) * unit.relative_change,
-    )
+    return lambda strength: unit.with_strength(sign * strength)
 
 
 def _projected(biases: Mapping[Target, torch.Tensor], edit: SpectralEdit) -> dict[Target, torch.Tensor]:

@@ -100,7 +100,7 @@ def _write_shard(file: Path, shard: dict[str, tuple[int, ...]], generator: torch
     tensors, position = [], 0
     for name, size in shard.items():
         end = position + 2 * math.prod(size)
-        tensors.append(StoredTensor(name, torch.bfloat16, size, file.name, position, end))
+        tensors.append(StoredTensor(name, "BF16", size, file.name, position, end))
         position = end
     with open(file, "wb") as stream:
         stream.write(encode_header(Header(0, {"format": "pt"}, tuple(tensors))))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from sea_export.hub.push import Pushed, push
     from sea_export.model.targets import Target
     from sea_export.saving import SaveResult, save
-    from sea_export.verification.verify import Verification, verify
+    from sea_export.verification.verification import Verification
+    from sea_export.verification.verify import verify
 
 __all__ = [
     "Demonstration",
@@ -59,7 +60,8 @@ _MODULES = {
     "hub.push": ("Pushed", "push"),
     "model.targets": ("Target",),
     "saving": ("SaveResult", "save"),
-    "verification.verify": ("Verification", "verify"),
+    "verification.verification": ("Verification",),
+    "verification.verify": ("verify",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -52,6 +52,9 @@ FORMATS = {
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
 
+GRADIENT_METHODS = ("gradient", "natural-gradient")
+"""The methods whose statistics are of gradients, which have several forms."""
+
 METHODS = {
     "spectral": "sea_export.fitting.spectral",
     "gradient": "sea_export.fitting.gradient",
@@ -224,10 +227,15 @@ class FitOptions:
         FORMS,
     )
     rank: int = option(16, "Rank of --form low-rank.", minimum=1)
+    damping: float | None = option(
+        None,
+        "λ of --method natural-gradient: how much is added to the curvature, in units of its mean diagonal; by default "
+        "10 for a constant and 1 for a map.",
+    )
     layers: str = option(
         "last:60%",
         "Decoder layers to edit, counted from 0: all, last:K, first:K, signature:K (K a number or a share, 60%), or a "
-        "list: 10-20,25.",
+        "list: last:6,10-20,25.",
     )
     target: str = option("mlp", "Whose output is edited: the MLP's, the attention's, or both.", TARGETS)
     center: str = option(
@@ -277,12 +285,18 @@ class FitOptions:
 
     def _check_form(self) -> None:
         """Refuses a form that the method does not have, and a rank that the form does not have."""
-        if self.form != "bias" and self.method not in ("gradient", "natural-gradient"):
+        if self.form != "bias" and self.method not in GRADIENT_METHODS:
             raise InputError(
                 f"--form: {self.form} goes with the gradient methods, not with {self.method}. Leave it out."
             )
         if self.rank != FitOptions.rank and self.form != "low-rank":
             raise InputError(f"--rank: it goes with --form low-rank, not with {self.form}. Leave it out.")
+        if self.damping is not None and self.method != "natural-gradient":
+            raise InputError(
+                f"--damping: it goes with --method natural-gradient, not with {self.method}. Leave it out."
+            )
+        if self.damping is not None and not 0 < self.damping < float("inf"):
+            raise InputError(f"--damping: {self.damping} is no damping. Give a number above 0.")
 
     def _check_method(self) -> None:
         """Refuses what only spectral edits have."""
@@ -350,6 +364,13 @@ class ExportOptions:
         "Link the weight files of the base instead of copying them: no room is needed, and the output changes when the "
         "base is changed in place.",
         format="custom-code",
+    )
+
+    requantize: bool = option(
+        False,
+        "Fold into quantized weights of the base in their own storage (FP8 in blocks, MXFP4); all other bytes stay as "
+        "they are.",
+        format="merged",
     )
 
     def __post_init__(self) -> None:

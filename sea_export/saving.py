@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.capture.offloaded import StoredModel
+from sea_export.capture.offloaded import StoredModel, check_layers_loadable
 from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -21,9 +22,12 @@ from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, s
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.run_options import check_conversion
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
-from sea_export.verification.verify import Verification, base_to_verify, model_to_verify, unrounded_model, verify_export
+from sea_export.verification.clean_process import CleanProcess
+from sea_export.verification.verification import Verification
+from sea_export.verification.verify_export import base_to_verify, model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +59,7 @@ def save(
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
     link: bool = ExportOptions.link,
+    requantize: bool = ExportOptions.requantize,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
     revision: str | None = None,
@@ -75,6 +80,7 @@ def save(
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
         link: with `custom-code`, make hard links to the weight files of the base instead of copies.
+        requantize: with `merged`, fold into quantized weights of the base in their own storage.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         revision: the revision of the base on the Hub.
@@ -96,7 +102,9 @@ def save(
         force=force,
         verify=verify,
         link=link,
+        requantize=requantize,
     )
+    check_conversion(dequantize=dequantize, requantize=requantize)
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
@@ -104,7 +112,10 @@ def save(
         if warning := license_warning(opened.name, base_metadata(opened)):
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
-        return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise)
+        with CleanProcess() as process:
+            if verify:
+                process.begin()  # it imports what it needs while the output is written
+            return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
 
 
 def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
@@ -159,6 +170,7 @@ def save_checkpoint(
     layerwise: bool | None = None,
     located: Located | None = None,
     model: PreTrainedModel | StoredModel | None = None,
+    process: CleanProcess | None = None,
     progress: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
@@ -174,6 +186,7 @@ def save_checkpoint(
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         located: what `locate_fit` found for the edit's targets; None if it was not called.
         model: the base as the fit used it, or None. The verification uses it, and may change its dtype.
+        process: the one in which plain transformers loads the output to verify it; None to start one for it.
         progress: called with the number of bytes written since the last call.
         announce: called with each line that the user should read before anything is written.
 
@@ -187,6 +200,8 @@ def save_checkpoint(
     format = export_format(options.format)
     if not format.runs_code and edit.why_unfoldable:
         raise InputError(edit.why_unfoldable)
+    if layerwise and options.verify:
+        check_layers_loadable(base)
     # A fit with `--layers signature:K` edits fewer targets than were located before it.
     if located is None or {one.target for one in located.projections} != set(edit.targets):
         located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)
@@ -216,10 +231,13 @@ def save_checkpoint(
         verification = None
         if options.verify:
             logger.debug("verifying")
-            with base_to_verify(base, format) as exact:
+            with (
+                CleanProcess() if process is None else nullcontext(process) as clean,
+                base_to_verify(base, format) as exact,
+            ):
                 known = model if exact is base else None
                 verified = model_to_verify(exact, layerwise, known, output.resolve().parent)
-                verification = verify_export(staging, exact, edit, format, plan, verified)
+                verification = verify_export(staging, exact, edit, format, plan, verified, clean)
             if not verification.passed:
                 base.files.check()  # a change would be the reason
                 raise SeaExportError(

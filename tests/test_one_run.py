@@ -18,6 +18,7 @@ from sea_export.export.output import check_output
 from sea_export.files.reading import read_json
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import find_output_projections
+from sea_export.model.isolated_python import start_python
 from sea_export.model.load_model import skeleton
 from tests.helpers.calls import counted_calls
 from tests.helpers.parameters import UNMEASURED, slow_but
@@ -29,6 +30,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "search for output projections": find_output_projections,
     "choice of targets": choose_targets,
     "check of the output": check_output,
+    "another process": start_python,
 }
 
 

@@ -1,43 +1,34 @@
 """Captured activations in files, so that another fit with the same activations runs no forward pass.
 
-A cache directory has one folder for each combination of what decides activations: the model, the demonstrations as
-tokens, and the capture options. In the folder are parts: safetensors files with the activations of some targets over
-some demonstrations. A part appears when it is complete, and it never changes. So an interrupted capture goes on where
-it stopped, and several runs can use a cache at the same time. Unfinished parts of killed runs are removed by the next
-run.
+What decides activations is the model, the demonstrations as tokens, and the capture options. A part holds the
+activations of some targets over some demonstrations, so that an interrupted capture goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from sea_export.capture.activations import Activations
+from sea_export.capture.cache_folder import CacheFolder, reading_part
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
-from sea_export.errors import InputError, SeaExportError, first_line, reason
-from sea_export.files.writing import flush
-from sea_export.locks import scratch_directory
 from sea_export.model.safetensors_header import read_header
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions
 
-__all__ = ["ActivationCache", "cached_bytes", "capture_key"]
+__all__ = ["ActivationCache", "capture_key", "tokens_digest"]
 
 _FORMAT_VERSION = 1
-_SUFFIX = ".safetensors"
 _INDICES = "demonstrations"
 _KINDS = ("neutral", "positive", "negative")
-_KEY_DIGITS = 32
 
 
 def capture_key(
@@ -50,17 +41,22 @@ def capture_key(
         demonstrations: as tokens, so that the tokenizer and the template need not be named.
         options: the capture options. Those that have no effect on the activations are left out.
     """
-    tokens = json.dumps([[one.prompt, one.positive, one.negative] for one in demonstrations])
     return {
         "format_version": _FORMAT_VERSION,
         "model": dict(model),
-        "demonstrations": hashlib.sha256(tokens.encode()).hexdigest(),
+        "demonstrations": tokens_digest(demonstrations),
         "site": options.site,
         "position": options.position,
         "seed": options.seed if options.position == "random" else None,
         "neutral": options.neutral,
         "neutral_tokens": options.neutral_tokens if options.neutral == "generated" else None,
     }
+
+
+def tokens_digest(demonstrations: Sequence[TokenizedDemonstration]) -> str:
+    """The SHA-256, in hexadecimal, of the tokens of demonstrations."""
+    tokens = json.dumps([[one.prompt, one.positive, one.negative] for one in demonstrations])
+    return hashlib.sha256(tokens.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -84,16 +80,13 @@ class ActivationCache:
         Raises:
             InputError: the directory cannot be used, or a part in it is damaged.
         """
-        text = json.dumps(key, indent=2, sort_keys=True)
-        self.folder = directory / hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write("key.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"--cache: {directory} cannot be used ({error.strerror}). Choose another directory."
-            ) from error
-        self._parts = [_read_part(file, size) for file in sorted(self.folder.glob(f"*{_SUFFIX}"))]
+        self._folder = CacheFolder(directory, key)
+        self._parts = [_read_part(file, size) for file in self._folder.parts]
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts are."""
+        return self._folder.path
 
     def missing(self, targets: Sequence[Target], indices: Sequence[int]) -> tuple[list[Target], list[int]]:
         """The targets that are not complete, and the demonstrations that any of them lacks.
@@ -124,13 +117,7 @@ class ActivationCache:
             for target, one in activations.items()
         }
         tensors[_INDICES] = torch.tensor(indices)
-        try:
-            file = self._write(f"{secrets.token_hex(8)}{_SUFFIX}", lambda file: save_file(tensors, file))
-        except (OSError, SafetensorError) as error:
-            raise SeaExportError(
-                f"{self.folder}: activations could not be written there ({reason(error)}). Make room and run again. "
-                "Activations that are there already are used."
-            ) from error
+        file = self._folder.add(tensors, "activations")
         self._parts.append(_Part(file, tuple(indices), frozenset(activations)))
 
     def read(self, target: Target, indices: Sequence[int]) -> Activations:
@@ -152,22 +139,9 @@ class ActivationCache:
                 rows |= {part.indices[row]: kinds[:, row] for row in wanted}
         return Activations(*torch.stack([rows[index] for index in indices], dim=1))
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Writes a file, which appears in the folder when it is complete."""
-        with scratch_directory(".unfinished-", self.folder) as scratch:
-            unfinished = scratch / "file"
-            write(unfinished)
-            flush(unfinished)
-            return unfinished.replace(self.folder / name)
-
-
-def cached_bytes(directory: Path) -> int:
-    """The size in bytes of all activations in a cache directory, of all models and demonstrations."""
-    return sum(file.stat().st_size for file in directory.glob(f"*/*{_SUFFIX}"))
-
 
 def _read_part(file: Path, size: int) -> _Part:
-    try:
+    with reading_part(file):
         stored = {tensor.name: tensor for tensor in read_header(file).tensors}
         indices = stored.pop(_INDICES, None)
         if indices is None or indices.dtype != torch.int64 or len(indices.shape) != 1 or not stored:
@@ -182,5 +156,3 @@ def _read_part(file: Path, size: int) -> _Part:
         if min(rows, default=0) < 0 or len(set(rows)) < len(rows):
             raise ValueError("it numbers its demonstrations wrongly")
         return _Part(file, rows, frozenset(map(Target.parse, stored)))
-    except (SafetensorError, OSError, ValueError, InputError) as error:
-        raise InputError(f"{file}: this part of the cache is damaged ({first_line(error)}). Remove it.") from error

@@ -49,9 +49,23 @@ class OpenedModel:
     @cached_property
     def model(self) -> PreTrainedModel | StoredModel:
         """The model in memory; a layer at a time, if that was asked for or if it does not fit as a whole."""
-        if not self._is_layerwise():
+        if not self.is_layerwise:
             return self.base.load_model(dtype=self._computed, device=self.device, device_map=self.device_map)
         return StoredModel(self.base, dtype=self._computed, device=torch.device(self.device), scratch=self.scratch)
+
+    @cached_property
+    def is_layerwise(self) -> bool:
+        """Whether one layer at a time is in memory."""
+        if self.layerwise is not None:
+            return self.layerwise
+        layerwise = (
+            self.device_map is None
+            and can_load_layers(self.base.config)
+            and not fits_whole(self.base, self._computed, torch.device(self.device))
+        )
+        if layerwise:
+            logger.info("%s: it does not fit into memory, and is fitted layer by layer.", self.base.name)
+        return layerwise
 
     @cached_property
     def _computed(self) -> torch.dtype | None:
@@ -82,15 +96,3 @@ class OpenedModel:
         if not fits(weight_bytes(self.base.checkpoint, torch.float32), model.device):
             return nullcontext()
         return in_float32(model)
-
-    def _is_layerwise(self) -> bool:
-        if self.layerwise is not None:
-            return self.layerwise
-        layerwise = (
-            self.device_map is None
-            and can_load_layers(self.base.config)
-            and not fits_whole(self.base, self._computed, torch.device(self.device))
-        )
-        if layerwise:
-            logger.info("%s: it does not fit into memory, and is fitted layer by layer.", self.base.name)
-        return layerwise

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from sea_export.errors import InputError
 from sea_export.files.reading import open_file
-from sea_export.model.base import Base
 from sea_export.model.checkpoint import CARD
+
+if TYPE_CHECKING:
+    from sea_export.model.base import Base
 
 __all__ = ["base_metadata", "license_warning"]
 

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from sea_export.demonstrations.tables import hub_dataset
 from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
-from sea_export.model.base import is_hub_id
+from sea_export.model.location import is_hub_id
 
 __all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "is_on_hub", "is_spectral"]
 

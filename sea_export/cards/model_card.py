@@ -164,6 +164,8 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
     else:
         form = options["form"]
         own = {"method": options["method"], "form": f"{form} {options['rank']}" if form == "low-rank" else form}
+        if options.get("damping") is not None:
+            own["damping"] = f"{options['damping']:.6g}"
     settings = {
         "layers": options["layers"],
         "target": options["target"],
@@ -242,6 +244,8 @@ def _verification_text(manifest: Mapping[str, Any]) -> Markdown:
         "storage": f"as stored, edited weights in {stored}" if gguf else f"as stored, the base in {stored}",
         "base_rounding": f"unedited base, the same weights in {stored}"
         if gguf
+        else "unedited base, its edited weights moved within their rounding"
+        if verification.get("storage_errors")
         else f"unedited base, computed in {stored}",
         "effect": "the edit itself, against the base",
     }

@@ -29,13 +29,20 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     Each is a Hub id, a local directory, or a .gguf file; OUTPUT may be an export of any format. Without prompts of
     yours there are some built-in ones.
     """
+    from sea_export.evaluation.early_checks import check_comparison
+    from sea_export.evaluation.prompts import load_prompts
+
+    check_comparison(base, output, compare, run)  # here too, before torch is imported
+    if compare.prompts is not None:
+        load_prompts(compare.prompts)
+
+    from sea_export.cli.opening import begin_computing
     from sea_export.cli.terminal import console, waiting
     from sea_export.evaluation.side_by_side import compare_models
     from sea_export.evaluation.side_by_side_page import comparison_page
     from sea_export.files.writing import write_result
-    from sea_export.model.load_model import quiet_transformers
 
-    quiet_transformers()
+    begin_computing(run.threads)
     comparison = compare_models(base, output, compare, run, waiting)
     _print_comparison(comparison)
     if compare.html is not None:

@@ -30,13 +30,20 @@ def command(
     The weights of MODEL, which is a Hub id, a local directory or a .gguf file, are neither read nor downloaded. Time
     and memory are estimates. Exits with 1 when no format would work.
     """
+    from sea_export.demonstrations.tables import check_source
+    from sea_export.doctor.job_check import check_job
+
+    check_job(model, doctor.output)  # here too, before torch is imported
+    if model is not None and not data.demonstrations.startswith("builtin:"):
+        check_source(data.demonstrations)
+
+    from sea_export.cli.opening import begin_computing
     from sea_export.cli.terminal import waiting
     from sea_export.doctor.diagnose import diagnose
     from sea_export.files.writing import json_text
-    from sea_export.model.load_model import quiet_transformers
 
-    quiet_transformers()
-    diagnosis = diagnose(model, doctor.output, data, fit, run, waiting)
+    threads = begin_computing(run.threads)
+    diagnosis = diagnose(model, doctor.output, data, fit, run, waiting, threads=threads)
     if doctor.as_json:
         click.echo(json_text(diagnosis.record()), nl=False)
     else:
@@ -54,6 +61,8 @@ def _print_machine(machine: Machine) -> None:
         console.print(f"{name}: {value}")
     for device in machine.devices:
         console.print(f"device {device}")
+    if machine.threads is not None:
+        console.print(f"threads: {machine.threads.count} ({machine.threads.reason})")
     for name, free in machine.free_memory.items():
         console.print(f"memory of {name}: {free / 1e9:.1f} GB free")
     console.print(f"disk of {machine.disk}: {machine.free_disk / 1e9:.1f} GB free", soft_wrap=True)

@@ -26,16 +26,20 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
 
     MODEL is a base or an export of any format: a Hub id, a local directory, or a .gguf file.
     """
+    from sea_export.evaluation.early_checks import check_evaluation
+
+    check_evaluation(model, evaluate, run)  # here too, before torch is imported
+
     from sea_export.cards.record_evaluation import record_evaluation
+    from sea_export.cli.opening import begin_computing
     from sea_export.cli.progress import counting_progress
     from sea_export.cli.terminal import console
     from sea_export.errors import SeaExportError
     from sea_export.evaluation.evaluate import evaluate as evaluate_model
     from sea_export.evaluation.plots import plot_reports
     from sea_export.files.writing import json_text, write_result
-    from sea_export.model.load_model import quiet_transformers
 
-    quiet_transformers()
+    begin_computing(run.threads)
     evaluation = evaluate_model(model, evaluate, run, counting_progress)
     _print_reports(evaluation.reports)
     if evaluate.json_file is not None:

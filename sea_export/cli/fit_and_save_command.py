@@ -13,7 +13,7 @@ from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.effect.effect_options import EffectOptions
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format
-from sea_export.model.run_options import RunOptions
+from sea_export.model.run_options import RunOptions, check_conversion
 from sea_export.options import ExportOptions, FitOptions
 
 
@@ -50,51 +50,65 @@ def command(
     if public and repo_id is None:
         raise InputError("--public: it goes with --push. Give --push REPO_ID too, or leave it out.")
     format.check_options(fit, export)
-    from sea_export.cli.opening import joined_job, opened_model
-    from sea_export.cli.printing import print_effect, print_saved
-    from sea_export.cli.progress import byte_progress, counting_progress, fit_progress
-    from sea_export.cli.push_output import push_saved
-    from sea_export.cli.terminal import console
-    from sea_export.demonstrations.hold_out import hold_out
+    check_conversion(dequantize=run.dequantize, requantize=export.requantize)
+    from sea_export.cli.early_process import early_process
     from sea_export.demonstrations.load import read_demonstrations
-    from sea_export.effect.measure import measured_edit
     from sea_export.export.output import check_beside, check_output
-    from sea_export.fitting.fit_base import fit_base, log_warnings, usable_by
-    from sea_export.fitting.layer_choice import choose_targets
-    from sea_export.hub.push import prepare_push
-    from sea_export.saving import check_room_for, locate_fit, save_checkpoint
+    from sea_export.model.location import locate_model
+    from sea_export.model.quantization_methods import check_kept_storage
 
     check_output(output, overwrite=export.overwrite)
     check_beside(output, cache)
     read = read_demonstrations(data, fit.capture.seed)
-    with joined_job() as processes, opened_model(model, run, output) as opened:
-        usable = usable_by(opened.base, read, fit.template)
-        demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
-        check_room_for(opened.base, output, export)
-        targets = choose_targets(opened.base.skeleton, fit)
-        located = locate_fit(opened.base, targets, fit, export)
-        if repo_id is not None and processes.is_first:
-            prepare_push(opened.base, format, repo_id, public=public)
-        with fit_progress(len(demonstrations.fitted), processes) as progress:
-            fitted = fit_base(
-                opened, demonstrations.fitted, fit, progress, targets=targets, cache=cache, processes=processes
-            )
-        if not processes.is_first:
-            return
-        edit = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
-        log_warnings(edit)
-        with byte_progress("Writing", opened.base) as progress:
-            result = save_checkpoint(
-                edit,
-                opened.base,
-                output,
-                export,
-                layerwise=run.layerwise,
-                located=located,
-                model=opened.model,
-                progress=progress,
-                announce=console.print,
-            )
+    location = locate_model(model, run.revision)
+    if export.requantize:
+        check_kept_storage(location.path, location.name)
+    with early_process(export, run) as process:
+        # Nothing before this needs torch, which takes seconds to import.
+        from sea_export.cli.opening import joined_job, opened_model
+        from sea_export.cli.printing import print_effect, print_saved
+        from sea_export.cli.progress import byte_progress, counting_progress, fit_progress
+        from sea_export.cli.push_output import push_saved
+        from sea_export.cli.terminal import console
+        from sea_export.demonstrations.hold_out import hold_out
+        from sea_export.edit.summary import log_warnings
+        from sea_export.effect.measure import measured_edit
+        from sea_export.fitting.fit_base import fit_base, usable_by
+        from sea_export.fitting.layer_choice import choose_targets
+        from sea_export.hub.push import prepare_push
+        from sea_export.saving import check_room_for, locate_fit, save_checkpoint
+
+        with joined_job() as processes, opened_model(location, run, output) as opened:
+            if opened.is_layerwise:
+                process.end()  # memory is short
+            usable = usable_by(opened.base, read, fit.template)
+            demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
+            check_room_for(opened.base, output, export)
+            targets = choose_targets(opened.base.skeleton, fit)
+            located = locate_fit(opened.base, targets, fit, export)
+            if repo_id is not None and processes.is_first:
+                prepare_push(opened.base, format, repo_id, public=public)
+            with fit_progress(len(demonstrations.fitted), processes) as progress:
+                fitted = fit_base(
+                    opened, demonstrations.fitted, fit, progress, targets=targets, cache=cache, processes=processes
+                )
+            if not processes.is_first:
+                return
+            edit = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
+            log_warnings(edit.summary)
+            with byte_progress("Writing", opened.base) as progress:
+                result = save_checkpoint(
+                    edit,
+                    opened.base,
+                    output,
+                    export,
+                    layerwise=run.layerwise,
+                    located=located,
+                    model=opened.model,
+                    process=process,
+                    progress=progress,
+                    announce=console.print,
+                )
     print_saved(result, edit)
     print_effect(edit)
     if repo_id is not None:

@@ -37,21 +37,27 @@ def command(
 
     MODEL is a Hub id, a local directory, or a .gguf file.
     """
+    effect.check(fit)
+    from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.export.output import check_beside, check_output, check_room, staged_output
+    from sea_export.model.location import locate_model
+
+    check_output(edit, overwrite=overwrite)
+    check_beside(edit, cache)
+    read = read_demonstrations(data, fit.capture.seed)
+    location = locate_model(model, run.revision)
+
+    # Nothing before this needs torch, which takes seconds to import.
     from sea_export.cli.opening import joined_job, opened_model
     from sea_export.cli.printing import print_effect, print_layers
     from sea_export.cli.progress import counting_progress, fit_progress
     from sea_export.cli.terminal import console
     from sea_export.demonstrations.hold_out import hold_out
-    from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.edit.summary import log_warnings
     from sea_export.effect.measure import measured_edit
-    from sea_export.export.output import check_beside, check_output, check_room, staged_output
-    from sea_export.fitting.fit_base import fit_base, log_warnings, usable_by, with_weight_digests
+    from sea_export.fitting.fit_base import fit_base, usable_by, with_weight_digests
 
-    effect.check(fit)
-    check_output(edit, overwrite=overwrite)
-    check_beside(edit, cache)
-    read = read_demonstrations(data, fit.capture.seed)
-    with joined_job() as processes, opened_model(model, run, edit) as opened:
+    with joined_job() as processes, opened_model(location, run, edit) as opened:
         usable = usable_by(opened.base, read, fit.template)
         demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
         check_room(edit, opened.base.paths, needed_bytes=0)
@@ -63,8 +69,8 @@ def command(
         result = with_weight_digests(measured, opened.base)
     with staged_output(edit, overwrite=overwrite) as staging:
         result.save(staging)
-    log_warnings(result)
-    print_layers(result)
+    log_warnings(result.summary)
+    print_layers(result.summary)
     print_effect(result)
     console.print(
         f"Saved the edit to {edit}. Bake it with: sea-export save {edit} OUTPUT --base {model}", soft_wrap=True

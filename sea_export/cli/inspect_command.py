@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from sea_export.cli.click_options import options
@@ -20,30 +22,53 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
 
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
-    from sea_export.cli.opening import opened_model
-    from sea_export.cli.printing import print_layers
-    from sea_export.cli.terminal import console
-    from sea_export.demonstrations.load import read_demonstrations
-    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.cli.printing import print_layers, print_storage_errors
+    from sea_export.edit.stored_edit import read_stored_edit
+    from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture
-    from sea_export.evaluation.edited_activations import edited_activations
-    from sea_export.evaluation.plots import plot_activations, plot_edit
     from sea_export.export.fetch import fetch_edit
     from sea_export.files.writing import check_destinations
-    from sea_export.fitting.fit_base import log_warnings
 
     for picture in filter(None, (inspect.plot, inspect.plot_activations)):
         check_picture(picture)
     check_destinations([inspect.plot, inspect.plot_activations], read=[edit, inspect.model, data.demonstrations])
-    loaded = SpectralEdit.load(fetch_edit(edit))
+    directory = fetch_edit(edit)
+    summary = read_stored_edit(directory).summary  # without torch, which takes longer than everything else here
     if inspect.plot_activations is not None and inspect.model is not None:
-        demonstrations = read_demonstrations(data, inspect.seed)
-        with opened_model(inspect.model, run, inspect.plot_activations) as opened:
-            activations = edited_activations(loaded, opened, demonstrations, inspect.plot_layers)
-        plot_activations(activations, loaded, inspect.plot_activations)
-        console.print(f"Saved the picture to {inspect.plot_activations}.")
-    print_layers(loaded)
-    log_warnings(loaded)
+        _plot_activations(directory, inspect.model, inspect.plot_activations, inspect, data, run)
+    print_layers(summary)
+    print_storage_errors(directory)
+    log_warnings(summary)
     if inspect.plot is not None:
-        plot_edit(loaded, inspect.plot)
-        console.print(f"Saved the picture to {inspect.plot}.")
+        _plot_edit(directory, inspect.plot)
+
+
+def _plot_activations(
+    directory: Path, model: str, picture: Path, inspect: InspectOptions, data: DemonstrationOptions, run: RunOptions
+) -> None:
+    from sea_export.cli.terminal import console
+    from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.model.location import locate_model
+
+    demonstrations = read_demonstrations(data, inspect.seed)
+    location = locate_model(model, run.revision)
+
+    from sea_export.cli.opening import opened_model
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.evaluation.edited_activations import edited_activations
+    from sea_export.evaluation.plots import plot_activations
+
+    loaded = SpectralEdit.load(directory)
+    with opened_model(location, run, picture) as opened:
+        activations = edited_activations(loaded, opened, demonstrations, inspect.plot_layers)
+    plot_activations(activations, loaded, picture)
+    console.print(f"Saved the picture to {picture}.")
+
+
+def _plot_edit(directory: Path, picture: Path) -> None:
+    from sea_export.cli.terminal import console
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.evaluation.plots import plot_edit
+
+    plot_edit(SpectralEdit.load(directory), picture)
+    console.print(f"Saved the picture to {picture}.")

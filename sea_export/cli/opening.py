@@ -13,27 +13,41 @@ from sea_export.cli.terminal import silenced, waiting
 from sea_export.fitting.distributed import Processes, joined_processes, local_device
 from sea_export.model.base import open_base
 from sea_export.model.load_model import choose_device, parse_dtype, quiet_transformers
+from sea_export.model.location import ModelLocation
 from sea_export.model.run_options import RunOptions
+from sea_export.model.threads import Threads, use_threads
 
-__all__ = ["joined_job", "opened_model"]
+__all__ = ["begin_computing", "joined_job", "opened_model"]
 
 logger = logging.getLogger(__name__)
 
 
+def begin_computing(threads: int | None) -> Threads:
+    """Sets up the libraries for a command: without messages of their own, and with as many threads as help.
+
+    Args:
+        threads: how many, if the user says it.
+    """
+    quiet_transformers()
+    chosen = use_threads(threads)
+    logger.debug("computing with %d threads: %s.", chosen.count, chosen.reason)
+    return chosen
+
+
 @contextmanager
-def opened_model(model: str, run: RunOptions, output: Path) -> Iterator[OpenedModel]:
-    """A model, opened as its options say.
+def opened_model(location: ModelLocation, run: RunOptions, output: Path) -> Iterator[OpenedModel]:
+    """A model, opened as its options say, from where `locate_model` has found it.
 
     Hidden states that do not fit into memory are written beside `output`, into files without a name.
     """
-    quiet_transformers()
+    begin_computing(run.threads)
+    logger.debug("opening %s.", location.name)
     dtype, device = parse_dtype(run.dtype), local_device(choose_device(run.device))
     with ExitStack() as stack:
-        with waiting(f"Opening {model}"):
+        with waiting(f"Opening {location.name}"):
             base = stack.enter_context(
                 open_base(
-                    model,
-                    revision=run.revision,
+                    location,
                     dtype=dtype,
                     dequantize=run.dequantize,
                     trust_remote_code=run.trust_remote_code,

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
-from sea_export.edit.layer_edit import LayerEdit
-from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.export.manifest import further_arguments, read_manifest
-from sea_export.model.targets import Target
-from sea_export.saving import SaveResult
-from sea_export.verification.verify import Verification
+from sea_export.errors import printable
+from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
 
-__all__ = ["print_effect", "print_layers", "print_saved", "print_verification"]
+if TYPE_CHECKING:
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.edit.summary import LayerSummary
+    from sea_export.saving import SaveResult
+    from sea_export.verification.verification import Verification
+
+__all__ = ["print_effect", "print_layers", "print_saved", "print_storage_errors", "print_verification"]
 
 
-def print_layers(edit: SpectralEdit) -> None:
+def print_layers(layers: Sequence[LayerSummary]) -> None:
     """Prints ranks, spectra and relative change of each layer, without columns that say nothing of any of them."""
     columns = (
         "layer",
@@ -32,7 +37,7 @@ def print_layers(edit: SpectralEdit) -> None:
         "signature",
         "reader error",
     )
-    rows = [_layer_cells(target, layer) for target in edit.targets for layer in edit.layers[target]]
+    rows = [_layer_cells(layer) for layer in layers]
     shown = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     table = Table(*(columns[index] for index in shown))
     for row in rows:
@@ -40,22 +45,33 @@ def print_layers(edit: SpectralEdit) -> None:
     console.print(table)
 
 
-def _layer_cells(target: Target, layer: LayerEdit) -> tuple[str, ...]:
+def _layer_cells(layer: LayerSummary) -> tuple[str, ...]:
     """One text a column; an empty one where the layer has no such value."""
-    values = layer.positive_values
-    spectral = values.numel() > 0
+    spectral = layer.spectrum > 0
     return (
-        str(target.layer),
-        target.component,
-        str(layer.positive.shape[1]) if spectral else "",
-        str(layer.negative.shape[1]) if spectral else "",
-        str(values.numel()) if spectral else "",
+        str(layer.target.layer),
+        layer.target.component,
+        str(layer.positive_rank) if spectral else "",
+        str(layer.negative_rank) if spectral else "",
+        str(layer.spectrum) if spectral else "",
         f"{layer.first_share:.2%}" if spectral else "",
-        "" if layer.left is None else str(layer.left.shape[1]),
+        "" if layer.map_rank is None else str(layer.map_rank),
         f"{layer.relative_change:.2%}",
         f"{layer.signature:.4g}",
         "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
     )
+
+
+def print_storage_errors(directory: Path) -> None:
+    """Prints what the storage of requantized weights does to the edit, if an output has a manifest that says so."""
+    if not (directory / MANIFEST).is_file():
+        return
+    errors_of = (read_manifest(directory).get("verification") or {}).get("storage_errors", {})
+    table = Table("requantized weight", "error of the folded weight", "about the error of the base's", "change kept")
+    for name, one in errors_of.items():
+        table.add_row(printable(name), f"{one['error']:.2%}", f"{one['own_rounding']:.2%}", f"{one['kept']:.1%}")
+    if errors_of:
+        console.print(table)
 
 
 def print_effect(edit: SpectralEdit) -> None:
@@ -69,10 +85,11 @@ def print_effect(edit: SpectralEdit) -> None:
 def print_verification(verification: Verification) -> None:
     """Prints the measurements of a verification, its problems, and what it did not check."""
     reference = "run-time edit" if verification.exact else "export in memory"
+    rounded = "with edited weights moved" if verification.storage_errors else f"computed in {verification.dtype}"
     agreements = {
         "run-time edit / export in memory (fold error)": verification.fold_error,
         f"{reference} / as stored, base in {verification.dtype} (rounding error)": verification.rounding_error,
-        f"base / base computed in {verification.dtype} (its own rounding)": verification.base_rounding,
+        f"base / base {rounded} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }
     table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
@@ -96,7 +113,7 @@ def print_verification(verification: Verification) -> None:
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
     """Prints what was written, and how to load it."""
-    print_layers(edit)
+    print_layers(edit.summary)
     if result.verification is not None:
         print_verification(result.verification)
     verified = "verified" if result.verification is not None else "not verified"

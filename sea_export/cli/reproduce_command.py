@@ -28,32 +28,47 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     byte-identical, equal to rounding (of half the digits of the dtype that was computed in), or different; then the
     exit status is 1.
     """
-    from sea_export.cli.progress import byte_progress, fit_progress
-    from sea_export.cli.terminal import console, waiting
+    from sea_export.cli.early_process import early_process
     from sea_export.export.manifest import check_base, read_manifest
-    from sea_export.fitting.distributed import ALONE
-    from sea_export.model.load_model import quiet_transformers
-    from sea_export.saving import check_room_for, save_checkpoint
+    from sea_export.model.run_options import RunOptions
     from sea_export.verification.recorded_run import RecordedRun
-    from sea_export.verification.repeat_run import changed_circumstances, check_repeatable, fit_again, open_again
-    from sea_export.verification.reproduce import DIFFERENT, compare_runs
+    from sea_export.verification.repeatable import check_repeatable, locate_base
 
-    quiet_transformers()
     recorded, directory = read_manifest(manifest), manifest if manifest.is_dir() else manifest.parent
     run = RecordedRun.of(recorded)
     export = run.export_options(overwrite=reproduce.overwrite)
     check_repeatable(run, directory, output, reproduce)
     demonstrations = run.demonstrations(reproduce.demonstrations)
-    with open_again(run, reproduce, scratch=output.resolve().parent) as opened:
-        check_room_for(opened.base, output, export)
-        with waiting("Comparing the base with the manifest's"):
-            check_base(opened.base, run.base["files"])
-        changes = changed_circumstances(run, opened.device)
-        edit = fit_again(run, demonstrations, opened, lambda count: fit_progress(count, ALONE))
-        with byte_progress("Writing", opened.base) as progress:
-            save_checkpoint(
-                edit, opened.base, output, export, model=opened.model, progress=progress, announce=console.print
-            )
+    location = locate_base(run, reproduce)
+
+    with early_process(export, RunOptions(layerwise=run.computation["layerwise"])) as process:
+        # Nothing before this needs torch, which takes seconds to import.
+        from sea_export.cli.opening import begin_computing
+        from sea_export.cli.progress import byte_progress, fit_progress
+        from sea_export.cli.terminal import console, waiting
+        from sea_export.fitting.distributed import ALONE
+        from sea_export.saving import check_room_for, save_checkpoint
+        from sea_export.verification.repeat_run import changed_circumstances, fit_again, open_again
+        from sea_export.verification.reproduce import DIFFERENT, compare_runs
+
+        begin_computing(reproduce.threads or run.computation["threads"])
+        with open_again(run, location, reproduce, scratch=output.resolve().parent) as opened:
+            check_room_for(opened.base, output, export)
+            with waiting("Comparing the base with the manifest's"):
+                check_base(opened.base, run.base["files"])
+            changes = changed_circumstances(run, opened.device)
+            edit = fit_again(run, demonstrations, opened, lambda count: fit_progress(count, ALONE))
+            with byte_progress("Writing", opened.base) as progress:
+                save_checkpoint(
+                    edit,
+                    opened.base,
+                    output,
+                    export,
+                    model=opened.model,
+                    process=process,
+                    progress=progress,
+                    announce=console.print,
+                )
     result = compare_runs(recorded, directory, output)
     _print_result(result, changes, output)
     if result.verdict == DIFFERENT:

@@ -22,32 +22,41 @@ from sea_export.tuning.tuning_options import TuneOptions
 def command(
     model: str, output: Path, tune: TuneOptions, data: DemonstrationOptions, run: RunOptions, export: ExportOptions
 ) -> None:
-    """Search layers, target, truncation, strength and more for the best score within a damage budget.
+    """Search method, form, layers, target, truncation, damping and more for the best score within a damage budget.
 
-    Settings are chosen on a part of the rows and reported on the others. Without --benchmark the rows are
-    demonstrations that are not fitted on, of other kinds where they have kinds. The chosen edit is baked into
-    the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
+    Every edit gets the largest strength within the budget, or within a share of it. Settings are chosen on a part of
+    the rows and reported on the others. Without --benchmark the rows are demonstrations that are not fitted on, of
+    other kinds where they have kinds. The chosen edit is better than the base on the rows that chose it, and is baked
+    into the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
+    from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.demonstrations.tables import check_source
+    from sea_export.export.output import check_output
+    from sea_export.model.location import locate_model
+
+    check_output(output, overwrite=export.overwrite)
+    if source := (tune.benchmark or "").partition("=")[2]:
+        check_source(source)
+    read = read_demonstrations(data, tune.seed)
+    location = locate_model(model, run.revision)
+
+    # Nothing before this needs torch, which takes seconds to import.
     from sea_export.cli.opening import opened_model
     from sea_export.cli.printing import print_saved
     from sea_export.cli.progress import byte_progress, counting_progress
     from sea_export.cli.terminal import console
     from sea_export.cli.tune_output import print_trial, print_tuning, write_tuning
     from sea_export.demonstrations.hold_out import hold_out
-    from sea_export.demonstrations.load import read_demonstrations
-    from sea_export.export.output import check_output
     from sea_export.fitting.fit_base import usable_by
     from sea_export.saving import check_room_for
     from sea_export.tuning.tune import bake, check_files
     from sea_export.tuning.tune import tune as search
     from sea_export.tuning.tuning_rows import TuningRows
 
-    check_output(output, overwrite=export.overwrite)
-    check_files(tune, output, (model, data.demonstrations, (tune.benchmark or "").partition("=")[2], tune.text))
-    read = read_demonstrations(data, tune.seed)
+    check_files(tune, output, (model, data.demonstrations, source, tune.text))
     split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
     rows = TuningRows.load(tune, split.held_out)
-    with opened_model(model, run, output) as opened:
+    with opened_model(location, run, output) as opened:
         check_room_for(opened.base, output, export)
         usable = usable_by(opened.base, read, tune.template)
         if len(usable) < len(read):

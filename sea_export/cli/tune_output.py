@@ -12,7 +12,7 @@ from sea_export.evaluation.divergence import DIVERGENCE
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport
 from sea_export.files.writing import json_text, write_result
-from sea_export.options import FitOptions
+from sea_export.options import GRADIENT_METHODS
 from sea_export.text import interval_text
 from sea_export.tuning.search_plot import plot_search
 from sea_export.tuning.trial import TrialResult
@@ -28,7 +28,9 @@ def print_trial(result: TrialResult, metric: str, base: Metric) -> None:
     shown = f"cut short: {result.cut}"
     if result.value is not None:
         shown = f"{metric} {_shown(result.value, base.unit)} (base {_shown(base.value, base.unit)})"
-    line = f"Trial {result.number}: {shown}, KL {result.divergence:.4f}: {_described(result.options)}"
+    if result.divergence is not None:
+        shown += f", KL {result.divergence:.4f}"
+    line = f"Trial {result.number}: {shown}: {_described(result)}"
     console.print(line, soft_wrap=True)
 
 
@@ -49,34 +51,40 @@ def write_tuning(tuning: Tuning, options: TuneOptions, output: Path) -> None:
     console.print(f"Wrote settings and metrics to {file}.")
 
 
-def _described(options: FitOptions) -> str:
+def _described(result: TrialResult) -> str:
     """The searched settings in one line."""
+    options = result.candidate.options
     edit = options.edit
-    parts = [
-        options.layers,
-        options.target,
-        f"site {options.capture.site}",
-        options.center,
-        f"{edit.variance('positive'):.5g} / {edit.variance('negative'):.5g}",
-        edit.normalization,
-        f"strength {edit.strength:g}",
-    ]
+    parts = [options.method, options.layers, options.target]
+    if options.method in GRADIENT_METHODS:
+        parts.append(f"{options.form} {options.rank}" if options.form == "low-rank" else options.form)
+    else:
+        parts.append(f"site {options.capture.site}")
+    if options.damping is not None:
+        parts.append(f"damping {options.damping:g}")
+    if options.center != "off":
+        parts.append(options.center)
+    if options.method == "spectral":
+        parts.append(f"{edit.variance('positive'):.5g} / {edit.variance('negative'):.5g}")
+        parts.append(edit.normalization)
+    if result.strength is not None:
+        parts.append(f"strength {result.strength:.4g}")
     return ", ".join(parts)
 
 
 def _print_front(tuning: Tuning) -> None:
     base, front, chosen = tuning.base, tuning.front, tuning.chosen
-    settings = "layers, target, site, centring, variance + / -, normalization, strength"
     table = Table(
-        *("trial", tuning.settings.metric, "KL (nats)", settings),
+        *("trial", tuning.settings.metric, "KL (nats)", "method and settings"),
         title="Pareto front on the choosing rows, within the budget",
         title_justify="left",
     )
     table.add_row("base", _shown(base.value, base.unit), "0", "")
     for result in front if chosen in front else (*front, chosen):
         assert result.value is not None
+        assert result.divergence is not None
         number = f"{result.number} (chosen)" if result == chosen else str(result.number)
-        row = (_shown(result.value, base.unit), f"{result.divergence:.4f}", _described(result.options))
+        row = (_shown(result.value, base.unit), f"{result.divergence:.4f}", _described(result))
         table.add_row(number, *row)
     console.print(table)
 

@@ -16,10 +16,16 @@ from sea_export.model.run_options import RunOptions
 @click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
 @click.option("--revision", help="Revision of the base on the Hub.")
 @single_option(RunOptions, "layerwise")
+@single_option(RunOptions, "threads")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
 @reported
 def command(
-    output: str, base: str | None, revision: str | None, layerwise: bool | None, trust_remote_code: bool
+    output: str,
+    base: str | None,
+    revision: str | None,
+    layerwise: bool | None,
+    threads: int | None,
+    trust_remote_code: bool,
 ) -> None:
     """Compare the checkpoint OUTPUT with the edit of its base, and write the measurements to its manifest.
 
@@ -31,11 +37,18 @@ def command(
     from sea_export.cli.printing import print_verification
     from sea_export.export.manifest import read_manifest, write_manifest
     from sea_export.locks import taking_turns
-    from sea_export.model.load_model import quiet_transformers
-    from sea_export.verification.verify import verify
+    from sea_export.verification.clean_process import CleanProcess
+    from sea_export.verification.verification import Verification
+    from sea_export.verification.verify import check_output_files
 
-    quiet_transformers()
-    verification = verify(output, base, revision=revision, trust_remote_code=trust_remote_code, layerwise=layerwise)
+    verification = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    if not isinstance(verification, Verification):
+        with CleanProcess() as process:
+            process.begin()  # before torch is imported here, so that both processes import it at the same time
+            from sea_export.cli.opening import begin_computing
+
+            begin_computing(threads)
+            verification = verification.verify(process, layerwise=layerwise)
     print_verification(verification)
     directory = Path(output)
     if verification.measured and directory.is_dir():

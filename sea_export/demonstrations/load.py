@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from sea_export.demonstrations.bad_rows import BadRows
 from sea_export.demonstrations.columns import ColumnFormat, Fields, recognise
@@ -18,7 +19,10 @@ from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.demonstrations.tables import Row, Table, open_table, read_json_lines
 from sea_export.errors import InputError
 
-__all__ = ["BUILTIN", "load_demonstrations", "read_demonstrations"]
+__all__ = ["BUILTIN", "DemonstrationData", "demonstrations_of", "load_demonstrations", "read_demonstrations"]
+
+DemonstrationData: TypeAlias = str | Path | Iterable[Demonstration] | Iterable[Mapping[str, Any]]
+"""See `demonstrations_of`. A data frame is none of these types, and is taken too."""
 
 BUILTIN = ("truthfulness", "fairness")
 
@@ -86,6 +90,32 @@ def load_demonstrations(
     return LoadedDemonstrations(demonstrations, origin)
 
 
+def demonstrations_of(data: DemonstrationData) -> Sequence[Demonstration]:
+    """Demonstrations from whatever holds them in Python. Rows are checked as those of a file are.
+
+    Args:
+        data: `Demonstration` objects; rows with known columns (`prompt`, `positive` and `negative`, or those of
+            preference data), as mappings, a `datasets.Dataset`, or a data frame of pandas or Polars; or a source that
+            `load_demonstrations` reads, such as `builtin:truthfulness`.
+
+    Raises:
+        InputError: an item is no row, or see `load_demonstrations`.
+    """
+    if isinstance(data, (str, Path)):
+        return load_demonstrations(data)
+    rows = _rows_in_memory(data)
+    if all(isinstance(row, Demonstration) for row in rows):
+        return data if isinstance(data, LoadedDemonstrations) else tuple(rows)
+    for position, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(
+                f"demonstrations: item {position} is of type {type(row).__name__}. Give rows with prompt, positive and "
+                "negative, or Demonstration objects."
+            )
+    table = Table("demonstrations", lambda: ((f"demonstrations, row {at}", row) for at, row in enumerate(rows, 1)))
+    return tuple(_read(table, Fields(), BadRows(skip=False), Counter()))
+
+
 def read_demonstrations(options: DemonstrationOptions, seed: int) -> LoadedDemonstrations:
     """`load_demonstrations` with its options as one object.
 
@@ -105,6 +135,14 @@ def read_demonstrations(options: DemonstrationOptions, seed: int) -> LoadedDemon
         seed=seed,
         skip_bad_rows=options.skip_bad_rows,
     )
+
+
+def _rows_in_memory(data: Any) -> list[Any]:
+    if hasattr(data, "to_dicts"):  # Polars
+        return list(data.to_dicts())
+    if hasattr(data, "iterrows"):  # pandas, whose items are the names of its columns
+        return list(data.to_dict("records"))
+    return list(data)
 
 
 def _kind(row: Row) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from sea_export.errors import InputError, first_line
 from sea_export.text import is_utf8
 
-__all__ = ["Row", "Table", "hub_dataset", "is_file_name", "open_table", "read_json_lines", "read_table"]
+__all__ = ["Row", "Table", "check_source", "hub_dataset", "is_file_name", "open_table", "read_json_lines", "read_table"]
 
 Row = Mapping[str, Any]
 RowsOrErrors = Iterator[tuple[str, "Row | InputError"]]
@@ -79,6 +79,20 @@ def open_table(source: str | Path) -> Table:
             f"{text}: it is neither a file nor a Hub dataset. Give a file ({kinds}) or a dataset (org/name)."
         )
     return Table(text, _open_hub(**hub.groupdict()))
+
+
+def check_source(source: str) -> None:
+    """Refuses a file that is missing, and what is neither a file nor the name of a dataset, without reading anything.
+
+    Args:
+        source: see `open_table`.
+
+    Raises:
+        InputError: see `open_table`; or the file is missing.
+    """
+    if is_file_name(source) and not Path(source).exists():
+        raise InputError(f"{source}: there is no such file. Check the path.")
+    open_table(source)
 
 
 def is_file_name(source: str) -> bool:

@@ -21,9 +21,10 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.demonstrations.load import read_demonstrations
 from sea_export.doctor.costs import Job
+from sea_export.doctor.job_check import check_job
 from sea_export.doctor.machine import Machine, describe_machine
 from sea_export.doctor.speed import Speed, measure_speed
-from sea_export.errors import InputError, SeaExportError
+from sea_export.errors import SeaExportError
 from sea_export.export.formats import ExportFormat, formats
 from sea_export.export.output import check_output
 from sea_export.fitting.collect import demonstrations_to_fit
@@ -37,6 +38,7 @@ from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import check_quantizer, choose_device, parse_dtype
 from sea_export.model.memory import available_memory, fits_whole, weight_bytes
 from sea_export.model.run_options import RunOptions
+from sea_export.model.threads import Threads
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.saving import check_room_for, locate_fit
 from sea_export.text import dtype_name
@@ -131,6 +133,8 @@ def diagnose(
     fit: FitOptions,
     run: RunOptions,
     waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    *,
+    threads: Threads | None = None,
 ) -> Diagnosis:
     """Describes this machine, and what `fit-and-save` of a model would be on it.
 
@@ -142,16 +146,13 @@ def diagnose(
         fit: the options of the fit.
         run: how the model would be opened.
         waiting: is told what goes on; its context is open meanwhile.
+        threads: with how many threads it would compute, if that is decided.
 
     Raises:
         InputError: the model, the demonstrations or the directory of the output is not usable.
     """
-    directory = output.resolve().parent
-    if not directory.is_dir():
-        raise InputError(
-            f"--output: {directory}, where {output.name} would be written, is not a directory. Create it first."
-        )
-    machine = describe_machine(directory)
+    check_job(model, output)
+    machine = describe_machine(output.resolve().parent, threads)
     if model is None:
         return Diagnosis(machine, None)
     demonstrations, dtype = read_demonstrations(data, fit.capture.seed), parse_dtype(run.dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,12 @@ from sea_export.edit.low_rank import low_rank_edit
 from sea_export.model.architecture import OutputProjection
 
 __all__ = [
+    "RowReader",
     "bias_roundings",
     "fold_bias",
     "fold_parameters",
+    "fold_ranges",
+    "fold_rows",
     "fold_tensor",
     "tensor_roundings",
     "with_parameters",
@@ -30,6 +34,17 @@ __all__ = [
 
 # Elements of a weight that are widened at a time: 4 MB of float64, which stay in the cache of the processor.
 _FOLD_BLOCK = 2**19
+
+
+class RowReader(Protocol):
+    """A matrix that is read a few rows at a time: a tensor, or a weight that is dequantized on the way."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(rows, columns)"""
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """(rows, columns) of any floating dtype."""
 
 
 def fold_parameters(
@@ -93,12 +108,51 @@ def fold_tensor(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> 
     Raises:
         InputError: an edit is not linear.
     """
-    factors = _Factors.of(edits)
+    columns = _has_columns(stored, output_dim)
     folded = torch.empty_like(stored, memory_format=torch.contiguous_format)
     for matrix, destination in zip(_matrices(stored), _matrices(folded), strict=True):
-        for rows, block in factors.blocks(matrix, columns=_has_columns(stored, output_dim)):
+        for rows, block in fold_rows(matrix, edits, columns=columns):
             destination[rows].copy_(block)
     return folded
+
+
+def fold_rows(
+    matrix: RowReader, edits: Sequence[LayerEdit], *, columns: bool, multiple: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows of a matrix with the edits folded in, in float64, one after the other in the same memory.
+
+    Args:
+        matrix: (d, m) if its columns are edited, and (m, d) if its rows are.
+        edits: the layer edits in the order of their application.
+        columns: whether its columns are edited.
+        multiple: each block, but perhaps the last, has a multiple of this number of rows.
+
+    Raises:
+        InputError: an edit is not linear.
+    """
+    factors = _Factors.of(edits)
+    return factors.columns(matrix, multiple) if columns else factors.rows(matrix, multiple)
+
+
+def fold_ranges(
+    matrix: RowReader, edits: Sequence[LayerEdit], *, columns: bool, multiple: int = 1
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """What `fold_rows` gives, and how far each number may be from it on another processor, at most.
+
+    Args:
+        matrix: see `fold_rows`.
+        edits: see `fold_rows`.
+        columns: see `fold_rows`.
+        multiple: see `fold_rows`.
+
+    Raises:
+        InputError: an edit is not linear.
+    """
+    error = _Factors.of(edits).error
+    squares = [block.square_().sum(dim=0 if columns else 1, keepdim=True) for _, block in _widened(matrix, multiple)]
+    sizes = (torch.stack(squares).sum(dim=0) if columns else torch.cat(squares)).sqrt()
+    for rows, block in fold_rows(matrix, edits, columns=columns, multiple=multiple):
+        yield rows, block, error[rows, None] * sizes if columns else sizes[rows] * error
 
 
 def tensor_roundings(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> tuple[Tensor, Tensor]:
@@ -116,12 +170,10 @@ def tensor_roundings(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int
     Raises:
         InputError: an edit is not linear.
     """
-    factors, columns = _Factors.of(edits), _has_columns(stored, output_dim)
+    columns = _has_columns(stored, output_dim)
     lowest, highest = (torch.empty_like(stored, memory_format=torch.contiguous_format) for _ in range(2))
     for matrix, low, high in zip(_matrices(stored), _matrices(lowest), _matrices(highest), strict=True):
-        sizes = torch.linalg.vector_norm(matrix, dim=0 if columns else 1, dtype=torch.float64)
-        for rows, block in factors.blocks(matrix, columns=columns):
-            error = factors.error[rows, None] * sizes if columns else sizes[rows, None] * factors.error
+        for rows, block, error in fold_ranges(matrix, edits, columns=columns):
             low[rows].copy_(block - error)
             high[rows].copy_(block + error)
     return lowest, highest
@@ -201,21 +253,17 @@ class _Factors:
         bias = stored.double().cpu()
         return self.scale * bias + (bias @ self.right.T) @ self.left.T + self.shift
 
-    def blocks(self, matrix: Tensor, *, columns: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of rows of a folded matrix, whose columns or whose rows are edited. All use the same memory."""
-        return self._columns(matrix) if columns else self._rows(matrix)
-
-    def _columns(self, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def columns(self, matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
         """For (d, m). The sum over all rows of their parts in the k directions is computed first."""
         directions = self.left.new_zeros(self.right.shape[0], matrix.shape[1])
-        for rows, block in _widened(matrix):
+        for rows, block in _widened(matrix, multiple):
             directions.addmm_(self.right[:, rows], block)
-        for rows, block in _widened(matrix):
+        for rows, block in _widened(matrix, multiple):
             yield rows, block.mul_(self.scale[rows, None]).addmm_(self.left[rows], directions)
 
-    def _rows(self, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def rows(self, matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
         """For (m, d)."""
-        for rows, block in _widened(matrix):
+        for rows, block in _widened(matrix, multiple):
             directions = block @ self.right.T
             yield rows, block.mul_(self.scale).addmm_(directions, self.left.T)
 
@@ -230,11 +278,12 @@ def _has_columns(stored: Tensor, output_dim: int) -> bool:
     return output_dim % stored.ndim == stored.ndim - 2
 
 
-def _widened(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _widened(matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows in float64, one after the other. All use the same memory, because new memory costs time."""
-    height = max(1, _FOLD_BLOCK // matrix.shape[1])
-    buffer = torch.empty(min(height, matrix.shape[0]), matrix.shape[1], dtype=torch.float64)
-    for start in range(0, matrix.shape[0], height):
-        rows = slice(start, min(start + height, matrix.shape[0]))
+    count, width = matrix.shape
+    height = multiple * max(1, _FOLD_BLOCK // width // multiple)
+    buffer = torch.empty(min(height, count), width, dtype=torch.float64)
+    for start in range(0, count, height):
+        rows = slice(start, min(start + height, count))
         block = buffer[: rows.stop - start]
         yield rows, block.copy_(matrix[rows])

@@ -33,8 +33,11 @@ import torch
 from torch import Tensor
 
 from sea_export.edit.features import FeatureFunction
+from sea_export.edit.layer_form import check_form
+from sea_export.edit.summary import LayerSummary
 from sea_export.errors import InputError
-from sea_export.options import RUN_TIME_NORMALIZATIONS, check_choice, why_unfoldable
+from sea_export.model.targets import Target
+from sea_export.options import check_strength, why_unfoldable
 
 __all__ = ["LayerEdit"]
 
@@ -82,8 +85,12 @@ class LayerEdit:
     """(k, d) R, or None."""
 
     def __post_init__(self) -> None:
-        check_choice("projections", self.projections, ("both", "positive", "negative"))
-        check_choice("normalization", self.normalization, ("none", *RUN_TIME_NORMALIZATIONS))
+        check_form(
+            projections=self.projections,
+            normalization=self.normalization,
+            feature_function=self.feature_function,
+            length_scale=self.length_scale,
+        )
 
     @property
     def size(self) -> int:
@@ -106,6 +113,25 @@ class LayerEdit:
         values = self.positive_values.double()
         energy = float(values.square().sum())
         return float(values[0].square()) / energy if energy > 0 else 0.0
+
+    def summary(self, target: Target) -> LayerSummary:
+        """What is told about the edit.
+
+        Args:
+            target: its target.
+        """
+        return LayerSummary(
+            target=target,
+            positive_rank=self.positive.shape[1],
+            negative_rank=self.negative.shape[1],
+            map_rank=None if self.left is None else self.left.shape[1],
+            spectrum=self.positive_values.numel(),
+            first_share=self.first_share,
+            relative_change=self.relative_change,
+            signature=self.signature,
+            reader_error=self.reader_error,
+            normalization=self.normalization,
+        )
 
     @property
     def feature(self) -> FeatureFunction:
@@ -197,8 +223,10 @@ class LayerEdit:
             strength: s.
 
         Raises:
-            InputError: the edit has normalization scales, which belong to its own strength, or that is 0.
+            InputError: the strength is out of range, or the edit has normalization scales, which belong to its own
+                strength, or that is 0.
         """
+        check_strength(strength)
         if self.scale is not None or self.strength == 0:
             raise InputError(
                 "--strength: an edit of strength 0, or with a normalization, cannot be given another one. Fit it again."

@@ -58,6 +58,8 @@ class Provenance(TypedDict, total=False):
     demonstrations: _Demonstrations
     options: dict[str, Any]
     """The record of a `sea_export.options.FitOptions`."""
+    fitted_strength: float
+    """The strength that was fitted, if the edit was given another one afterwards."""
     computation: _Computation
     versions: dict[str, str]
     tuning: _Tuning | None

@@ -5,7 +5,7 @@ What an edit computes is in `sea_export.edit.layer_edit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.edit.layer_edit import LayerEdit
-from sea_export.edit.storage import read_edit, write_edit
-from sea_export.errors import InputError, first_line
+from sea_export.edit.representation import html_table, one_line
+from sea_export.edit.storage import layers_of, write_edit
+from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
+from sea_export.edit.summary import LayerSummary
+from sea_export.errors import InputError
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.targets import Target
 
@@ -26,12 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["EditHook", "SpectralEdit", "compose"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SpectralEdit:
     """A fitted edit of a model: for each target the layer edits that are applied to its output, one after the other.
 
     A fit gives each target one layer edit, and composition gives more. `provenance` is plain JSON data: the base model,
-    the digest of the demonstrations and every option.
+    the digest of the demonstrations and every option. `edit * 0.5` is the edit at half its strength.
     """
 
     layers: Mapping[Target, tuple[LayerEdit, ...]]
@@ -40,6 +43,18 @@ class SpectralEdit:
     def __post_init__(self) -> None:
         if not self.layers or not all(self.layers.values()):
             raise InputError("the edit: it has no layer, or a layer without an edit. Fit it again.")
+
+    def __repr__(self) -> str:
+        return one_line(self.layers)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row for each layer edit."""
+        return html_table(self.layers)
+
+    def __mul__(self, factor: float) -> SpectralEdit:
+        return self._scaled(lambda strength: factor * strength)
+
+    __rmul__ = __mul__
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -62,19 +77,44 @@ class SpectralEdit:
         """The largest relative change of any layer. If it is tiny, the edit does nothing."""
         return max(edit.relative_change for edits in self.layers.values() for edit in edits)
 
+    @property
+    def summary(self) -> tuple[LayerSummary, ...]:
+        """What is told about each layer edit, sorted by target."""
+        return tuple(edit.summary(target) for target in self.targets for edit in self.layers[target])
+
+    def with_strength(self, strength: float) -> SpectralEdit:
+        """The same edit at another strength: what a fit with that strength gives, but for rounding in float32.
+
+        Each edit of a product gets that strength. What was measured of an edit does not hold at another strength, and
+        is no part of the result.
+
+        Args:
+            strength: s in I + s (M - I). At 0 nothing is edited.
+
+        Raises:
+            InputError: see `LayerEdit.with_strength`.
+        """
+        return self._scaled(lambda _: strength)
+
     @contextmanager
     def apply(
-        self, model: PreTrainedModel, projections: Sequence[OutputProjection] | None = None
+        self,
+        model: PreTrainedModel,
+        projections: Sequence[OutputProjection] | None = None,
+        *,
+        strength: float | None = None,
     ) -> Iterator[PreTrainedModel]:
         """Installs the run-time edit on a live model, and removes it when the context ends.
 
         Args:
             model: a causal language model of the architecture that the edit was fitted on.
             projections: the output projections of the edit's targets in it; they are searched for if None.
+            strength: see `with_strength`; None for the edit's own.
 
         Raises:
-            InputError: the model has no such layer, or another hidden size.
+            InputError: the model has no such layer, or another hidden size; or see `with_strength`.
         """
+        layers = self.layers if strength is None else self.with_strength(strength).layers
         if projections is None:
             projections = find_output_projections(model, self.targets)
         self.check_sizes(projections)
@@ -82,7 +122,7 @@ class SpectralEdit:
             for projection in projections:
                 module = model.get_submodule(projection.module_name)
                 device = next(chain(module.parameters(), module.buffers())).device
-                edits: Sequence[LayerEdit] = self.layers[projection.target]
+                edits: Sequence[LayerEdit] = layers[projection.target]
                 if device.type != "meta":  # else weights are loaded later, and the edit follows the activations
                     edits = [edit.to(device) for edit in edits]
                 handle = module.register_forward_hook(EditHook(edits))
@@ -118,11 +158,23 @@ class SpectralEdit:
         Raises:
             InputError: there is no edit, or it is damaged or of a later format.
         """
-        layers, provenance = read_edit(Path(directory))
-        try:
-            return cls(layers={Target.parse(text): edits for text, edits in layers.items()}, provenance=provenance)
-        except ValueError as error:
-            raise InputError(f"{directory}: the edit in it is damaged ({first_line(error)}). Fit it again.") from error
+        return cls.from_stored(read_stored_edit(Path(directory)))
+
+    @classmethod
+    def from_stored(cls, stored: StoredEdit) -> SpectralEdit:
+        """An edit that was read.
+
+        Args:
+            stored: what `sea_export.edit.stored_edit.read_stored_edit` gave.
+        """
+        return cls(layers_of(stored), stored.provenance)
+
+    def _scaled(self, strength: Callable[[float], float]) -> SpectralEdit:
+        layers = {
+            target: tuple(edit.with_strength(strength(edit.strength)) for edit in edits)
+            for target, edits in self.layers.items()
+        }
+        return SpectralEdit(layers, _scaled_provenance(self.provenance, strength))
 
 
 class EditHook:
@@ -137,6 +189,18 @@ class EditHook:
         for edit in self.edits:
             edited = edit.apply(edited)
         return type(output)((edited, *output[1:])) if several else edited
+
+
+def _scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:
+    """The provenance of an edit at another strength. It names the one that was fitted, and no effect."""
+    if "composed" in provenance:
+        return {**provenance, "composed": [_scaled_provenance(one, strength) for one in provenance["composed"]]}
+    scaled = {name: entry for name, entry in provenance.items() if name != "effect"}
+    if options := provenance.get("options"):
+        fitted = options["edit"]["strength"]
+        scaled["options"] = {**options, "edit": {**options["edit"], "strength": strength(fitted)}}
+        scaled["fitted_strength"] = provenance.get("fitted_strength", fitted)
+    return scaled
 
 
 def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:

@@ -54,6 +54,7 @@ def measured_edit(
     """
     if not options.measure:
         return fit.edit(options.strength)
+    logger.debug("measuring effect and damage.")
     with opened.in_full_precision():
         return _measured(fit, opened, demonstrations, options, progress)
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
-from sea_export.evaluation.drawing import check_picture
+from sea_export.evaluation.early_checks import check_evaluation
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.judging import ChosenJudge, Judging
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
-from sea_export.export.manifest import read_manifest
-from sea_export.files.writing import check_destinations
 from sea_export.model.run_options import RunOptions
 from sea_export.text import dtype_name
 
@@ -69,9 +65,9 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
     Raises:
         InputError: a model, a benchmark or a file is not usable.
     """
+    check_evaluation(model, options, run)
     edit = None if options.edit is None else SpectralEdit.load(options.edit)
     base = options.against or (model if edit is not None else None)
-    _check(model, base, options, run)
     suite = Suite.load(options)
     judge = ChosenJudge.choose(options, run)
     baseline, reference, against = None, None, None
@@ -93,16 +89,3 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
         baseline = baseline and judged[: -len(measurements)]
     reports = make_reports(measurements, baseline, seed=options.seed)
     return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging)
-
-
-def _check(model: str, base: str | None, options: EvaluateOptions, run: RunOptions) -> None:
-    """Raises InputError for what would fail only after all models are measured."""
-    if run.revision is not None and all(Path(name).exists() for name in (model, base) if name is not None):
-        raise InputError("--revision: it belongs to a Hub id, and all models here are local paths. Leave it out.")
-    if options.record:
-        read_manifest(Path(model))
-    if options.plot is not None:
-        check_picture(options.plot)
-    sources = (one.partition("=")[2] for one in options.benchmarks)
-    read = (model, base, options.edit, options.text, options.judge.judge, *sources)
-    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sea_export.errors import InputError, refused_by_library
+from sea_export.errors import InputError
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.model.adapter_files import ADAPTER_CONFIG, base_of_adapter, check_adapter_files
 from sea_export.model.base import Base, open_base
@@ -57,8 +57,7 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
         dtype = parse_dtype(run.dtype) or compute_dtype(base, torch.device(device))
         loaded = base.load_model(dtype=dtype, device=device, device_map=run.device_map)
         if adapter is not None:
-            with refused_by_library(f"{adapter}: its adapter cannot be applied to its base"):
-                put_adapter_on(loaded, adapter)
+            put_adapter_on(loaded, adapter)
         yield LoadedModel(base.name if adapter is None else adapter.resolve().name, loaded, base.tokenizer)
 
 

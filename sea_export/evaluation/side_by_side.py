@@ -8,15 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from sea_export.errors import InputError
 from sea_export.evaluation.answering import answer_prompts
+from sea_export.evaluation.early_checks import check_comparison
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.prompts import load_prompts
-from sea_export.files.writing import check_destinations
 from sea_export.model.run_options import RunOptions
-from sea_export.text import is_utf8
 
 __all__ = [
     "Comparison",
@@ -84,9 +82,7 @@ def compare_models(
     Raises:
         InputError: a model, the prompts or the page is not usable.
     """
-    check_destinations([options.html], read=[base, edited, options.prompts])
-    if not all(map(is_utf8, options.own_prompts)):
-        raise InputError("--prompt: it is not UTF-8 text. Write it in UTF-8.")
+    check_comparison(base, edited, options, run)
     prompts = list(options.own_prompts)
     if options.prompts is not None or not prompts:
         prompts += load_prompts(options.prompts)

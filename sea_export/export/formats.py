@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SIDE_FILES_OF_CONVERTED",
+    "BaseMoved",
     "EditInMemory",
     "EditNeeds",
     "ExportFormat",
     "Loading",
     "Located",
+    "StorageError",
     "TensorCheck",
     "check_foldable",
     "export_format",
@@ -45,6 +47,9 @@ PlanT = TypeVar("PlanT")
 EditInMemory = Callable[["PreTrainedModel", "SpectralEdit", "Sequence[OutputProjection]"], AbstractContextManager[None]]
 """A context in which a base in memory computes what the export of an edit computes, without rounding. The output
 projections are those of the edit's targets in the base."""
+
+BaseMoved = Callable[["PreTrainedModel"], AbstractContextManager[None]]
+"""A context in which weights of a base in memory move at random within what their storage rounds."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,19 @@ class Located(Protocol):
 
 
 @dataclass(frozen=True)
+class StorageError:
+    """What a quantized storage does to a weight with an edit folded in."""
+
+    error: float
+    """‖stored - folded‖ / ‖folded‖."""
+    own_rounding: float
+    """The same of the base against the weights that it was quantized from, if each of them was as likely anywhere up to
+    half of the distance to the next number. They are not known."""
+    kept: float
+    """How much of the change that the edit makes is stored: the change as stored, projected on it; 1 for all."""
+
+
+@dataclass(frozen=True)
 class TensorCheck:
     """The tensors of a written export, compared with its base and its plan."""
 
@@ -102,10 +120,12 @@ class TensorCheck:
     """Whether the export is meant to be the edit, and not only an approximation of it."""
     weight_error: float | None = None
     """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
-    stored_as: str | None = None
-    """The names of the types of edited weights, where they are none of torch's."""
     unchecked: tuple[str, ...] = ()
     """What was not compared, each as a noun phrase."""
+    storage: str | None = None
+    """What the storage of requantized weights is called; None if there are none."""
+    storage_errors: Mapping[str, StorageError] = field(default_factory=dict)
+    """Name of a requantized weight -> what its storage does to the edit."""
 
 
 @dataclass(frozen=True)
@@ -288,16 +308,14 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
             None if the stored export is not rounded either, or if this cannot be done in memory.
         """
 
-    def base_as_stored(self, plan: PlanT) -> EditInMemory | None:
-        """How a base in memory gets its own weights as the export would store them, where they are edited.
-
-        This shows how much of what an export changes is due to rounding.
+    def base_moved(self, plan: PlanT) -> BaseMoved | None:
+        """How much the storage of the base rounds, for a comparison in memory.
 
         Args:
             plan: what `plan` gave.
 
         Returns:
-            None if edited weights are stored in the dtype of the base.
+            None if edited weights are not requantized.
         """
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: PlanT) -> TensorCheck:

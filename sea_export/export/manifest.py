@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from sea_export.edit.layer_edit import LayerEdit
-from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format, formats
 from sea_export.export.manifest_record import ManifestRecord
-from sea_export.export.write_report import WriteReport
 from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.files.writing import write_json
-from sea_export.model.base import Base
 from sea_export.model.model_files import walk_files
 from sea_export.model.own_code import needs_own_code
-from sea_export.model.safetensors_header import DTYPE_NAMES
-from sea_export.model.targets import Target
+from sea_export.model.stored_dtypes import TORCH_NAMES
 from sea_export.options import FORMATS, ExportOptions
 from sea_export.text import dtype_name, visible
 from sea_export.versions import library_versions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sea_export.edit.layer_edit import LayerEdit
+    from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.export.write_report import WriteReport
+    from sea_export.model.base import Base
+    from sea_export.model.targets import Target
 
 __all__ = [
     "MANIFEST",
@@ -41,7 +45,7 @@ __all__ = [
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force")
+_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force", "requantize")
 
 
 def make_manifest(
@@ -65,8 +69,6 @@ def make_manifest(
         details: the format's own entry, by its key; empty if the format has none.
         metadata: the metadata of the base's model card that is valid for the output too.
     """
-    tensors = base.checkpoint.tensors
-    stored = next((tensors[name] for name in report.edited if name in tensors), next(iter(tensors.values())))
     return {
         "manifest_version": _MANIFEST_VERSION,
         "format": options.format,
@@ -78,7 +80,7 @@ def make_manifest(
         "base": {
             "name": base.name,
             "revision": base.revision,
-            "dtype": dtype_name(stored.dtype),
+            "dtype": dtype_name(_edited_dtype(base, report)),
             "dequantized": base.dequantized,
             "model_class": base.model_class,
             "own_code": needs_own_code(base.checkpoint.config),
@@ -94,6 +96,14 @@ def make_manifest(
         "verification": None if verification is None else dict(verification),
         "files": dict(report.digests),
     }
+
+
+def _edited_dtype(base: Base, report: WriteReport) -> torch.dtype:
+    """The dtype in which the base stores the largest tensor that was edited, or that it computes in."""
+    tensors = base.checkpoint.tensors
+    edited = [tensors[name] for name in report.edited if name in tensors] or [next(iter(tensors.values()))]
+    largest = max(edited, key=lambda tensor: math.prod(tensor.shape))
+    return largest.dtype if largest.dtype.is_floating_point else base.dtype
 
 
 def _layer_record(target: Target, layer: LayerEdit) -> dict[str, Any]:
@@ -183,7 +193,7 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     format, base, adapter = manifest["format"], manifest["base"], manifest.get("adapter")
     if format not in FORMATS:
         return f"its format is not one of {', '.join(FORMATS)}"
-    if base["dtype"] not in [dtype_name(dtype) for dtype in DTYPE_NAMES]:
+    if base["dtype"] not in TORCH_NAMES.values():
         return "the dtype of its base is not a known one"
     names = (*manifest["files"], *base["files"])
     if any(name.startswith("/") or ".." in name.split("/") or "\0" in name for name in names):

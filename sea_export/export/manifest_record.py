@@ -15,6 +15,7 @@ class _Export(TypedDict, total=False):
     verify: bool
     force: bool
     trust_remote_code: bool
+    requantize: bool
 
 
 class _NamedBase(TypedDict):
@@ -67,6 +68,16 @@ class _Evaluation(TypedDict):
     benchmarks: list[_Benchmark]
 
 
+class _StorageError(TypedDict):
+    error: float
+    own_rounding: float
+    kept: float
+
+
+class _Verification(TypedDict, total=False):
+    storage_errors: dict[str, _StorageError]
+
+
 class _Required(TypedDict):
     format: str
     base: _NamedBase
@@ -85,6 +96,6 @@ class ManifestRecord(_Required, total=False):
     left_out_files: list[str]
     adapter: _Adapter
     gguf: _Gguf
-    verification: dict[str, Any] | None
+    verification: _Verification | None
     evaluation: _Evaluation | None
     repository: str | None

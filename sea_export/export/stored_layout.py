@@ -48,7 +48,15 @@ class StoredParameter:
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
         """The parameter as the model has it, of shape `shape`, in the stored dtype."""
-        return self.source.convert(self.name, [checkpoint.read(part) for part in self.parts], self.shape)
+        return self.joined([checkpoint.read(part) for part in self.parts])
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The parameter as the model has it, of shape `shape`.
+
+        Args:
+            parts: one tensor for each of `parts`.
+        """
+        return self.source.convert(self.name, parts, self.shape)
 
 
 @dataclass(frozen=True)

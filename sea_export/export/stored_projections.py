@@ -15,6 +15,7 @@ from sea_export.export.stored_layout import StoredLayout, StoredParameter, store
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.base import Base
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.quantized_storage import QuantizedWeight, check_requantizable, with_plain_weights
 from sea_export.model.targets import Target
 from sea_export.text import dtype_name
 
@@ -36,25 +37,35 @@ class StoredProjections:
     layout: StoredLayout
     """All parameters that the checkpoint stores."""
     parameters: Mapping[str, StoredParameter]
-    """Every parameter that a fold changes, by its name in the model; empty for a quantized base."""
+    """Every parameter that a fold changes, by its name in the model; empty for a quantized base into which nothing is
+    folded."""
     new_biases: Mapping[str, Tensor] = field(default_factory=dict)
     """The biases that `config_changes` add (on `meta`, by stored name), for edits that need them."""
     bias_names: Mapping[str, str] = field(default_factory=dict)
     """Name in the model -> name in the checkpoint, of those new biases."""
     config_changes: Mapping[str, bool] = field(default_factory=dict)
     """The config entries that make the architecture read new biases."""
+    quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    """The weights that are folded in their quantized storage, by their names among the parts of `parameters`."""
 
 
-def find_stored_projections(targets: Iterable[Target], base: Base, *, needs_bias: bool) -> StoredProjections:
+def find_stored_projections(
+    targets: Iterable[Target],
+    base: Base,
+    *,
+    needs_bias: bool,
+    quantized: Mapping[str, QuantizedWeight] | None = None,
+) -> StoredProjections:
     """Finds the output projections of targets, checks the fold numerically, and finds their stored tensors.
 
-    No weights are loaded. For a quantized base no stored tensors are searched for, because nothing can be folded into
-    them. Its parameters are then read from the model in memory.
+    No weights are loaded. For a quantized base no stored tensors are searched for, unless it is to be folded in its own
+    storage. Its parameters are then read from the model in memory.
 
     Args:
         targets: what is to be edited.
         base: the base.
         needs_bias: whether the edit adds a constant (`center="affine"`).
+        quantized: the weights of a quantized base that is to be folded in its own storage; None for any other one.
 
     Raises:
         InputError: an output projection is not found or not stored under a known name, or the constant changes on its
@@ -64,16 +75,21 @@ def find_stored_projections(targets: Iterable[Target], base: Base, *, needs_bias
     model = base.skeleton
     projections = base.output_projections(targets)
     check_fold(model, projections, needs_bias=needs_bias)
-    layout = stored_layout(model, base.checkpoint)
+    layout = stored_layout(model, with_plain_weights(base.checkpoint, quantized or {}))
     parameters: dict[str, StoredParameter] = {}
-    for weight in () if base.is_quantized else (weight for one in projections for weight in one.weights):
+    unknown = base.is_quantized and quantized is None
+    for weight in () if unknown else (weight for one in projections for weight in one.weights):
         parameters[weight.name] = layout.find(weight.name, weight.output_dim)
         if weight.bias is not None:
             parameters[weight.bias] = layout.find(weight.bias, -1)
-    for parameter in parameters.values():
-        for part in parameter.parts:
+    folded = {}
+    for part in (part for parameter in parameters.values() for part in parameter.parts):
+        if quantized is not None and part in quantized:
+            check_requantizable(quantized[part], base.checkpoint)
+            folded[part] = quantized[part]
+        else:
             _check_foldable(part, base.checkpoint)
-    return StoredProjections(model, projections, layout, parameters)
+    return StoredProjections(model, projections, layout, parameters, quantized=folded)
 
 
 def _check_foldable(name: str, checkpoint: Checkpoint) -> None:

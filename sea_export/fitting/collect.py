@@ -17,9 +17,10 @@ from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
 from sea_export.fitting.activation_statistics import Statistic
-from sea_export.fitting.collect_gradients import collect_gradients, curvature_items
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics, activation_method, edit_method, errors_of
+from sea_export.fitting.gradient_cache import GradientCache
+from sea_export.fitting.gradient_statistics import GradientStatistics
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import OutputProjection, context_length, find_output_projections
 from sea_export.model.targets import Target
@@ -84,9 +85,14 @@ def collect_statistics(
         "with the whole model in memory" if in_memory else "layer by layer",
     )
     if Statistic.MARGIN_GRADIENTS in needs:
-        _check_gradients(options, cache, processes)
-        texts = curvature_items(source.model, tokenizer) if Statistic.NEUTRAL_GRADIENTS in needs else []
-        return dict(collect_gradients(source.model, tokenized, texts, projections, options, needs, progress))
+        if processes.count > 1:
+            raise InputError(f"--method: {options.method} runs in one process. Start one, or choose --method spectral.")
+        gradients = GradientCache.of(cache, source)
+        margins = gradients.margins(source.model, tokenized, projections, options, progress)
+        if Statistic.NEUTRAL_GRADIENTS not in needs:
+            return {target: GradientStatistics.of(one, None) for target, one in margins.items()}
+        neutrals = gradients.neutrals(source.model, tokenizer, projections, options)
+        return {target: GradientStatistics.of(one, neutrals[target]) for target, one in margins.items()}
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
     share = processes.share(order)
     collected = _Collected(targets, options, processes)
@@ -104,6 +110,7 @@ def collect_statistics(
         for _, batch in capture_batches(source.model, own_demonstrations, projections, options.capture, progress):
             for target, activations in batch.items():
                 collected.update(target, activations)
+        logger.debug("%d demonstrations are captured.", len(share))
         for target in targets:
             collected.finish(target, ())
     else:
@@ -156,14 +163,6 @@ def demonstrations_to_fit(
         if options.sequential:
             raise InputError(f"--sequential: --method {options.method} reads no activations. Leave it out.")
     return _tokenized(model, tokenizer, demonstrations, options)
-
-
-def _check_gradients(options: FitOptions, cache: Path | str | None, processes: Processes) -> None:
-    """Raises InputError for what a fit by gradients cannot use."""
-    if processes.count > 1:
-        raise InputError(f"--method: {options.method} runs in one process. Start one, or choose --method spectral.")
-    if cache is not None:
-        raise InputError(f"--cache: --method {options.method} reads no activations. Leave it out.")
 
 
 def check_enough(demonstrations: Sequence[Demonstration]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +15,13 @@ from sea_export.capture.whole_text import whole_text
 from sea_export.demonstrations.neutral_text import curvature_questions, curvature_texts
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.errors import InputError
-from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.edit_method import errors_of
-from sea_export.fitting.gradient_statistics import GradientStatistics, MarginGradients, NeutralGradients
+from sea_export.fitting.gradient_statistics import (
+    MarginGradients,
+    MarginStatistics,
+    NeutralGradients,
+    NeutralStatistics,
+)
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.targets import Target
 from sea_export.options import FitOptions
@@ -25,7 +29,14 @@ from sea_export.options import FitOptions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["collect_gradients", "curvature_items"]
+__all__ = [
+    "curvature_items",
+    "curvature_prose",
+    "margin_statistics",
+    "margin_texts",
+    "neutral_statistics",
+    "neutral_texts",
+]
 
 _PASSES = 4
 """Into so many passes a batch of a forward capture is divided: a backward pass keeps that much more of each token."""
@@ -33,67 +44,65 @@ _PIECE = 32
 """Tokens of a neutral text. More and shorter texts give more samples, and so a Fisher information of higher rank."""
 
 
-def collect_gradients(
+def margin_statistics(
     model: PreTrainedModel,
     demonstrations: Sequence[TokenizedDemonstration],
-    neutral: Sequence[PromptedCompletions],
     projections: Sequence[OutputProjection],
     options: FitOptions,
-    needs: Collection[Statistic],
     progress: Callable[[int], None] | None = None,
-) -> dict[Target, GradientStatistics]:
-    """Gradients of the mean margin of demonstrations, and of the log-likelihood of neutral text.
+) -> dict[Target, MarginStatistics]:
+    """Gradients of the mean margin of demonstrations.
 
     Args:
         model: a causal language model in memory.
         demonstrations: at least one, tokenized.
-        neutral: texts, each a prompt with one completion, which is scored; used for `Statistic.NEUTRAL_GRADIENTS`.
         projections: the output projections of the targets.
-        options: `form`, `capture.batch_tokens` and `capture.seed` are used.
-        needs: the statistics that the method needs.
+        options: `form` and `capture.batch_tokens` are used.
         progress: told the number of demonstrations that each batch has finished.
 
     Raises:
         InputError: a gradient is not finite.
     """
-    maps = options.form != "bias"
-    batch_tokens = max(1, options.capture.batch_tokens // _PASSES)
-    targets = [one.target for one in projections]
-    margins = {target: MarginGradients(maps=maps) for target in targets}
+    margins = {one.target: MarginGradients(maps=options.form != "bias") for one in projections}
     read_gradients(
         model,
         margin_texts(demonstrations),
         projections,
         lambda target, read: margins[target].update(_finite(target, read)),
-        batch_tokens=batch_tokens,
+        batch_tokens=_batch_tokens(options),
         progress=progress,
     )
-    if Statistic.NEUTRAL_GRADIENTS not in needs:
-        return {
-            target: GradientStatistics(one.gradient(), one.map_gradient(), torch.zeros(0), None, one.moments())
-            for target, one in margins.items()
-        }
-    lengths = [len(one.completions[0]) for one in neutral]
-    neutrals = {target: NeutralGradients(lengths, maps=maps) for target in targets}
-    generator = torch.Generator().manual_seed(options.capture.seed)
+    return {target: one.finish() for target, one in margins.items()}
+
+
+def neutral_statistics(
+    model: PreTrainedModel,
+    texts: Sequence[PromptedCompletions],
+    projections: Sequence[OutputProjection],
+    options: FitOptions,
+) -> dict[Target, NeutralStatistics]:
+    """Gradients of the log-likelihood of neutral text, for labels that are drawn from the model itself.
+
+    Args:
+        model: a causal language model in memory.
+        texts: each a prompt with one completion, which is scored: see `curvature_items`.
+        projections: the output projections of the targets.
+        options: `form`, `capture.batch_tokens` and `capture.seed` are used.
+
+    Raises:
+        InputError: a gradient is not finite.
+    """
+    lengths = [len(one.completions[0]) for one in texts]
+    neutrals = {one.target: NeutralGradients(lengths, maps=options.form != "bias") for one in projections}
     read_gradients(
         model,
-        neutral_texts(neutral),
+        neutral_texts(texts),
         projections,
         lambda target, read: neutrals[target].update(_finite(target, read)),
-        batch_tokens=batch_tokens,
-        labels=own_labels(generator),
+        batch_tokens=_batch_tokens(options),
+        labels=own_labels(torch.Generator().manual_seed(options.capture.seed)),
     )
-    return {
-        target: GradientStatistics(
-            one.gradient(),
-            one.map_gradient(),
-            neutrals[target].samples(),
-            neutrals[target].curvature(),
-            neutrals[target].moments(),
-        )
-        for target, one in margins.items()
-    }
+    return {target: one.finish() for target, one in neutrals.items()}
 
 
 def curvature_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
@@ -108,6 +117,18 @@ def curvature_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     Raises:
         InputError: see `sea_export.capture.whole_text.whole_text` and `sea_export.capture.own_answers.own_answers`.
     """
+    return [*curvature_prose(tokenizer), *own_answers(model, tokenizer, curvature_questions(), seed=1)]
+
+
+def curvature_prose(tokenizer: PreTrainedTokenizerBase) -> list[PromptedCompletions]:
+    """The part of `curvature_items` that is the same for all models with a tokenizer.
+
+    Args:
+        tokenizer: the tokenizer.
+
+    Raises:
+        InputError: see `sea_export.capture.whole_text.whole_text`.
+    """
     items = []
     for text in curvature_texts():
         whole = whole_text(tokenizer, text)
@@ -116,7 +137,7 @@ def curvature_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             PromptedCompletions(whole.prompt, [tokens[start : start + _PIECE]])
             for start in range(0, len(tokens), _PIECE)
         ]
-    return [*items, *own_answers(model, tokenizer, curvature_questions(), seed=1)]
+    return items
 
 
 def margin_texts(demonstrations: Sequence[TokenizedDemonstration]) -> list[ScoredText]:
@@ -135,6 +156,10 @@ def margin_texts(demonstrations: Sequence[TokenizedDemonstration]) -> list[Score
 def neutral_texts(texts: Sequence[PromptedCompletions]) -> list[ScoredText]:
     """Texts of which the completion is scored, weighted by one over the root of its tokens."""
     return [ScoredText(one.prompt, one.completions, (len(one.completions[0]) ** -0.5,)) for one in texts]
+
+
+def _batch_tokens(options: FitOptions) -> int:
+    return max(1, options.capture.batch_tokens // _PASSES)
 
 
 def _finite(target: Target, read: OutputGradients) -> OutputGradients:

@@ -13,6 +13,7 @@ import torch
 
 from sea_export.capture.layerwise import LayerSource, ModelInMemory, layer_source
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
+from sea_export.demonstrations.load import DemonstrationData, demonstrations_of
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
@@ -33,23 +34,19 @@ __all__ = [
     "edit_from_statistics",
     "fit",
     "fit_any_strength",
-    "no_op_warning",
-    "sequence_warning",
 ]
-
-# An edit that changes no layer's neutral activations by more than this share does next to nothing.
-_NO_OP_CHANGE = 0.01
 
 
 def fit(
     model: PreTrainedModel | LayerSource,
     tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
+    demonstrations: DemonstrationData,
     *,
     method: str = FitOptions.method,
     form: str = FitOptions.form,
     rank: int = FitOptions.rank,
-    layers: str = FitOptions.layers,
+    damping: float | None = None,
+    layers: str | Sequence[int] = FitOptions.layers,
     target: str = FitOptions.target,
     center: str = FitOptions.center,
     feature_function: str = FitOptions.feature_function,
@@ -79,11 +76,14 @@ def fit(
         model: a causal language model, as `AutoModelForCausalLM` loads it, or one that has a single layer in memory
             at a time (`sea_export.open_layerwise`).
         tokenizer: its tokenizer.
-        demonstrations: at least two.
+        demonstrations: at least two: `Demonstration` objects; rows with prompt, positive and negative, as a list of
+            mappings, a `datasets.Dataset` or a data frame; or what `load_demonstrations` reads, such as
+            `builtin:truthfulness`.
         method: `spectral`, `gradient`, `natural-gradient`, `mean-difference` or `erasure`.
         form: of a gradient method: `bias`, `linear` or `low-rank`.
         rank: of `form="low-rank"`.
-        layers: `all`, `last:K`, `first:K`, `signature:K`, or a list such as `10-20,25`.
+        damping: λ of `natural-gradient`, in units of the mean diagonal of the curvature; None for its default.
+        layers: `all`, `last:K`, `first:K`, `signature:K`, a list such as `last:6,10-20,25`, or numbers of layers.
         target: `mlp`, `attention` or `both`.
         center: `off`, `affine`, `linear`, or `auto`: `linear`, but `off` for a non-linear edit.
         feature_function: φ of a non-linear edit: `identity`, `squared-exponential`, `tanh` or `elu`.
@@ -104,8 +104,8 @@ def fit(
         neutral_tokens: length of generated continuations, in tokens.
         batch_tokens: about how many tokens a forward pass computes.
         seed: seed of `position="random"`.
-        cache: a directory that keeps captured activations. A fit of layers that are in it already runs no forward
-            pass. Its truncation, strength, normalization and centring may differ.
+        cache: a directory that keeps captured activations, and statistics of gradients. A fit of layers that are in it
+            already runs no pass. Its truncation, strength, normalization, centring, rank and damping may differ.
         progress: told the number of demonstrations that each batch has finished.
 
     Returns:
@@ -118,7 +118,8 @@ def fit(
         method=method,
         form=form,
         rank=rank,
-        layers=layers,
+        damping=damping,
+        layers=layers if isinstance(layers, str) else ",".join(map(str, layers)),
         target=target,
         center=center,
         feature_function=feature_function,
@@ -144,7 +145,7 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_any_strength(model, tokenizer, demonstrations, options, progress, cache=cache).edit()
+    return fit_any_strength(model, tokenizer, demonstrations_of(demonstrations), options, progress, cache=cache).edit()
 
 
 @dataclass(frozen=True)
@@ -256,34 +257,6 @@ def edit_from_statistics(
     kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
     edits = edit_method(options.method).layer_edits(kept, options)
     return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
-
-
-def no_op_warning(edit: SpectralEdit) -> str | None:
-    """What to tell the user about an edit that changes next to nothing, or None for one that does something."""
-    if edit.relative_change >= _NO_OP_CHANGE:
-        return None
-    shares = [layer.first_share for layers in edit.layers.values() for layer in layers if layer.positive_values.numel()]
-    if not shares:
-        return (
-            "the edit: it changes nothing, because the demonstrations' activations are all alike, or zero. Give other "
-            "demonstrations."
-        )
-    return (
-        f"the edit: it changes next to nothing, at most {edit.relative_change:.2%} of any layer's activations, and its "
-        f"first direction alone explains up to {max(shares):.3%} of the spectrum. Raise --explained-variance above "
-        "that, or centre the activations (--center linear)."
-    )
-
-
-def sequence_warning(edit: SpectralEdit) -> str | None:
-    """What to tell the user about an edit with `--normalization sequence`, or None for another."""
-    if all(layer.normalization != "sequence" for layers in edit.layers.values() for layer in layers):
-        return None
-    return (
-        "--normalization: sequence takes norms over all tokens of a forward call, so that a token's edit depends on "
-        "later tokens and on the batch, and generation with a cache differs from generation without. It is for "
-        "reproducing published numbers. Choose token or calibrated for everything else."
-    )
 
 
 def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:

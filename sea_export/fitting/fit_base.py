@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from sea_export.capture.cache import cached_bytes
+from sea_export.capture.cache_folder import cached_bytes
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration, LoadedDemonstrations
 from sea_export.demonstrations.usable import usable_demonstrations
@@ -16,14 +16,14 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.activation_statistics import Statistic
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import edit_method
-from sea_export.fitting.fit import Fit, fit_any_strength, no_op_warning, sequence_warning
+from sea_export.fitting.fit import Fit, fit_any_strength
 from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.model.architecture import context_length
 from sea_export.model.base import Base
 from sea_export.model.targets import Target
 from sea_export.options import FitOptions
 
-__all__ = ["fit_base", "log_warnings", "usable_by", "with_base", "with_weight_digests"]
+__all__ = ["fit_base", "usable_by", "with_base", "with_weight_digests"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def fit_base(
             processes=processes,
         )
     if cache is not None:
-        logger.info("%s: it keeps %.1f MB of activations.", cache, cached_bytes(cache) / 1e6)
+        logger.info("%s: it keeps %.1f MB of activations and gradients.", cache, cached_bytes(cache) / 1e6)
     return replace(fit, provenance={**fit.provenance, "base": _named(opened.base)})
 
 
@@ -90,13 +90,6 @@ def usable_by(base: Base, demonstrations: LoadedDemonstrations, template: str) -
     """
     skip, context = demonstrations.origin.skip_bad_rows, context_length(base.config)
     return usable_demonstrations(demonstrations, base.tokenizer, template=template, context_length=context, skip=skip)
-
-
-def log_warnings(edit: SpectralEdit) -> None:
-    """Warns of an edit that does nothing, and of one whose results depend on the batch."""
-    for warning in (no_op_warning(edit), sequence_warning(edit)):
-        if warning:
-            logger.warning("%s", warning)
 
 
 def with_base(edit: SpectralEdit, base: Base) -> SpectralEdit:

@@ -16,10 +16,41 @@ from torch import Tensor
 from sea_export.capture.gradients import OutputGradients
 from sea_export.fitting.linear_edit import OutputMoments
 
-__all__ = ["FOLDS", "GradientStatistics", "MarginGradients", "NeutralGradients"]
+__all__ = [
+    "FOLDS",
+    "GradientStatistics",
+    "MarginGradients",
+    "MarginStatistics",
+    "NeutralGradients",
+    "NeutralStatistics",
+]
 
 FOLDS = 2
 """Texts are dealt out to so many folds."""
+
+
+@dataclass(frozen=True)
+class MarginStatistics:
+    """What the demonstrations give at one target. Tensors are float64, on the CPU."""
+
+    gradient: Tensor
+    """See `GradientStatistics`."""
+    map_gradient: Tensor | None
+    """See `GradientStatistics`."""
+    moments: OutputMoments
+    """Of z, over the tokens of the demonstrations."""
+
+
+@dataclass(frozen=True)
+class NeutralStatistics:
+    """What neutral text gives at one target. Tensors are float64, on the CPU."""
+
+    samples: Tensor
+    """See `GradientStatistics`."""
+    curvature: Tensor | None
+    """See `GradientStatistics`."""
+    moments: OutputMoments
+    """Of z, over the tokens of the text."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +68,18 @@ class GradientStatistics:
     """(d, d) Δ: the mean over tokens of (∂/∂z)(∂/∂z)ᵀ of the same log-likelihood; None if it was not asked for."""
     moments: OutputMoments
     """Of z, over the tokens of the demonstrations, or of neutral text where gradients of it are asked for."""
+
+    @classmethod
+    def of(cls, margin: MarginStatistics, neutral: NeutralStatistics | None) -> GradientStatistics:
+        """Both parts together.
+
+        Args:
+            margin: of the demonstrations.
+            neutral: of neutral text; None where it was not asked for.
+        """
+        if neutral is None:
+            return cls(margin.gradient, margin.map_gradient, torch.zeros(0), None, margin.moments)
+        return cls(margin.gradient, margin.map_gradient, neutral.samples, neutral.curvature, neutral.moments)
 
     @property
     def signature(self) -> float:
@@ -65,18 +108,11 @@ class MarginGradients:
             self._map_gradient = self._map_gradient + _product(read.gradients, read.outputs)
         self._outputs.add(read)
 
-    def gradient(self) -> Tensor:
-        """(d,) g. At least one batch was seen."""
+    def finish(self) -> MarginStatistics:
+        """The sums of all batches, of which there was at least one."""
         assert isinstance(self._gradient, Tensor)
-        return self._gradient
-
-    def map_gradient(self) -> Tensor | None:
-        """(d, d) G, or None."""
-        return self._map_gradient if isinstance(self._map_gradient, Tensor) else None
-
-    def moments(self) -> OutputMoments:
-        """Of z. At least one batch was seen."""
-        return self._outputs.moments()
+        map_gradient = self._map_gradient if isinstance(self._map_gradient, Tensor) else None
+        return MarginStatistics(self._gradient, map_gradient, self._outputs.moments())
 
 
 class NeutralGradients:
@@ -106,19 +142,11 @@ class NeutralGradients:
             unscaled = read.gradients * self._roots[list(read.texts)].to(read.gradients)[:, None, None]
             self._curvature = self._curvature + _product(unscaled, unscaled)
 
-    def samples(self) -> Tensor:
-        """(texts, d) f."""
-        return self._samples
-
-    def curvature(self) -> Tensor | None:
-        """(d, d) Δ, or None."""
-        if not isinstance(self._curvature, Tensor):
-            return None
-        return self._curvature / self.moments().counts.sum()
-
-    def moments(self) -> OutputMoments:
-        """Of z. At least one batch was seen."""
-        return self._outputs.moments()
+    def finish(self) -> NeutralStatistics:
+        """The samples and means of all batches, of which there was at least one."""
+        moments = self._outputs.moments()
+        curvature = self._curvature / moments.counts.sum() if isinstance(self._curvature, Tensor) else None
+        return NeutralStatistics(self._samples, curvature, moments)
 
 
 class _Outputs:

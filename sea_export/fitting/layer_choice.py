@@ -29,7 +29,7 @@ class LayerChoice:
 
     @classmethod
     def parse(cls, text: str, count: int) -> LayerChoice:
-        """Reads `all`, `last:K`, `first:K`, `signature:K`, or ranges and lists such as `10-20,25`.
+        """Reads `all`, `signature:K`, or a list of ranges such as `last:6,first:2,10-20,25`.
 
         Args:
             text: what the user wrote. K is a number of layers, or a share of them: `60%`.
@@ -38,31 +38,32 @@ class LayerChoice:
         Raises:
             InputError: it is none of these forms, or names a layer that does not exist.
         """
-        everything = tuple(range(count))
-        if text == "all":
-            return cls(everything)
-        if match := re.fullmatch(r"(last|first|signature):(\d+)(%?)", text):
-            number = _number(match[2], match[3], count)
-            if not 1 <= number <= count:
-                raise InputError(
-                    f"--layers: {text} asks for {number} layers, and the model has {count}. Choose 1 to {count}."
-                )
-            if match[1] == "signature":
-                return cls(everything)
-            return cls(everything[-number:] if match[1] == "last" else everything[:number])
-        chosen: set[int] = set()
-        for part in text.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-            if not match or int(match[2] or match[1]) < int(match[1]):
-                raise InputError(
-                    f"--layers: {text!r} is not understood at {part!r}. Write all, last:K, first:K, signature:K, or a "
-                    "list such as 10-20,25."
-                )
-            last = int(match[2] or match[1])
-            if last >= count:
-                raise InputError(f"--layers: {text} names layer {last}, which does not exist. Choose 0 to {count - 1}.")
-            chosen.update(range(int(match[1]), last + 1))
-        return cls(tuple(sorted(chosen)), listed=True)
+        kept = kept_by_signature(text, count)
+        if kept is not None:
+            _check_number(kept, text, count)
+        if text == "all" or kept is not None:
+            return cls(tuple(range(count)))
+        parts = [_part(part, text, count) for part in text.split(",")]
+        listed = not any(":" in part for part in text.split(","))
+        return cls(tuple(sorted({layer for part in parts for layer in part})), listed)
+
+
+def _part(part: str, text: str, count: int) -> range:
+    """The layers of one part of a list."""
+    if match := re.fullmatch(r"\s*(last|first):(\d+)(%?)\s*", part):
+        number = _number(match[2], match[3], count)
+        _check_number(number, part, count)
+        return range(count - number, count) if match[1] == "last" else range(number)
+    match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise InputError(
+            f"--layers: {text!r} is not understood at {part!r}. Write all, last:K, first:K, signature:K, or a "
+            "list such as last:6,10-20,25."
+        )
+    last = int(match[2] or match[1])
+    if last >= count:
+        raise InputError(f"--layers: {text} names layer {last}, which does not exist. Choose 0 to {count - 1}.")
+    return range(int(match[1]), last + 1)
 
 
 def kept_by_signature(text: str, count: int) -> int | None:
@@ -82,6 +83,11 @@ def kept_by_signature(text: str, count: int) -> int | None:
 def _number(digits: str, unit: str, count: int) -> int:
     """K layers. A share of `count` layers is at least one layer."""
     return max(1, round(count * int(digits) / 100)) if unit else int(digits)
+
+
+def _check_number(number: int, text: str, count: int) -> None:
+    if not 1 <= number <= count:
+        raise InputError(f"--layers: {text} asks for {number} layers, and the model has {count}. Choose 1 to {count}.")
 
 
 def choose_targets(model: PreTrainedModel, options: FitOptions) -> tuple[Target, ...]:

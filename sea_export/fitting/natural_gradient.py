@@ -52,8 +52,10 @@ class NaturalGradientMethod:
             InputError: see `sea_export.fitting.linear_edit.linear_layer_edit`; the message names the target.
         """
         if options.form == "bias":
-            return biased(natural_biases(statistics), statistics, options)
-        return mapped({target: natural_map(one) for target, one in statistics.items()}, statistics, options)
+            damping = _BIAS_DAMPING if options.damping is None else options.damping
+            return biased(natural_biases(statistics, damping), statistics, options)
+        damping = _MAP_DAMPING if options.damping is None else options.damping
+        return mapped({target: natural_map(one, damping) for target, one in statistics.items()}, statistics, options)
 
 
 METHOD = NaturalGradientMethod()

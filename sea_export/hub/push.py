@@ -18,11 +18,12 @@ from sea_export.export.formats import ExportFormat, export_format
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.files.digests import file_digest
 from sea_export.hub.destination import Destination, hub_client, open_destination
-from sea_export.model.base import Base
 from sea_export.model.hub_errors import hub_errors_explained
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
+
+    from sea_export.model.base import Base
 
 __all__ = ["Pushed", "check_published_base", "prepare_push", "push"]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sea_export.errors import InputError
 from sea_export.files.reading import check_contained, read_json_object
-from sea_export.model.safetensors_header import read_header
+from sea_export.files.typed import type_problem
+from sea_export.model.safetensors_header import Header, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -28,6 +29,31 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _NAMES = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
 """Entries whose names of modules PEFT takes for regular expressions."""
 _REPETITIONS = set("*+?{(")
+_MOST_LAYERS = 1000
+"""As many layers as a config may make of those of the base."""
+
+
+class _AdapterConfig(TypedDict, total=False):
+    """The entries that PEFT uses as they are, without a check of their types."""
+
+    base_model_name_or_path: str | None
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    bias: str
+    task_type: str | None
+    target_modules: list[str] | str | None
+    target_parameters: list[str] | None
+    exclude_modules: list[str] | str | None
+    modules_to_save: list[str] | None
+    layers_pattern: list[str] | str | None
+    layers_to_transform: list[int] | int | None
+    layer_replication: list[list[int]] | None
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None
+    alora_invocation_tokens: list[int] | None
+    init_lora_weights: bool | str | None
 
 
 def check_adapter_files(directory: Path) -> None:
@@ -37,12 +63,11 @@ def check_adapter_files(directory: Path) -> None:
         directory: the adapter.
     """
     read_adapter_config(directory)
-    _check_weights(directory / ADAPTER_WEIGHTS)
 
 
-def _check_weights(file: Path) -> None:
+def _check_weights(file: Path) -> Header:
     check_contained(file, file.parent)
-    read_header(file)
+    return read_header(file)
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:
@@ -52,8 +77,8 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
         directory: the adapter.
 
     Raises:
-        InputError: it is missing, of another kind of adapter, makes PEFT import a module, or names modules by an
-            expression that may take endless time.
+        InputError: it is missing, of another kind of adapter, makes PEFT import a module, names modules by an
+            expression that may take endless time, or describes more than the weights beside it hold.
     """
     file = directory / ADAPTER_CONFIG
     check_contained(file, directory)
@@ -62,6 +87,9 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
         raise InputError(f"{file}: it is not the config of a LoRA adapter. Merge other adapters into their base first.")
     if config.get("megatron_config"):
         raise InputError(f"{file}: its megatron_config makes PEFT import a module by its name. Remove the entry.")
+    if (problem := type_problem(config, _AdapterConfig, "")) is not None:
+        raise InputError(f"{file}: its {problem}. Get the adapter again.")
+    _check_size(file, config)
     for key in _NAMES:
         for name in _texts(config.get(key)):
             if _REPETITIONS & set(name):
@@ -70,6 +98,24 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
                     "List the names of the modules."
                 )
     return config
+
+
+def _check_size(file: Path, config: dict[str, Any]) -> None:
+    """Refuses a config of which PEFT would make more than the adapter's weights can fill."""
+    dimensions = [size for tensor in _check_weights(file.with_name(ADAPTER_WEIGHTS)).tensors for size in tensor.shape]
+    largest = max(dimensions, default=0)
+    for rank in (config.get("r", 0), *(config.get("rank_pattern") or {}).values()):
+        if rank > largest:
+            raise InputError(
+                f"{file}: it gives the rank {rank}, and no tensor of {ADAPTER_WEIGHTS} is larger than {largest} in any "
+                "dimension. Get the adapter again."
+            )
+    spans = config.get("layer_replication") or []
+    if any(len(span) != 2 for span in spans) or sum(max(span[1] - span[0], 0) for span in spans) > _MOST_LAYERS:
+        raise InputError(
+            f"{file}: its layer_replication is not a list of pairs of layers, {_MOST_LAYERS} in all at most. Get the "
+            "adapter again."
+        )
 
 
 def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
@@ -83,6 +129,8 @@ def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
     """
     file = directory / ADAPTER_WEIGHTS
     _check_weights(file)
+    from safetensors.torch import load_file  # torch takes seconds to import
+
     return load_file(file)
 
 

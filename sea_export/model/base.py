@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.errors import InputError
-from sea_export.files.reading import read_json_object
 from sea_export.locks import scratch_directory
 from sea_export.model import convert
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.base_files import BaseFiles
-from sea_export.model.checkpoint import CARD, INDEX, WEIGHTS, Checkpoint
-from sea_export.model.convert import PICKLE, PICKLE_INDEX, convert_pickles
-from sea_export.model.download import download_snapshot
+from sea_export.model.checkpoint import CARD, Checkpoint
+from sea_export.model.convert import convert_pickles
 from sea_export.model.gguf_model import unpack_gguf
 from sea_export.model.load_model import (
     auto_classes,
@@ -36,15 +34,15 @@ from sea_export.model.load_model import (
     skeleton,
 )
 from sea_export.model.load_tokenizer import load_tokenizer
-from sea_export.model.model_files import OTHER_FORMAT_FILES, OTHER_FORMAT_FOLDERS, gguf_part_names
-from sea_export.model.safetensors_header import DTYPE_NAMES
+from sea_export.model.location import ModelLocation, has_safetensors, locate_model
+from sea_export.model.model_files import gguf_part_names
+from sea_export.model.stored_dtypes import TORCH_NAMES
 from sea_export.model.targets import Target
-from sea_export.text import is_utf8
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Base", "is_hub_id", "open_base"]
+__all__ = ["Base", "open_base"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class Base:
         floats = [one.dtype for one in tensors if one.dtype.is_floating_point and one.dtype.itemsize > 1]
         if not floats:
             raise InputError(f"{self.name}: none of its weights are floating-point numbers. Give a language model.")
-        return next((dtype for dtype in DTYPE_NAMES if str(dtype) == f"torch.{named}"), floats[0])
+        return getattr(torch, named) if named is not None and named in TORCH_NAMES.values() else floats[0]
 
     @property
     def is_quantized(self) -> bool:
@@ -203,7 +201,7 @@ class Base:
 
 @contextmanager
 def open_base(
-    model: str,
+    model: str | ModelLocation,
     *,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
@@ -214,7 +212,7 @@ def open_base(
     """Make the model that `model` names available as a safetensors checkpoint.
 
     Args:
-        model: a local directory, a `.gguf` file, or a Hub id.
+        model: a local directory, a `.gguf` file, or a Hub id; or where `locate_model` has found it.
         revision: branch, tag or commit of a Hub id.
         dtype: what the weights of a GGUF file, and dequantized ones, are converted to (bfloat16 if None). Other models
             keep their own dtype.
@@ -230,18 +228,8 @@ def open_base(
         InputError: `model` does not name a model that can be used. The message says what to do.
         SeaExportError: it changed while it was converted.
     """
-    path = Path(model).expanduser()
-    location: str | None
-    if not path.exists():
-        path = _download(model, revision)
-        name, commit, location, source = model, path.name, model, None
-    elif revision is not None:
-        raise InputError(f"--revision: it goes with a Hub id, and {model} is a local path. Leave it out.")
-    else:
-        name, commit, location = path.resolve().name, None, str(path.resolve()) if path.is_dir() else None
-        source = path
-    if not is_utf8(name):  # it is told in everything that is written
-        raise InputError(f"{name}: the name of the model is not UTF-8 text. Rename its directory or file.")
+    found = model if isinstance(model, ModelLocation) else locate_model(model, revision)
+    path, location = found.path, found.location
     unconverted = BaseFiles(*_own_files(path))
     with scratch_directory("sea-export-converted-", staging or Path(tempfile.gettempdir())) as temporary:
         directory = _as_safetensors(path, temporary / "converted", dtype or torch.bfloat16)
@@ -256,37 +244,25 @@ def open_base(
         checkpoint = Checkpoint.open(directory)
         if (checkpoint.directory / "adapter_config.json").exists():
             raise InputError(
-                f"{model}: it holds weights and an adapter, and programs differ in which of them they load. Remove "
+                f"{path}: it holds weights and an adapter, and programs differ in which of them they load. Remove "
                 "adapter_config.json, or merge the adapter."
             )
         if not (checkpoint.directory / "config.json").is_file():
             raise InputError(
-                f"{model}: it has no config.json, which says of which model its weights are. Give a complete "
-                "checkpoint."
+                f"{path}: it has no config.json, which says of which model its weights are. Give a complete checkpoint."
             )
         base = Base(
-            name, commit, checkpoint, location, dequantize, trust_remote_code, source, converted=directory != path
+            found.name,
+            found.revision,
+            checkpoint,
+            location,
+            dequantize,
+            trust_remote_code,
+            found.source,
+            converted=directory != path,
         )
         with base.files:  # raises for a link that leads out of the directory, before anything follows it
             yield base
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name is a Hub id `org/name`.
-
-    Files may name a base by such an id. They may not name a path, which only the user may give.
-
-    Args:
-        name: what a file calls a base.
-    """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 def _own_files(path: Path) -> tuple[Path, list[str]]:
@@ -299,41 +275,11 @@ def _own_files(path: Path) -> tuple[Path, list[str]]:
 def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:
     """`path` itself if it is a safetensors checkpoint, else `temporary`, with the converted model in it."""
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise InputError(f"{path}: it is a file, but not a .gguf file. Give the directory of the model.")
         temporary.mkdir()
         unpack_gguf(path, temporary, dtype)
         return temporary
-    if _has_safetensors(path):
+    if has_safetensors(path):
         return path
-    if (path / PICKLE).is_file() or (path / PICKLE_INDEX).is_file():
-        temporary.mkdir()
-        convert_pickles(path, temporary)
-        return temporary
-    if (path / "adapter_config.json").is_file():
-        raise InputError(f"{path}: it holds an adapter and no model. Give a model with the adapter merged into it.")
-    gguf = next(path.glob("*.gguf"), None)
-    if gguf is not None:
-        raise InputError(f"{path}: it is a directory of GGUF files. Give one of the files, for example {gguf.name}.")
-    raise InputError(
-        f"{path}: it holds no weights of a model: neither {WEIGHTS} nor {PICKLE}, nor an index of shards. Give the "
-        "directory of a model."
-    )
-
-
-def _has_safetensors(directory: Path) -> bool:
-    config = directory / "config.json"
-    return (
-        (directory / WEIGHTS).is_file()
-        or (directory / INDEX).is_file()
-        or (config.is_file() and "transformers_weights" in read_json_object(config))
-    )
-
-
-def _download(model: str, revision: str | None) -> Path:
-    """The snapshot directory of a Hub model, with its weights in the form that transformers prefers."""
-    not_wanted = [*OTHER_FORMAT_FILES, *(f"{folder}/*" for folder in OTHER_FORMAT_FOLDERS)]
-    snapshot = download_snapshot(model, revision=revision, not_wanted=not_wanted)
-    if not _has_safetensors(snapshot):
-        download_snapshot(model, revision=snapshot.name, wanted=["pytorch_model*.bin", PICKLE_INDEX])
-    return snapshot
+    temporary.mkdir()
+    convert_pickles(path, temporary)
+    return temporary

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict
-
-import torch
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sea_export.errors import InputError, SeaExportError
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.model.model_files import files_to_copy
+from sea_export.model.quantization_methods import quantization_method
 from sea_export.model.safetensors_header import StoredTensor, read_header
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["INDEX", "WEIGHTS", "Checkpoint", "read_index"]
 
@@ -100,6 +102,8 @@ class Checkpoint:
             InputError: the checkpoint holds no tensor of that name.
             SeaExportError: the file has become shorter since the checkpoint was opened.
         """
+        import torch  # reading and comparing headers does not need it
+
         if name not in self.tensors:
             raise InputError(f"{self.directory}: it holds no tensor {name}. Give a complete checkpoint.")
         stored = self.tensors[name]
@@ -132,6 +136,8 @@ class Checkpoint:
         Args:
             names: the names of tensors that hold floating-point numbers, at least one.
         """
+        import torch
+
         return max((self.tensors[name].dtype for name in names), key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
@@ -144,6 +150,11 @@ class Checkpoint:
         if self._config is None:
             raise InputError(f"{self.directory / 'config.json'}: there is no such file. Give a complete checkpoint.")
         return self._config
+
+    @property
+    def quantization_method(self) -> str | None:
+        """The method by which its config says that it is quantized; None if it does not say so."""
+        return quantization_method(self._config or {})
 
     @property
     def size(self) -> int:

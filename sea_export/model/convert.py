@@ -21,6 +21,7 @@ from sea_export.model.load_model import (
     auto_classes,
     load_config,
 )
+from sea_export.model.location import PICKLE, PICKLE_INDEX
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pickled_weights import load_pickled_weights
 from sea_export.model.pretrained import from_pretrained
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = [
-    "PICKLE",
-    "PICKLE_INDEX",
     "convert_pickles",
     "copy_files",
     "dequantize",
@@ -39,8 +38,6 @@ __all__ = [
     "save_converted",
 ]
 
-PICKLE = "pytorch_model.bin"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
 _OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 """The names to drop where an output head and the embedding are one tensor: programs expect the embedding's name."""
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
+import numpy as np
 
 from sea_export.errors import SeaExportError
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.model_files import walk_files
 from sea_export.model.safetensors_header import StoredTensor, read_header
+from sea_export.model.stored_dtypes import numbers_in
 
 __all__ = [
     "CheckpointDifference",
@@ -144,7 +145,8 @@ def same_layout(a: Path, b: Path, *, besides: Collection[str] = ()) -> bool:
 def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDifference:
     """Compare two checkpoints tensor by tensor and file by file, in little memory.
 
-    The weights are compared by tensor, whatever shard holds them. Differences are computed only where bytes differ.
+    The weights are compared by tensor, whatever shard holds them. Differences are computed only where bytes differ. Of
+    quantized weights in a storage that is known they are those of the weights that the stored numbers mean.
 
     Args:
         first: the checkpoint a.
@@ -159,6 +161,7 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDiff
     other_form = {name: pair for name, pair in forms.items() if not _same_form(*pair)}
     comparable = {name: pair for name, pair in forms.items() if name not in other_form}
     changed = _compare_tensors(a, b, comparable)
+    changed |= _quantized_differences(first, second, changed)
     files_a, files_b = _other_files(first), _other_files(second)
     files_changed = tuple(file for file in sorted(files_a & files_b) if not _same_bytes(a / file, b / file))
     return CheckpointDifference(
@@ -179,8 +182,21 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDiff
     )
 
 
+def _quantized_differences(
+    first: Checkpoint, second: Checkpoint, changed: Collection[str]
+) -> dict[str, TensorDifference]:
+    """Those of quantized weights whose storage is known, by the stored names of their numbers."""
+    methods = {one.quantization_method for one in (first, second)}
+    if not changed or len(methods) > 1 or methods == {None}:
+        return {}
+    from sea_export.model.quantized_difference import weight_differences  # with torch, which other checkpoints need not
+
+    found = weight_differences(first, second, str(methods.pop()), changed)
+    return {name: TensorDifference(*difference) for name, difference in found.items()}
+
+
 def _same_form(a: StoredTensor, b: StoredTensor) -> bool:
-    return (a.shape, a.dtype) == (b.shape, b.dtype)
+    return (a.shape, a.stored_as) == (b.shape, b.stored_as)
 
 
 def _compare_tensors(
@@ -192,7 +208,7 @@ def _compare_tensors(
         # For each tensor anew, because a system may allow fewer open files than a model has shards.
         with open(directory_a / stored_a.file, "rb") as stream_a, open(directory_b / stored_b.file, "rb") as stream_b:
             if any(a != b for a, b in _pieces(stream_a, stored_a, stream_b, stored_b)):
-                changed[name] = _difference(_pieces(stream_a, stored_a, stream_b, stored_b), stored_a.dtype)
+                changed[name] = _difference(_pieces(stream_a, stored_a, stream_b, stored_b), stored_a.stored_as)
     return changed
 
 
@@ -214,24 +230,19 @@ def _pieces(
         yield a, b
 
 
-def _difference(pieces: Iterator[tuple[bytes, bytes]], dtype: torch.dtype) -> TensorDifference:
-    maximum = torch.zeros((), dtype=torch.float64)
-    square, square_of_a = maximum.clone(), maximum.clone()
-    for piece_a, piece_b in pieces:
-        a, b = _values(piece_a, dtype), _values(piece_b, dtype)
-        # The difference of two equal infinities is NaN, and must count as zero.
-        distance = torch.where(a == b, 0, b - a).abs()
-        maximum = torch.maximum(maximum, distance.max())
-        square += distance.square().sum()
-        square_of_a += a.abs().square().sum()
-    # Zeros of different sign have different bytes and equal values.
-    relative = torch.sqrt(square / square_of_a) if square != 0 else square
+def _difference(pieces: Iterator[tuple[bytes, bytes]], stored_as: str) -> TensorDifference:
+    maximum = square = square_of_a = np.float64(0)
+    with np.errstate(all="ignore"):  # numbers that are not finite give results that say so
+        for piece_a, piece_b in pieces:
+            a, b = numbers_in(piece_a, stored_as), numbers_in(piece_b, stored_as)
+            # The difference of two equal infinities is NaN, and must count as zero.
+            distance = np.abs(np.where(a == b, 0, b - a))
+            maximum = np.maximum(maximum, distance.max())
+            square += np.square(distance).sum()
+            square_of_a += np.square(np.abs(a)).sum()
+        # Zeros of different sign have different bytes and equal values.
+        relative = np.sqrt(square / square_of_a) if square != 0 else square
     return TensorDifference(float(maximum), float(relative))
-
-
-def _values(data: bytes, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers in `data` in double precision."""
-    return torch.frombuffer(bytearray(data), dtype=dtype).to(torch.complex128 if dtype.is_complex else torch.float64)
 
 
 def _other_files(checkpoint: Checkpoint) -> set[str]:

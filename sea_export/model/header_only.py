@@ -21,13 +21,15 @@ import torch
 from sea_export.errors import InputError
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import WEIGHTS, Checkpoint
-from sea_export.model.convert import PICKLE, PICKLE_INDEX, copy_files, pickled_state
+from sea_export.model.convert import copy_files, pickled_state
 from sea_export.model.gguf_model import gguf_config
 from sea_export.model.hub_errors import hub_errors_explained
 from sea_export.model.load_model import check_quantizer, skeleton
+from sea_export.model.location import PICKLE, PICKLE_INDEX
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pretrained import from_pretrained
-from sea_export.model.safetensors_header import DTYPE_NAMES, Header, StoredTensor, encode_header
+from sea_export.model.safetensors_header import Header, StoredTensor, encode_header
+from sea_export.model.stored_dtypes import TORCH_NAMES, stored_name, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -37,7 +39,6 @@ __all__ = ["header_only_base", "write_header_only", "write_header_only_model"]
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name of a tensor -> its shape and dtype."""
 
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.md")
 
 
@@ -102,7 +103,7 @@ def write_header_only(file: Path, tensors: Shapes, metadata: Mapping[str, str] |
     position, stored = 0, []
     for name, (shape, dtype) in tensors.items():
         end = position + math.prod(shape) * dtype.itemsize
-        stored.append(StoredTensor(name, dtype, tuple(shape), file.name, position, end))
+        stored.append(StoredTensor(name, stored_name(dtype), tuple(shape), file.name, position, end))
         position = end
     header = encode_header(Header(0, metadata or {"format": "pt"}, tuple(stored)))
     with open(file, "wb") as stream:
@@ -176,9 +177,9 @@ def _header_only_dequantized(base: Base, destination: Path, dtype: torch.dtype) 
 
 
 def _dtype(model: str, name: str) -> torch.dtype:
-    if name not in _DTYPES:
+    if name not in TORCH_NAMES:
         raise InputError(f"{model}: a tensor has the dtype {name}, which torch does not have. Choose another model.")
-    return _DTYPES[name]
+    return torch_dtype(name)
 
 
 def _header_only_from_hub(model: str, revision: str | None, destination: Path) -> str:

@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import IO
 
-__all__ = ["run_python"]
+__all__ = ["OtherPython", "run_python", "start_python"]
+
+OtherPython = subprocess.Popen[bytes]
+"""A process that was started."""
 
 
 def run_python(
@@ -33,4 +37,25 @@ def run_python(
         errors="replace",
         check=False,
         env={**os.environ, **(environment or {})},
+    )
+
+
+def start_python(
+    arguments: Sequence[str], *, environment: Mapping[str, str], pipe: int, errors: IO[bytes]
+) -> OtherPython:
+    """Starts such a process, and does not wait for it.
+
+    Args:
+        arguments: those of Python.
+        environment: variables to add to those of this process.
+        pipe: the descriptor of a pipe that it gets. It has no other descriptor of this process.
+        errors: a file for what it prints on standard error. Its standard output is not kept.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        pass_fds=[pipe],
+        env={**os.environ, **environment},
     )

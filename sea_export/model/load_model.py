@@ -355,7 +355,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
         tensor: of any floating dtype and shape.
     """
     if tensor.itemsize == 1:  # torch has no aminmax for floats of 8 bits
-        tensor = tensor.half()
+        tensor = tensor.float()
     # The smallest and the largest value show it, and both are NaN if any value is.
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, refused_by_library
 from sea_export.files.reading import read_json_object
 from sea_export.model.adapter_files import read_adapter_config, read_adapter_weights
 from sea_export.model.own_code import check_config
@@ -42,7 +42,7 @@ def from_pretrained(
 
     Raises:
         InputError: without trust, its config names code in a place where transformers would ask for trust again.
-        Exception: whatever transformers raises. See `sea_export.model.load_model.refused_by_library`.
+        Exception: whatever transformers raises. See `sea_export.errors.refused_by_library`.
     """
     arguments, file = arguments or {}, directory / "config.json"
     if not trust_remote_code and "config" not in arguments and file.is_file():
@@ -62,7 +62,7 @@ def from_config(
         arguments: other arguments of the class's `from_config`.
 
     Raises:
-        Exception: whatever transformers raises. See `sea_export.model.load_model.refused_by_library`.
+        Exception: whatever transformers raises. See `sea_export.errors.refused_by_library`.
     """
     return loader.from_config(config, trust_remote_code=trust_remote_code, **(arguments or {}))
 
@@ -78,16 +78,16 @@ def put_adapter_on(model: PreTrainedModel, directory: Path) -> PeftModel:
         The model in PEFT's form.
 
     Raises:
-        InputError: it is not a LoRA adapter of which PEFT reads names and numbers only, or its tensors are not those
-            that its config asks for on this model.
-        Exception: whatever PEFT raises. See `sea_export.model.load_model.refused_by_library`.
+        InputError: it is not a LoRA adapter of which PEFT reads names and numbers only, PEFT cannot put it on this
+            model, or its tensors are not those that its config asks for.
     """
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     config = read_adapter_config(directory)
     tensors = read_adapter_weights(directory)
-    adapted: Any = get_peft_model(model, LoraConfig.from_peft_type(**{**config, "inference_mode": True}))
-    report: Any = set_peft_model_state_dict(adapted, tensors)
+    with refused_by_library(f"{directory.name}: PEFT cannot put it on its base"):
+        adapted: Any = get_peft_model(model, LoraConfig.from_peft_type(**{**config, "inference_mode": True}))
+        report: Any = set_peft_model_state_dict(adapted, tensors)
     missing = [key for key in report.missing_keys if "lora_" in key]
     if missing or report.unexpected_keys:
         raise InputError(

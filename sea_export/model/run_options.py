@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sea_export.errors import InputError
 from sea_export.options import check_values, option
 
-__all__ = ["DTYPES", "RunOptions"]
+__all__ = ["DTYPES", "RunOptions", "check_conversion"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,6 +30,9 @@ class RunOptions:
         ".gguf or dequantized model is written out in it (auto: bfloat16).",
         DTYPES,
     )
+    threads: int | None = option(
+        None, "Threads to compute with; by default as OMP_NUM_THREADS says, or as many as help in a trial.", minimum=1
+    )
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")
     trust_remote_code: bool = option(False, "Run code that comes with the model. Custom-code exports come with some.")
 
@@ -39,3 +42,19 @@ class RunOptions:
             raise InputError(
                 "--device-map: it has all layers in memory, and --layerwise has one at a time. Choose one of them."
             )
+
+
+def check_conversion(*, dequantize: bool, requantize: bool) -> None:
+    """Refuses an export that would keep the storage of a base that is dequantized.
+
+    Args:
+        dequantize: whether the base is dequantized.
+        requantize: whether the export keeps the base's storage.
+
+    Raises:
+        InputError: it would.
+    """
+    if dequantize and requantize:
+        raise InputError(
+            "--requantize: it keeps the storage of quantized weights, and --dequantize makes them plain. Choose one."
+        )

@@ -15,13 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-
-import torch
+from typing import TYPE_CHECKING
 
 from sea_export.errors import InputError
 from sea_export.files.reading import MAXIMUM_JSON_BYTES, open_file, parse_json
+from sea_export.model.stored_dtypes import ITEM_SIZES, torch_dtype
 
-__all__ = ["DTYPE_NAMES", "Header", "StoredTensor", "encode_header", "read_header"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Header", "StoredTensor", "encode_header", "read_header"]
 
 # Above what any tensor has, and low enough to multiply and add sizes without overflow or delay.
 _MAXIMUM_DIMENSIONS = 64
@@ -29,31 +32,6 @@ _MAXIMUM_SIZE = 2**62
 _MAXIMUM_NAME_LENGTH = 1000
 
 _LENGTH_BYTES = 8
-_DTYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-if hasattr(torch, "float8_e8m0fnu"):  # torch 2.7 and later
-    _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
-
-DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: name for name, dtype in _DTYPES.items()})
-"""What safetensors calls each torch dtype."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +40,7 @@ class StoredTensor:
 
     Attributes:
         name: its name in the checkpoint.
-        dtype: the stored dtype.
+        stored_as: what safetensors calls the stored dtype, such as `BF16`.
         shape: the stored shape.
         file: the name of the safetensors file.
         start: offset in that file of its first byte.
@@ -70,11 +48,20 @@ class StoredTensor:
     """
 
     name: str
-    dtype: torch.dtype
+    stored_as: str
     shape: tuple[int, ...]
     file: str
     start: int
     end: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The stored dtype.
+
+        Raises:
+            InputError: the installed torch is too old for it.
+        """
+        return torch_dtype(self.stored_as)
 
 
 @dataclass(frozen=True)
@@ -123,7 +110,7 @@ def encode_header(header: Header) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(header.metadata)} if header.metadata else {}
     for tensor in header.tensors:
         entries[tensor.name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
+            "dtype": tensor.stored_as,
             "shape": list(tensor.shape),
             "data_offsets": [tensor.start - header.data_start, tensor.end - header.data_start],
         }
@@ -160,11 +147,11 @@ def _parse_tensor(name: str, entry: object, file: str, data_start: int) -> Store
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_sizes(shape) or len(shape) > _MAXIMUM_DIMENSIONS or not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"shape or data_offsets of {name} are not lists of sizes")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
-        raise ValueError(f"{name} has the dtype {entry['dtype']!r}, which torch does not have")
-    dtype = _DTYPES[entry["dtype"]]
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise ValueError(f"{name} has the dtype {dtype!r}, which torch does not have")
     start, end = offsets
-    if end - start != math.prod(shape) * dtype.itemsize:
+    if end - start != math.prod(shape) * ITEM_SIZES[dtype]:
         raise ValueError(f"{name} has {end - start} bytes, which do not fit its dtype and shape")
     return StoredTensor(name, dtype, tuple(shape), file, data_start + start, data_start + end)
 

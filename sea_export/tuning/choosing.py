@@ -11,18 +11,27 @@ from sea_export.tuning.tuning_options import PICKS
 __all__ = ["choose", "pareto_front"]
 
 
-def pareto_front(results: Sequence[TrialResult], max_divergence: float) -> list[TrialResult]:
-    """The results within the budget that no other result beats in both score and divergence, by rising divergence."""
-    within = [result for result in results if result.cut is None and result.divergence <= max_divergence]
+def pareto_front(results: Sequence[TrialResult], *, max_divergence: float, base_score: float) -> list[TrialResult]:
+    """What neither the base nor another result within the budget beats in both score and divergence.
+
+    Args:
+        results: all of them.
+        max_divergence: the budget.
+        base_score: the score of the base, at divergence 0.
+
+    Returns:
+        the results, by rising divergence.
+    """
+    within = [(_divergence(one), one) for one in results if one.cut is None and _divergence(one) <= max_divergence]
     front: list[TrialResult] = []
-    for result in sorted(within, key=lambda one: (one.divergence, -_score(one))):
-        if not front or _score(result) > _score(front[-1]):
+    for _, result in sorted(within, key=lambda pair: (pair[0], -_score(pair[1]))):
+        if _score(result) > (_score(front[-1]) if front else base_score):
             front.append(result)
     return front
 
 
 def choose(results: Sequence[TrialResult], pick: str, *, max_divergence: float, base_score: float) -> TrialResult:
-    """One result of a search.
+    """One result of a search, which is better than the base.
 
     Args:
         results: all of them.
@@ -32,27 +41,43 @@ def choose(results: Sequence[TrialResult], pick: str, *, max_divergence: float, 
         base_score: the score of the base, at divergence 0.
 
     Raises:
-        InputError: there is no trial of that number, or it was cut short.
-        SeaExportError: no trial stayed within the budget.
+        InputError: there is no trial of that number, it was cut short, or it is not better than the base.
+        SeaExportError: no trial stayed within the budget, or none that did is better than the base.
     """
     if pick not in PICKS:
-        for result in results:
-            if str(result.number) == pick and result.cut is None:
-                return result
-        raise InputError(f"--pick: there is no trial {pick}, or it was cut short. Choose another one.")
-    front = pareto_front(results, max_divergence)
+        return _numbered(results, pick, base_score)
+    front = pareto_front(results, max_divergence=max_divergence, base_score=base_score)
     if not front:
+        if any(one.cut is None and _divergence(one) <= max_divergence for one in results):
+            raise SeaExportError(
+                f"--trials: none of {len(results)} edits is better than the base on the choosing rows, so that none is "
+                "chosen. Give more or other demonstrations, or raise --trials."
+            )
         raise SeaExportError(
-            f"--max-kl: none of {len(results)} trials stayed within a KL of {max_divergence}. Raise --max-kl or "
-            "--trials."
+            f"--max-kl: none of {len(results)} trials was measured to its end within a KL of {max_divergence}. Raise "
+            "--max-kl or --trials."
         )
     best = front[-1]
-    rise = _score(best) - base_score
-    if pick == "best" or rise <= 0:
+    if pick == "best":
         return best
-    return max(front, key=lambda one: (_score(one) - base_score) / rise - one.divergence / best.divergence)
+    rise, reach = _score(best) - base_score, _divergence(best)
+    return max(front, key=lambda one: (_score(one) - base_score) / rise - _divergence(one) / reach)
+
+
+def _numbered(results: Sequence[TrialResult], number: str, base_score: float) -> TrialResult:
+    for result in results:
+        if str(result.number) == number and result.cut is None:
+            if _score(result) > base_score:
+                return result
+            raise InputError(f"--pick: trial {number} is not better than the base. Choose another one.")
+    raise InputError(f"--pick: there is no trial {number}, or it was cut short. Choose another one.")
 
 
 def _score(result: TrialResult) -> float:
     assert result.score is not None
     return result.score
+
+
+def _divergence(result: TrialResult) -> float:
+    assert result.divergence is not None
+    return result.divergence

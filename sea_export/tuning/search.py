@@ -1,8 +1,8 @@
 """The search for the settings with the best benchmark score within a damage budget.
 
 Two objectives, a higher score and a lower divergence from the base on neutral text, with the tree-structured Parzen
-estimator of Optuna: in turn over all settings, and around the best edit so far. Every trial truncates spectra that were
-computed once, and measures the edit on the choosing rows.
+estimator of Optuna: in turn over all settings, and around the best edit so far. Every trial makes its edit from
+statistics that were collected once, and measures it on the choosing rows.
 """
 
 from __future__ import annotations
@@ -73,15 +73,16 @@ def search(
         if len(results) < len(starts):
             given = starts[len(results)]
         elif len(results) % 2 == 0:
-            given = _most_of_the_best(study, results, tuner.max_divergence, chance)
+            front = pareto_front(results, max_divergence=space.max_kl, base_score=tuner.base.score)
+            given = _most_of_the_best(study, front, chance)
         if given and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             study.enqueue_trial(given)
         trial = study.ask()
         whole = not results and space.contains(start)  # the others are compared with the default edit
-        options = space.suggest(trial, start)
-        measured = next((one for one in results if one.options == options), None)
+        candidate = space.suggest(trial, start)
+        measured = next((one for one in results if one.candidate == candidate), None)
         if measured is None:
-            result = tuner.try_edit(trial.number, options, whole=whole)
+            result = tuner.try_edit(trial.number, candidate, whole=whole)
         else:
             result = replace(measured, number=trial.number)
         keep_result(study, trial, result)
@@ -90,9 +91,8 @@ def search(
     return results
 
 
-def _most_of_the_best(study: Study, results: Sequence[TrialResult], max_divergence: float, seed: int) -> dict[str, Any]:
-    """Optuna's parameters of the best edit within the budget, without a few random ones; empty if there is none."""
-    front = pareto_front(results, max_divergence)
+def _most_of_the_best(study: Study, front: Sequence[TrialResult], seed: int) -> dict[str, Any]:
+    """Optuna's parameters of the best edit of a front, without a few random ones; empty if there is none."""
     if not front:
         return {}
     settings = study.get_trials(deepcopy=False)[front[-1].number].params

@@ -36,11 +36,14 @@ def plot_search(tuning: Tuning, file: Path) -> None:
         InputError: matplotlib is missing, or the file cannot be written.
     """
     check_picture(file)
-    base, budget = tuning.base, tuning.settings.max_kl
+    base, budget = tuning.base, tuning.settings.space.max_kl
     factor = 100 if base.unit == "%" else 1
 
     def points(some: Sequence[TrialResult]) -> tuple[list[float], list[float]]:
-        return [one.divergence for one in some], [factor * one.value for one in some if one.value is not None]
+        shown = [
+            (one.divergence, factor * one.value) for one in some if one.divergence is not None and one.value is not None
+        ]
+        return [divergence for divergence, _ in shown], [value for _, value in shown]
 
     figure = new_figure(7.5, 5)
     axis = figure.subplots()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["SearchSettings", "check_storage", "finished_trials", "keep_result", "open_study"]
 
 # What a trial keeps of its result, under the name `_RESULT` in its study.
-_KEPT = ("value", "score", "divergence", "cut")
+_KEPT = ("strength", "value", "score", "divergence", "cut")
 _RESULT = "outcome"
 _BEGINNING = b'{"op_code":'
 """Of every line of a journal."""
@@ -49,7 +49,6 @@ class SearchSettings:
         choosing_rows: digest of the choosing rows.
         texts: digest of the neutral texts.
         metric: the metric that is improved.
-        max_kl: the damage budget.
         space: what is tried.
         start: the default edit, and the settings that are not searched.
         seed: the seed of the search.
@@ -62,7 +61,6 @@ class SearchSettings:
     choosing_rows: str
     texts: str
     metric: str
-    max_kl: float
     space: SearchSpace
     start: FitOptions
     seed: int
@@ -177,8 +175,8 @@ def finished_trials(study: Study, start: FitOptions, space: SearchSpace) -> list
     results = []
     try:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            options = space.suggest(FixedTrial(trial.params), start)  # type: ignore[arg-type]
-            results.append(TrialResult(trial.number, options, **trial.user_attrs[_RESULT]))
+            candidate = space.suggest(FixedTrial(trial.params), start)  # type: ignore[arg-type]
+            results.append(TrialResult(trial.number, candidate, **trial.user_attrs[_RESULT]))
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"--storage: a trial in it is damaged ({first_line(error)}). Give another file.") from error
     return results
@@ -192,4 +190,5 @@ def keep_result(study: Study, trial: Trial, result: TrialResult) -> None:
     if result.score is None:
         study.tell(trial, state=TrialState.PRUNED)
     else:
+        assert result.divergence is not None
         study.tell(trial, [result.score, result.divergence])

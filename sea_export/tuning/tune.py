@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from sea_export.capture.opened_model import OpenedModel
 from sea_export.cards.record_evaluation import record_evaluation
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
 from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.metrics import Metric
@@ -21,23 +19,20 @@ from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
 from sea_export.export.output import check_beside
 from sea_export.files.writing import check_appendable, check_destinations
-from sea_export.fitting.bank import StatisticsBank
 from sea_export.fitting.fit_base import with_base
-from sea_export.fitting.layer_choice import LayerChoice, choose_targets
-from sea_export.options import CENTERS, SITES, TARGETS, CaptureOptions, ExportOptions, FitOptions
-from sea_export.saving import SaveResult, locate_fit, save_checkpoint
+from sea_export.options import SITES, TARGETS, ExportOptions, FitOptions
+from sea_export.saving import SaveResult, save_checkpoint
 from sea_export.text import dtype_name
 from sea_export.tuning.choosing import choose, pareto_front
 from sea_export.tuning.search import search
 from sea_export.tuning.search_space import SearchSpace
+from sea_export.tuning.searched_statistics import default_edit, searched_kinds, searched_statistics
 from sea_export.tuning.study import SearchSettings, check_storage, open_study
 from sea_export.tuning.trial import TrialResult, Tuner
 from sea_export.tuning.tuning_options import TuneOptions
 from sea_export.tuning.tuning_rows import REPORTING, Part, TuningRows
 
 __all__ = ["Tuning", "bake", "check_files", "tune"]
-
-logger = logging.getLogger(__name__)
 
 DEFAULT, CHOSEN = "default", "chosen"
 
@@ -52,7 +47,7 @@ class Tuning:
         trials: all results.
         front: the results within the budget that no other one beats, by rising divergence.
         chosen: the result that was chosen.
-        default: the result of the default edit; None if it was not tried.
+        default: the result of the default edit; None if it was not tried, or cannot be brought within the budget.
         edit: the chosen edit. It says how it was searched.
         reports: part -> `default` or `chosen` -> the reports of that edit, compared with the base.
     """
@@ -71,7 +66,7 @@ class Tuning:
         return {
             "settings": self.settings.record(),
             "base_value": self.base.value,
-            "trials": [asdict(result) for result in self.trials],
+            "trials": [result.record() for result in self.trials],
             "front": [result.number for result in self.front],
             "chosen": self.chosen.number,
             "reports": {
@@ -122,12 +117,13 @@ def tune(
 
     Raises:
         InputError: a setting, the storage or the model is not usable.
-        SeaExportError: no trial stayed within the budget.
+        SeaExportError: no trial stayed within the budget, or none that did is better than the base.
     """
-    centers = _centers(opened, options, export)
-    bank = _bank(opened, demonstrations, options, progress)
-    space = SearchSpace(bank.layer_count, options.targets or TARGETS, options.sites or SITES, centers)
-    start = _start(options, bank.layer_count)
+    kinds = searched_kinds(opened, options, export)
+    bank = searched_statistics(opened, demonstrations, kinds, options, progress)
+    targets, sites = options.targets or TARGETS, options.sites or SITES
+    space = SearchSpace(bank.layer_count, options.max_kl, kinds, targets, sites)
+    start = default_edit(options, bank.layer_count)
     tuner = Tuner(
         bank,
         opened.whole_model,
@@ -136,7 +132,6 @@ def tune(
         rows.choosing.texts,
         rows.choosing.questions,
         metric=rows.metric,
-        max_divergence=options.max_kl,
         scratch=opened.scratch,
         batch_tokens=options.batch_tokens,
     )
@@ -151,15 +146,18 @@ def tune(
         seed=options.seed,
         progress=lambda result: tell(result, tuner.base),
     )
-    chosen = choose(results, options.pick, max_divergence=options.max_kl, base_score=tuner.base.score)
-    edits = {DEFAULT: bank.edit(start), CHOSEN: bank.edit(chosen.options)}
+    limits = {"max_divergence": options.max_kl, "base_score": tuner.base.score}
+    chosen = choose(results, options.pick, **limits)
+    default = results[0] if space.contains(start) and results[0].cut is None else None
+    compared = {CHOSEN: chosen} if default is None else {DEFAULT: default, CHOSEN: chosen}
+    edits = {name: bank.fit(result.options).edit() for name, result in compared.items()}
     return Tuning(
         settings=settings,
         base=tuner.base,
         trials=tuple(results),
-        front=tuple(pareto_front(results, options.max_kl)),
+        front=tuple(pareto_front(results, **limits)),
         chosen=chosen,
-        default=results[0] if space.contains(start) else None,
+        default=default,
         edit=_named(edits[CHOSEN], opened, rows, options, len(results)),
         reports={part.name: _reports(part, edits, opened, options, progress) for part in rows.parts},
     )
@@ -196,55 +194,6 @@ def bake(
     return result
 
 
-def _centers(opened: OpenedModel, options: TuneOptions, export: ExportOptions) -> tuple[str, ...]:
-    """How edits may be centred: as asked for, or in every way that the base and the format can hold.
-
-    Raises InputError, before anything is computed, if they can hold none, or not what was asked for.
-    """
-
-    def check(center: str) -> None:
-        for target in options.targets or TARGETS:
-            fit = FitOptions(layers="all", target=target, center=center)
-            locate_fit(opened.base, choose_targets(opened.base.skeleton, fit), fit, export)
-
-    for center in options.centers or ("linear",):
-        check(center)
-    if options.centers:
-        return options.centers
-    try:
-        check("affine")
-    except InputError as error:
-        logger.info("No affine edit is tried. %s", error)
-        return tuple(center for center in CENTERS if center != "affine")
-    return CENTERS
-
-
-def _start(options: TuneOptions, layer_count: int) -> FitOptions:
-    """The default edit, with the number of its layers instead of their share."""
-    default = FitOptions()
-    count = len(LayerChoice.parse(default.layers, layer_count).candidates)
-    capture = CaptureOptions(batch_tokens=options.batch_tokens, seed=options.seed)
-    return replace(default, layers=f"last:{count}", template=options.template, capture=capture)
-
-
-def _bank(
-    opened: OpenedModel, demonstrations: Sequence[Demonstration], options: TuneOptions, progress: Progress
-) -> StatisticsBank:
-    """The statistics of everything that is searched, and of the default edit."""
-    default = FitOptions()
-    sites = dict.fromkeys((*(options.sites or SITES), default.capture.site))
-    with progress("Capturing", len(demonstrations) * len(sites)) as advance:
-        return StatisticsBank(
-            opened.whole_model,
-            opened.base.tokenizer,
-            demonstrations,
-            _start(options, 1),
-            sites=tuple(sites),
-            targets={*(options.targets or TARGETS), default.target},
-            progress=advance,
-        )
-
-
 def _settings(
     opened: OpenedModel,
     demonstrations: Sequence[Demonstration],
@@ -262,7 +211,6 @@ def _settings(
         choosing_rows=_digest(rows.choosing.benchmark.rows),
         texts=_digest((*rows.choosing.texts, *rows.choosing.questions)),
         metric=rows.metric,
-        max_kl=options.max_kl,
         space=space,
         start=start,
         seed=options.seed,

@@ -8,6 +8,9 @@ from pathlib import Path
 from sea_export.errors import InputError
 from sea_export.options import (
     CENTERS,
+    FORMS,
+    GRADIENT_METHODS,
+    METHODS,
     SITES,
     TARGETS,
     TEMPLATES,
@@ -18,6 +21,7 @@ from sea_export.options import (
     same_option,
     seed_option,
 )
+from sea_export.tuning.search_space import kinds_of
 
 __all__ = ["TuneOptions"]
 
@@ -38,7 +42,11 @@ class TuneOptions:
         0.3, "Without --benchmark: share of the demonstrations, at most 200, that is measured and not fitted."
     )
     metric: str | None = option(None, "Metric of the benchmark that is to get better; by default its main one.")
-    max_kl: float = option(0.2, "Damage budget: mean KL from the base on neutral text.")
+    max_kl: float = option(
+        0.1,
+        "Damage budget: the strength of every trial is the largest one whose mean KL from the base, in nats per token, "
+        "is within it, or within a share of it.",
+    )
     text: str | None = option(
         None, "Passages for the damage: a .txt file, or a table with a column text; default: built in."
     )
@@ -48,6 +56,8 @@ class TuneOptions:
         None, "Keep trials in this file; a search with equal settings goes on from it.", path="file"
     )
     choosing: float = option(0.4, "Share of the rows to choose on; the others report.")
+    methods: tuple[str, ...] = option((), "Try these only; repeatable.", METHODS, name="method")
+    forms: tuple[str, ...] = option((), "Of gradient methods, try these only; repeatable.", FORMS, name="form")
     targets: tuple[str, ...] = option((), "Try these only; repeatable.", TARGETS, name="target")
     sites: tuple[str, ...] = option((), "Try these only; repeatable.", SITES, name="site")
     centers: tuple[str, ...] = option((), "Try these only; repeatable.", CENTERS, name="center")
@@ -62,6 +72,10 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        gradients = not self.methods or any(method in GRADIENT_METHODS for method in self.methods)
+        if self.forms and not gradients:
+            raise InputError(f"--form: {', '.join(self.methods)} has one form only. Leave it out, or add a method.")
+        kinds_of(self.methods or METHODS, self.forms or FORMS, self.centers or CENTERS)
         if self.pick not in PICKS and not self.pick.isdigit():
             raise InputError(f"--pick: {self.pick!r} is no choice. Choose best, knee, or the number of a trial.")
         if self.pick.isdigit() and self.storage is None and int(self.pick) >= self.trials:

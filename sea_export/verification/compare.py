@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import SeaExportError
-from sea_export.export.formats import EditInMemory, Loading
-from sea_export.locks import scratch_directory
+from sea_export.export.formats import BaseMoved, EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
-from sea_export.model.isolated_python import run_python
+from sea_export.model.precision import products_in_float32
+from sea_export.model.threads import half_of_the_threads, processors
 from sea_export.text import dtype_name
+from sea_export.verification.clean_process import CleanProcess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,11 +27,14 @@ if TYPE_CHECKING:
 __all__ = [
     "COMPARED_TOKENS",
     "PROMPTS",
+    "SEQUENCE_TOKENS",
     "Agreement",
     "agreements",
     "compare",
     "compared",
+    "compared_logits",
     "comparison_problems",
+    "fixed_sequences",
     "is_quantized",
     "logits_in_subprocess",
 ]
@@ -51,13 +51,13 @@ PROMPTS = (
     "Q: Is it safe to eat snow?\nA:",
     "In 1969, the first people to walk on the Moon",
 )
-"""The prompts of the comparison. The run-time edit continues each greedily, and all models are compared on it."""
+"""The text of the comparison."""
 
 COMPARED_TOKENS = 32
 """The number of tokens at the end of each sequence whose predictions are compared."""
 
-# Makes the GNU C library give freed memory back to the system, in the process whose memory is limited.
-_LEAN = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+SEQUENCE_TOKENS = 40
+"""The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
 
 # The largest mean KL divergence (nats) and the smallest top-1 agreement that rounding may cause.
 _TOLERANCES = {
@@ -123,9 +123,10 @@ def compare(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
-    base_as_stored: EditInMemory | None,
     loading: Loading,
+    process: CleanProcess,
     exact: bool = True,
+    base_moved: BaseMoved | None = None,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit.
 
@@ -138,13 +139,14 @@ def compare(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the model in memory compute what the export computes, without rounding; None if the
             stored export rounds nothing, and is used itself.
-        base_as_stored: gives the model in memory its own weights as the export would store them; None if the export
-            stores them in `dtype`.
         loading: how plain transformers loads the export.
+        process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
+        base_moved: moves requantized weights of the base within what their storage rounds; None if there are none.
 
     Returns:
-        `fold_error`, `rounding_error`, `base_rounding` and `effect`. See `sea_export.verification.verify.Verification`.
+        `fold_error`, `rounding_error`, `base_rounding` and `effect`: see
+        `sea_export.verification.verification.Verification`.
 
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
@@ -152,25 +154,29 @@ def compare(
     quantized = is_quantized(model)
     if not quantized:
         model.float()
-    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    with edit.apply(model, projections):
-        continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
-        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
-        run_time = _logits(model, sequences)
-    stored = in_memory = logits_in_subprocess(directory, sequences, tokenizer, loading=loading, dtype=model.dtype)
-    if export_in_memory is not None:
-        with export_in_memory(model, edit, projections):
-            in_memory = _logits(model, sequences)
-    unedited = _logits(model, sequences)
-    if quantized:
-        with _rounded_otherwise(model, projections):
-            rounded = _logits(model, sequences)
-    elif base_as_stored is not None:
-        with base_as_stored(model, edit, projections):
-            rounded = _logits(model, sequences)
-    else:
-        nn.Module.to(model, dtype)
-        rounded = _logits(model, sequences)
+    sequences = fixed_sequences(tokenizer)
+    with half_of_the_threads() as for_other:
+        wait_for_stored = logits_in_subprocess(
+            process, directory, sequences, tokenizer, loading=loading, dtype=model.dtype, threads=for_other
+        )
+        if processors() == 1:  # both would only wait for each other
+            wait_for_stored()
+        with edit.apply(model, projections):
+            run_time = compared_logits(model, sequences)
+        in_memory = None
+        if export_in_memory is not None:
+            with export_in_memory(model, edit, projections):
+                in_memory = compared_logits(model, sequences)
+        unedited = compared_logits(model, sequences)
+        if base_moved is not None or quantized:
+            with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
+                rounded = compared_logits(model, sequences)
+        else:
+            nn.Module.to(model, dtype)
+            with products_in_float32(dtype):
+                rounded = compared_logits(model, sequences)
+        stored = wait_for_stored()
+    in_memory = stored if in_memory is None else in_memory
     return agreements(run_time, in_memory, stored, unedited, rounded, exact=exact)
 
 
@@ -228,14 +234,33 @@ def _rounded_otherwise(model: PreTrainedModel, projections: Sequence[OutputProje
         yield
 
 
-def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """The logits (sequences, compared tokens, vocabulary), float32, that predict the end of each sequence.
+def fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The token ids of the text of the comparison: of the prompts, each followed by the others, all cut to one length.
 
-    One sequence at a time is computed, because padding would cause rounding too.
+    Args:
+        tokenizer: the tokenizer of the base.
     """
+    texts = ["\n".join((*PROMPTS[start:], *PROMPTS[:start])) for start in range(len(PROMPTS))]
+    tokens: list[list[int]] = [tokenizer(text).input_ids for text in texts]
+    length = min(SEQUENCE_TOKENS, *map(len, tokens))
+    return [sequence[:length] for sequence in tokens]
+
+
+def compared_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The logits of a model that are compared.
+
+    Args:
+        model: the model.
+        sequences: token ids, all of one length. They are computed in one batch.
+
+    Returns:
+        (sequences, compared tokens, vocabulary), float32, on the CPU.
+    """
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = COMPARED_TOKENS + 1
     device = next(model.parameters()).device
-    rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
-    return torch.stack([compared(row) for row in rows])
+    return compared(model(torch.tensor(sequences, device=device), **options).logits)
 
 
 def compared(logits: Tensor) -> Tensor:
@@ -248,63 +273,47 @@ def compared(logits: Tensor) -> Tensor:
 
 
 def logits_in_subprocess(
+    process: CleanProcess,
     directory: Path,
     sequences: Sequence[Sequence[int]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     loading: Loading,
     dtype: torch.dtype,
+    threads: int,
     memory: int | None = None,
-) -> Tensor:
-    """The compared logits of an export, from another process, which knows nothing of sea-export.
+) -> Callable[[], Tensor]:
+    """Begins to compute the compared logits of an export in another process, which knows nothing of sea-export.
 
     Args:
+        process: the other process.
         directory: the export.
-        sequences: token ids. If `memory` is given, they are of equal length and computed in one batch.
+        sequences: token ids, all of one length. They are computed in one batch.
         tokenizer: the tokenizer of the base. The tokenizer of an export with code must agree with it.
         loading: how plain transformers loads the export.
         dtype: what to compute in.
+        threads: with how many threads.
         memory: the bytes of weights that may be in memory; None for all. Transformers keeps the others on the disk.
 
     Returns:
-        (sequences, compared tokens, vocabulary) float32.
-
-    Raises:
-        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
+        What waits for them, and gives (sequences, compared tokens, vocabulary) float32. It raises SeaExportError if
+        plain transformers cannot load the export, or its tokenizer is not the base's.
     """
-    with scratch_directory("sea-export-verification-", Path(tempfile.gettempdir())) as scratch:
-        request_file, answer = scratch / "request.json", scratch / "logits.safetensors"
-        request = {
-            "checkpoint": str(_loadable(directory, loading, scratch)),
-            "dtype": dtype_name(dtype),
-            "sequences": sequences,
-            "count": COMPARED_TOKENS,
-            "base": None if loading.base is None else str(loading.base),
-            "trust_remote_code": loading.trust_remote_code,
-            "auto_class": loading.auto_class,
-            "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
-            "memory": memory,
-            "arguments": dict(loading.arguments),
-            "scratch": str(scratch),
-            "answer": str(answer),
-        }
-        request_file.write_text(json.dumps(request), encoding="utf-8")
-        probe = Path(__file__).with_name("probe.py")
-        process = run_python(
-            [str(probe), str(request_file)],
-            # transformers copies all code that it runs into this cache. Here the copy is removed afterwards.
-            environment={"HF_MODULES_CACHE": str(scratch), **({} if memory is None else _LEAN)},
-        )
-        if process.returncode < 0:
-            raise SeaExportError(
-                f"{directory.name}: the process that loads it to verify it was ended by the signal "
-                f"{signal.Signals(-process.returncode).name}, as the system does where memory runs out. Free some "
-                "memory, choose --layerwise, or leave the verification out with --no-verify."
-            )
-        if process.returncode:
-            last_line = process.stderr.strip().rpartition("\n")[2].rstrip(". ")
-            raise SeaExportError(f"{directory.name}: plain transformers cannot load it: {last_line}.")
-        return load_file(answer)["logits"]
+    request = {
+        "checkpoint": str(directory),
+        "dtype": dtype_name(dtype),
+        "threads": threads,
+        "sequences": sequences,
+        "count": COMPARED_TOKENS,
+        "base": None if loading.base is None else str(loading.base),
+        "trust_remote_code": loading.trust_remote_code,
+        "auto_class": loading.auto_class,
+        "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
+        "memory": memory,
+        "arguments": dict(loading.arguments),
+    }
+    wait = process.ask(request, lean=memory is not None)
+    return lambda: load_file(wait())["logits"]
 
 
 def _loadable(directory: Path, loading: Loading, scratch: Path) -> Path:
@@ -327,7 +336,7 @@ def comparison_problems(
     *,
     exact: bool = True,
     quantized: bool = False,
-    reencoded: bool = False,
+    requantized: bool = False,
 ) -> list[str]:
     """What is outside the tolerance, each as a clause without a full stop.
 
@@ -336,16 +345,14 @@ def comparison_problems(
         dtype: the coarsest dtype of the run-time edit and the stored export.
         exact: whether the export should be the edit, and not only an approximation of it.
         quantized: whether the base is quantized, so that everything is computed with rounding.
-        reencoded: whether the export encodes edited weights anew, so that the rounding of the base in `metrics` is what
-            that changes.
+        requantized: whether the stored export is quantized, and what it is compared with is not.
     """
     divergence, equal = _TOLERANCES[dtype]
-    if quantized or reencoded:
+    if quantized or requantized:
         divergence, equal = _QUANTIZED_TOLERANCE
-        rounding = metrics["base_rounding"]
-        divergence = max(divergence, _TIMES_ROUNDING * rounding.mean_divergence)
-    if reencoded:
-        equal = min(equal, 1 - _TIMES_ROUNDING * (1 - rounding.top1_agreement))
+        divergence = max(divergence, _TIMES_ROUNDING * metrics["base_rounding"].mean_divergence)
+    if requantized:
+        equal = min(equal, 1 - _TIMES_ROUNDING * (1 - metrics["base_rounding"].top1_agreement))
     problems = []
     fold_error = metrics["fold_error"]
     if quantized:

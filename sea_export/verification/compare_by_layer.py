@@ -2,13 +2,11 @@
 
 Four variants go through the layers together, so that the checkpoint is read once: the base in the stored dtype, and the
 base, the run-time edit and the export in memory, all three in float32. The stored export runs in another process, which
-knows nothing of sea-export, and in which transformers keeps on the disk what does not fit into memory. No text is
-generated, because that would need all layers for every token. Predictions are compared on fixed text.
+knows nothing of sea-export, and in which transformers keeps on the disk what does not fit into memory.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -25,12 +23,12 @@ from sea_export.export.formats import EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.memory import fits, weight_bytes
 from sea_export.model.precision import in_float32
+from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.compare import (
-    COMPARED_TOKENS,
-    PROMPTS,
     Agreement,
     agreements,
-    compared,
+    compared_logits,
+    fixed_sequences,
     logits_in_subprocess,
 )
 
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
 
 __all__ = ["compare_by_layer", "verified_by_layer"]
-
-_LENGTH = 64
-"""The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
 
 _DECODER = "decoder"
 _ROUNDED, _UNEDITED, _RUN_TIME, _IN_MEMORY = "rounded", "unedited", "run-time", "in memory"
@@ -56,8 +51,8 @@ def compare_by_layer(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
-    base_as_stored: EditInMemory | None,
     loading: Loading,
+    process: CleanProcess,
     exact: bool = True,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit. See `sea_export.verification.compare.compare`.
@@ -70,9 +65,8 @@ def compare_by_layer(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the base compute what the export computes, without rounding; None if the stored export
             rounds nothing, and is used itself.
-        base_as_stored: gives the base its own weights as the export would store them; None if the export stores them
-            in the dtype of the base.
         loading: how plain transformers loads the export.
+        process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
 
     Returns:
@@ -81,18 +75,20 @@ def compare_by_layer(
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
-    sequences = _fixed_sequences(tokenizer)
+    sequences = fixed_sequences(tokenizer)
     stored = logits_in_subprocess(
+        process,
         directory,
         sequences,
         tokenizer,
         loading=loading,
         dtype=torch.float32,
+        threads=torch.get_num_threads(),
         # Enough for the largest part of the model, and for the next part while it is loaded. A GGUF file is unpacked as
         # a whole.
         memory=None if "gguf_file" in loading.arguments else 2 * source.largest_part_bytes(torch.float32),
-    )
-    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory, base_as_stored)
+    )()
+    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
     return agreements(
         run_time=logits[_RUN_TIME],
         in_memory=logits.get(_IN_MEMORY, stored),
@@ -103,14 +99,6 @@ def compare_by_layer(
     )
 
 
-def _fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of the prompts, each followed by the other prompts, all cut to one length."""
-    texts = ["\n".join((*PROMPTS[start:], *PROMPTS[:start])) for start in range(len(PROMPTS))]
-    tokens: list[list[int]] = [tokenizer(text).input_ids for text in texts]
-    length = min(_LENGTH, *map(len, tokens))
-    return [sequence[:length] for sequence in tokens]
-
-
 @torch.no_grad()
 def _logits_by_layer(
     source: StoredModel,
@@ -118,17 +106,13 @@ def _logits_by_layer(
     projections: Sequence[OutputProjection],
     sequences: Sequence[Sequence[int]],
     export_in_memory: EditInMemory | None,
-    base_as_stored: EditInMemory | None,
 ) -> dict[str, Tensor]:
     """The compared logits of each variant of the base. All variants go through the layers together."""
     model: Any = source.model
     logits: dict[str, Tensor] = {}
-    options: dict[str, Any] = {"use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = COMPARED_TOKENS + 1
 
     def run(variant: str) -> None:
-        logits[variant] = compared(model(torch.tensor(sequences), **options).logits)
+        logits[variant] = compared_logits(model, sequences)
 
     variants = [_ROUNDED, _UNEDITED, _RUN_TIME, *([_IN_MEMORY] if export_in_memory else [])]
     passes = {variant: SuspendedPass(partial(run, variant)) for variant in variants}
@@ -138,12 +122,8 @@ def _logits_by_layer(
         own = [one for one in projections if one_layer is not None and one.target in one_layer.layers]
 
         def turns() -> Iterator[SuspendedPass]:
-            if base_as_stored is None:
-                yield passes[_ROUNDED]
+            yield passes[_ROUNDED]
             with in_float32(module):
-                if base_as_stored is not None:
-                    with base_as_stored(model, one_layer, own) if one_layer else nullcontext():
-                        yield passes[_ROUNDED]
                 yield passes[_UNEDITED]
                 with one_layer.apply(model, own) if one_layer else nullcontext():
                     yield passes[_RUN_TIME]

@@ -37,6 +37,15 @@ class RecordedFit:
     """How `tune` found the options; None if they were given."""
     effect: Mapping[str, Any] | None = None
     """What was measured of the edit; None if nothing was."""
+    fitted_strength: float | None = None
+    """The strength that was fitted; None for the one in `options`."""
+
+    @property
+    def fitted_options(self) -> FitOptions:
+        """The options of the fit itself."""
+        if self.fitted_strength is None:
+            return self.options
+        return replace(self.options, edit=replace(self.options.edit, strength=self.fitted_strength))
 
     @property
     def needs_file(self) -> bool:
@@ -129,6 +138,7 @@ class RecordedRun:
             adapter_rank=recorded["adapter_rank"],
             gguf_type=recorded.get("gguf_type", ExportOptions.gguf_type),
             verify=recorded["verify"],
+            requantize=recorded.get("requantize", False),
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}
@@ -178,4 +188,5 @@ def _fit(member: Mapping[str, Any]) -> RecordedFit:
         demonstrations["sha256"],
         member.get("tuning"),
         member.get("effect"),
+        member.get("fitted_strength"),
     )

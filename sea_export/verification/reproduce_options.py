@@ -20,5 +20,6 @@ class ReproduceOptions:
         metavar="FILE",
     )
     device: str | None = option(None, "cpu, cuda, cuda:1, mps; by default the kind of device that the run used.")
+    threads: int | None = option(None, "Threads to compute with; by default as many as the run used.", minimum=1)
     trust_remote_code: bool = option(False, "Run code that comes with the base model.")
     overwrite: bool = same_option(ExportOptions, "overwrite")

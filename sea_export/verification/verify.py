@@ -13,8 +13,9 @@ Then two errors of the predictions are measured separately:
 - Fold error: the run-time edit is compared with what the export computes in memory (folded weights, or the adapter on
   the base), both in float32 on the weights of the base.
 - Rounding error: the run-time edit is compared with the stored export, loaded by another process, which knows nothing
-  of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype. What computing
-  in that dtype changes in the unedited base is measured too.
+  of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype, or to their
+  quantized storage. What computing in that dtype changes in the unedited base is measured too; of a quantized storage,
+  what moving the same weights at random within its rounding changes.
 
 An adapter of capped rank is an approximation. Its distance from the edit is reported, and it is checked that it is the
 best approximation of its rank. A quantized base is computed as it is, in its own dtype.
@@ -22,177 +23,101 @@ best approximation of its rank. A quantized base is computed as it is, in its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from sea_export.capture.offloaded import StoredModel, can_load_layers
-from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
-from sea_export.export.formats import EditNeeds, ExportFormat, Loading, export_format
+from sea_export.export.formats import EditNeeds, export_format
 from sea_export.export.listed_files import check_files
 from sea_export.export.manifest import check_base, read_manifest
-from sea_export.model.base import Base, is_hub_id, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.location import ModelLocation, is_hub_id, locate_model
 from sea_export.options import ExportOptions
-from sea_export.text import dtype_name
-from sea_export.verification.compare import Agreement, compare, comparison_problems, is_quantized
-from sea_export.verification.compare_by_layer import compare_by_layer, verified_by_layer
+from sea_export.verification.clean_process import CleanProcess
+from sea_export.verification.verification import Verification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Verification", "base_to_verify", "model_to_verify", "unrounded_model", "verify", "verify_export"]
-
-# The names in version 1 of the manifest for some fields of a verification and of an agreement.
-_RECORD_NAMES = {"fold_error": "mathematics", "rounding_error": "storage", "top1_agreement": "equal_greedy"}
+__all__ = ["SoundOutput", "check_output_files", "verify"]
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What a verification found, and what it measured. Nothing is measured where a check of the files or tensors has
-    found a problem."""
+class SoundOutput:
+    """An output whose files are those of its manifest. Whether it is the edit of its base is still to be seen.
 
-    dtype: str
-    """The dtype in which the base stores the edited tensors; the types of those of a GGUF file."""
-    problems: tuple[str, ...]
-    """What is outside the tolerance or not as planned, each as a clause without a full stop."""
-    unchecked: tuple[str, ...]
-    """What was not checked, each as a noun phrase."""
-    statement: str = ""
-    """What the tensors of the export are, in one sentence."""
-    changed_tensors: int = 0
-    """The number of tensors that differ from the base's, or that it does not have."""
-    identical_tensors: int = 0
-    """The number of tensors that are the base's, byte for byte."""
-    identical_files: int = 0
-    """The number of other files that are the base's, byte for byte."""
-    weight_error: float | None = None
-    """For an adapter: the largest ‖adapted W - W'‖ / ‖W' - W‖ of the weights that it changes."""
-    exact: bool = True
-    """False for an adapter of capped rank, which is only an approximation."""
-    fold_error: Agreement | None = None
-    """The run-time edit compared with the export in memory, both in float32."""
-    rounding_error: Agreement | None = None
-    """The run-time edit (for an adapter of capped rank: the adapter in memory) compared with the stored export, which
-    another process loads and computes in float32."""
-    base_rounding: Agreement | None = None
-    """The unedited base in float32 compared with itself in the stored dtype: the noise that users of the base already
-    accept. For quantized weights: compared with itself with edited outputs rounded in another way. For a GGUF file:
-    compared with itself with its weights encoded in the types of the export, where they are edited."""
-    effect: Agreement | None = None
-    """The base compared with the run-time edit: the effect of the edit."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the export is the edit that it should be."""
-        return not self.problems
-
-    @property
-    def measured(self) -> bool:
-        """Whether the predictions were compared, because files and tensors are as they should be."""
-        return self.effect is not None
-
-    def record(self) -> dict[str, Any]:
-        """All fields as plain JSON data, under their names in the manifest."""
-        return _renamed(asdict(self))
-
-
-def _renamed(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        _RECORD_NAMES.get(name, name): _renamed(value) if isinstance(value, dict) else value
-        for name, value in entries.items()
-    }
-
-
-@torch.inference_mode()
-def verify_export(
-    directory: Path,
-    base: Base,
-    edit: SpectralEdit,
-    format: ExportFormat[Any, Any],
-    plan: Any,
-    model: PreTrainedModel | StoredModel,
-) -> Verification:
-    """Verifies the tensors and the predictions of an export.
-
-    Args:
-        directory: the export.
-        base: the base.
-        edit: the edit that it should hold.
-        format: its format.
-        plan: what `ExportFormat.plan` gave for that edit.
-        model: the base in memory, which may have another dtype afterwards; or the base with one layer at a time in
-            memory.
-
-    Raises:
-        InputError: the export is damaged.
-        SeaExportError: plain transformers cannot load the export.
+    Attributes:
+        directory: the output.
+        manifest: its manifest.
+        edit: the edit in it.
+        base: where its base is.
+        unchecked: what no digest vouches for, each as a noun phrase.
+        trust_remote_code: whether code may run that sea-export does not write.
     """
-    by_layer = isinstance(model, StoredModel)
-    quantized = isinstance(model, nn.Module) and is_quantized(model)
-    dtype = format.stored_dtype(base, plan) or base.dtype
-    tensors = format.check(directory, base, edit, plan)  # before any library loads the export
-    found = Verification(
-        dtype=tensors.stored_as or dtype_name(dtype),
-        problems=tensors.problems,
-        unchecked=tensors.unchecked,
-        statement=tensors.statement,
-        changed_tensors=tensors.changed_tensors,
-        identical_tensors=tensors.identical_tensors,
-        identical_files=tensors.identical_files,
-        weight_error=tensors.weight_error,
-        exact=tensors.exact,
-    )
-    if tensors.problems:
-        return found
-    projections = base.output_projections(edit.targets)
-    loading = Loading.of(format, base, plan)
-    export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
-    base_as_stored = format.base_as_stored(plan)
-    if isinstance(model, StoredModel):
-        metrics = compare_by_layer(
-            directory,
-            edit,
-            model,
-            base.tokenizer,
-            projections=projections,
-            export_in_memory=export_in_memory,
-            base_as_stored=base_as_stored,
-            exact=tensors.exact,
-            loading=loading,
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    edit: StoredEdit
+    base: ModelLocation
+    unchecked: tuple[str, ...]
+    trust_remote_code: bool
+
+    def verify(self, process: CleanProcess, *, layerwise: bool | None = None) -> Verification:
+        """Verifies its tensors and its predictions.
+
+        Args:
+            process: the one in which plain transformers loads it.
+            layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
+
+        Raises:
+            InputError: the base is another one, or code is not trusted.
+            SeaExportError: plain transformers cannot load the checkpoint.
+        """
+        import torch  # seconds, as the following modules
+
+        from sea_export.edit.spectral_edit import SpectralEdit
+        from sea_export.model.base import open_base
+        from sea_export.verification.verify_export import (
+            base_to_verify,
+            model_to_verify,
+            unrounded_model,
+            verify_export,
         )
-    else:
-        metrics = compare(
-            directory,
-            edit,
-            model,
-            base.tokenizer,
-            dtype,
-            projections=projections,
-            export_in_memory=export_in_memory,
-            base_as_stored=base_as_stored,
-            exact=tensors.exact,
-            loading=loading,
+
+        directory, named, edit = self.directory, self.manifest["base"], SpectralEdit.from_stored(self.edit)
+        format = export_format(self.manifest["format"])
+        options = ExportOptions(
+            format=format.name,
+            adapter_rank=self.manifest.get("adapter", {}).get("rank_cap"),
+            gguf_type=self.manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
+            requantize=self.manifest.get("export", {}).get("requantize", False),
         )
-    coarsest = dtype if format.rounds_weights else torch.float32
-    problems = comparison_problems(
-        metrics, coarsest, exact=tensors.exact, quantized=quantized, reencoded=base_as_stored is not None
-    )
-    return replace(
-        found,
-        problems=tuple(problems),
-        fold_error=metrics["fold_error"],
-        rounding_error=metrics["rounding_error"],
-        base_rounding=metrics["base_rounding"],
-        effect=metrics["effect"],
-    )
+        with open_base(
+            self.base,
+            dtype=getattr(torch, named["dtype"]),
+            dequantize=named["dequantized"],
+            trust_remote_code=self.trust_remote_code,
+        ) as opened:
+            check_base(opened, named["files"])
+            located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
+            model: PreTrainedModel | None = None
+
+            def load() -> PreTrainedModel:
+                nonlocal model
+                model = model or unrounded_model(opened, None)
+                return model
+
+            plan = format.plan(edit, opened, located, options, load)
+            format.check_before_loading(directory, plan, trust_remote_code=self.trust_remote_code)
+            with base_to_verify(opened, format) as exact:
+                known = model if exact is opened else None
+                verified = model_to_verify(exact, layerwise, known, directory.resolve().parent)
+                found = verify_export(directory, exact, edit, format, plan, verified, process)
+            return replace(found, unchecked=(*self.unchecked, *found.unchecked))
 
 
 def verify(
@@ -218,119 +143,41 @@ def verify(
             trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
+    found = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    if isinstance(found, Verification):
+        return found
+    with CleanProcess() as process:
+        process.begin()  # it imports what it needs while the base is compared with the manifest
+        return found.verify(process, layerwise=layerwise)
+
+
+def check_output_files(
+    output: str | Path, base: str | Path | None, *, revision: str | None, trust_remote_code: bool
+) -> SoundOutput | Verification:
+    """The part of a verification that compares files only, without torch.
+
+    Args:
+        output: see `verify`.
+        base: see `verify`.
+        revision: see `verify`.
+        trust_remote_code: see `verify`.
+
+    Returns:
+        What is to be verified further, or the verification, if files are not as they should be.
+
+    Raises:
+        InputError: sea-export did not write the output, or the base is not available.
+    """
     directory = fetch_output(output)
     manifest = read_manifest(directory)
     not_fetched = frozenset({CARD}) if directory != Path(output) else frozenset()
     files = check_files(directory, manifest["files"], not_fetched=not_fetched)
     if files.problems:
         return Verification(manifest["base"]["dtype"], files.problems, (*files.unchecked, "tensors", "predictions"))
-    format = export_format(manifest["format"])
-    options = ExportOptions(
-        format=format.name,
-        adapter_rank=manifest.get("adapter", {}).get("rank_cap"),
-        gguf_type=manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
-    )
     named = manifest["base"]
-    base = base or format.base_of(directory)
+    base = base or export_format(manifest["format"]).base_of(directory)
     if base is None and not is_hub_id(named["name"]):
         raise InputError(f"{output}: it was made from the local model {named['name']}. Say where it is with --base.")
-    edit = SpectralEdit.load(directory)
-    with open_base(
-        str(base or named["name"]),
-        revision=revision or named["revision"],
-        dtype=getattr(torch, named["dtype"]),
-        dequantize=named["dequantized"],
-        trust_remote_code=trust_remote_code,
-    ) as opened:
-        check_base(opened, named["files"])
-        located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
-        model: PreTrainedModel | None = None
-
-        def load() -> PreTrainedModel:
-            nonlocal model
-            model = model or unrounded_model(opened, None)
-            return model
-
-        plan = format.plan(edit, opened, located, options, load)
-        format.check_before_loading(directory, plan, trust_remote_code=trust_remote_code)
-        with base_to_verify(opened, format) as exact:
-            verified = model_to_verify(exact, layerwise, model if exact is opened else None, directory.resolve().parent)
-            found = verify_export(directory, exact, edit, format, plan, verified)
-        return replace(found, unchecked=(*files.unchecked, *found.unchecked))
-
-
-@contextmanager
-def base_to_verify(base: Base, format: ExportFormat[Any, Any]) -> Iterator[Base]:
-    """The base with the very numbers from which an export is made.
-
-    A GGUF file is rounded when it is converted, and an export of it that is a GGUF file too is made without that.
-
-    Args:
-        base: the base.
-        format: the format of the export.
-
-    Yields:
-        the base itself, or the same one converted to float32.
-
-    Raises:
-        InputError: it can no longer be opened.
-    """
-    if not format.changes_source or base.dtype == torch.float32:
-        yield base
-        return
-    with open_base(str(base.source), dtype=torch.float32) as exact:
-        yield exact
-
-
-def model_to_verify(
-    base: Base, layerwise: bool | None, model: PreTrainedModel | StoredModel | None, scratch: Path
-) -> PreTrainedModel | StoredModel:
-    """The base for a verification: in memory if it fits there twice in float32, else with one layer at a time.
-
-    Args:
-        base: the base.
-        layerwise: whether one layer at a time is in memory; None decides by the free memory.
-        model: the base as the fit used it, or None. It is used again, unless its dtype rounds stored weights.
-        scratch: the directory for hidden states that do not fit into memory.
-    """
-    if layerwise is None:
-        device = torch.device("cpu") if not isinstance(model, nn.Module) else next(model.parameters()).device
-        held = sum(parameter.nbytes for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
-        spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1  # its dtype cannot be changed
-        layerwise = (spread and can_load_layers(base.config)) or verified_by_layer(base, device, held)
-    if layerwise:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = None if _holds_weights(base.dtype, base) else torch.float32
-        return StoredModel(base, dtype=dtype, device=device, scratch=scratch)
-    return unrounded_model(base, model)
-
-
-def unrounded_model(base: Base, model: PreTrainedModel | StoredModel | None) -> PreTrainedModel:
-    """The base in memory, with the very numbers that it stores.
-
-    Args:
-        base: the base.
-        model: the base as it was loaded before, or None. It is used again, unless it is a layer at a time in memory or
-            its dtype rounds stored weights.
-    """
-    if isinstance(model, nn.Module) and not _is_rounded(model, base):
-        return model
-    loaded = base.load_model(dtype=None if base.is_quantized else torch.float32)
-    return base.load_model(dtype=torch.float32) if _is_rounded(loaded, base) else loaded
-
-
-def _is_rounded(model: PreTrainedModel, base: Base) -> bool:
-    """Whether weights of a model were rounded when it was loaded.
-
-    Transformers dequantizes some bases while it loads them, which gives numbers that only float32 holds.
-    """
-    if base.is_quantized:
-        return not is_quantized(model) and model.dtype in (torch.bfloat16, torch.float16)
-    return not _holds_weights(model.dtype, base)
-
-
-def _holds_weights(dtype: torch.dtype, base: Base) -> bool:
-    """Whether a dtype can hold every weight of a base, or is float32, in which all is computed."""
-    stored = {tensor.dtype for tensor in base.checkpoint.tensors.values()}
-    stored &= {torch.float32, torch.bfloat16, torch.float16}
-    return all(torch.promote_types(one, dtype) == dtype for one in stored)
+    edit = read_stored_edit(directory)
+    location = locate_model(str(base or named["name"]), revision or named["revision"])
+    return SoundOutput(directory, manifest, edit, location, files.unchecked, trust_remote_code)

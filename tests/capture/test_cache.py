@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import sea_export
 import sea_export.fitting.collect
 from sea_export.capture.activations import Activations
-from sea_export.capture.cache import ActivationCache, cached_bytes
+from sea_export.capture.cache import ActivationCache
+from sea_export.capture.cache_folder import cached_bytes
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
 from tests.helpers.messages import naming

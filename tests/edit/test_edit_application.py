@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 
 import pytest
@@ -132,6 +133,80 @@ def test_an_edit_of_another_model_is_refused_before_anything_is_installed(llama,
 def test_an_edit_without_layers_is_refused():
     with pytest.raises(InputError, match="layer"):
         SpectralEdit({})
+
+
+# Strength
+
+
+@pytest.mark.parametrize("projections", ["both", "positive", "negative"])
+@pytest.mark.parametrize("center", CENTERS)
+def test_an_edit_at_another_strength_is_that_of_a_fit_with_it(llama, center, projections):
+    activations = random_activations(60, SIZE)
+
+    def fitted(strength: float) -> SpectralEdit:
+        layer = layer_edit(activations, center, EditOptions(strength=strength, projections=projections))
+        return SpectralEdit(dict.fromkeys(MLP_TARGETS, (layer,)))
+
+    expected = fitted(0.3)
+    for edit in (fitted(0.6).with_strength(0.3), fitted(0.6) * 0.5, 0.5 * fitted(0.6)):
+        for target in MLP_TARGETS:
+            (one,), (other,) = edit.layers[target], expected.layers[target]
+            torch.testing.assert_close(one.apply(activations.neutral), other.apply(activations.neutral))
+            assert one.relative_change == pytest.approx(other.relative_change)
+    with expected.apply(llama):
+        logits = logits_of(llama)
+    with fitted(0.6).apply(llama, strength=0.3):
+        torch.testing.assert_close(logits_of(llama), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_each_edit_of_a_product_gets_the_strength():
+    layer = layer_edit(options=EditOptions(strength=0.8))
+    product = compose([SpectralEdit({MLP_TARGETS[0]: (layer,)}), SpectralEdit({MLP_TARGETS[0]: (layer, layer)})])
+    assert [one.strength for one in (product * 0.5).layers[MLP_TARGETS[0]]] == [0.4] * 3
+    assert [one.strength for one in product.with_strength(0.1).layers[MLP_TARGETS[0]]] == [0.1] * 3
+
+
+def test_what_was_measured_does_not_hold_at_another_strength():
+    fit = {"options": {"edit": {"strength": 0.8}}, "effect": {"held_out": 1}, "base": {"name": "org/tiny"}}
+    layer = layer_edit(options=EditOptions(strength=0.8))
+    edit = SpectralEdit({MLP_TARGETS[0]: (layer,)}, fit)
+    scaled = (edit * 0.5).with_strength(0.2)
+    assert scaled.provenance == {
+        "options": {"edit": {"strength": 0.2}},
+        "fitted_strength": 0.8,
+        "base": {"name": "org/tiny"},
+    }
+    assert fit["options"] == {"edit": {"strength": 0.8}}
+    both = compose([edit, edit]) * 0.5
+    assert [one["options"]["edit"]["strength"] for one in both.provenance["composed"]] == [0.4, 0.4]
+    assert all("effect" not in one for one in both.provenance["composed"])
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, 1e31])
+def test_a_strength_out_of_range_is_refused(strength):
+    edit = SpectralEdit({MLP_TARGETS[0]: (layer_edit(),)})
+    with pytest.raises(InputError, match="out of range"):
+        edit.with_strength(strength)
+
+
+def test_an_edit_with_scales_keeps_its_strength():
+    with pytest.raises(InputError, match="normalization"):
+        spectral_edit(MLP_TARGETS) * 0.5
+
+
+# What people see of an edit
+
+
+def test_an_edit_is_shown_in_one_line_and_as_a_table():
+    targets = [Target(layer, "mlp") for layer in (0, 1, 2, 5)] + [Target(3, "attention")]
+    edit = spectral_edit(targets)
+    text = repr(edit)
+    assert "\n" not in text
+    assert len(text) < 200
+    assert all(
+        fact in text for fact in ("mlp of layers 0-2, 5", "attention of layers 3", "hidden size 24", "strength 1")
+    )
+    assert edit._repr_html_().count("<tr>") == 1 + len(targets)
 
 
 # Composition

@@ -15,9 +15,9 @@ from sea_export.edit.features import EPSILON, FeatureFunction
 from sea_export.edit.fold import fold_bias, fold_tensor
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.summary import sequence_warning
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format
-from sea_export.fitting.fit import sequence_warning
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.targets import Target
@@ -228,7 +228,7 @@ def test_sequence_depends_on_later_tokens_and_on_the_batch_and_token_does_not() 
         alone = edit.apply(rows[None, :3])
         assert torch.allclose(edit.apply(rows[None])[:, :3], alone) is independent
         assert torch.allclose(edit.apply(rows.reshape(2, 3, SIZE))[:1], alone) is independent
-        warning = sequence_warning(SpectralEdit({Target(0, "mlp"): (edit,)}))
+        warning = sequence_warning([edit.summary(Target(0, "mlp"))])
         assert (warning is None) is independent
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -19,7 +21,8 @@ START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
 def bank(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstrations: tuple[Demonstration, ...]
 ) -> StatisticsBank:
-    return StatisticsBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS)
+    gradients = FitOptions(method="natural-gradient", form="linear")
+    return StatisticsBank(llama, tokenizer, demonstrations, START, sites=SITES, targets=TARGETS, gradients=gradients)
 
 
 def assert_equal_edits(one: SpectralEdit, other: SpectralEdit) -> None:
@@ -53,7 +56,32 @@ def test_edits_from_the_bank_are_those_of_a_fit(
         edit=EditOptions(positive_variance=0.6, negative_variance=0.8, strength=0.5, normalization="calibrated"),
     )
     expected = fit_any_strength(llama, tokenizer, demonstrations, options).edit()
-    found = bank.edit(options)
+    found = bank.fit(options).edit()
     assert_equal_edits(found, expected)
     assert found.provenance["options"] == expected.provenance["options"]
     assert found.provenance["demonstrations"] == expected.provenance["demonstrations"]
+
+
+OTHER_METHODS = {
+    "gradient": {"method": "gradient"},
+    "gradient, read constant": {"method": "gradient", "center": "linear"},
+    "gradient map": {"method": "gradient", "form": "linear"},
+    "natural gradient": {"method": "natural-gradient", "damping": 5.0},
+    "natural map": {"method": "natural-gradient", "form": "low-rank", "rank": 3},
+    "mean difference": {"method": "mean-difference", "capture": CaptureOptions(site="residual")},
+    "erasure": {"method": "erasure"},
+}
+
+
+@pytest.mark.parametrize("given", OTHER_METHODS.values(), ids=OTHER_METHODS)
+def test_edits_of_every_method_are_those_of_a_fit(
+    given: dict[str, Any],
+    bank: StatisticsBank,
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    demonstrations: tuple[Demonstration, ...],
+) -> None:
+    """The bank has collected more: maps, neutral text, and all layers."""
+    options = FitOptions(layers="1-2", target="both", edit=EditOptions(strength=0.3), **given)
+    expected = fit_any_strength(llama, tokenizer, demonstrations, options).edit()
+    assert_equal_edits(bank.fit(options).edit(), expected)

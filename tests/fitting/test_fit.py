@@ -7,8 +7,10 @@ import inspect
 import json
 from dataclasses import fields, replace
 
+import pandas
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from sea_export.capture.activations import Activations
@@ -16,9 +18,10 @@ from sea_export.capture.in_memory import capture
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.summary import no_op_warning
 from sea_export.errors import InputError
 from sea_export.fitting.collect import collect_statistics
-from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength, no_op_warning
+from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength
 from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, left_out_note
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
@@ -70,6 +73,8 @@ def assert_same_tensors(one: SpectralEdit, other: SpectralEdit) -> None:
         ("29-29", [29], None),
         (" 1 , 3 - 4", None, None),
         (" 1, 3-4 ", [1, 3, 4], None),
+        ("last:2,5", [5, 28, 29], None),
+        ("first:1,last:10%, 4-5", [0, 4, 5, 27, 28, 29], None),
     ],
 )
 def test_layers_are_read(text, candidates, keep):
@@ -101,6 +106,8 @@ def test_layers_are_read(text, candidates, keep):
         ("middle:4", ["'middle:4'"]),
         ("all,3", ["'all'"]),
         ("last:150%", ["last:150%", 30]),
+        ("3,last:31", ["last:31", 30]),
+        ("signature:2,5", ["'signature:2'"]),
         ("LAST:2", ["'LAST:2'", "all, last:K, first:K, signature:K", "10-20,25"]),
     ],
 )
@@ -151,7 +158,7 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
     }
     # A feature function does not go with centring, nor another site with --sequential, nor another method with most
     # of these: they have tests of their own.
-    others = {"feature_function", "method", "form", "rank"}
+    others = {"feature_function", "method", "form", "rank", "damping"}
     assert changed.keys() == inspect.signature(fit).parameters.keys() - {*INPUTS, *others}
     edit = fit(llama, tokenizer, demonstrations, **changed)
     recorded = edit.provenance["options"]
@@ -164,6 +171,41 @@ def test_every_option_of_fit_reaches_the_fit(llama, tokenizer, demonstrations):
         edit=EditOptions(**{item.name: changed[item.name] for item in fields(EditOptions)}),
     )
     assert_same_tensors(edit, fit_any_strength(llama, tokenizer, demonstrations, options).edit())
+
+
+def test_demonstrations_may_be_rows_of_any_kind_and_layers_numbers(llama, tokenizer, demonstrations, tmp_path):
+    rows = [{"prompt": one.prompt, "positive": one.positive, "negative": one.negative} for one in demonstrations]
+    expected = fit(llama, tokenizer, demonstrations, layers="2,3")
+    expected.save(tmp_path / "expected")
+    for data in (rows, iter(rows), Dataset.from_list(rows), pandas.DataFrame(rows), _PolarsLike(rows)):
+        fit(llama, tokenizer, data, layers=[2, 3]).save(tmp_path / "same")
+        for file in ("sea_edit.json", "sea_edit.safetensors"):
+            assert (tmp_path / "same" / file).read_bytes() == (tmp_path / "expected" / file).read_bytes()
+    builtin = fit(llama, tokenizer, "builtin:truthfulness", layers=[3], batch_tokens=4096)
+    assert builtin.provenance["demonstrations"]["origin"]["source"] == "builtin:truthfulness"
+
+
+class _PolarsLike:
+    """Rows behind the method by which a data frame of Polars gives them."""
+
+    def __init__(self, rows):
+        self.to_dicts = lambda: rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "facts"),
+    [
+        ([{"prompt": "a", "positive": "b", "negative": "b"}], ["row 1", "equal"]),
+        ([{"prompt": "a", "positive": "b", "negative": "c"}, {"prompt": "a", "positive": "b"}], ["row 2", "negative"]),
+        ([{"ask": "a", "good": "b", "bad": "c"}], ["ask, good, bad"]),
+        (pandas.DataFrame({"prompt": ["a"], "positive": ["b"], "negative": [float("nan")]}), ["row 1", "negative"]),
+        (["a", "b"], ["item 0", "str"]),
+        ([], ["--demonstrations", "2"]),
+    ],
+)
+def test_rows_that_are_no_demonstrations_are_refused(llama, tokenizer, rows, facts):
+    with pytest.raises(InputError, match=naming(*facts)):
+        fit(llama, tokenizer, rows)
 
 
 @pytest.mark.parametrize("center", CENTERS)
@@ -295,7 +337,7 @@ def test_an_edit_that_does_nothing_is_warned_of():
     """Uncentred, one direction explains 99 % of both spectra: it is kept and dropped at once."""
     edit = edit_of(activations_with_mean(100.0), EditOptions(explained_variance=0.9))
     assert edit.relative_change < 0.01
-    warning = no_op_warning(edit)
+    warning = no_op_warning(edit.summary)
     assert warning is not None
     assert "--explained-variance" in warning
     assert "--center linear" in warning
@@ -313,7 +355,7 @@ def test_an_edit_that_does_nothing_is_warned_of():
     ids=["no common mean", "one projection", "more variance"],
 )
 def test_an_edit_that_does_something_is_not_warned_of(mean, options):
-    assert no_op_warning(edit_of(activations_with_mean(mean), options)) is None
+    assert no_op_warning(edit_of(activations_with_mean(mean), options).summary) is None
 
 
 def test_one_layer_that_does_something_is_enough():
@@ -322,14 +364,14 @@ def test_one_layer_that_does_something_is_enough():
     both = SpectralEdit(
         {Target(layer, "mlp"): edit.layers[Target(0, "mlp")] for layer, edit in enumerate((idle, busy))}
     )
-    assert no_op_warning(idle) is not None
-    assert no_op_warning(both) is None
+    assert no_op_warning(idle.summary) is not None
+    assert no_op_warning(both.summary) is None
 
 
 @pytest.mark.parametrize("options", [EditOptions(), EditOptions(strength=0)], ids=["default", "strength 0"])
 def test_edits_without_any_direction_are_warned_of(options):
     """Zero activations have no spectrum to speak of."""
-    warning = no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options))
+    warning = no_op_warning(edit_of(Activations(*torch.zeros(3, 4, 24)), options).summary)
     assert warning is not None
     assert "--explained-variance" not in warning, "there is nothing that a higher one could explain"
 

@@ -17,7 +17,7 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.errors import InputError
 from sea_export.evaluation.scoring import completion_log_likelihoods
-from sea_export.fitting.fit import fit_any_strength
+from sea_export.fitting.fit import edit_from_statistics, fit_any_strength
 from sea_export.fitting.fit_base import fit_base
 from sea_export.fitting.gradient_statistics import GradientStatistics
 from sea_export.fitting.linear_edit import OutputMoments
@@ -78,6 +78,20 @@ def margin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, demonstra
         plus / len(one.positive) - minus / len(one.negative)
         for (plus, minus), one in zip(scores, tokenized, strict=True)
     ) / len(tokenized)
+
+
+@pytest.mark.parametrize(("form", "usual"), [("bias", 10.0), ("linear", 1.0)])
+def test_the_damping_is_an_option(form: str, usual: float, llama: PreTrainedModel, tokenizer, demonstrations) -> None:
+    options = FitOptions(method="natural-gradient", form=form, layers="1-2")
+    found = fit_any_strength(llama, tokenizer, demonstrations, options).statistics
+    rows = torch.randn(5, 24)
+
+    def edited(damping: float | None) -> torch.Tensor:
+        edit = edit_from_statistics(found, replace(options, damping=damping))
+        return edit.layers[Target(2, "mlp")][0].apply(rows)
+
+    torch.testing.assert_close(edited(None), edited(usual))
+    assert not torch.allclose(edited(None), edited(10 * usual), rtol=1e-2)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,6 +173,9 @@ def test_the_low_rank_form_is_the_nearest_map(llama: PreTrainedModel, tokenizer,
         ({"form": "round"}, ("--form", "round")),
         ({"method": "spectral", "form": "linear"}, ("--form", "spectral")),
         ({"form": "linear", "rank": 3}, ("--rank", "low-rank")),
+        ({"damping": 3.0}, ("--damping", "natural-gradient")),
+        ({"method": "natural-gradient", "damping": 0.0}, ("--damping", "0.0")),
+        ({"method": "natural-gradient", "damping": float("nan")}, ("--damping", "nan")),
     ],
 )
 def test_what_a_method_does_not_have_is_refused(options: dict, facts: tuple[str, ...]) -> None:

@@ -136,7 +136,7 @@ def test_layers_are_ranked_by_the_signature_of_the_method(llama, tokenizer, demo
 def test_a_bank_makes_edits_of_another_method(llama, tokenizer, demonstrations):
     options = FitOptions(layers="1,3", target="both", edit=EditOptions(strength=0.5))
     bank = StatisticsBank(llama, tokenizer, demonstrations, options, sites=("target",), targets=("both",))
-    found, fitted = bank.edit(options), fit_any_strength(llama, tokenizer, demonstrations, options).edit()
+    found, fitted = bank.fit(options).edit(), fit_any_strength(llama, tokenizer, demonstrations, options).edit()
     assert found.targets == fitted.targets
     for target, (edit,) in fitted.layers.items():
         torch.testing.assert_close(found.layers[target][0].shift, edit.shift)

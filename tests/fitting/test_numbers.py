@@ -20,8 +20,8 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.features import FeatureFunction
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.summary import no_op_warning
 from sea_export.errors import InputError, SeaExportError
-from sea_export.fitting.fit import no_op_warning
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.options import CENTERS, FEATURE_FUNCTIONS, NORMALIZATIONS, PROJECTIONS, EditOptions
@@ -155,7 +155,7 @@ def test_constant_activations_have_nothing_to_tell_apart(count_case: Callable[[]
         edit = edit_of(rows, center, EditOptions(normalization=normalization), FeatureFunction())
         assert (edit.positive.shape[1], edit.negative.shape[1], edit.relative_change) == (0, 0, 0.0)
         torch.testing.assert_close(edit.apply(rows[0]), rows[0])
-        warning = no_op_warning(SpectralEdit(layers={sea_export.model.targets.Target(0, "mlp"): (edit,)}))
+        warning = no_op_warning([edit.summary(sea_export.model.targets.Target(0, "mlp"))])
         assert warning is not None
         assert "--explained-variance" not in warning, "there is nothing that a higher one could explain"
 

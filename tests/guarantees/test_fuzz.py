@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.fuzzing import PROPERTIES, Property
+from tests.helpers.fuzzing import PROPERTIES, Property, is_read
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,6 @@ def check(holds: Property, files: st.SearchStrategy[bytes], cases: int, count_ca
     @given(files)
     def holds_for_every(contents: bytes) -> None:
         count_case()
-        holds(contents)
+        is_read(holds, contents)
 
     holds_for_every()

@@ -21,8 +21,18 @@ OWNER = "me"
 def connected_hub(home: Path) -> Iterator[LoopbackHub]:
     """A Hub that is all that the client knows, with an empty cache and a user that is logged in as OWNER."""
     hub = LoopbackHub()
+    with hub.serving(), connected_to(hub, home):
+        try:
+            yield hub
+        finally:
+            huggingface_hub.utils.close_session()
+
+
+@contextmanager
+def connected_to(hub: LoopbackHub, home: Path) -> Iterator[None]:
+    """The same with a Hub that serves already, and goes on. The client keeps its connections."""
     hub.users[TOKEN] = User(OWNER, organizations=("org",))
-    with hub.serving(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         home.mkdir(exist_ok=True)
         (home / "token").write_text(TOKEN, encoding="utf-8")
         for name, value in environment(hub, home).items():
@@ -38,10 +48,7 @@ def connected_hub(home: Path) -> Iterator[LoopbackHub]:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         # It waits up to 23 seconds before it gives up: nothing here becomes better by that.
         patch.setattr(huggingface_hub.utils._http, "time", SimpleNamespace(sleep=hub.waits.append))
-        try:
-            yield hub
-        finally:
-            huggingface_hub.utils.close_session()
+        yield
 
 
 def environment(hub: LoopbackHub, home: Path) -> dict[str, str]:

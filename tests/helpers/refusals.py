@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.messages import assert_names
+from tests.helpers.peak_memory import PeakMemory
 
 MAXIMUM_PEAK_BYTES = 1_500_000_000
 # Above what Python with everything imported has, which is below the rest of the maximum.
@@ -94,19 +94,12 @@ class Commands:
 @contextmanager
 def little_growth() -> Iterator[None]:
     """Asserts that this process never has much more memory than at the beginning of the context (on Linux)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    if not PeakMemory.is_known():
         yield
         return
-
-    def peak_bytes() -> int:
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) * 1024
-
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what the process has
-    before = peak_bytes()
+    peak = PeakMemory()
     yield
-    grown = peak_bytes() - before
-    assert grown < MAXIMUM_GROWTH_BYTES, (grown, before)
+    assert peak.growth() < MAXIMUM_GROWTH_BYTES, (peak.growth(), peak.before)
 
 
 def state_of(directory: Path) -> dict[str, object]:

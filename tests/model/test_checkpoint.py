@@ -321,7 +321,7 @@ def test_encoded_header_is_one_that_safetensors_reads(tmp_path):
 
 
 def test_encoding_keeps_names_that_are_not_ascii():
-    tensor = StoredTensor("poids.é", torch.uint8, (0,), "w.safetensors", 0, 0)
+    tensor = StoredTensor("poids.é", "U8", (0,), "w.safetensors", 0, 0)
     encoded = encode_header(Header(0, {}, (tensor,)))
     assert "poids.é".encode() in encoded
 

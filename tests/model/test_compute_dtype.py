@@ -20,6 +20,7 @@ from sea_export.fitting.fit_base import fit_base
 from sea_export.model import compute_dtype as module
 from sea_export.model.base import open_base
 from sea_export.model.compute_dtype import compute_dtype, float32_is_faster
+from sea_export.model.location import locate_model
 from sea_export.model.run_options import RunOptions
 from sea_export.options import FitOptions
 
@@ -41,7 +42,7 @@ def test_a_fit_and_an_evaluation_use_what_is_faster(
 ) -> None:
     monkeypatch.setattr(module, "float32_is_faster", lambda dtype: faster)
     expected = torch.float32 if faster else torch.bfloat16
-    with opened_model(str(half_precision), RunOptions(layerwise=layerwise), tmp_path / "out") as opened:
+    with opened_model(locate_model(str(half_precision)), RunOptions(layerwise=layerwise), tmp_path / "out") as opened:
         assert opened.model.dtype == expected
     with open_loaded_model(str(half_precision), RunOptions()) as loaded:
         assert loaded.model.dtype == expected
@@ -55,7 +56,7 @@ def test_a_fit_and_an_evaluation_use_what_is_faster(
 
 def test_what_is_asked_for_is_used(half_precision: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "float32_is_faster", lambda dtype: True)
-    with opened_model(str(half_precision), RunOptions(dtype="bfloat16"), tmp_path / "out") as opened:
+    with opened_model(locate_model(str(half_precision)), RunOptions(dtype="bfloat16"), tmp_path / "out") as opened:
         assert opened.model.dtype == torch.bfloat16
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from sea_export.errors import InputError
-from sea_export.options import TARGETS, EditOptions, FitOptions
+from sea_export.evaluation.metrics import mean_metric
+from sea_export.options import CENTERS, METHODS, EditOptions, FitOptions
 from sea_export.tuning.choosing import choose, pareto_front
 from sea_export.tuning.search import search
-from sea_export.tuning.search_space import SearchSpace
+from sea_export.tuning.search_space import Candidate, SearchSpace, kinds_of
 from sea_export.tuning.study import SearchSettings, open_study
 from sea_export.tuning.trial import TrialResult
 from tests.helpers.messages import naming
@@ -22,25 +23,30 @@ START = FitOptions(layers="last:2", edit=EditOptions(explained_variance=0.7))
 
 
 class FakeTuner:
-    """Answers at once: the more strength the better and the more divergent."""
+    """Answers at once: spectral edits of few layers that use the whole budget are best."""
 
-    max_divergence = 1.2
+    base = mean_metric("MC2", [0.0, 0.2], best=1.0)
 
     def __init__(self, stop_after: int | None = None) -> None:
-        self.tried: list[tuple[int, FitOptions, bool]] = []
+        self.tried: list[tuple[int, Candidate, bool]] = []
         self.stop_after = stop_after
 
-    def try_edit(self, number: int, options: FitOptions, *, whole: bool) -> TrialResult:
+    def try_edit(self, number: int, candidate: Candidate, *, whole: bool) -> TrialResult:
         if self.stop_after is not None and len(self.tried) == self.stop_after:
             raise KeyboardInterrupt
-        self.tried.append((number, options, whole))
-        strength = options.edit.strength
-        if strength > 1.5:
-            return TrialResult(number, options, None, None, strength, "over budget")
-        return TrialResult(number, options, strength / 3, strength / 3 - 1, strength, None)
+        self.tried.append((number, candidate, whole))
+        if candidate.options.target == "attention":
+            return TrialResult(number, candidate, None, None, None, None, "it changes nothing")
+        value = value_of(candidate)
+        return TrialResult(number, candidate, 0.5, value, value - 1, candidate.budget, None)
 
 
-SPACE = SearchSpace(4)
+def value_of(candidate: Candidate) -> float:
+    count = int(candidate.options.layers.partition(":")[2])
+    return 0.1 + candidate.budget / 3 - 0.05 * count + 0.1 * (candidate.options.method == "spectral")
+
+
+SPACE = SearchSpace(4, max_kl=1.2)
 SETTINGS = SearchSettings(
     base={"name": "org/base", "revision": None, "weights": {}},
     dtype="float32",
@@ -49,17 +55,18 @@ SETTINGS = SearchSettings(
     choosing_rows="",
     texts="",
     metric="MC2",
-    max_kl=1.2,
     space=SPACE,
     start=START,
     seed=0,
 )
 
 
-def run_search(tuner: FakeTuner, storage: Path | None, *, trials: int = 25, seed: int = 0) -> list[TrialResult]:
-    study = open_study(storage, replace(SETTINGS, seed=seed))
+def run_search(
+    tuner: FakeTuner, storage: Path | None, *, trials: int = 25, seed: int = 0, space: SearchSpace = SPACE
+) -> list[TrialResult]:
+    study = open_study(storage, replace(SETTINGS, seed=seed, space=space))
     tuning: Any = tuner
-    return search(study, tuning, SPACE, START, trials=trials, timeout=None, seed=seed, progress=lambda result: None)
+    return search(study, tuning, space, START, trials=trials, timeout=None, seed=seed, progress=lambda result: None)
 
 
 def test_the_default_edit_comes_first_and_is_measured_whole() -> None:
@@ -67,56 +74,80 @@ def test_the_default_edit_comes_first_and_is_measured_whole() -> None:
     run_search(tuner, None)
     _, first, whole = tuner.tried[0]
     assert whole
-    assert first == replace(START, edit=replace(START.edit, positive_variance=0.7, negative_variance=0.7))
+    assert first.budget == 1.2
+    assert first.options == replace(START, edit=replace(START.edit, positive_variance=0.7, negative_variance=0.7))
     assert not any(whole for _, _, whole in tuner.tried[1:])
-    assert {options.target for _, options, _ in tuner.tried[:8]} == set(TARGETS)
+
+
+def test_every_kind_is_tried_early_with_its_defaults() -> None:
+    tuner = FakeTuner()
+    run_search(tuner, None, trials=len(SPACE.kinds))
+    tried = [candidate.options for _, candidate, _ in tuner.tried]
+    assert {(one.method, one.form) for one in tried} == {(one.method, one.form) for one in SPACE.kinds}
+    assert {one.method for one in tried} == set(METHODS)
+    for one in tried:
+        assert one.center == FitOptions(method=one.method, form=one.form).center
+        assert one.layers == START.layers
+
+
+def test_methods_have_their_own_settings_only() -> None:
+    """A rank without a map of low rank, or a normalization without spectra, would be refused."""
+    found = [result.candidate.options for result in run_search(FakeTuner(), None, trials=60)]
+    assert len({one.damping for one in found if one.method == "natural-gradient"}) > 2
+    assert len({one.rank for one in found if one.form == "low-rank"}) > 1
+    assert {one.damping for one in found if one.method != "natural-gradient"} == {None}
+    assert {one.edit.positive_variance for one in found if one.method != "spectral"} == {None}
 
 
 def test_the_same_seed_searches_the_same(tmp_path: Path) -> None:
     one, other, third = (run_search(FakeTuner(), None, seed=seed) for seed in (1, 1, 2))
     assert one == other
-    assert one[9:] != third[9:]
+    assert one[len(SPACE.kinds) :] != third[len(SPACE.kinds) :]
 
 
 def test_every_second_trial_varies_the_best_so_far() -> None:
-    """Two settings of it at most, and in the other trials all of them."""
+    """Two settings of it at most, but for those that come with another method; and in the other trials all of them."""
     found = run_search(FakeTuner(), None, trials=40)
     starts = len(SPACE.starts(START))
-    differences = []
+    kept, others = [], []
     for index in range(starts, 40):
-        best = pareto_front(found[:index], FakeTuner.max_divergence)[-1]
-        differences.append(len(settings(best.options).items() - settings(found[index].options).items()))
-    assert starts == 12
-    assert max(differences[::2]) <= 2
-    assert min(differences[1::2]) > 2
+        best = pareto_front(found[:index], max_divergence=1.2, base_score=FakeTuner.base.score)[-1]
+        if best.candidate.options.method == found[index].candidate.options.method:
+            differing = settings(best.candidate).items() - settings(found[index].candidate).items()
+            (kept if (index - starts) % 2 == starts % 2 else others).append(len(differing))
+    assert starts == len(SPACE.kinds) == 9
+    assert max(kept) <= 2
+    assert min(others, default=3) > 2
 
 
 @pytest.mark.slow
 def test_no_edit_is_measured_twice() -> None:
     tuner = FakeTuner()
-    found = run_search(tuner, None, trials=200)
-    measured = [options for _, options, _ in tuner.tried]
+    space = replace(SPACE, kinds=kinds_of(["mean-difference"]), targets=("mlp",))
+    found = run_search(tuner, None, trials=200, space=space)
+    measured = [candidate for _, candidate, _ in tuner.tried]
     assert len(found) == 200
     assert len(measured) < 200, "no edit came up twice, so that nothing was shown"
-    assert all(options not in measured[:index] for index, options in enumerate(measured))
+    assert all(candidate not in measured[:index] for index, candidate in enumerate(measured))
     for result in found:
-        assert result.value == (result.options.edit.strength / 3 if result.cut is None else None)
+        assert result.value == value_of(result.candidate)
 
 
-def test_the_search_gets_near_the_budget() -> None:
-    """The best that the fake tuner can give is at strength 1.2, which is none of the starting points."""
+def test_the_search_finds_the_best_edit() -> None:
     found = run_search(FakeTuner(), None, trials=40)
-    best = choose(found, "best", max_divergence=FakeTuner.max_divergence, base_score=-1.0)
-    assert 1.1 <= best.options.edit.strength <= 1.2
+    best = choose(found, "best", max_divergence=1.2, base_score=FakeTuner.base.score)
+    assert best.value == pytest.approx(0.1 + 0.4 - 0.05 + 0.1)
 
 
-def settings(options: FitOptions) -> dict[str, object]:
+def settings(candidate: Candidate) -> dict[str, object]:
     """What is searched."""
+    options = candidate.options
     edit = options.edit
-    kind, _, count = options.layers.partition(":")
+    layers, _, count = options.layers.partition(":")
     return {
-        **{"kind": kind, "count": count, "target": options.target, "center": options.center},
-        **{"site": options.capture.site, "normalization": edit.normalization, "strength": edit.strength},
+        **{"method": options.method, "form": options.form, "rank": options.rank, "damping": options.damping},
+        **{"layers": layers, "count": count, "target": options.target, "center": options.center},
+        **{"site": options.capture.site, "normalization": edit.normalization, "budget": candidate.budget},
         **{sign: round(edit.variance(sign), 5) for sign in ("positive", "negative")},
     }
 
@@ -128,8 +159,10 @@ def test_an_interrupted_search_goes_on_as_it_would_have(done: int, tmp_path: Pat
         run_search(FakeTuner(stop_after=done), storage)
     rest = FakeTuner()
     resumed = run_search(rest, storage)
-    whole = run_search(FakeTuner(), tmp_path / "other.log")
-    assert len(rest.tried) == 25 - done
+    uninterrupted = FakeTuner()
+    whole = run_search(uninterrupted, tmp_path / "other.log")
+    candidates = [[candidate for _, candidate, _ in tuner.tried] for tuner in (rest, uninterrupted)]
+    assert candidates[0] == candidates[1][done:]
     assert [replace(one, number=0) for one in resumed] == [replace(one, number=0) for one in whole]
     finished = FakeTuner()
     assert run_search(finished, storage) == resumed
@@ -178,11 +211,31 @@ def test_no_trial_begins_after_the_timeout() -> None:
     assert search(study, tuner, SPACE, START, timeout=0, **arguments) == []
 
 
-def test_a_space_that_excludes_the_default_edit() -> None:
-    space = SearchSpace(4, targets=("attention",), centers=("off",))
+@pytest.mark.parametrize(
+    "space",
+    [
+        SearchSpace(4, 1.0, kinds_of(centers=("off",))),
+        SearchSpace(4, 1.0, targets=("attention",)),
+        SearchSpace(4, 1.0, sites=("residual",)),
+        SearchSpace(4, 1.0, kinds_of(("gradient",))),
+    ],
+)
+def test_a_space_that_excludes_the_default_edit(space: SearchSpace) -> None:
     assert not space.contains(START)
-    assert space.starts(START) == []
     assert SPACE.contains(START)
+    tuner = FakeTuner()
+    run_search(tuner, None, trials=3, space=space)
+    assert not any(whole for _, _, whole in tuner.tried)
+
+
+def test_kinds_are_those_that_were_asked_for() -> None:
+    (kind,) = kinds_of(["natural-gradient"], ["low-rank"], ["affine"])
+    assert (kind.method, kind.form, kind.centers) == ("natural-gradient", "low-rank", ("off",))
+    centers = {kind.method: kind.centers for kind in kinds_of(forms=["bias"])}
+    assert centers["mean-difference"] == centers["gradient"] == ("affine", "linear")
+    assert centers["spectral"] == centers["erasure"] == CENTERS
+    with pytest.raises(InputError, match=naming("mean-difference", "--center off")):
+        kinds_of(["mean-difference"], centers=["off"])
 
 
 def test_without_optuna_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.options import FitOptions
 from sea_export.tuning import search_plot
-from sea_export.tuning.search_space import SearchSpace
+from sea_export.tuning.search_space import Candidate, SearchSpace
 from sea_export.tuning.study import SearchSettings
 from sea_export.tuning.trial import TrialResult
 from sea_export.tuning.tune import Tuning
@@ -34,12 +34,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def trial(number: int, value: float | None, divergence: float) -> TrialResult:
     score = None if value is None else value - 1
-    return TrialResult(number, FitOptions(), value, score, divergence, None if value else "over budget")
+    cut = None if value else "worse than the base on the first rows"
+    return TrialResult(number, Candidate(FitOptions(), 0.3), 1.0, value, score, divergence, cut)
 
 
 def test_a_search_is_drawn_with_its_marks(drawn: list[Figure], tmp_path: Path) -> None:
     trials = (trial(0, 0.5, 0.1), trial(1, None, 3.0), trial(2, 0.6, 0.2))
-    settings = SearchSettings({}, "float32", "", "truthfulqa", "", "", "MC2", 0.3, SearchSpace(4), FitOptions(), 0)
+    space = SearchSpace(4, max_kl=0.3)
+    settings = SearchSettings({}, "float32", "", "truthfulqa", "", "", "MC2", space, FitOptions(), 0)
     tuning = Tuning(
         settings,
         base=mean_metric("MC2", [0.0, 1]),

@@ -15,6 +15,7 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import split_rows
+from sea_export.options import METHODS
 from sea_export.tuning.tuning_options import TuneOptions
 from sea_export.tuning.tuning_rows import TuningRows
 from tests.helpers.benchmark_files import write_jsonl, write_truthfulqa
@@ -39,7 +40,7 @@ def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     output = tmp_path / "out"
     result = run(
         *("tune", tiny_checkpoint, output, "--demonstrations", demonstrations_file),
-        *("--benchmark", f"truthfulqa:plain={questions}", "--max-kl", 5, "--trials", 12, "--choosing", 0.5),
+        *("--benchmark", f"truthfulqa:plain={questions}", "--max-kl", 0.1, "--trials", 12, "--choosing", 0.5),
         *("--storage", tmp_path / "study.log", "--plot", tmp_path / "search.png"),
     )
     assert result.exit_code == 0, result.output
@@ -48,10 +49,10 @@ def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     record = json.loads((tmp_path / "out.tune.json").read_text(encoding="utf-8"))
     assert len(record["trials"]) == 12
     (chosen,) = [trial for trial in record["trials"] if trial["number"] == record["chosen"]]
-    assert chosen["divergence"] <= 5
-    assert chosen["score"] == max(
-        trial["score"] for trial in record["trials"] if trial["cut"] is None and trial["divergence"] <= 5
-    )
+    assert chosen["divergence"] <= chosen["budget"] <= 0.1
+    assert chosen["score"] == max(trial["score"] for trial in record["trials"] if trial["cut"] is None)
+    assert chosen["value"] > record["base_value"]
+    assert {trial["options"]["method"] for trial in record["trials"]} == set(METHODS)
     baked = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
     assert baked["edit"]["options"] == chosen["options"]
     assert baked["verification"]["problems"] == []
@@ -79,8 +80,8 @@ def test_without_a_benchmark_held_out_demonstrations_are_measured(tiny_checkpoin
     ]
     file, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out"
     result = run(
-        *("tune", tiny_checkpoint, output, "--demonstrations", file, "--max-kl", 5, "--trials", 6),
-        *("--held-out", 0.5, "--choosing", 0.5),
+        *("tune", tiny_checkpoint, output, "--demonstrations", file, "--max-kl", 0.1, "--trials", 6),
+        *("--held-out", 0.5, "--choosing", 0.5, "--method", "gradient", "--method", "mean-difference"),
     )
     assert result.exit_code == 0, result.output
     baked = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))
@@ -90,9 +91,30 @@ def test_without_a_benchmark_held_out_demonstrations_are_measured(tiny_checkpoin
     assert baked["edit"]["tuning"]["metric"] == "mean margin per token"
     assert baked["edit"]["tuning"]["rows"] == 20
     record = json.loads((tmp_path / "out.tune.json").read_text(encoding="utf-8"))
-    scores = [trial["score"] for trial in record["trials"] if trial["cut"] is None and trial["divergence"] <= 5]
+    scores = [trial["score"] for trial in record["trials"] if trial["cut"] is None]
     (chosen,) = [trial for trial in record["trials"] if trial["number"] == record["chosen"]]
-    assert chosen["score"] == chosen["value"] == max(scores)
+    assert chosen["score"] == chosen["value"] == max(scores) > record["base_value"]
+    assert baked["edit"]["options"]["method"] == "gradient", "on demonstrations of one kind it is the best direction"
+    assert "default" not in record["reports"]["reporting"]
+
+
+@pytest.mark.slow
+def test_where_every_edit_is_worse_than_the_base_nothing_is_baked(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The sides of the demonstrations that are fitted on are exchanged, so that edits make the others less likely."""
+    rows = [
+        {"prompt": f"Is number {index} wet?", "positive": f"Yes, {index} is.", "negative": f"No, {index} is not."}
+        for index in range(40)
+    ]
+    turned = [{**row, "positive": row["negative"], "negative": row["positive"], "kind": "turned"} for row in rows[:24]]
+    kinds = [*turned, *({**row, "kind": "plain"} for row in rows[24:])]
+    file, output = write_jsonl(tmp_path / "rows.jsonl", kinds), tmp_path / "out"
+    result = run(
+        *("tune", tiny_checkpoint, output, "--demonstrations", file, "--max-kl", 0.1, "--trials", 2),
+        *("--held-out", 0.4, "--choosing", 0.5, "--method", "gradient", "--form", "bias"),
+    )
+    assert result.exit_code == 1, result.output
+    assert_names(result.stderr, "better than the base")
+    assert not output.exists()
 
 
 def test_choosing_and_reporting_texts_are_apart() -> None:
@@ -111,6 +133,8 @@ def test_choosing_and_reporting_texts_are_apart() -> None:
         (["--storage", "no/where.log"], "no/where.log"),
         (["--metric", "MC9"], "MC9"),
         (["--choosing", "0.05"], "rows"),
+        (["--method", "mean-difference", "--center", "off"], "--center off"),
+        (["--method", "erasure", "--form", "linear"], "--form"),
     ],
 )
 def test_bad_options(

@@ -128,6 +128,17 @@ def test_edits_fitted_apart_and_their_product(tiny_checkpoint: Path, pairs: Path
         assert files(output) == files(again)
 
 
+def test_an_edit_that_was_given_another_strength(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    done("fit", tiny_checkpoint, tmp_path / "edit", "--demonstrations", pairs, "--prompt-field", "ask", *FIT)
+    output = tmp_path / "out"
+    done("save", tmp_path / "edit", output, "--strength", 0.4, "--base", tiny_checkpoint, "--no-verify")
+    assert {layer.strength for (layer,) in SpectralEdit.load(output).layers.values()} == {0.4}
+    assert "0.4" in (output / "README.md").read_text(encoding="utf-8")
+    result = repeat(output, tmp_path / "again", tiny_checkpoint, pairs)
+    assert "byte-identical" in result.output, result.output
+    assert files(output) == files(tmp_path / "again")
+
+
 def test_the_choice_of_a_search_is_repeated_and_told(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     tuning = {"benchmark": "x", "rows": 7, "metric": "MC2", "max_kl": 0.2, "trials": 30, "pick": "best"}
     done("fit", tiny_checkpoint, tmp_path / "edit", "--demonstrations", pairs, "--prompt-field", "ask", *FIT)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sea_export
 from sea_export.edit.fold import bias_roundings, fold_bias, fold_tensor, tensor_roundings
@@ -192,6 +193,68 @@ CODE_TENSORS = {name: TENSORS[name] for name in TENSORS if "unedited" in name or
 
 @pytest.mark.parametrize("tampering", [*CODE_TENSORS.values(), *CONFIGS.values()], ids=[*CODE_TENSORS, *CONFIGS])
 def test_what_was_changed_together_with_its_digest_is_found_in_a_custom_code_output(
+    tampering: Tampering, copy_of, base: Path
+) -> None:
+    output = copy_of("custom-code")
+    tampering(output)
+    forged(output)
+    assert answer(output, base)
+
+
+def in_adapter(change: Callable[[dict[str, torch.Tensor], str], None], part: str = "lora_B") -> Tampering:
+    """Changes the first tensor of an adapter whose name has a part."""
+
+    def tamper(output: Path) -> None:
+        file = output / "adapter_model.safetensors"
+        tensors = load_file(file)
+        change(tensors, next(name for name in sorted(tensors) if part in name))
+        save_file(tensors, file, {"format": "pt"})
+
+    return tamper
+
+
+def replaced(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor], str], None]:
+    return lambda tensors, name: tensors.update({name: change(tensors[name]).contiguous()})
+
+
+ADAPTER_CHANGES: dict[str, Tampering] = {
+    "one factor a little larger": in_adapter(replaced(lambda tensor: 1.0001 * tensor)),
+    "the other factor a little smaller": in_adapter(replaced(lambda tensor: 0.9999 * tensor), "lora_A"),
+    "another dtype": in_adapter(replaced(lambda tensor: tensor.half())),
+    "another shape": in_adapter(replaced(lambda tensor: tensor[:, :1])),
+    "rows in another order": in_adapter(replaced(lambda tensor: tensor.flip(0))),
+    "a number that is none": in_adapter(replaced(lambda tensor: tensor * float("nan"))),
+    "a missing tensor": in_adapter(lambda tensors, name: tensors.pop(name)),
+    "a renamed tensor": in_adapter(lambda tensors, name: tensors.update({f"{name}.old": tensors.pop(name)})),
+    "a tensor too many": in_adapter(lambda tensors, name: tensors.update({"extra": torch.ones(2)})),
+    "another rank": change_json("adapter_config.json", r=1),
+    "another scale": change_json("adapter_config.json", lora_alpha=9),
+    "other modules": change_json("adapter_config.json", target_modules=["up_proj"]),
+    "another initialization": change_json("adapter_config.json", init_lora_weights="pissa"),
+}
+
+
+@pytest.mark.parametrize("tampering", ADAPTER_CHANGES.values(), ids=ADAPTER_CHANGES)
+def test_what_was_changed_together_with_its_digest_is_found_in_an_adapter(
+    tampering: Tampering, copy_of, base: Path
+) -> None:
+    output = copy_of("adapter")
+    tampering(output)
+    forged(output)
+    assert answer(output, base)
+
+
+CODE_CHANGES: dict[str, Tampering] = {
+    "another statement of the code": lambda output: (output / "modeling_sea.py").open("a").write("\nSCALE = 2\n"),
+    "other tensors of the edit": tensors_changed(
+        lambda tensors: tensors.update({name: 1.0001 * tensor for name, tensor in tensors.items()}),
+        of="model.layers.2.mlp.sea_edit.0.read",
+    ),
+}
+
+
+@pytest.mark.parametrize("tampering", CODE_CHANGES.values(), ids=CODE_CHANGES)
+def test_an_edit_that_was_changed_together_with_its_digest_is_found_in_a_custom_code_output(
     tampering: Tampering, copy_of, base: Path
 ) -> None:
     output = copy_of("custom-code")

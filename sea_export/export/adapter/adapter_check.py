@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError, refused_by_library
+from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_plan import AdapterPlan
 from sea_export.export.adapter.build import PREFIX, EditedWeight, edited_weights, read_weight
 from sea_export.export.adapter.parameter_lora import parameter_change
@@ -54,8 +54,7 @@ def with_adapter(model: PreTrainedModel, directory: Path) -> Iterator[None]:
     kept = {name: bias.clone() for name, bias in biases.items() if isinstance(bias, Tensor)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about biases that cannot be merged, which the rank report has said
-        with refused_by_library(f"{directory.name}: PEFT cannot load it"):
-            adapted: Any = put_adapter_on(model, directory)
+        adapted: Any = put_adapter_on(model, directory)
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
-from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.text import is_utf8
 
@@ -118,7 +118,7 @@ class _Adapter:
 
         return put_on
 
-    def base_as_stored(self, plan: AdapterPlan) -> EditInMemory | None:
+    def base_moved(self, plan: AdapterPlan) -> BaseMoved | None:
         return None
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: AdapterPlan) -> TensorCheck:

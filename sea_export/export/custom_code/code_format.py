@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class _CustomCode:
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         return None
 
-    def base_as_stored(self, plan: CodePlan) -> EditInMemory | None:
+    def base_moved(self, plan: CodePlan) -> BaseMoved | None:
         return None
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: CodePlan) -> TensorCheck:

@@ -69,7 +69,7 @@ def check_gguf(directory: Path, plan: GgufPlan) -> TensorCheck:
         changed_tensors=changed + len(changes.additions),
         identical_tensors=identical,
         identical_files=0,
-        stored_as=", ".join(sorted({edit.type.name for edit in changes.edits.values()})),
+        storage=", ".join(sorted({edit.type.name for edit in changes.edits.values()})),
     )
 
 

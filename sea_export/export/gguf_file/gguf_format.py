@@ -5,14 +5,14 @@ Heavy imports are made in the methods, so that wrong options are reported at onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
     from sea_export.export.gguf_file.gguf_plan import GgufPlan, GgufProjections
     from sea_export.export.write_report import WriteReport
-    from sea_export.model.architecture import OutputProjection
     from sea_export.model.base import Base
     from sea_export.model.targets import Target
 
@@ -114,15 +113,10 @@ class _Gguf:
 
         return with_folded_weights
 
-    def base_as_stored(self, plan: GgufPlan) -> EditInMemory | None:
+    def base_moved(self, plan: GgufPlan) -> BaseMoved | None:
         from sea_export.export.gguf_file.reencoding import with_reencoded_weights
 
-        def encode(
-            model: PreTrainedModel, edit: SpectralEdit, projections: Sequence[OutputProjection]
-        ) -> AbstractContextManager[None]:
-            return with_reencoded_weights(model, plan, projections)
-
-        return encode
+        return functools.partial(with_reencoded_weights, plan=plan)
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: GgufPlan) -> TensorCheck:
         from sea_export.export.gguf_file.gguf_check import check_gguf

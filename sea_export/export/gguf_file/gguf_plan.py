@@ -15,9 +15,9 @@ from sea_export.edit.fold import fold_bias
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import EditNeeds
+from sea_export.export.gguf_file.base_entries import new_entries
 from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, check_finite, output_type
 from sea_export.export.gguf_file.gguf_writer import GgufChanges
-from sea_export.export.gguf_file.provenance import new_entries
 from sea_export.export.gguf_file.tensor_names import TAKEN_BIASES, tensor_namer
 from sea_export.export.merged.merge_plan import with_new_biases
 from sea_export.export.stored_projections import StoredProjections, find_stored_projections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from sea_export.edit.fold import with_parameters
 from sea_export.export.gguf_file.encoding import encode
 from sea_export.export.gguf_file.gguf_plan import GgufPlan
-from sea_export.model.architecture import OutputProjection, ProjectionWeight
+from sea_export.model.architecture import ProjectionWeight
 from sea_export.model.gguf_values import decode, read_tensor
 
 if TYPE_CHECKING:
@@ -22,17 +22,14 @@ __all__ = ["with_reencoded_weights"]
 
 
 @contextmanager
-def with_reencoded_weights(
-    model: PreTrainedModel, plan: GgufPlan, projections: Sequence[OutputProjection]
-) -> Iterator[None]:
+def with_reencoded_weights(model: PreTrainedModel, plan: GgufPlan) -> Iterator[None]:
     """A context in which a model in memory has the weights of its file, encoded in the types of the export.
 
     Args:
         model: the base, in float32.
         plan: the export.
-        projections: output projections of the edit's targets in the model.
     """
-    weights = [weight for projection in projections for weight in projection.weights]
+    weights = [weight for projection in plan.located.projections for weight in projection.weights]
     with with_parameters(model, {weight.name: _reencoded(model, weight, plan) for weight in weights}):
         yield
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sea_export.edit.fold import fold_parameters, with_parameters
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.export.formats import SIDE_FILES_OF_CONVERTED, TensorCheck
+from sea_export.export.formats import SIDE_FILES_OF_CONVERTED, StorageError, TensorCheck
 from sea_export.export.merged.merge_plan import MergePlan
 from sea_export.export.merged.merge_writer import changed_files
 from sea_export.model.architecture import OutputProjection
@@ -22,7 +22,10 @@ from sea_export.model.diff import CheckpointDifference, compare_checkpoints, sam
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_merge", "with_folded_weights"]
+__all__ = ["check_merge", "with_folded_weights", "with_moved_weights"]
+
+_LEAST_KEPT = 0.5
+"""The least share of the change of requantized weights that has to be left on average."""
 
 
 @contextmanager
@@ -44,6 +47,23 @@ def with_folded_weights(
         yield
 
 
+@contextmanager
+def with_moved_weights(model: PreTrainedModel, plan: MergePlan) -> Iterator[None]:
+    """A context in which requantized weights of the unedited base move at random within what their storage rounds.
+
+    Args:
+        model: the base, in float32.
+        plan: the tensors that are requantized.
+    """
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, parameter in plan.parameters.items():
+        change = parameter.joined([plan.requantized[part].noise(generator) for part in parameter.parts])
+        moved[name] = model.get_parameter(name) + change
+    with with_parameters(model, moved):
+        yield
+
+
 def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted: bool = False) -> TensorCheck:
     """Checks that exactly the intended tensors differ from the base's, each by the fold alone.
 
@@ -60,12 +80,13 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted
     written = Checkpoint.open(directory)
     difference = compare_checkpoints(base, written)
     problems = []
-    unexpected = difference.tensors_changed.keys() - plan.edits.keys()
+    unexpected = difference.tensors_changed.keys() - plan.edits.keys() - plan.requantized_tensors.keys()
     unexpected |= set(difference.tensors_only_in_b) - plan.additions.keys()
     unexpected |= {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
     if unexpected:
         problems.append(f"tensors that the edit does not touch differ from the base: {', '.join(sorted(unexpected))}")
-    if wrong := [*_wrongly_folded(written, base, plan), *_wrongly_added(written, plan)]:
+    requantized, wrongly_requantized = _requantized(written, base, plan)
+    if wrong := [*_wrongly_folded(written, base, plan), *wrongly_requantized, *_wrongly_added(written, plan)]:
         problems.append(f"stored tensors are not the base's with the edit folded in: {', '.join(wrong)}")
     if moved := _of_other_layout(written, base, plan):
         problems.append(f"files hold their tensors in another order or with other metadata: {', '.join(moved)}")
@@ -73,31 +94,83 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted
         problems.append(f"files are not the base's: {', '.join(other)}")
     changed, added = len(difference.tensors_changed), len(difference.tensors_only_in_b)
     biases = f" and {added} biases are added" if added else ""
+    kept = _average(error.kept for error in requantized.values())
+    if requantized and not kept >= _LEAST_KEPT:
+        problems.append(
+            f"its storage rounds most of the edit away: {kept:.0%} of the change of requantized weights is left, and "
+            "only a larger --strength, --dequantize or another --format keeps more"
+        )
     return TensorCheck(
         problems=tuple(problems),
         statement=f"{changed} tensors differ from the base's{biases}, by the fold alone, to the last bit; "
-        f"{difference.tensors_identical} tensors and {difference.files_identical} other files are byte-identical.",
+        f"{difference.tensors_identical} tensors and {difference.files_identical} other files are byte-identical."
+        + _about_storage(plan, requantized),
         changed_tensors=changed + added,
         identical_tensors=difference.tensors_identical,
         identical_files=difference.files_identical,
         unchecked=(SIDE_FILES_OF_CONVERTED,) if converted else (),
+        storage=_storage(plan),
+        storage_errors=requantized,
+    )
+
+
+def _requantized(
+    written: Checkpoint, base: Checkpoint, plan: MergePlan
+) -> tuple[dict[str, StorageError], tuple[str, ...]]:
+    """What the storage does to each requantized weight, and the stored tensors that are not as planned."""
+    errors, wrong = {}, []
+    for name, fold in plan.requantized.items():
+        other_form = [one for one in fold.tensor_edits() if not _has_form_of(one, written, base)]
+        if other_form:
+            wrong += other_form
+            continue
+        found = fold.check(written)
+        errors[name] = found.error
+        wrong += found.wrong
+    return errors, tuple(wrong)
+
+
+def _average(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def _storage(plan: MergePlan) -> str | None:
+    """What the storage of the requantized weights is called. A checkpoint has only one."""
+    return next((fold.weight.storage for fold in plan.requantized.values()), None)
+
+
+def _about_storage(plan: MergePlan, errors: Mapping[str, StorageError]) -> str:
+    """A sentence about what requantization does to the edit; nothing where no weight is requantized."""
+    if not errors:
+        return ""
+    error, own, kept = (
+        _average(getattr(one, name) for one in errors.values()) for name in ("error", "own_rounding", "kept")
+    )
+    return (
+        f" {len(errors)} edited weights are requantized ({_storage(plan)}): rounding moves them by {error:.2%} of "
+        f"their norm, about {own:.2%} of it in the base, and keeps {kept:.1%} of the edit's change."
     )
 
 
 def _wrongly_folded(written: Checkpoint, base: Checkpoint, plan: MergePlan) -> Iterator[str]:
     """The edited tensors that are not what the fold gives on any processor."""
     for name, fold in plan.edits.items():
-        stored = base.tensors[name]
-        if name not in written.tensors or (written.tensors[name].shape, written.tensors[name].dtype) != (
-            stored.shape,
-            stored.dtype,
-        ):
+        if not _has_form_of(name, written, base):
             yield name
             continue
         lowest, highest = fold.roundings(base.read(name))
         tensor = written.read(name)
         if not bool(((lowest <= tensor) & (tensor <= highest)).all()):  # false for values that are not numbers
             yield name
+
+
+def _has_form_of(name: str, written: Checkpoint, base: Checkpoint) -> bool:
+    """Whether a tensor is in the written checkpoint, with the dtype and shape that the base has."""
+    if name not in written.tensors:
+        return False
+    found, stored = written.tensors[name], base.tensors[name]
+    return (found.shape, found.dtype) == (stored.shape, stored.dtype)
 
 
 def _wrongly_added(written: Checkpoint, plan: MergePlan) -> Iterator[str]:

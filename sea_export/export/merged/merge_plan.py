@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -13,10 +13,12 @@ from sea_export.edit.fold import bias_roundings, fold_bias, fold_tensor, tensor_
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.export.merged.requantized_fold import RequantizedFold
+from sea_export.export.stored_layout import StoredParameter
 from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
-from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.quantization_methods import REQUANTIZABLE
 
 __all__ = ["Fold", "MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
@@ -49,20 +51,29 @@ class MergePlan:
     """New tensors by name: biases that an `affine` edit needs."""
     config_changes: Mapping[str, bool]
     """The config entries that make the architecture read them."""
+    requantized: Mapping[str, RequantizedFold] = field(default_factory=dict)
+    """Name of a quantized weight -> the fold of the edit into it, in its own storage."""
+    parameters: Mapping[str, StoredParameter] = field(default_factory=dict)
+    """The parameters that are made of such weights, by name in the model."""
+
+    @property
+    def requantized_tensors(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Stored name of a tensor of a quantized weight -> its edit."""
+        return {name: edit for fold in self.requantized.values() for name, edit in fold.tensor_edits().items()}
 
 
 def check_unquantized(base: Base) -> None:
-    """Raises InputError for a quantized base, because nothing can be folded into its weights.
+    """Raises InputError for a quantized base, because nothing is folded into its weights unless that is asked for.
 
     Args:
         base: the base.
     """
-    quantization = getattr(base.config, "quantization_config", None)
-    if quantization:
-        method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
+    method = base.checkpoint.quantization_method
+    if method is not None:
+        requantize = ", or into its own storage with --requantize" if method in REQUANTIZABLE else ""
         raise InputError(
-            f"{base.name}: it is quantized ({method}), and folding into quantized weights would round the edit away. "
-            "Choose --format adapter or custom-code, or merge into plain weights with --dequantize."
+            f"{base.name}: it is quantized ({method}), and folding into quantized weights would round the edit. Choose "
+            f"--format adapter or custom-code, or merge into plain weights with --dequantize{requantize}."
         )
 
 
@@ -89,32 +100,48 @@ def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
     )
 
 
-def plan_merge(edit: SpectralEdit, stored: StoredProjections, checkpoint: Checkpoint) -> MergePlan:
+def plan_merge(edit: SpectralEdit, stored: StoredProjections, base: Base) -> MergePlan:
     """The stored tensors that hold the edit, and how each of them is made.
 
     Args:
         edit: the edit to merge.
         stored: what was found for its targets.
-        checkpoint: the checkpoint of the base.
+        base: the base.
 
     Raises:
         InputError: the edit has another hidden size than the base.
     """
     edit.check_sizes(stored.projections)
     edits: dict[str, Fold] = {}
-    dtype = checkpoint.tensors[next(iter(stored.parameters.values())).parts[0]].dtype
+    requantized: dict[str, RequantizedFold] = {}
+    dtype = _dtype_of(next(iter(stored.parameters.values())).parts[0], stored, base)
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
     for projection in stored.projections:
         layers = edit.layers[projection.target]
         for weight in projection.weights:
             parameter = stored.parameters[weight.name]
-            edits |= dict.fromkeys(parameter.parts, _WeightFold(layers, parameter.output_dim))
+            for part in parameter.parts:
+                if part in stored.quantized:
+                    quantized = stored.quantized[part]
+                    requantized[part] = RequantizedFold(quantized, base.checkpoint, layers, parameter.output_dim)
+                else:
+                    edits[part] = _WeightFold(layers, parameter.output_dim)
             if weight.bias is not None:
                 edits |= dict.fromkeys(stored.parameters[weight.bias].parts, _BiasFold(layers))
-            elif (bias := fold_bias(None, layers, checkpoint.tensors[parameter.parts[0]].dtype)) is not None:
+            elif (bias := fold_bias(None, layers, _dtype_of(parameter.parts[0], stored, base))) is not None:
                 assert weight.bias_name is not None
                 additions[stored.bias_names[weight.bias_name]] = bias
-    return MergePlan(edits, additions, stored.config_changes)
+    parameters = {
+        name: parameter
+        for name, parameter in stored.parameters.items()
+        if any(part in requantized for part in parameter.parts)
+    }
+    return MergePlan(edits, additions, stored.config_changes, requantized, parameters)
+
+
+def _dtype_of(part: str, stored: StoredProjections, base: Base) -> torch.dtype:
+    """The dtype of a bias beside a stored weight: that of the weight, or what a quantized one is computed in."""
+    return base.dtype if part in stored.quantized else base.checkpoint.tensors[part].dtype
 
 
 @dataclass(frozen=True)

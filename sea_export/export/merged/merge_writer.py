@@ -26,7 +26,8 @@ from sea_export.export.write_report import WriteReport
 from sea_export.files.reading import read_json_object
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.load_model import is_finite
-from sea_export.model.safetensors_header import DTYPE_NAMES, StoredTensor, encode_header, read_header
+from sea_export.model.safetensors_header import StoredTensor, encode_header, read_header
+from sea_export.model.stored_dtypes import TORCH_NAMES, stored_name
 from sea_export.text import dtype_name
 
 __all__ = ["TensorEdit", "changed_files", "write_checkpoint"]
@@ -43,8 +44,10 @@ def write_checkpoint(
     destination: Path,
     edits: Mapping[str, TensorEdit],
     *,
+    requantized: Mapping[str, TensorEdit] | None = None,
     additions: Mapping[str, torch.Tensor] | None = None,
     config_changes: Mapping[str, object] | None = None,
+    known_digests: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> WriteReport:
     """Copies a checkpoint with some tensors edited and some added.
@@ -55,8 +58,11 @@ def write_checkpoint(
         base: the checkpoint to copy. It is only read.
         destination: an existing, empty directory.
         edits: the tensors to edit, by name, each with its edit.
+        requantized: the same for the tensors of quantized weights, which need not hold floating-point numbers.
         additions: new tensors, by name. They are added to the end of the last weight file, and to the index.
         config_changes: new values for entries of config.json; `text_config.x` is the entry x of text_config.
+        known_digests: SHA-256 of files of the base, in hexadecimal, by name, for those of which somebody has it and
+            makes sure that they do not change. They are not computed again.
         progress: called with the number of bytes written since the last call.
 
     Raises:
@@ -65,10 +71,10 @@ def write_checkpoint(
         SeaExportError: an edit gave a wrong shape or dtype or values that are not finite, all edits together changed
             nothing, or a file of the base changed while it was read.
     """
-    additions = additions or {}
-    _check(base, edits, additions)
+    additions, requantized = additions or {}, requantized or {}
+    _check(base, edits, requantized, additions)
     changed = changed_files(base, additions, config_changes or {})
-    write = _Writer(base, destination, edits, additions, changed, progress)
+    write = _Writer(base, destination, {**edits, **requantized}, additions, changed, known_digests or {}, progress)
     written = write.files((*base.weight_files, *base.side_files()))
     edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
     if edited and not any(edited.values()) and not additions:
@@ -127,6 +133,7 @@ class _Writer:
         edits: Mapping[str, TensorEdit],
         additions: Mapping[str, torch.Tensor],
         changed_files: Mapping[str, memoryview],
+        known_digests: Mapping[str, str],
         progress: Callable[[int], None] | None,
     ) -> None:
         self._base = base
@@ -134,6 +141,7 @@ class _Writer:
         self._edits = edits
         self._additions = additions
         self._changed_files = changed_files
+        self._known_digests = known_digests
         self._progress = progress
         self._reporting = Lock()
         self._editing = Lock()
@@ -157,7 +165,8 @@ class _Writer:
         edited: dict[str, bool] = {}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileCopy(source, target, progress=self._report) as copy:
+            known = self._known_digests.get(name)
+            with FileCopy(source, target, progress=self._report, known=known) as copy:
                 if name in self._changed_files:
                     copy.take(copy.size)
                     copy.put(self._changed_files[name])
@@ -245,19 +254,26 @@ def _placed(additions: Mapping[str, torch.Tensor], copy: FileCopy) -> tuple[Stor
     placed = []
     position = copy.size
     for name, tensor in additions.items():
-        placed.append(StoredTensor(name, tensor.dtype, tuple(tensor.shape), "", position, position + tensor.nbytes))
+        placed.append(
+            StoredTensor(name, stored_name(tensor.dtype), tuple(tensor.shape), "", position, position + tensor.nbytes)
+        )
         position += tensor.nbytes
     return tuple(placed)
 
 
-def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping[str, torch.Tensor]) -> None:
+def _check(
+    base: Checkpoint,
+    edits: Mapping[str, TensorEdit],
+    requantized: Mapping[str, TensorEdit],
+    additions: Mapping[str, torch.Tensor],
+) -> None:
     """Raises for everything that can be found to be wrong before anything is written."""
-    if not edits and not additions:
+    if not edits and not requantized and not additions:
         raise InputError(f"{base.directory}: the edit names none of its tensors, so it would change nothing.")
-    for name in edits:
+    for name in (*edits, *requantized):
         if name not in base.tensors:
             raise InputError(f"{base.directory}: it holds no tensor {name}, which is to be edited.")
-        if base.tensors[name].dtype not in _FOLDABLE:
+        if name in edits and base.tensors[name].dtype not in _FOLDABLE:
             raise InputError(
                 f"{name}: it is stored as {dtype_name(base.tensors[name].dtype)}, so the base is quantized, and no "
                 "edit can be merged into it. Choose --format adapter or custom-code, or --dequantize."
@@ -265,7 +281,7 @@ def _check(base: Checkpoint, edits: Mapping[str, TensorEdit], additions: Mapping
     for name, tensor in additions.items():
         if name in base.tensors:
             raise InputError(f"{base.directory}: it already holds a tensor {name}, which is to be added.")
-        if tensor.dtype not in DTYPE_NAMES or not is_finite(tensor):
+        if dtype_name(tensor.dtype) not in TORCH_NAMES.values() or not is_finite(tensor):
             raise SeaExportError(
                 f"{name}: this new tensor has values that are not finite, or a dtype that cannot be stored."
             )

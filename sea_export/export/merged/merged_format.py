@@ -5,11 +5,12 @@ Heavy imports are made in the methods, so that wrong options are reported at onc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.export.formats import EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ class _Merged:
     ) -> StoredProjections:
         from sea_export.export.merged.merge_plan import check_unquantized, with_new_biases
         from sea_export.export.stored_projections import find_stored_projections
+        from sea_export.model.quantized_storage import quantized_weights
 
-        check_unquantized(base)
-        stored = find_stored_projections(targets, base, needs_bias=needs.constant)
+        if not options.requantize:
+            check_unquantized(base)
+        quantized = quantized_weights(base) if options.requantize else None
+        stored = find_stored_projections(targets, base, needs_bias=needs.constant, quantized=quantized)
         return with_new_biases(stored, base) if needs.constant else stored
 
     def plan(
@@ -59,7 +63,7 @@ class _Merged:
     ) -> MergePlan:
         from sea_export.export.merged.merge_plan import plan_merge
 
-        return plan_merge(edit, located, base.checkpoint)
+        return plan_merge(edit, located, base)
 
     def remarks(self, plan: MergePlan) -> list[str]:
         return []
@@ -79,8 +83,10 @@ class _Merged:
             base.checkpoint,
             destination,
             plan.edits,
+            requantized=plan.requantized_tensors,
             additions=plan.additions,
             config_changes=plan.config_changes,
+            known_digests=base.files.known_digests(),
             progress=progress,
         )
 
@@ -90,7 +96,7 @@ class _Merged:
         Checkpoint.open(directory)
 
     def stored_dtype(self, base: Base, plan: MergePlan) -> torch.dtype | None:
-        return base.checkpoint.coarsest_dtype(plan.edits)
+        return base.checkpoint.coarsest_dtype(plan.edits) if plan.edits else None
 
     def loading_arguments(self, plan: MergePlan) -> Mapping[str, str | bool]:
         return {}
@@ -100,8 +106,10 @@ class _Merged:
 
         return with_folded_weights
 
-    def base_as_stored(self, plan: MergePlan) -> EditInMemory | None:
-        return None
+    def base_moved(self, plan: MergePlan) -> BaseMoved | None:
+        from sea_export.export.merged.merge_check import with_moved_weights
+
+        return functools.partial(with_moved_weights, plan=plan) if plan.requantized else None
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: MergePlan) -> TensorCheck:
         from sea_export.export.merged.merge_check import check_merge

@@ -1,0 +1,31 @@
+"""The process that will verify an output, begun as early as it can be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sea_export.model.run_options import RunOptions
+from sea_export.options import ExportOptions
+from sea_export.verification.clean_process import CleanProcess
+
+__all__ = ["early_process"]
+
+
+@contextmanager
+def early_process(export: ExportOptions, run: RunOptions) -> Iterator[CleanProcess]:
+    """A context for the process that verifies an output. It ends with the context at the latest.
+
+    It is begun at once, before torch is imported here, so that both processes import it at the same time. Where there
+    will be no verification, where one layer at a time is in memory, which may be short, and in a job of several
+    processes, of which only the first one verifies, it is begun only if it gets a task.
+
+    Args:
+        export: whether the output is verified.
+        run: whether one layer at a time is in memory.
+    """
+    with CleanProcess() as process:
+        if export.verify and not run.layerwise and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            process.begin()
+        yield process

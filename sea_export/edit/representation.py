@@ -1,0 +1,66 @@
+"""An edit in one line of text, and as a table for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+from sea_export.edit.layer_edit import LayerEdit
+from sea_export.model.targets import Target
+
+__all__ = ["html_table", "one_line"]
+
+_COLUMNS = ("layer", "module", "kept directions", "dropped directions", "rank of map", "strength", "relative change")
+
+
+def one_line(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
+    """What is edited, and how strongly.
+
+    Args:
+        layers: the edits of each target.
+    """
+    components = sorted({target.component for target in layers})
+    edited = "; ".join(
+        f"{one} of layers {_ranges(t.layer for t in layers if t.component == one)}" for one in components
+    )
+    edits = [edit for own in layers.values() for edit in own]
+    strengths = " and ".join(f"{strength:.4g}" for strength in sorted({edit.strength for edit in edits}))
+    change = max(edit.relative_change for edit in edits)
+    return f"SpectralEdit({edited}; hidden size {edits[0].size}; strength {strengths}; relative change {change:.1%})"
+
+
+def html_table(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
+    """A row for each layer edit.
+
+    Args:
+        layers: the edits of each target.
+    """
+    rows = [_cells(target, edit) for target in sorted(layers) for edit in layers[target]]
+    head, *body = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(rows))
+    lines = "".join(f"<tr>{cells}</tr>" for cells in body)
+    return f"<p>{escape(one_line(layers))}</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _tagged(rows: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    return [("th", _COLUMNS), *(("td", row) for row in rows)]
+
+
+def _cells(target: Target, edit: LayerEdit) -> tuple[str, ...]:
+    return (
+        str(target.layer),
+        target.component,
+        str(edit.positive.shape[1]),
+        str(edit.negative.shape[1]),
+        "" if edit.left is None else str(edit.left.shape[1]),
+        f"{edit.strength:.4g}",
+        f"{edit.relative_change:.2%}",
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Numbers in ascending order, with a dash between the ends of each run: `2, 5-7`."""
+    runs = [
+        [number for _, number in run] for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
+    ]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

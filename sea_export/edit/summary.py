@@ -1,0 +1,89 @@
+"""What is told about an edit: numbers of each layer, and warnings. No tensor and no torch is needed for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sea_export.model.targets import Target
+
+__all__ = ["LayerSummary", "log_warnings", "no_op_warning", "sequence_warning"]
+
+logger = logging.getLogger(__name__)
+
+# An edit that changes no layer's neutral activations by more than this share does next to nothing.
+_NO_OP_CHANGE = 0.01
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """The numbers of the edit of one target."""
+
+    target: Target
+    positive_rank: int
+    """The number of directions that P+ keeps."""
+    negative_rank: int
+    """The number of directions that P- drops."""
+    map_rank: int | None
+    """The rank of the linear map that is added, or None."""
+    spectrum: int
+    """The number of singular values of Ω+; 0 for an edit of another method than the spectral one."""
+    first_share: float
+    """The share of their squares that the first one has."""
+    relative_change: float
+    """‖edited H0 - H0‖ / ‖H0‖."""
+    signature: float
+    """The signature of the target."""
+    reader_error: float | None
+    """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
+    normalization: str
+    """What is normalized at run time."""
+
+
+def no_op_warning(layers: Sequence[LayerSummary]) -> str | None:
+    """What to tell the user about an edit that changes next to nothing, or None for one that does something.
+
+    Args:
+        layers: those of the edit, at least one.
+    """
+    change = max(layer.relative_change for layer in layers)
+    if change >= _NO_OP_CHANGE:
+        return None
+    shares = [layer.first_share for layer in layers if layer.spectrum]
+    if not shares:
+        return (
+            "the edit: it changes nothing, because the demonstrations' activations are all alike, or zero. Give other "
+            "demonstrations."
+        )
+    return (
+        f"the edit: it changes next to nothing, at most {change:.2%} of any layer's activations, and its first "
+        f"direction alone explains up to {max(shares):.3%} of the spectrum. Raise --explained-variance above that, or "
+        "centre the activations (--center linear)."
+    )
+
+
+def sequence_warning(layers: Sequence[LayerSummary]) -> str | None:
+    """What to tell the user about an edit with `--normalization sequence`, or None for another.
+
+    Args:
+        layers: those of the edit.
+    """
+    if all(layer.normalization != "sequence" for layer in layers):
+        return None
+    return (
+        "--normalization: sequence takes norms over all tokens of a forward call, so that a token's edit depends on "
+        "later tokens and on the batch, and generation with a cache differs from generation without. It is for "
+        "reproducing published numbers. Choose token or calibrated for everything else."
+    )
+
+
+def log_warnings(layers: Sequence[LayerSummary]) -> None:
+    """Warns of an edit that does nothing, and of one whose results depend on the batch.
+
+    Args:
+        layers: those of the edit, at least one.
+    """
+    for warning in (no_op_warning(layers), sequence_warning(layers)):
+        if warning:
+            logger.warning("%s", warning)

@@ -1,0 +1,162 @@
+"""What needs no arithmetic does not wait for torch, whose import takes longer than all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import sea_export
+from sea_export.edit.spectral_edit import SpectralEdit
+from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
+
+RUNNER = """
+import json, sys
+from click.testing import CliRunner
+from sea_export.cli import main
+results = []
+for arguments in json.load(sys.stdin):
+    result = CliRunner().invoke(main, arguments)
+    results.append([result.exit_code, result.output, sorted({"torch", "transformers"} & sys.modules.keys())])
+json.dump(results, sys.stdout)
+"""
+
+
+def outcomes(commands: Sequence[Sequence[object]]) -> list[tuple[int, str, list[str]]]:
+    """Runs commands one after another in one new process: status, output, and which slow modules were imported."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RUNNER],
+        input=json.dumps([[str(argument) for argument in command] for command in commands]),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(sea_export.__file__).parent.parent), "HF_HUB_OFFLINE": "1"},
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def edit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("edit") / "edit"
+    spectral_edit(MLP_TARGETS, center="linear").save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exported(edit: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("exported") / "out"
+    sea_export.save(SpectralEdit.load(edit), tiny_checkpoint, output, verify=False)
+    return output
+
+
+def test_refusals(edit: Path, exported: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base, missing, out = tiny_checkpoint, tmp_path / "missing", tmp_path / "out"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    changed = shutil.copytree(exported, tmp_path / "changed")
+    (changed / "config.json").write_text("{}")
+    taken, rows = tmp_path / "taken", ("--demonstrations", tmp_path / "missing.jsonl")
+    commands: list[tuple[object, ...]] = [
+        *((command, one, out) for command in ("fit", "fit-and-save", "tune") for one in (missing, taken, edit)),
+        *((command, base, taken) for command in ("fit", "fit-and-save", "tune")),
+        *((command, base, missing / "out") for command in ("fit", "fit-and-save", "tune")),
+        *((command, base, out, *rows) for command in ("fit", "fit-and-save", "tune")),
+        *((command, base, out, "--revision", "main") for command in ("fit", "fit-and-save", "tune")),
+        *((command, "org/no-such-model", out) for command in ("fit", "fit-and-save", "tune")),
+        ("fit", base, out, "--cache", out),
+        ("fit-and-save", base, out, "--public"),
+        ("fit-and-save", base, out, "--strength", "0"),
+        ("fit-and-save", base, out, "--format", "merged", "--normalization", "token"),
+        ("fit-and-save", base, out, "--requantize"),
+        ("fit-and-save", base, out, "--requantize", "--dequantize"),
+        ("fit", base, out, "--no-measure"),
+        ("fit", base, out, "--layerwise", "--device-map", "auto"),
+        ("fit", base, out, "--quiet", "--verbose"),
+        ("tune", base, out, "--benchmark", f"bbq={missing}.jsonl"),
+        ("tune", base, out, "--pick", "sideways"),
+        ("save", missing, out, "--base", base),
+        ("save", base, out, "--base", base),
+        ("save", edit, out, "--base", missing),
+        ("save", edit, out, "--base", edit),
+        ("save", edit, out, "--base", base, "--requantize"),
+        ("save", edit, out),
+        ("save", edit, taken, "--base", base),
+        ("verify", missing),
+        ("verify", edit),
+        ("verify", exported),
+        ("verify", exported, "--base", missing),
+        ("verify", changed, "--base", base),
+        ("inspect", missing),
+        ("inspect", base),
+        ("inspect", edit, "--plot", missing / "picture.png"),
+        ("inspect", edit, "--plot", tmp_path / "picture.doc"),
+        ("inspect", edit, "--plot-activations", tmp_path / "picture.png"),
+        ("inspect", edit, "--plot-activations", tmp_path / "picture.png", "--model", missing),
+        ("diff", base, missing),
+        ("diff", edit, base),
+        ("evaluate", missing, "--benchmark", "damage"),
+        ("evaluate", base),
+        ("evaluate", base, "--benchmark", "damage", "--against", missing),
+        ("evaluate", base, "--benchmark", "damage", "--edit", missing),
+        ("evaluate", base, "--benchmark", f"truthfulqa={missing}.csv"),
+        ("evaluate", base, "--benchmark", "damage", "--layerwise"),
+        ("evaluate", base, "--benchmark", "damage", "--revision", "main"),
+        ("evaluate", base, "--benchmark", "damage", "--json", missing / "figures.json"),
+        ("evaluate", base, "--benchmark", "damage", "--record", "--against", base),
+        ("compare", base, missing),
+        ("compare", missing, base),
+        ("compare", base, base, "--prompts", f"{missing}.jsonl"),
+        ("compare", base, base, "--html", missing / "page.html"),
+        ("push", missing, "name"),
+        ("push", exported, "name", "--create-pr", "--revision", "branch"),
+        ("reproduce", missing, out),
+        ("reproduce", exported, out),
+        ("reproduce", exported, exported),
+        ("doctor", missing),
+        ("doctor", base, "--output", missing / "out"),
+        ("doctor", base, *rows),
+    ]
+    wrong = [
+        (command, output, modules)
+        for command, (status, output, modules) in zip(commands, outcomes(commands), strict=True)
+        if (status, modules) != (1 if command[:2] == ("verify", changed) else 2, [])
+    ]
+    assert not wrong
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "changed", "taken"]
+
+
+def test_answers(edit: Path, exported: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(edit, tmp_path / "other")
+    answers: dict[tuple[object, ...], str] = {
+        ("--help",): "fit-and-save",
+        ("--version",): "version",
+        ("fit-and-save", "--help"): "--demonstrations",
+        ("inspect", edit): "signature",
+        ("inspect", exported): "signature",
+        ("inspect", other): "reader error",
+        ("diff", tiny_checkpoint, exported): "tensors differ",
+        ("diff", exported, exported): "0 tensors differ",
+    }
+    for (command, told), (status, output, modules) in zip(answers.items(), outcomes(list(answers)), strict=True):
+        assert (status, modules) == (0, []), (command, output)
+        assert told in output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [lambda base, out: ("fit", base, out, "--device", "none"), lambda base, out: ("doctor",)],
+    ids=["fit", "doctor"],
+)
+def test_what_computes_does_import_it(
+    command: Callable[..., tuple[object, ...]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    ((_, _, modules),) = outcomes([command(tiny_checkpoint, tmp_path / "out")])
+    assert "torch" in modules
