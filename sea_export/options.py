@@ -20,7 +20,6 @@ __all__ = [
     "FitOptions",
     "check_choice",
     "check_length_scale",
-    "check_storage",
     "check_values",
     "option",
     "option_name",
@@ -372,22 +371,6 @@ class ExportOptions:
                 raise InputError(
                     f"{option_name(item)}: it goes with --format {format}, not with {self.format}. Leave it out."
                 )
-
-
-def check_storage(export: ExportOptions, *, dequantize: bool) -> None:
-    """Refuses an export that would keep the storage of a base that is dequantized.
-
-    Args:
-        export: how the edit is to be baked.
-        dequantize: whether the base is dequantized.
-
-    Raises:
-        InputError: it would.
-    """
-    if export.requantize and dequantize:
-        raise InputError(
-            "--requantize: it keeps the storage of quantized weights, and --dequantize makes them plain. Choose one."
-        )
 
 
 def why_unfoldable(feature_function: str, normalization: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sea_export.capture.offloaded import StoredModel
+from sea_export.capture.offloaded import StoredModel, check_layers_loadable
 from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -22,8 +22,9 @@ from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, s
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.run_options import check_conversion
 from sea_export.model.targets import Target
-from sea_export.options import ExportOptions, FitOptions, check_storage
+from sea_export.options import ExportOptions, FitOptions
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.verification import Verification
 from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
@@ -100,7 +101,7 @@ def save(
         link=link,
         requantize=requantize,
     )
-    check_storage(options, dequantize=dequantize)
+    check_conversion(dequantize=dequantize, requantize=requantize)
     check_output(Path(output), overwrite=overwrite)
     with open_base(
         str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
@@ -196,6 +197,8 @@ def save_checkpoint(
     format = export_format(options.format)
     if not format.runs_code and edit.why_unfoldable:
         raise InputError(edit.why_unfoldable)
+    if layerwise and options.verify:
+        check_layers_loadable(base)
     # A fit with `--layers signature:K` edits fewer targets than were located before it.
     if located is None or {one.target for one in located.projections} != set(edit.targets):
         located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)

@@ -1,7 +1,7 @@
 """The plan of the forward passes over prompts with several completions. Tokens in common are computed once.
 
-There are three levels, and each uses the key/value cache of the one before: the tokens that all prompts begin with, the
-rest of each prompt, and the completions. Sequences are sorted by length and batched by a token budget.
+There are several levels, and each uses the key/value cache of the one before: what prompts begin with in common, which
+is a tree, the rest of each prompt, and the completions. Sequences are sorted by length and batched by a token budget.
 
 Some caches cannot be used again, because layers keep recurrent states in them: then sequences are computed whole. And
 in some models a token depends on more than the tokens before it in its own sequence: then each sequence is computed by
@@ -11,13 +11,15 @@ itself. `sea_export.capture.prefix_cache` finds out which of these a model needs
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import nn
+
+from sea_export.capture.prefix_tree import PrefixNode, prefix_nodes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,14 +31,17 @@ __all__ = [
     "PrefixCacheMode",
     "PromptedCompletions",
     "Segment",
+    "longest_and_shortest",
     "plan_passes",
     "processing_order",
-    "shared_prefix_length",
     "takes_positions",
 ]
 
-# For fewer shared tokens, a pass and a cache of their own cost more than computing them again.
-_SHORTEST_SHARED_PREFIX = 16
+# The share of a pass that may be padding.
+_PADDING = 0.03
+# Less padding than this never divides a pass over prompts or completions: a part of the budget, or a few tokens. To
+# divide prompts costs more, as it divides their completions too.
+_SPARED_PROMPTS, _SPARED_COMPLETIONS, _SPARED = 1 / 64, 1 / 512, 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Segment:
     """Consecutive tokens of one sequence, and where a pass computes them."""
 
     item: int | None
-    """Index of the item; None for the prefix that all items share."""
+    """Index of the item; None for a prefix that items share."""
     completion: int | None
     """Index of the completion; None for the prompt."""
     start: int
@@ -73,6 +78,8 @@ class Segment:
     """Row of the pass's output (batch, tokens, ...)."""
     column: int = 0
     """Column of the first token there."""
+    shared_by: tuple[int, ...] = ()
+    """The items that share a prefix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,30 +121,33 @@ class Batch:
 class PassPlan:
     """All passes over some items."""
 
-    shared: Pass | None
-    """The pass over the tokens that all prompts begin with, from which the prompts of all batches continue."""
+    shared: tuple[Pass, ...]
+    """The passes over what prompts begin with in common, each after the one from which it continues."""
     batches: tuple[Batch, ...]
 
 
-def shared_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """The number of first tokens that are computed once for all prompts. Every prompt keeps a token of its own.
-
-    Args:
-        prompts: the tokens of at least one prompt.
-    """
-    limit = min(len(prompt) for prompt in prompts) - 1
-    first, last = min(prompts, key=list), max(prompts, key=list)
-    length = next((i for i in range(limit) if first[i] != last[i]), limit)
-    return length if length >= _SHORTEST_SHARED_PREFIX and len(prompts) > 1 else 0
-
-
 def processing_order(items: Sequence[PromptedCompletions]) -> list[int]:
-    """The indices of items in the order of computation: the longest first, so that memory is largest at the start.
+    """The indices of items in the order of computation: what begins in the same way together, and of it the longest
+    first, so that memory is largest at the start.
 
     Args:
         items: prompts with their completions.
     """
-    return sorted(range(len(items)), key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
+    return [index for node in prefix_nodes([item.prompt for item in items]) for index in _sorted(items, node.members)]
+
+
+def longest_and_shortest(items: Sequence[PromptedCompletions]) -> list[int]:
+    """The indices of the items with the longest and the shortest prompt; one index if they are the same.
+
+    Args:
+        items: prompts with their completions.
+    """
+    order = _sorted(items, range(len(items)))
+    return list(dict.fromkeys((order[0], order[-1])))
+
+
+def _sorted(items: Sequence[PromptedCompletions], indices: Iterable[int]) -> list[int]:
+    return sorted(indices, key=lambda i: (len(items[i].prompt), _longest(items[i])), reverse=True)
 
 
 def plan_passes(
@@ -152,19 +162,28 @@ def plan_passes(
         prefix_cache: see `sea_export.capture.prefix_cache.prefix_cache_mode`.
     """
     if prefix_cache is PrefixCacheMode.NOTHING:
-        return PassPlan(None, tuple(Batch((index,), _single_passes(items, index)) for index in processing_order(items)))
+        return PassPlan((), tuple(Batch((index,), _single_passes(items, index)) for index in processing_order(items)))
     if prefix_cache is PrefixCacheMode.PASSES:
-        return PassPlan(None, tuple(_whole_batches(items, batch_tokens)))
-    shared = shared_prefix_length([item.prompt for item in items])
-    shared_pass = None
-    if shared:
-        segment = Segment(item=None, completion=None, start=0, length=shared, row=0)
-        shared_pass = Pass((segment,), (tuple(items[0].prompt[:shared]),))
-    batches = tuple(
-        _planned_batch(items, indices, shared_pass, batch_tokens)
-        for indices in _batches(items, shared, batch_tokens, _needs_equal_lengths(model))
-    )
-    return PassPlan(shared_pass, batches)
+        return PassPlan((), tuple(_whole_batches(items, batch_tokens)))
+    prefixes: list[Pass | None] = []
+    batches: list[Batch] = []
+    for node in prefix_nodes([item.prompt for item in items]):
+        prefix = _prefix_pass(items, node, None if node.parent is None else prefixes[node.parent])
+        prefixes.append(prefix)
+        for indices in _batches(items, node, batch_tokens, _needs_equal_lengths(model)):
+            batches.append(_planned_batch(items, indices, prefix, node.end, batch_tokens))
+    return PassPlan(tuple(one for one in prefixes if one is not None), tuple(batches))
+
+
+def _prefix_pass(items: Sequence[PromptedCompletions], node: PrefixNode, before: Pass | None) -> Pass | None:
+    """The pass over the tokens of a node; None for a node without any."""
+    if node.start == node.end:
+        return None
+    segment = Segment(None, None, start=node.start, length=node.end - node.start, row=0, shared_by=node.below)
+    tokens = tuple(items[node.below[0]].prompt[node.start : node.end])
+    if before is None:
+        return Pass((segment,), (tokens,))
+    return Pass((segment,), (tokens,), ((1,) * node.start,), (node.start,), before, (0,))
 
 
 def _needs_equal_lengths(model: PreTrainedModel) -> bool:
@@ -179,23 +198,37 @@ def _needs_equal_lengths(model: PreTrainedModel) -> bool:
 
 
 def _batches(
-    items: Sequence[PromptedCompletions], shared: int, budget: int, equal_lengths: bool
+    items: Sequence[PromptedCompletions], node: PrefixNode, budget: int, equal_lengths: bool
 ) -> Iterator[tuple[int, ...]]:
-    """Indices sorted by length, in batches as large as the budget allows."""
+    """Indices of the members of a node, sorted by length, in batches as large as the budget and padding allow."""
     batch: list[int] = []
-    for index in processing_order(items):
-        longest_prompt = len(items[batch[0]].prompt) if batch else 0
-        own_prompt = len(items[index].prompt)
-        if own_prompt:
-            tokens = _row_cost(longest_prompt - shared, shared) * (len(batch) + 1)
+    for index in _sorted(items, node.members):
+        prompts = [len(items[one].prompt) - node.end for one in (*batch, index)]
+        if items[index].prompt:
+            full = _is_full(prompts, _row_cost(prompts[0], node.end), budget, _SPARED_PROMPTS)
         else:  # the pass of a batch is that of its completions
-            tokens = sum(len(completion) for item in (*batch, index) for completion in items[item].completions)
-        differs = own_prompt != longest_prompt and (equal_lengths or own_prompt == 0)
-        if batch and (tokens > budget or differs):
+            full = sum(len(one) for item in (*batch, index) for one in items[item].completions) > budget
+        differs = prompts[-1] != prompts[0] and (equal_lengths or not items[index].prompt)
+        if batch and (full or differs):
             yield tuple(batch)
             batch = []
         batch.append(index)
-    yield tuple(batch)
+    if batch:
+        yield tuple(batch)
+
+
+def _is_full(lengths: Sequence[int], cost: int, budget: int, spared: float) -> bool:
+    """Whether a pass over sequences, the longest first, is too large, or has too much padding for its size.
+
+    Args:
+        lengths: of all sequences.
+        cost: of one of them in tokens.
+        budget: that of the pass.
+        spared: the part of the budget up to which padding does not count.
+    """
+    computed = lengths[0] * len(lengths)
+    padding = computed - sum(lengths)
+    return cost * len(lengths) > budget or padding > max(_PADDING * computed, spared * budget, _SPARED)
 
 
 def _row_cost(tokens: int, context: int) -> int:
@@ -208,9 +241,9 @@ def _longest(item: PromptedCompletions) -> int:
 
 
 def _planned_batch(
-    items: Sequence[PromptedCompletions], indices: tuple[int, ...], shared_pass: Pass | None, budget: int
+    items: Sequence[PromptedCompletions], indices: tuple[int, ...], prefix: Pass | None, shared: int, budget: int
 ) -> Batch:
-    shared = shared_pass.width if shared_pass else 0
+    """The passes over some items whose first `shared` tokens are those of `prefix` and of what it continues."""
     prompts = [tuple(items[index].prompt[shared:]) for index in indices]
     width = max(len(prompt) for prompt in prompts)
     prompt_pass = None
@@ -223,7 +256,7 @@ def _planned_batch(
             sequences=tuple(prompts),
             past_masks=((1,) * shared,) * len(indices) if shared else (),
             positions=(shared,) * len(indices) if shared else (),
-            continues=shared_pass,
+            continues=prefix,
             rows=(0,) * len(indices) if shared else (),
         )
     masks = [(1,) * (shared + len(prompt)) + (0,) * (width - len(prompt)) for prompt in prompts]
@@ -249,15 +282,19 @@ def _planned_batch(
 def _completion_groups(
     items: Sequence[PromptedCompletions], indices: tuple[int, ...], budget: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """Pairs of a prompt's row and a completion, sorted by length, in groups as large as the budget allows."""
-    costs = {
-        (row, completion): _row_cost(len(tokens), len(items[index].prompt))
-        for row, index in enumerate(indices)
-        for completion, tokens in enumerate(items[index].completions)
-    }
+    """Pairs of a prompt's row and a completion, sorted by length, in groups as large as budget and padding allow."""
+    pairs = [
+        (row, completion) for row, index in enumerate(indices) for completion in range(len(items[index].completions))
+    ]
+
+    def length(pair: tuple[int, int]) -> int:
+        return len(items[indices[pair[0]]].completions[pair[1]])
+
+    context = max(len(items[index].prompt) for index in indices)
     group: list[tuple[int, int]] = []
-    for pair in sorted(costs, key=lambda pair: costs[pair], reverse=True):
-        if group and costs[group[0]] * (len(group) + 1) > budget:
+    for pair in sorted(pairs, key=length, reverse=True):
+        lengths = [length(one) for one in (*group, pair)]
+        if group and _is_full(lengths, _row_cost(lengths[0], context), budget, _SPARED_COMPLETIONS):
             yield group
             group = []
         group.append(pair)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -108,13 +109,37 @@ def run_batches(
         observer.after_pass(one.segments, output)
         return _filled_cache(output) if with_caches else None
 
-    shared_cache = run(plan.shared, None) if plan.shared else None
+    passes = [*plan.shared, *(one for batch in plan.batches for one in batch.passes)]
+    waiting = Counter(one.continues for one in passes if one.continues)
+    caches: dict[Pass, Any] = {}
+
+    def taken(one: Pass) -> Any:
+        """The cache from which a pass continues, which is forgotten after the last one."""
+        source = one.continues
+        if source is None:
+            return None
+        selected = _select(caches[source], one.rows)
+        waiting[source] -= 1
+        if not waiting[source]:
+            del caches[source]
+        return selected
+
+    def continued(one: Pass) -> Any:
+        """The same, after the passes that fill it."""
+        unfilled = []
+        source = one.continues
+        while source is not None and source not in caches:
+            unfilled.append(source)
+            source = source.continues
+        for prefix in reversed(unfilled):
+            caches[prefix] = run(prefix, taken(prefix))
+        return taken(one)
+
     for batch in plan.batches:
-        prompt_cache = None
         for one in batch.passes:
-            source = shared_cache if one.continues is plan.shared else prompt_cache
-            cache = run(one, _select(source, one.rows) if one.continues else None)
-            prompt_cache = cache if prompt_cache is None else prompt_cache
+            cache = run(one, continued(one))
+            if waiting[one]:
+                caches[one] = cache
         yield batch.indices
 
 

@@ -258,7 +258,7 @@ class _Passes(AbstractContextManager["_Passes"]):
         self._reader = reader
         self._decoder = cast("PreTrainedModel", model.base_model)
         self._device = input_device(model)
-        self._shared = () if plan.shared is None else (plan.shared,)
+        self._shared = plan.shared
         self._batches = [batch.passes for batch in plan.batches]
         every = [*self._shared, *(one for passes in self._batches for one in passes)]
         self._caches: dict[Pass, Any] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, processing_order
+from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, longest_and_shortest
 from sea_export.capture.forward import hands_on_caches, run_batches
 
 if TYPE_CHECKING:
@@ -44,10 +44,9 @@ def prefix_cache_mode(
     """
     if decoder.config.model_type in _KNOWN and hands_on_caches(decoder):
         return PrefixCacheMode.CACHES
-    order = processing_order(items)
     tried = [
         PromptedCompletions(items[index].prompt, items[index].completions[:_COMPLETIONS])
-        for index in dict.fromkeys((order[0], order[-1]))
+        for index in longest_and_shortest(items)
     ]
     expected = _final_states(decoder, tried, batch_tokens, PrefixCacheMode.NOTHING)
     tolerance = _HALF_PRECISION_TOLERANCE if torch.finfo(expected.dtype).bits < 32 else _TOLERANCE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,7 @@ class ActivationReader:
         """
         self._wanted = _wanted_positions(items, options)
         self._sums: dict[Target, dict[int, Tensor]] = {}
-        self._shared: dict[Target, Tensor] = {}
-        self._shared_length = 0
+        self._shared: dict[Target, dict[int, list[Tensor]]] = {}
         self._passes: dict[int, _PassReading] = {}
         self._pass: _PassReading | None = None
 
@@ -55,8 +54,6 @@ class ActivationReader:
         if id(segments) not in self._passes:
             self._passes[id(segments)] = _PassReading(segments, self._wanted)
         self._pass = self._passes[id(segments)]
-        if segments[0].item is None:
-            self._shared_length = segments[0].length
 
     def after_pass(self, segments: Sequence[Segment], output: Any) -> None:
         del self._passes[id(segments)]
@@ -76,8 +73,10 @@ class ActivationReader:
                     f"{self._pass.width} tokens, so that it is not known which column belongs to which token. Choose "
                     "other --layers or another --target."
                 )
-            if self._pass.shared:
-                self._shared[target] = hidden[0].float()
+            if self._pass.is_shared:
+                shared = self._shared.setdefault(target, {})
+                for item, tokens in self._pass.read_shared(hidden):
+                    shared.setdefault(item, []).append(tokens)
             else:
                 self._sums.setdefault(target, {}).update(self._pass.read(hidden))
 
@@ -105,20 +104,12 @@ class ActivationReader:
         kinds = [
             torch.stack([sums.pop(index * len(_KINDS) + kind) for index in indices]) for kind in range(len(_KINDS))
         ]
-        if self._shared_length:
-            kinds[_KINDS.index("neutral")] += self._shared_part(target, indices)
-        return Activations(**dict(zip(_KINDS, kinds, strict=True)))
-
-    def _shared_part(self, target: Target, indices: Sequence[int]) -> Tensor:
-        """(batch, d): the part of the neutral activations that is of the tokens with which all prompts begin."""
-        shared = self._shared[target]
-        weights = torch.zeros(len(indices), self._shared_length)
+        neutral = kinds[_KINDS.index("neutral")]
+        shared = self._shared.get(target, {})
         for row, index in enumerate(indices):
-            if (index, None) in self._wanted:
-                weighting = self._wanted[index, None][1]
-                tokens = [token for token in weighting.tokens if token < self._shared_length]
-                weights[row, tokens] = weighting.weight
-        return weights.to(shared) @ shared
+            for tokens in shared.pop(index, ()):
+                neutral[row] += self._wanted[index, None][1].weight * tokens
+        return Activations(**dict(zip(_KINDS, kinds, strict=True)))
 
 
 def _wanted_positions(items: Sequence[PromptedCompletions], options: CaptureOptions) -> _Wanted:
@@ -147,7 +138,8 @@ class _PassReading:
     """Which entries of the output of one pass are read, and into which sums they are added."""
 
     def __init__(self, segments: Sequence[Segment], wanted: _Wanted) -> None:
-        self.shared = segments[0].item is None
+        self.is_shared = segments[0].item is None
+        self._sharing = _sharing(segments[0], wanted)
         self.rows = 1 + max(segment.row for segment in segments)
         self.width = max(segment.column + segment.length for segment in segments)
         self.slots: list[int] = []
@@ -166,6 +158,12 @@ class _PassReading:
         self._rows, self._columns = torch.tensor(rows), torch.tensor(columns)
         self._sums, self._weights = torch.tensor(sums), torch.tensor(weights)
 
+    def read_shared(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """For each item that wants tokens of a shared prefix their sum, (d,) float32; the same tensor for all alike."""
+        for columns, items in self._sharing.items():
+            tokens = hidden[0, torch.tensor(columns, device=hidden.device)].float().sum(0)
+            yield from ((item, tokens) for item in items)
+
     def read(self, hidden: Tensor) -> dict[int, Tensor]:
         """The sums of the wanted tokens by slot, (d,) float32 each, of a module's output (batch, tokens, d)."""
         if not self.slots:
@@ -176,3 +174,16 @@ class _PassReading:
             tokens = hidden[self._rows.to(device), self._columns.to(device)].float()
             sums.index_add_(0, self._sums.to(device), tokens * self._weights.to(device)[:, None])
         return dict(zip(self.slots, sums, strict=True))
+
+
+def _sharing(segment: Segment, wanted: _Wanted) -> dict[tuple[int, ...], list[int]]:
+    """Of a shared prefix: sets of columns, and the items whose prompts want the tokens there."""
+    sharing: dict[tuple[int, ...], list[int]] = {}
+    for item in segment.shared_by:
+        if (item, None) in wanted:
+            tokens = wanted[item, None][1].tokens
+            end = segment.start + segment.length
+            columns = tuple(token - segment.start for token in tokens if segment.start <= token < end)
+            if columns:
+                sharing.setdefault(columns, []).append(item)
+    return sharing

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, processing_order
+from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, longest_and_shortest
 from sea_export.capture.forward import SegmentObserver, run_batches
 from sea_export.capture.lockstep import mapped_copy
 from sea_export.capture.prefix_cache import prefix_cache_mode
@@ -58,10 +58,9 @@ def upper_layers(
     model.eval()
     decoder = cast("PreTrainedModel", model.base_model)
     mode = prefix_cache_mode(decoder, items, batch_tokens=batch_tokens)
-    order = processing_order(items)
     tried = [
         PromptedCompletions(items[index].prompt, items[index].completions[:_COMPLETIONS])
-        for index in dict.fromkeys((order[0], order[-1]))
+        for index in longest_and_shortest(items)
     ]
     agree = _agree(UpperLayers(model, tried, starts, prefix_cache=mode, batch_tokens=batch_tokens))
     kept = starts if agree else ()

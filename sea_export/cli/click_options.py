@@ -125,5 +125,6 @@ visibility_option = click.option(
 cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory that keeps captured activations: other settings on the same ones need no forward pass.",
+    help="Directory that keeps captured activations, and statistics of gradients: other settings on the same ones need "
+    "no pass over the model.",
 )

@@ -13,8 +13,8 @@ from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.effect.effect_options import EffectOptions
 from sea_export.errors import InputError
 from sea_export.export.formats import export_format
-from sea_export.model.run_options import RunOptions
-from sea_export.options import ExportOptions, FitOptions, check_storage
+from sea_export.model.run_options import RunOptions, check_conversion
+from sea_export.options import ExportOptions, FitOptions
 
 
 @click.command("fit-and-save")
@@ -50,16 +50,19 @@ def command(
     if public and repo_id is None:
         raise InputError("--public: it goes with --push. Give --push REPO_ID too, or leave it out.")
     format.check_options(fit, export)
-    check_storage(export, dequantize=run.dequantize)
+    check_conversion(dequantize=run.dequantize, requantize=export.requantize)
     from sea_export.cli.early_process import early_process
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_beside, check_output
     from sea_export.model.location import locate_model
+    from sea_export.model.quantization_methods import check_kept_storage
 
     check_output(output, overwrite=export.overwrite)
     check_beside(output, cache)
     read = read_demonstrations(data, fit.capture.seed)
     location = locate_model(model, run.revision)
+    if export.requantize:
+        check_kept_storage(location.path, location.name)
     with early_process(export, run) as process:
         # Nothing before this needs torch, which takes seconds to import.
         from sea_export.cli.opening import joined_job, opened_model

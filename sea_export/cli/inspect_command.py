@@ -22,7 +22,7 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
 
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
-    from sea_export.cli.printing import print_layers
+    from sea_export.cli.printing import print_layers, print_storage_errors
     from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture
@@ -37,6 +37,7 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     if inspect.plot_activations is not None and inspect.model is not None:
         _plot_activations(directory, inspect.model, inspect.plot_activations, inspect, data, run)
     print_layers(summary)
+    print_storage_errors(directory)
     log_warnings(summary)
     if inspect.plot is not None:
         _plot_edit(directory, inspect.plot)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
-from sea_export.export.manifest import read_manifest, trust_argument
+from sea_export.errors import printable
+from sea_export.export.manifest import MANIFEST, read_manifest, trust_argument
 
 if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from sea_export.saving import SaveResult
     from sea_export.verification.verification import Verification
 
-__all__ = ["print_effect", "print_layers", "print_saved", "print_verification"]
+__all__ = ["print_effect", "print_layers", "print_saved", "print_storage_errors", "print_verification"]
 
 
 def print_layers(layers: Sequence[LayerSummary]) -> None:
@@ -57,6 +59,18 @@ def _layer_cells(layer: LayerSummary) -> tuple[str, ...]:
         f"{layer.signature:.4g}",
         "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
     )
+
+
+def print_storage_errors(directory: Path) -> None:
+    """Prints what the storage of requantized weights does to the edit, if an output has a manifest that says so."""
+    if not (directory / MANIFEST).is_file():
+        return
+    errors_of = (read_manifest(directory).get("verification") or {}).get("storage_errors", {})
+    table = Table("requantized weight", "error of the folded weight", "about the error of the base's", "change kept")
+    for name, one in errors_of.items():
+        table.add_row(printable(name), f"{one['error']:.2%}", f"{one['own_rounding']:.2%}", f"{one['kept']:.1%}")
+    if errors_of:
+        console.print(table)
 
 
 def print_effect(edit: SpectralEdit) -> None:

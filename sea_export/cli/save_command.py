@@ -11,8 +11,8 @@ import click
 from sea_export.cli.click_options import options
 from sea_export.cli.reporting import reported
 from sea_export.errors import InputError
-from sea_export.model.run_options import RunOptions
-from sea_export.options import ExportOptions, check_storage, check_strength
+from sea_export.model.run_options import RunOptions, check_conversion
+from sea_export.options import ExportOptions, check_strength
 
 if TYPE_CHECKING:
     from sea_export.edit.stored_edit import StoredEdit
@@ -38,13 +38,16 @@ def command(
     from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.export.output import check_output
     from sea_export.model.location import locate_model
+    from sea_export.model.quantization_methods import check_kept_storage
 
-    check_storage(export, dequantize=run.dequantize)
+    check_conversion(dequantize=run.dequantize, requantize=export.requantize)
     if strength is not None:
         check_strength(strength)
     check_output(output, overwrite=export.overwrite)
     stored = [read_stored_edit(Path(directory)) for directory in edits]
     location = locate_model(base or _base_of(stored), run.revision)
+    if export.requantize:
+        check_kept_storage(location.path, location.name)
 
     with early_process(export, run) as process:
         # Nothing before this needs torch, which takes seconds to import.

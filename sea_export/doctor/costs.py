@@ -29,7 +29,7 @@ from sea_export.doctor.speed import Speed, spectrum_seconds
 from sea_export.model.architecture import decoder_layers, hidden_size
 from sea_export.model.base import Base
 from sea_export.model.memory import weight_bytes
-from sea_export.verification.compare import COMPARED_TOKENS, PROMPTS
+from sea_export.verification.compare import PROMPTS, SEQUENCE_TOKENS
 from sea_export.verification.compare_by_layer import verified_by_layer
 
 if TYPE_CHECKING:
@@ -81,14 +81,13 @@ class Job:
         fitted = sum(in_layers[: max(target.layer for target in self.targets) + 1])
         head = model.get_output_embeddings()
         everything = sum(in_layers) + (0 if head is None else sum(one.numel() for one in head.parameters()))
-        verified = len(PROMPTS) * (COMPARED_TOKENS + 10)
+        verified = len(PROMPTS) * SEQUENCE_TOKENS
         stored = weight_bytes(self.base.checkpoint, None)
         return (
             2 * speed.start
             + 2.0 * fitted * self.tokens / speed.batches
             + len(self.targets) * spectrum_seconds(self.demonstrations, self.size, self.center)
             + 2.0 * everything * verified * _VERIFICATION_PASSES / speed.single_texts
-            + COMPARED_TOKENS * 4.0 * everything / speed.memory
             + (1 + _VERIFICATION_READS) * stored / speed.disk
         )
 

@@ -17,7 +17,7 @@ from sea_export.effect.scored_by_layer import predict_by_layer
 from sea_export.effect.strength import StrengthStep, strength_by_grids, strength_by_secants
 from sea_export.evaluation.benchmark import Measurement, Progress, measure
 from sea_export.evaluation.demonstration_margins import DemonstrationMargins
-from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, compared, divergence_of
+from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, compared, divergence_of, joined
 from sea_export.evaluation.unrelated_text import UnrelatedText, prose_items, unrelated_text
 from sea_export.fitting.fit import Fit
 from sea_export.model.architecture import OutputProjection
@@ -84,12 +84,14 @@ class WholeMeter:
 
     def search(self, fit: Fit, budget: float, start: float) -> tuple[tuple[StrengthStep, ...], Divergence]:
         """See `Meter`."""
-        part = self._repeated(self._text.part(_PART_TOKENS), fit)
-        all_of_it = self._repeated(self._text, fit)
+        part = self._text.part(_PART_TOKENS)
+        rest = self._text.without(part)
+        meters = [self._repeated(text, fit) for text in (part, rest) if text.items]
         found: dict[float, Divergence] = {}
 
         def divergence(strength: float, whole: bool) -> float:
-            found[strength] = self._divergence(fit.trial_edit(strength), all_of_it if whole else part)
+            edit = fit.trial_edit(strength)
+            found[strength] = joined([self._divergence(edit, one) for one in (meters if whole else meters[:1])])
             return found[strength].largest.value
 
         steps = strength_by_secants(budget, divergence, start)

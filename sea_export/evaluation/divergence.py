@@ -166,9 +166,16 @@ def divergence_of(text: UnrelatedText, sums: Mapping[int, tuple[float, float]]) 
 
 
 def joined(parts: Sequence[Divergence]) -> Divergence:
-    """The divergence on the texts of several parts together."""
-    metrics = zip(*(part.metrics for part in parts), strict=True)
-    return Divergence(tuple(joined_metric(kind) for kind in metrics), joined_metric([part.agreement for part in parts]))
+    """The divergence on the texts of several parts together. A part may have texts of one kind only."""
+    kinds = {metric.name: metric for part in parts for metric in part.metrics}
+    metrics = tuple(joined_metric([_of_kind(part, kind) for part in parts]) for kind in kinds.values())
+    return Divergence(metrics, joined_metric([part.agreement for part in parts]))
+
+
+def _of_kind(part: Divergence, kind: Metric) -> Metric:
+    """The metric of a part that has a name; one of texts that do not count if it has none."""
+    none = replace(kind, rows=np.zeros_like(part.agreement.rows))
+    return next((metric for metric in part.metrics if metric.name == kind.name), none)
 
 
 def joined_metric(parts: Sequence[Metric]) -> Metric:

@@ -42,6 +42,14 @@ class UnrelatedText:
         """The first items of either kind with about so many counted tokens."""
         return UnrelatedText(_first(self.prose, tokens), _first(self.answers, tokens))
 
+    def without(self, part: UnrelatedText) -> UnrelatedText:
+        """All items but those of a part.
+
+        Args:
+            part: what `part` gave.
+        """
+        return UnrelatedText(self.prose[len(part.prose) :], self.answers[len(part.answers) :])
+
 
 def unrelated_text(
     model: PreTrainedModel,

@@ -60,6 +60,16 @@ class _Evaluation(TypedDict):
     benchmarks: list[_Benchmark]
 
 
+class _StorageError(TypedDict):
+    error: float
+    own_rounding: float
+    kept: float
+
+
+class _Verification(TypedDict, total=False):
+    storage_errors: dict[str, _StorageError]
+
+
 class _Required(TypedDict):
     format: str
     base: _NamedBase
@@ -77,6 +87,6 @@ class ManifestRecord(_Required, total=False):
     added_tensors: list[str]
     left_out_files: list[str]
     adapter: _Adapter
-    verification: dict[str, Any] | None
+    verification: _Verification | None
     evaluation: _Evaluation | None
     repository: str | None

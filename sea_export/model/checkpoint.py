@@ -13,6 +13,7 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.model.model_files import files_to_copy
+from sea_export.model.quantization_methods import quantization_method
 from sea_export.model.safetensors_header import StoredTensor, read_header
 
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ class Checkpoint:
         if self._config is None:
             raise InputError(f"{self.directory / 'config.json'}: there is no such file. Give a complete checkpoint.")
         return self._config
+
+    @property
+    def quantization_method(self) -> str | None:
+        """The method by which its config says that it is quantized; None if it does not say so."""
+        return quantization_method(self._config or {})
 
     @property
     def size(self) -> int:

@@ -145,7 +145,8 @@ def same_layout(a: Path, b: Path, *, besides: Collection[str] = ()) -> bool:
 def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDifference:
     """Compare two checkpoints tensor by tensor and file by file, in little memory.
 
-    The weights are compared by tensor, whatever shard holds them. Differences are computed only where bytes differ.
+    The weights are compared by tensor, whatever shard holds them. Differences are computed only where bytes differ. Of
+    quantized weights in a storage that is known they are those of the weights that the stored numbers mean.
 
     Args:
         first: the checkpoint a.
@@ -160,6 +161,7 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDiff
     other_form = {name: pair for name, pair in forms.items() if not _same_form(*pair)}
     comparable = {name: pair for name, pair in forms.items() if name not in other_form}
     changed = _compare_tensors(a, b, comparable)
+    changed |= _quantized_differences(first, second, changed)
     files_a, files_b = _other_files(first), _other_files(second)
     files_changed = tuple(file for file in sorted(files_a & files_b) if not _same_bytes(a / file, b / file))
     return CheckpointDifference(
@@ -178,6 +180,19 @@ def compare_checkpoints(first: Checkpoint, second: Checkpoint) -> CheckpointDiff
         files_changed=files_changed,
         files_identical=len(files_a & files_b) - len(files_changed),
     )
+
+
+def _quantized_differences(
+    first: Checkpoint, second: Checkpoint, changed: Collection[str]
+) -> dict[str, TensorDifference]:
+    """Those of quantized weights whose storage is known, by the stored names of their numbers."""
+    methods = {one.quantization_method for one in (first, second)}
+    if not changed or len(methods) > 1 or methods == {None}:
+        return {}
+    from sea_export.model.quantized_difference import weight_differences  # with torch, which other checkpoints need not
+
+    found = weight_differences(first, second, str(methods.pop()), changed)
+    return {name: TensorDifference(*difference) for name, difference in found.items()}
 
 
 def _same_form(a: StoredTensor, b: StoredTensor) -> bool:

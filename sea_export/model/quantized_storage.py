@@ -20,6 +20,7 @@ import torch
 from sea_export.errors import InputError
 from sea_export.model.block_scaled import PACKED_BLOCK, grid_of, holds_factors
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.quantization_methods import REQUANTIZABLE, requantizable_method
 from sea_export.model.safetensors_header import StoredTensor
 from sea_export.text import dtype_name
 
@@ -27,16 +28,13 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
 
 __all__ = [
-    "REQUANTIZABLE",
     "QuantizedWeight",
     "check_requantizable",
-    "quantization_method",
+    "is_requantizable",
     "quantized_weights",
+    "stored_quantized",
     "with_plain_weights",
 ]
-
-REQUANTIZABLE = MappingProxyType({"fp8": "FP8 in blocks", "mxfp4": "MXFP4"})
-"""The methods of quantization whose storage is known, and what they are called."""
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _PACKED_BYTES = PACKED_BLOCK // 2
@@ -60,19 +58,6 @@ class QuantizedWeight:
     """What the storage is called."""
 
 
-def quantization_method(base: Base) -> str | None:
-    """The method by which a base is quantized, as its config names it; None if it is not quantized.
-
-    Args:
-        base: the base.
-    """
-    settings = getattr(base.config, "quantization_config", None)
-    if not settings:
-        return None
-    entries = settings if isinstance(settings, dict) else settings.to_dict()
-    return str(entries.get("quant_method", "quantized"))
-
-
 def quantized_weights(base: Base) -> dict[str, QuantizedWeight]:
     """The weights that a base stores quantized, by their names in a checkpoint of plain weights.
 
@@ -82,16 +67,19 @@ def quantized_weights(base: Base) -> dict[str, QuantizedWeight]:
     Raises:
         InputError: it is not quantized, or stored in a form that is not known.
     """
-    method = quantization_method(base)
-    if method is None:
-        raise InputError(f"--requantize: {base.name} is not quantized. Leave the option out.")
-    if method not in REQUANTIZABLE:
-        raise InputError(
-            f"--requantize: {base.name} is quantized by {method}, and an edit can be folded into "
-            f"{' and '.join(REQUANTIZABLE.values())} only. Choose --format adapter or custom-code, or --dequantize."
-        )
+    method = requantizable_method(base.name, base.checkpoint.config)
+    return stored_quantized(base.checkpoint, method)
+
+
+def stored_quantized(checkpoint: Checkpoint, method: str) -> dict[str, QuantizedWeight]:
+    """The weights that a checkpoint stores quantized, by their names in a checkpoint of plain weights.
+
+    Args:
+        checkpoint: the checkpoint.
+        method: one of `REQUANTIZABLE`.
+    """
     find = _in_fp8 if method == "fp8" else _in_mxfp4
-    return {weight.name: weight for weight in find(base.checkpoint)}
+    return {weight.name: weight for weight in find(checkpoint)}
 
 
 def check_requantizable(weight: QuantizedWeight, checkpoint: Checkpoint) -> None:
@@ -104,18 +92,30 @@ def check_requantizable(weight: QuantizedWeight, checkpoint: Checkpoint) -> None
     Raises:
         InputError: they have another dtype, or shapes that do not fit together.
     """
-    values, scales = checkpoint.tensors[weight.values], checkpoint.tensors[weight.scales]
-    below, beside = grid_of(scales.shape)
-    rows, columns = weight.shape[-2:][:: -1 if weight.transposed else 1]
-    blocks_fit = below > 0 and beside > 0 and rows % below == 0 and columns % beside == 0
-    if weight.transposed:
-        blocks_fit = scales.shape == values.shape[:-1]
-    count = math.prod(weight.shape[:-2])
-    if not holds_factors(scales.dtype) or not blocks_fit or math.prod(scales.shape) != count * below * beside:
+    if not is_requantizable(weight, checkpoint):
+        scales = checkpoint.tensors[weight.scales]
         raise InputError(
             f"{weight.values}: its factors are stored as {weight.scales} in {dtype_name(scales.dtype)} of shape "
             f"{scales.shape}, which are no factors of equal blocks of {weight.shape}. Choose --dequantize."
         )
+
+
+def is_requantizable(weight: QuantizedWeight, checkpoint: Checkpoint) -> bool:
+    """Whether its stored tensors are as `sea_export.model.block_scaled` reads them: a grid of factors for each matrix.
+
+    Args:
+        weight: the weight.
+        checkpoint: where it is stored.
+    """
+    values, scales = checkpoint.tensors[weight.values], checkpoint.tensors[weight.scales]
+    below, beside = grid_of(scales.shape)
+    rows, columns = weight.shape[-2:][:: -1 if weight.transposed else 1]
+    if weight.transposed:
+        fits = scales.shape == values.shape[:-1]
+    else:
+        fits = below > 0 and beside > 0 and rows % below == 0 and columns % beside == 0
+    count = math.prod(weight.shape[:-2])
+    return fits and holds_factors(scales.dtype) and math.prod(scales.shape) == count * below * beside
 
 
 def with_plain_weights(checkpoint: Checkpoint, weights: Mapping[str, QuantizedWeight]) -> Checkpoint:

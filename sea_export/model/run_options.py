@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sea_export.errors import InputError
 from sea_export.options import check_values, option
 
-__all__ = ["DTYPES", "MOST_THREADS", "RunOptions"]
+__all__ = ["DTYPES", "MOST_THREADS", "RunOptions", "check_conversion"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MOST_THREADS = 1024
@@ -47,3 +47,19 @@ class RunOptions:
             raise InputError(
                 "--device-map: it has all layers in memory, and --layerwise has one at a time. Choose one of them."
             )
+
+
+def check_conversion(*, dequantize: bool, requantize: bool) -> None:
+    """Refuses an export that would keep the storage of a base that is dequantized.
+
+    Args:
+        dequantize: whether the base is dequantized.
+        requantize: whether the export keeps the base's storage.
+
+    Raises:
+        InputError: it would.
+    """
+    if dequantize and requantize:
+        raise InputError(
+            "--requantize: it keeps the storage of quantized weights, and --dequantize makes them plain. Choose one."
+        )

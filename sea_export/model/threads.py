@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Threads", "use_threads"]
+__all__ = ["Threads", "half_of_the_threads", "processors", "use_threads"]
 
 _VARIABLE = "OMP_NUM_THREADS"
 # The shape of the product that is timed, and how often. A typical time counts, because other programs come and go.
@@ -65,3 +67,24 @@ def _seconds(threads: int) -> float:
         left @ right
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def half_of_the_threads() -> Iterator[int]:
+    """A context in which torch uses at most half of the processors, so that another process can compute beside this.
+
+    Yields:
+        how many threads the other process may use.
+    """
+    before = torch.get_num_threads()
+    each = min(before, max(1, processors() // 2))
+    torch.set_num_threads(each)
+    try:
+        yield each
+    finally:
+        torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.effect.strength import strength_by_secants
 from sea_export.errors import SeaExportError, first_line
 from sea_export.evaluation.benchmark import Benchmark, Measurement, with_rows
-from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, joined_metric
+from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, joined, joined_metric
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.repeated_scoring import RepeatedScorer
 from sea_export.evaluation.statistics import metric_differences
@@ -125,8 +125,10 @@ class Tuner:
             for part in self._parts
         ]
         text = unrelated_text(model, tokenizer, texts, questions).part(WHOLE_TOKENS)
-        self._whole = RepeatedDivergence(model, text, starts, directory=scratch)
-        self._part = RepeatedDivergence(model, text.part(_PART_TOKENS), starts, directory=scratch)
+        part = text.part(_PART_TOKENS)
+        self._meters = [
+            RepeatedDivergence(model, one, starts, directory=scratch) for one in (part, text.without(part)) if one.items
+        ]
         self._base = [self._measured(part) for part in range(len(self._parts))]
         self.base = joined_metric(self._base)
 
@@ -160,9 +162,19 @@ class Tuner:
             return None
         return joined_metric([first, self._measured(1, edit)])
 
-    def divergence(self, edit: SpectralEdit, limit: float) -> Divergence:
-        """The divergence of an edit from the base; on a part of the text if it is surely beyond a limit."""
-        return self._whole.of(edit, limit=limit)
+    def divergence(self, edit: SpectralEdit, limit: float, *, whole: bool = True) -> Divergence:
+        """The divergence of an edit from the base.
+
+        Args:
+            edit: the edit.
+            limit: as soon as the divergence is surely beyond it, on a part of the text, no further text is measured.
+            whole: whether the rest of the text is measured too.
+        """
+        part, *rest = self._meters
+        found = [part.of(edit, limit=limit)]
+        if whole and not found[0].is_beyond(limit):
+            found += [one.of(edit) for one in rest]
+        return joined(found)
 
     def _within(self, budget: float, fit: Fit) -> tuple[float, SpectralEdit, Divergence]:
         """The largest strength within a budget, the edit of that strength, and its divergence."""
@@ -172,10 +184,8 @@ class Tuner:
         found: dict[float, Divergence] = {}
 
         def measure(strength: float, whole: bool) -> float:
-            edit = fit.trial_edit(strength)
-            found[strength] = (
-                self.divergence(edit, budget) if whole else self._part.of(edit, limit=_FAR_OVER_BUDGET * budget)
-            )
+            limit = budget if whole else _FAR_OVER_BUDGET * budget
+            found[strength] = self.divergence(fit.trial_edit(strength), limit, whole=whole)
             return found[strength].largest.value
 
         strength = strength_by_secants(budget, measure, _FIRST_CHANGE * budget**0.5 / change)[-1].strength

@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,18 +82,17 @@ class CleanProcess:
         self._running = None
         self._stack.close()
 
-    def ask(self, request: Mapping[str, Any], *, lean: bool = False) -> Path:
-        """Gives it a task, and waits until that is done. It is begun first if it does not wait already.
+    def ask(self, request: Mapping[str, Any], *, lean: bool = False) -> Callable[[], Path]:
+        """Gives it a task. It is begun first if it does not wait already.
 
         Args:
             request: what `sea_export.verification.probe.answer` describes, without the places of files.
             lean: see `begin`.
 
         Returns:
-            The file with the answer, which is there until the process is ended.
-
-        Raises:
-            SeaExportError: it failed, or was killed. The message tells of the checkpoint of the request.
+            What waits until the task is done, and gives the file with the answer, which is there until the process is
+            ended. It raises SeaExportError if the process failed, or was killed; the message tells of the checkpoint
+            of the request.
         """
         running = self._running
         if running is None or running.lean != lean or running.process.poll() is not None:
@@ -104,9 +103,13 @@ class CleanProcess:
         task.write_text(json.dumps({**request, **places}), encoding="utf-8")
         with suppress(BrokenPipeError):  # it has just ended, which its status tells
             os.write(running.pipe, f"{task}\n".encode())
-        if status := running.process.wait():
-            raise SeaExportError(_failure(Path(request["checkpoint"]).name, status, running.scratch / _ERRORS))
-        return answer
+
+        def wait() -> Path:
+            if status := running.process.wait():
+                raise SeaExportError(_failure(Path(request["checkpoint"]).name, status, running.scratch / _ERRORS))
+            return answer
+
+        return wait
 
 
 def _failure(name: str, status: int, errors: Path) -> str:

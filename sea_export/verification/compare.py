@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sea_export.capture.generate import greedy_continuations
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import BaseMoved, EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
+from sea_export.model.precision import products_in_float32
+from sea_export.model.threads import half_of_the_threads, processors
 from sea_export.text import dtype_name
 from sea_export.verification.clean_process import CleanProcess
 
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
 __all__ = [
     "COMPARED_TOKENS",
     "PROMPTS",
+    "SEQUENCE_TOKENS",
     "Agreement",
     "agreements",
     "compare",
     "compared",
+    "compared_logits",
     "comparison_problems",
+    "fixed_sequences",
     "is_quantized",
     "logits_in_subprocess",
 ]
@@ -46,10 +51,13 @@ PROMPTS = (
     "Q: Is it safe to eat snow?\nA:",
     "In 1969, the first people to walk on the Moon",
 )
-"""The prompts of the comparison. The run-time edit continues each greedily, and all models are compared on it."""
+"""The text of the comparison."""
 
 COMPARED_TOKENS = 32
 """The number of tokens at the end of each sequence whose predictions are compared."""
+
+SEQUENCE_TOKENS = 40
+"""The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
 
 # The largest mean KL divergence (nats) and the smallest top-1 agreement that rounding may cause.
 _TOLERANCES = {
@@ -146,24 +154,29 @@ def compare(
     quantized = is_quantized(model)
     if not quantized:
         model.float()
-    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
-    with edit.apply(model, projections):
-        continuations = greedy_continuations(model, prompts, new_tokens=COMPARED_TOKENS, past_the_end=True)
-        sequences = [[*prompt, *tokens] for prompt, tokens in zip(prompts, continuations, strict=True)]
-        run_time = _logits(model, sequences)
-    stored = in_memory = logits_in_subprocess(
-        process, directory, sequences, tokenizer, loading=loading, dtype=model.dtype
-    )
-    if export_in_memory is not None:
-        with export_in_memory(model, edit, projections):
-            in_memory = _logits(model, sequences)
-    unedited = _logits(model, sequences)
-    if base_moved is not None or quantized:
-        with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
-            rounded = _logits(model, sequences)
-    else:
-        nn.Module.to(model, dtype)
-        rounded = _logits(model, sequences)
+    sequences = fixed_sequences(tokenizer)
+    with half_of_the_threads() as for_other:
+        wait_for_stored = logits_in_subprocess(
+            process, directory, sequences, tokenizer, loading=loading, dtype=model.dtype, threads=for_other
+        )
+        if processors() == 1:  # both would only wait for each other
+            wait_for_stored()
+        with edit.apply(model, projections):
+            run_time = compared_logits(model, sequences)
+        in_memory = None
+        if export_in_memory is not None:
+            with export_in_memory(model, edit, projections):
+                in_memory = compared_logits(model, sequences)
+        unedited = compared_logits(model, sequences)
+        if base_moved is not None or quantized:
+            with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
+                rounded = compared_logits(model, sequences)
+        else:
+            nn.Module.to(model, dtype)
+            with products_in_float32(dtype):
+                rounded = compared_logits(model, sequences)
+        stored = wait_for_stored()
+    in_memory = stored if in_memory is None else in_memory
     return agreements(run_time, in_memory, stored, unedited, rounded, exact=exact)
 
 
@@ -221,14 +234,33 @@ def _rounded_otherwise(model: PreTrainedModel, projections: Sequence[OutputProje
         yield
 
 
-def _logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """The logits (sequences, compared tokens, vocabulary), float32, that predict the end of each sequence.
+def fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The token ids of the text of the comparison: of the prompts, each followed by the others, all cut to one length.
 
-    One sequence at a time is computed, because padding would cause rounding too.
+    Args:
+        tokenizer: the tokenizer of the base.
     """
+    texts = ["\n".join((*PROMPTS[start:], *PROMPTS[:start])) for start in range(len(PROMPTS))]
+    tokens: list[list[int]] = [tokenizer(text).input_ids for text in texts]
+    length = min(SEQUENCE_TOKENS, *map(len, tokens))
+    return [sequence[:length] for sequence in tokens]
+
+
+def compared_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The logits of a model that are compared.
+
+    Args:
+        model: the model.
+        sequences: token ids, all of one length. They are computed in one batch.
+
+    Returns:
+        (sequences, compared tokens, vocabulary), float32, on the CPU.
+    """
+    options: dict[str, Any] = {"use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = COMPARED_TOKENS + 1
     device = next(model.parameters()).device
-    rows = [model(torch.tensor([sequence], device=device)).logits[0] for sequence in sequences]
-    return torch.stack([compared(row) for row in rows])
+    return compared(model(torch.tensor(sequences, device=device), **options).logits)
 
 
 def compared(logits: Tensor) -> Tensor:
@@ -248,29 +280,29 @@ def logits_in_subprocess(
     *,
     loading: Loading,
     dtype: torch.dtype,
+    threads: int,
     memory: int | None = None,
-) -> Tensor:
-    """The compared logits of an export, from another process, which knows nothing of sea-export.
+) -> Callable[[], Tensor]:
+    """Begins to compute the compared logits of an export in another process, which knows nothing of sea-export.
 
     Args:
         process: the other process.
         directory: the export.
-        sequences: token ids. If `memory` is given, they are of equal length and computed in one batch.
+        sequences: token ids, all of one length. They are computed in one batch.
         tokenizer: the tokenizer of the base. The tokenizer of an export with code must agree with it.
         loading: how plain transformers loads the export.
         dtype: what to compute in.
+        threads: with how many threads.
         memory: the bytes of weights that may be in memory; None for all. Transformers keeps the others on the disk.
 
     Returns:
-        (sequences, compared tokens, vocabulary) float32.
-
-    Raises:
-        SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
+        What waits for them, and gives (sequences, compared tokens, vocabulary) float32. It raises SeaExportError if
+        plain transformers cannot load the export, or its tokenizer is not the base's.
     """
     request = {
         "checkpoint": str(directory),
         "dtype": dtype_name(dtype),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "sequences": sequences,
         "count": COMPARED_TOKENS,
         "base": None if loading.base is None else str(loading.base),
@@ -279,7 +311,8 @@ def logits_in_subprocess(
         "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
         "memory": memory,
     }
-    return load_file(process.ask(request, lean=memory is not None))["logits"]
+    wait = process.ask(request, lean=memory is not None)
+    return lambda: load_file(wait())["logits"]
 
 
 def comparison_problems(

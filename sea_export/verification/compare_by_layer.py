@@ -2,13 +2,11 @@
 
 Four variants go through the layers together, so that the checkpoint is read once: the base in the stored dtype, and the
 base, the run-time edit and the export in memory, all three in float32. The stored export runs in another process, which
-knows nothing of sea-export, and in which transformers keeps on the disk what does not fit into memory. No text is
-generated, because that would need all layers for every token. Predictions are compared on fixed text.
+knows nothing of sea-export, and in which transformers keeps on the disk what does not fit into memory.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -27,11 +25,10 @@ from sea_export.model.memory import fits, weight_bytes
 from sea_export.model.precision import in_float32
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.compare import (
-    COMPARED_TOKENS,
-    PROMPTS,
     Agreement,
     agreements,
-    compared,
+    compared_logits,
+    fixed_sequences,
     logits_in_subprocess,
 )
 
@@ -41,9 +38,6 @@ if TYPE_CHECKING:
     from sea_export.model.base import Base
 
 __all__ = ["compare_by_layer", "verified_by_layer"]
-
-_LENGTH = 64
-"""The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
 
 _DECODER = "decoder"
 _ROUNDED, _UNEDITED, _RUN_TIME, _IN_MEMORY = "rounded", "unedited", "run-time", "in memory"
@@ -81,7 +75,7 @@ def compare_by_layer(
     Raises:
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
-    sequences = _fixed_sequences(tokenizer)
+    sequences = fixed_sequences(tokenizer)
     stored = logits_in_subprocess(
         process,
         directory,
@@ -89,9 +83,10 @@ def compare_by_layer(
         tokenizer,
         loading=loading,
         dtype=torch.float32,
+        threads=torch.get_num_threads(),
         # Enough for the largest part of the model, and for the next part while it is loaded.
         memory=2 * source.largest_part_bytes(torch.float32),
-    )
+    )()
     logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
     return agreements(
         run_time=logits[_RUN_TIME],
@@ -101,14 +96,6 @@ def compare_by_layer(
         rounded=logits[_ROUNDED],
         exact=exact,
     )
-
-
-def _fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of the prompts, each followed by the other prompts, all cut to one length."""
-    texts = ["\n".join((*PROMPTS[start:], *PROMPTS[:start])) for start in range(len(PROMPTS))]
-    tokens: list[list[int]] = [tokenizer(text).input_ids for text in texts]
-    length = min(_LENGTH, *map(len, tokens))
-    return [sequence[:length] for sequence in tokens]
 
 
 @torch.no_grad()
@@ -122,12 +109,9 @@ def _logits_by_layer(
     """The compared logits of each variant of the base. All variants go through the layers together."""
     model: Any = source.model
     logits: dict[str, Tensor] = {}
-    options: dict[str, Any] = {"use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = COMPARED_TOKENS + 1
 
     def run(variant: str) -> None:
-        logits[variant] = compared(model(torch.tensor(sequences), **options).logits)
+        logits[variant] = compared_logits(model, sequences)
 
     variants = [_ROUNDED, _UNEDITED, _RUN_TIME, *([_IN_MEMORY] if export_in_memory else [])]
     passes = {variant: SuspendedPass(partial(run, variant)) for variant in variants}

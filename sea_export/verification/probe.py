@@ -7,6 +7,7 @@ ends when the process does that it works for.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -52,7 +53,7 @@ def answer(request_file: str) -> None:
             - `threads`: with how many threads;
             - `trust_remote_code`: whether code that comes with the checkpoint or its base may run;
             - `auto_class`: the class of transformers that loads it;
-            - `sequences`: token ids;
+            - `sequences`: token ids, all of one length. They are computed in one batch;
             - `count`: the number of predicted tokens;
             - `tokenized`: texts, each with the tokens that the checkpoint's tokenizer must give for it;
             - `memory`: the bytes of weights that may be in memory, or null for all. The others stay on the disk, and
@@ -63,21 +64,21 @@ def answer(request_file: str) -> None:
         request = json.load(stream)
     torch.set_num_threads(request["threads"])
     arguments = {"torch_dtype": getattr(torch, request["dtype"])}
-    sequences = [[sequence] for sequence in request["sequences"]]
     if request["memory"] is not None:
         arguments |= {
             "device_map": "auto",
             "max_memory": {"cpu": request["memory"]},
             "offload_folder": request["scratch"],
         }
-        sequences = [request["sequences"]]  # in one batch, because every pass reads the weights again
     model = _loaded(request, arguments).eval()
     _check_tokenizer(request)
     count = request["count"]
-    rows = [model(torch.tensor(batch)).logits[:, -count - 1 : -1].float() for batch in sequences]
+    accepted = inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": count + 1} if "logits_to_keep" in accepted else {}
+    logits = model(torch.tensor(request["sequences"]), **options).logits[:, -count - 1 : -1].float()
     if "sea_export" in sys.modules:
         raise SystemExit("the code of the checkpoint imported sea_export, so it does not work without it")
-    save_file({"logits": torch.cat(rows)}, request["answer"])
+    save_file({"logits": logits.contiguous()}, request["answer"])
 
 
 def _loaded(request: dict[str, Any], arguments: dict[str, Any]) -> PreTrainedModel:

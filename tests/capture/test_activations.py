@@ -15,13 +15,14 @@ from sea_export.capture import in_memory
 from sea_export.capture.activations import Activations
 from sea_export.capture.batching import PrefixCacheMode
 from sea_export.capture.in_memory import capture, capture_batches
+from sea_export.capture.prefix_tree import prefix_nodes
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
 from sea_export.errors import InputError
 from sea_export.model.architecture import OutputProjection, decoder_layers, find_output_projections
 from sea_export.model.targets import Target
 from sea_export.options import NEUTRALS, POSITIONS, SITES, CaptureOptions
 from tests.helpers.messages import naming
-from tests.helpers.random_demonstrations import TARGETS, random_demonstrations, relative_error
+from tests.helpers.random_demonstrations import TARGETS, nested_demonstrations, random_demonstrations, relative_error
 from tests.helpers.tiny_models import END, PAD, blocks_of, hook_count, layers_of, tiny_model
 
 PREFIXES = {"nothing shared": 0, "shared prefix": 20}
@@ -161,6 +162,20 @@ def test_the_batch_budget_changes_no_activation(family, shared, position):
         for target in TARGETS:
             for kind, rows in kinds_of(one[target]).items():
                 assert relative_error(getattr(other[target], kind), rows) < 1e-5
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_prefixes_within_prefixes_change_no_activation(position: str) -> None:
+    """Neutral activations of tokens that several levels of prompts share, and of those that nothing shares."""
+    model, nested = tiny_model("llama"), nested_demonstrations()
+    options = CaptureOptions(position=position, batch_tokens=200, seed=4)
+    assert len(prefix_nodes([one.prompt for one in nested])) == 3
+    together = capture(model, nested, TARGETS, options)
+    for row, one in enumerate(nested):
+        alone = capture(model, [one], TARGETS, options)
+        for target in TARGETS:
+            for kind, expected in kinds_of(alone[target]).items():
+                torch.testing.assert_close(kinds_of(together[target])[kind][row], expected[0], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_in_the_order_of_the_demonstrations():

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, Segment, shared_prefix_length
+from sea_export.capture.batching import (
+    PrefixCacheMode,
+    PromptedCompletions,
+    Segment,
+    plan_passes,
+    processing_order,
+)
 from sea_export.capture.forward import hands_on_caches, run_batches
+from sea_export.capture.prefix_tree import prefix_nodes
 from tests.helpers.tiny_models import family_parameters, random_model, tiny_config, tiny_model
 
 SHARED = list(range(10, 30))
@@ -149,8 +156,9 @@ def test_padding_is_never_put_at_a_position_that_the_model_does_not_have():
         PromptedCompletions(list(range(3, 33)), [[5, 6]]),
         PromptedCompletions([7, 8, 9], [list(range(40, 69))]),
     ]
-    recorder, batches = run(model, items, budget=1000)
+    recorder, batches = run(model, items, budget=20_000)  # of so many tokens, padding divides no pass here
     assert len(batches) == 1
+    assert len(recorder.passes) == 2
     assert_same_states(recorder, naive(model, items))
 
 
@@ -191,6 +199,65 @@ def test_no_graph_is_kept():
 # What prompts share
 
 
+def nested_items() -> list[PromptedCompletions]:
+    """Two system prompts, one of them with two passages, after a template; and a prompt that begins otherwise."""
+    generator = random.Random(3)
+
+    def tokens(count: int) -> list[int]:
+        return [generator.randrange(3, 320) for _ in range(count)]
+
+    template, systems, passages = tokens(18), [tokens(70), tokens(50)], [tokens(60), tokens(90)]
+    beginnings = [[*template, *systems[0], *passage] for passage in passages] + [[*template, *systems[1]]]
+    prompts = [[*beginning, *tokens(generator.randint(1, 9))] for beginning in beginnings * 7]
+    prompts += [tokens(12), [*template, *tokens(5)]]
+    return [PromptedCompletions(prompt, [tokens(4), tokens(generator.randint(1, 6))]) for prompt in prompts]
+
+
+class _Tree:
+    """Puts together the states of every prompt from those of the prefixes that it shares."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[int, dict[int, Tensor]] = {}
+        self.completions: dict[tuple[int, int], Tensor] = {}
+        self.computed = 0
+
+    def before_pass(self, segments: Sequence[Segment]) -> None:
+        pass
+
+    def after_pass(self, segments: Sequence[Segment], output) -> None:
+        hidden = output.last_hidden_state
+        self.computed += hidden.shape[0] * hidden.shape[1]
+        for segment in segments:
+            states = hidden[segment.row, : segment.length].clone()
+            if segment.completion is not None:
+                assert segment.item is not None
+                self.completions[segment.item, segment.completion] = states
+                continue
+            for item in segment.shared_by if segment.item is None else (segment.item,):
+                self.prompts.setdefault(item, {})[segment.start] = states
+
+
+@pytest.mark.parametrize("budget", [40, 10_000])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_prefixes_within_prefixes_are_computed_once(family: str, budget: int) -> None:
+    model, items, tree = tiny_model(family), nested_items(), _Tree()
+    decoder = model.base_model
+    batches = run_batches(
+        decoder, decoder, items, batch_tokens=budget, prefix_cache=PrefixCacheMode.CACHES, observer=tree
+    )
+    order = [index for batch in batches for index in batch]
+    assert order == processing_order(items)
+    for (index, completion), expected in naive(model, items).items():
+        if completion is None:
+            states = torch.cat([part for _, part in sorted(tree.prompts[index].items())])
+        else:
+            states = tree.completions[index, completion]
+        torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+    # A tree without limits would compute every beginning of a prompt once.
+    beginnings = {tuple(item.prompt[:end]) for item in items for end in range(1, len(item.prompt) + 1)}
+    assert tree.computed < 1.3 * (len(beginnings) + sum(len(one) for item in items for one in item.completions))
+
+
 @pytest.mark.parametrize(
     ("prompts", "length"),
     [
@@ -217,5 +284,48 @@ def test_no_graph_is_kept():
     ],
 )
 def test_shared_prefix_leaves_every_prompt_a_token_of_its_own(prompts, length):
-    assert shared_prefix_length(prompts) == length
-    assert shared_prefix_length([tuple(prompt) for prompt in reversed(prompts)]) == length
+    for some in (prompts, [tuple(prompt) for prompt in reversed(prompts)]):
+        (node,) = prefix_nodes(some)
+        assert (node.start, node.end, node.parent) == (0, length, None)
+        assert node.members == node.below == tuple(range(len(prompts)))
+
+
+def test_the_tree_of_prefixes() -> None:
+    """Groups pay only if they save enough; one that is another's prefix, with a token of its own, is above it."""
+    one, other = list(range(100, 220)), list(range(300, 420))
+    prompts = [[*SHARED, *middle, index] for index in range(4) for middle in (one, other, [index + 1] * 30)]
+    root, first, second = prefix_nodes(prompts)
+    assert (root.start, root.end, root.members) == (0, 20, (2, 5, 8, 11))
+    assert (first.start, first.end, first.parent, first.members) == (20, 140, 0, (0, 3, 6, 9))
+    assert (second.start, second.end, second.parent, second.members) == (20, 140, 0, (1, 4, 7, 10))
+    assert root.below == tuple(range(12))
+    few = [prompts[0], prompts[3], prompts[1], prompts[4]]
+    assert len(prefix_nodes(few)) == 1, "two prompts of a kind save too little for batches of their own"
+
+
+def test_a_long_chain_of_prefixes_ends() -> None:
+    """Every prompt continues the one before, as turns of one conversation do."""
+    tokens = list(range(10, 5000))
+    prompts = [tokens[: 18 * turns] for turns in range(1, 270)]
+    nodes = prefix_nodes(prompts)
+    assert sorted(index for node in nodes for index in node.members) == list(range(269))
+    for node in nodes:
+        for index in node.members:
+            assert len(prompts[index]) > node.end
+
+
+@pytest.mark.parametrize("longest", [6, 40])
+def test_there_is_little_padding(longest: int) -> None:
+    """Of prompts and completions of very different lengths."""
+    generator = random.Random(longest)
+
+    def tokens(longest: int) -> list[int]:
+        return [generator.randrange(3, 320) for _ in range(generator.randint(1, longest))]
+
+    items = [PromptedCompletions([*SHARED, *tokens(40)], [tokens(4), tokens(longest)]) for _ in range(400)]
+    plan = plan_passes(tiny_model("llama"), items, batch_tokens=2048, prefix_cache=PrefixCacheMode.CACHES)
+    passes = [*plan.shared, *(one for batch in plan.batches for one in batch.passes)]
+    computed = sum(len(one.sequences) * one.width for one in passes)
+    padding = computed - sum(len(tokens) for one in passes for tokens in one.sequences)
+    assert padding < 0.07 * computed
+    assert computed / len(passes) > 60, "and passes are not small because of that"

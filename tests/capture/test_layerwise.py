@@ -33,7 +33,13 @@ from sea_export.options import POSITIONS, SITES, CaptureOptions, EditOptions
 from tests.helpers.families import tiny_family_config
 from tests.helpers.messages import naming
 from tests.helpers.parameters import slow_but
-from tests.helpers.random_demonstrations import TARGETS, assert_same_edit, random_demonstrations, relative_error
+from tests.helpers.random_demonstrations import (
+    TARGETS,
+    assert_same_edit,
+    nested_demonstrations,
+    random_demonstrations,
+    relative_error,
+)
 from tests.helpers.tiny_models import family_parameters, hook_count, layers_of, random_model, tiny_model
 
 
@@ -84,6 +90,13 @@ def test_every_site_and_position_is_read(llama, site, position):
     options = CaptureOptions(site=site, position=position, batch_tokens=60)
     by_layer = captured_by_layer(ModelInMemory(llama), demonstrations, options)
     assert_same_activations(by_layer, capture(llama, demonstrations, TARGETS, options))
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_prefixes_within_prefixes_are_continued(llama, position):
+    demonstrations, options = nested_demonstrations(), CaptureOptions(position=position, batch_tokens=200)
+    captured = captured_by_layer(ModelInMemory(llama), demonstrations, options)
+    assert_same_activations(captured, capture(llama, demonstrations, TARGETS, options))
 
 
 def test_models_with_recurrent_states_are_computed_without_caches():

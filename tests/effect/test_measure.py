@@ -24,7 +24,8 @@ from sea_export.effect.effect_options import EffectOptions
 from sea_export.effect.measure import measured_edit
 from sea_export.errors import InputError
 from sea_export.evaluation.damage import measure_damage, predict_texts
-from sea_export.evaluation.divergence import DIVERGENCE
+from sea_export.evaluation.divergence import DIVERGENCE, RepeatedDivergence, joined
+from sea_export.evaluation.unrelated_text import UnrelatedText, unrelated_text
 from sea_export.fitting.fit_base import fit_base
 from sea_export.model.base import open_base
 from sea_export.options import EditOptions, FitOptions
@@ -238,3 +239,23 @@ def test_a_run_says_what_its_edit_does_and_costs(tiny_checkpoint: Path, prose_fi
     assert again.exit_code == 0, again.output
     assert "byte-identical" in again.output
     assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8").count("held-out") == card.count("held-out")
+
+
+@pytest.mark.parametrize("prose_tokens", [8, 20, 10_000], ids=["little prose", "some prose", "all in the part"])
+def test_a_search_measures_no_text_twice(
+    prose_tokens: int, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fit_tiny: Any
+) -> None:
+    """What a part gives and what the rest gives is together what all of it gives."""
+    whole = unrelated_text(llama, tokenizer, PROSE, ["Who?", "Is the moon made of cheese?", "Why?"])
+    part = UnrelatedText(whole.part(prose_tokens).prose, whole.answers[:2])
+    rest = whole.without(part)
+    assert sorted(map(repr, (*part.items, *rest.items))) == sorted(map(repr, whole.items))
+    edit = fit_tiny(llama)
+    first = min(target.layer for target in edit.targets)
+    found = joined([RepeatedDivergence(llama, text, {first}).of(edit) for text in (part, rest)])
+    expected = RepeatedDivergence(llama, whole, {first}).of(edit)
+    assert found.largest.value == pytest.approx(expected.largest.value, rel=1e-4)
+    assert found.agreement.value == pytest.approx(expected.agreement.value)
+    for one, other in zip(found.metrics, expected.metrics, strict=True):
+        assert (one.name, len(one.rows)) == (other.name, len(other.rows))
+        assert one.value == pytest.approx(other.value, rel=1e-4)

@@ -173,6 +173,30 @@ def test_a_unit_in_the_last_place_is_found(storage: str, base_in: Callable[[str]
     assert unedited in planned(base, output, edit)[0]
 
 
+def test_edited_weights_that_are_not_quantized_are_folded_as_they_are(
+    base_in: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A base may leave some maps out of its quantization; gpt-oss leaves out all but its experts."""
+    base, plain = tmp_path / "base", "model.layers.2.mlp.down_proj"
+    shutil.copytree(base_in("float32"), base)
+    tensors = load_file(base / WEIGHTS)
+    del tensors[f"{plain}.weight_scale_inv"]
+    tensors[f"{plain}.weight"] = torch.randn(HIDDEN, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file(tensors, base / WEIGHTS, metadata={"format": "pt"})
+    skipped = {"quantization_config": {"quant_method": "fp8", "modules_to_not_convert": [plain]}}
+    change_json(base / "config.json", lambda whole: whole | skipped)
+    attention = edit_of([Target(1, "attention"), Target(2, "attention")])
+    for one, edit, quantized in ((base, edit_of(), True), (base_in("mxfp4"), attention, False)):
+        output = tmp_path / f"out-{quantized}"
+        requantized(one, output, edit)
+        assert planned(one, output, edit) == ()
+        changed = {name: tensor.dtype for name, tensor in load_file(output / WEIGHTS).items()}
+        dtypes = {changed[name] for name in changed_tensors(one, output)}
+        assert torch.bfloat16 in dtypes
+        assert (torch.float8_e4m3fn in dtypes) == quantized
+        assert torch.uint8 not in dtypes
+
+
 def test_tensors_of_another_form_are_found(base_in: Callable[[str], Path], tmp_path: Path) -> None:
     base, edit = base_in("float32"), edit_of()
     output = requantized(base, tmp_path / "out", edit)
@@ -239,6 +263,9 @@ def test_a_run_is_verified_told_and_repeated(
     assert changed_tensors(output, tmp_path / "again") == set()
     verified = run("verify", tmp_path / "again", "--base", base)
     assert verified.exit_code == 0, verified.output
+    inspected = run("inspect", output)
+    assert "change kept" in inspected.output
+    assert "down_proj" in inspected.output
 
 
 # What is refused, before anything is fitted
@@ -263,8 +290,12 @@ def test_contradictions_are_refused(
 
 
 def test_contradictions_are_refused_in_python(base_in: Callable[[str], Path], tmp_path: Path) -> None:
-    for arguments in ({"dequantize": True}, {"format": "adapter"}):
-        with pytest.raises(InputError, match=naming("--requantize")):
+    for arguments, named in (
+        ({"dequantize": True}, "--requantize"),
+        ({"format": "adapter"}, "--requantize"),
+        ({"layerwise": True}, "--no-layerwise"),
+    ):
+        with pytest.raises(InputError, match=naming(named)):
             sea_export.save(edit_of(), base_in("float32"), tmp_path / "out", requantize=True, **arguments)
     assert not list(tmp_path.iterdir())
 
@@ -276,9 +307,14 @@ def test_a_base_of_another_kind_is_refused(
     shutil.copytree(tiny_checkpoint, other)
     method = {"quant_method": "gptq", "bits": 4}
     change_json(other / "config.json", lambda whole: whole | {"quantization_config": method})
-    for base, facts in ((tiny_checkpoint, ["--requantize", "not quantized"]), (other, ["gptq", "--dequantize"])):
+    packed = tmp_path / "packed.gguf"
+    packed.write_bytes(b"GGUF")
+    refused = {tiny_checkpoint: ["not quantized"], other: ["gptq", "--dequantize"], packed: [packed.name, "unpacked"]}
+    for base, facts in refused.items():
         result = run("fit-and-save", base, tmp_path / "out", "--demonstrations", demonstrations_file, "--requantize")
-        assert_refused(result, facts, tmp_path / "out")
+        assert_refused(result, ["--requantize", *facts], tmp_path / "out")
+    with pytest.raises(InputError, match=naming("--requantize", tiny_checkpoint.name)):
+        requantized(tiny_checkpoint, tmp_path / "out", edit_of())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,6 +26,16 @@ def random_demonstrations(count: int, *, shared: int = 0, seed: int = 0) -> list
     return [
         TokenizedDemonstration(prefix + tokens(9, 14), tokens(1, 7), tokens(1, 7), source=f"row {row}")
         for row in range(1, count + 1)
+    ]
+
+
+def nested_demonstrations() -> list[TokenizedDemonstration]:
+    """14 whose prompts share a beginning, after which all but one of them share one of two middles."""
+    generator = random.Random(0)
+    middles = [tuple(generator.randrange(5, 320) for _ in range(60)) for _ in range(2)]
+    return [
+        replace(one, prompt=(*one.prompt[:20], *(() if row == 3 else middles[row % 2]), *one.prompt[20:]))
+        for row, one in enumerate(random_demonstrations(14, shared=20))
     ]
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sea_export.cli import main
 from sea_export.model import threads as module
-from sea_export.model.threads import use_threads
+from sea_export.model.threads import half_of_the_threads, use_threads
 from tests.helpers.parameters import UNMEASURED
 
 
@@ -65,3 +65,14 @@ def test_numbers_of_threads_that_are_none(threads: str) -> None:
         result = CliRunner().invoke(main, [*command, "--threads", threads])
         assert result.exit_code == 2
         assert "--threads" in result.output
+
+
+def test_another_process_gets_half_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for usable, threads, each in ((4, 4, 2), (4, 1, 1), (2, 2, 1), (1, 1, 1), (3, 3, 1), (64, 4, 4)):
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(module, "processors", lambda usable=usable: usable)
+        with half_of_the_threads() as others:
+            assert (torch.get_num_threads(), others) == (each, each)
+            assert torch.get_num_threads() + others <= max(usable, 2)
+        assert torch.get_num_threads() == threads
+    assert module.processors() >= 1

@@ -63,7 +63,7 @@ def test_one_process_does_the_task(early: bool, program: Callable[[str], None]) 
         if early:
             process.begin()
         begun = children()
-        answer = process.ask(REQUEST)
+        answer = process.ask(REQUEST)()
         assert answer.read_text() == "done"
         assert len(begun) == early
     assert not answer.parent.exists()
@@ -77,13 +77,13 @@ def test_a_signal_and_what_to_do_are_named(number: signal.Signals, early: bool, 
         if early:
             process.begin()
         with pytest.raises(SeaExportError, match=naming("out", number.name, "--no-verify")):
-            process.ask(REQUEST)
+            process.ask(REQUEST)()
 
 
 def test_a_failure_is_told_by_its_last_line(program: Callable[[str], None]) -> None:
     program(WAIT + "print('x' * 200_000, file=sys.stderr)\nraise SystemExit('the head is missing.')\n")
     with CleanProcess() as process, pytest.raises(SeaExportError, match=naming("out", "it: the head is missing.")):
-        process.ask(REQUEST)
+        process.ask(REQUEST)()
 
 
 def test_one_that_dies_while_it_waits_is_replaced(program: Callable[[str], None]) -> None:
@@ -93,7 +93,7 @@ def test_one_that_dies_while_it_waits_is_replaced(program: Callable[[str], None]
         (first,) = children()
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: psutil.Process(first).status() == psutil.STATUS_ZOMBIE)
-        assert process.ask(REQUEST).read_text() == "done"
+        assert process.ask(REQUEST)().read_text() == "done"
 
 
 def test_it_ends_with_the_context(program: Callable[[str], None]) -> None:
@@ -121,7 +121,7 @@ def test_it_shares_nothing_with_this_process(program: Callable[[str], None], mon
         "assert len(others) == 1, others\n"  # the one that listed them
     )
     with CleanProcess() as process:
-        process.ask(REQUEST)
+        process.ask(REQUEST)()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sea_export.export.stored_layout import StoredParameter
 from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
-from sea_export.model.quantized_storage import REQUANTIZABLE, quantization_method
+from sea_export.model.quantization_methods import REQUANTIZABLE
 
 __all__ = ["Fold", "MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
@@ -68,7 +68,7 @@ def check_unquantized(base: Base) -> None:
     Args:
         base: the base.
     """
-    method = quantization_method(base)
+    method = base.checkpoint.quantization_method
     if method is not None:
         requantize = ", or into its own storage with --requantize" if method in REQUANTIZABLE else ""
         raise InputError(
