@@ -29,6 +29,7 @@ from sea_export.doctor.speed import Speed, spectrum_seconds
 from sea_export.model.architecture import decoder_layers, hidden_size
 from sea_export.model.base import Base
 from sea_export.model.memory import weight_bytes
+from sea_export.model.threads import processors
 from sea_export.verification.compare import PROMPTS, SEQUENCE_TOKENS
 from sea_export.verification.compare_by_layer import verified_by_layer
 
@@ -83,8 +84,9 @@ class Job:
         everything = sum(in_layers) + (0 if head is None else sum(one.numel() for one in head.parameters()))
         verified = len(PROMPTS) * SEQUENCE_TOKENS
         stored = weight_bytes(self.base.checkpoint, None)
+        starts = 1 if processors() > 1 else 2  # the process of the verification starts beside this one
         return (
-            2 * speed.start
+            starts * speed.start
             + 2.0 * fitted * self.tokens / speed.batches
             + len(self.targets) * spectrum_seconds(self.demonstrations, self.size, self.center)
             + 2.0 * everything * verified * _VERIFICATION_PASSES / speed.single_texts

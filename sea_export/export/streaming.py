@@ -32,17 +32,23 @@ class FileCopy:
     What is read is either copied, or taken out to be replaced. Where the file system can, the copy shares the blocks of
     the source, and only what is replaced is written. Most of the time goes into SHA-256. Until something is
     replaced, source and copy have the same digest. From then on another thread computes the digest of the source: it
-    reads the source a second time, while the system still has in memory what was read.
+    reads the source a second time, while the system still has in memory what was read. If the digest of the source is
+    known, it is not computed again, and a copy without a change is left to the system.
 
     Args:
         source: the file to read.
         destination: the file to create, which must not exist.
         progress: called after each write with the number of bytes written.
+        known: the SHA-256 of the source in hexadecimal, if somebody has it, who makes sure that it stays so.
     """
 
-    def __init__(self, source: Path, destination: Path, *, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, source: Path, destination: Path, *, progress: Callable[[int], None], known: str | None = None
+    ) -> None:
         self._path = source
         self._progress = progress
+        self._known = known
+        self._left_to_system = False
         self._source = open(source, "rb")  # noqa: SIM115 - closed by __exit__
         try:
             self._destination = open(destination, "xb")  # noqa: SIM115
@@ -98,6 +104,8 @@ class FileCopy:
         Raises:
             SeaExportError: the source has become shorter.
         """
+        if self.position == 0 and self._known is not None:
+            self._leave_to_system()
         self.copy(self.size - self.position)
 
     def take(self, count: int) -> torch.Tensor:
@@ -134,8 +142,8 @@ class FileCopy:
         """
         if self._shared:
             self._destination.truncate(self._written)
-        written = self._digest.hexdigest()
-        source = written if self._source_digest is None else self._source_digest.result()
+        written = self._known if self._left_to_system and self._known else self._digest.hexdigest()
+        source = self._known or (written if self._source_digest is None else self._source_digest.result())
         if self.position != self.size or self._state_of_source() != self._state:
             raise SeaExportError(self._changed())
         return source, written
@@ -143,8 +151,11 @@ class FileCopy:
     def _changed(self) -> str:
         return f"{self._path}: it changed while it was copied. Make sure that nothing writes to it."
 
+    def _shorter(self) -> str:
+        return f"{self._path}: it became shorter while it was copied. Make sure that nothing writes to it."
+
     def _part_digests(self) -> None:
-        if self._source_digest is None:
+        if self._source_digest is None and self._known is None:
             self._source_digest = self._thread.submit(self._digest_source, self._digest.copy(), self.position)
 
     def _digest_source(self, digest: _Hash, position: int) -> str:
@@ -157,11 +168,28 @@ class FileCopy:
             raise SeaExportError(self._changed())
         return digest.hexdigest()
 
+    def _leave_to_system(self) -> None:
+        """Copies the whole source inside the system, or nothing of it if the system cannot do that."""
+        ends = self._source.fileno(), self._destination.fileno()
+        while self.position < self.size:
+            count = min(_SEND_BYTES, self.size - self.position)
+            if not self._shared:
+                try:
+                    count = os.copy_file_range(*ends, count, self.position, self.position)
+                except (AttributeError, OSError):  # another system, or another file system
+                    if self.position > 0:
+                        raise
+                    return
+            if count == 0:
+                raise SeaExportError(self._shorter())
+            self.position += count
+            self._written += count
+            self._progress(count)
+        self._left_to_system = True
+
     def _read(self, view: memoryview) -> None:
         if self._source.readinto(view) != len(view):
-            raise SeaExportError(
-                f"{self._path}: it became shorter while it was copied. Make sure that nothing writes to it."
-            )
+            raise SeaExportError(self._shorter())
         self.position += len(view)
         if self.position + _SEND_BYTES > self._asked and hasattr(os, "posix_fadvise"):
             # The system reads ahead, while the processor hashes what was read.

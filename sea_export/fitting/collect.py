@@ -87,11 +87,11 @@ def collect_statistics(
     if Statistic.MARGIN_GRADIENTS in needs:
         if processes.count > 1:
             raise InputError(f"--method: {options.method} runs in one process. Start one, or choose --method spectral.")
-        kept = GradientCache.of(cache, source)
-        margins = kept.margins(source.model, tokenized, projections, options, progress)
+        gradients = GradientCache.of(cache, source)
+        margins = gradients.margins(source.model, tokenized, projections, options, progress)
         if Statistic.NEUTRAL_GRADIENTS not in needs:
             return {target: GradientStatistics.of(one, None) for target, one in margins.items()}
-        neutrals = kept.neutrals(source.model, tokenizer, projections, options)
+        neutrals = gradients.neutrals(source.model, tokenizer, projections, options)
         return {target: GradientStatistics.of(one, neutrals[target]) for target, one in margins.items()}
     order = processing_order([PromptedCompletions(one.prompt, (one.positive, one.negative)) for one in tokenized])
     share = processes.share(order)

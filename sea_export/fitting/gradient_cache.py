@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -164,9 +163,8 @@ class GradientCache:
 
 
 def _without_map(statistics: Statistics) -> Statistics:
-    if isinstance(statistics, MarginStatistics):
-        return replace(statistics, map_gradient=None)
-    return replace(statistics, curvature=None)
+    vectors, _ = _NAMES[type(statistics)]
+    return type(statistics)(getattr(statistics, vectors), None, statistics.moments)
 
 
 def _tensors(statistics: Mapping[Target, MarginStatistics] | Mapping[Target, NeutralStatistics]) -> dict[str, Tensor]:

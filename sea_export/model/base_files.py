@@ -68,6 +68,11 @@ class BaseFiles:
         self.begin_digests(files)
         return {file: self._digests[file].result() for file in files}
 
+    def known_digests(self) -> dict[str, str]:
+        """SHA-256 of those files of which it was computed already, in hexadecimal."""
+        done = {file: one for file, one in self._digests.items() if one.done() and one.exception() is None}
+        return {file: one.result() for file, one in done.items()}
+
     def check(self) -> None:
         """Compares all files with what they were.
 

@@ -202,4 +202,5 @@ def keep_result(study: Study, trial: Trial, result: TrialResult) -> None:
     if result.score is None:
         study.tell(trial, state=TrialState.PRUNED)
     else:
+        assert result.divergence is not None
         study.tell(trial, [result.score, result.divergence])

@@ -37,7 +37,7 @@ WHOLE_TOKENS = 2000
 """Counted tokens of either kind of text on which damage is measured."""
 # Those of the first steps towards a strength.
 _PART_TOKENS = 400
-# A step on a part of the text ends when the KL is surely beyond so many times the budget.
+# What has more than so many times the budget on a part of the text is not measured on the rest.
 _FAR_OVER_BUDGET = 1.5
 # The relative change of activations with which a search of the strength begins, for a budget of 1 nat.
 _FIRST_CHANGE = 0.3
@@ -167,12 +167,14 @@ class Tuner:
 
         Args:
             edit: the edit.
-            limit: as soon as the divergence is surely beyond it, on a part of the text, no further text is measured.
+            limit: as soon as the divergence is surely beyond it, or far beyond it on the first part of the text, no
+                further text is measured.
             whole: whether the rest of the text is measured too.
         """
         part, *rest = self._meters
         found = [part.of(edit, limit=limit)]
-        if whole and not found[0].is_beyond(limit):
+        beyond = found[0].is_beyond(limit) or found[0].largest.value > _FAR_OVER_BUDGET * limit
+        if whole and not beyond:
             found += [one.of(edit) for one in rest]
         return joined(found)
 

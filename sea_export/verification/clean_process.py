@@ -8,6 +8,7 @@ the pipe closes, and the other process ends too. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -23,6 +24,8 @@ from sea_export.locks import scratch_directory
 from sea_export.model.isolated_python import OtherPython, start_python
 
 __all__ = ["CleanProcess"]
+
+logger = logging.getLogger(__name__)
 
 _PROBE = Path(__file__).with_name("probe.py")
 _SCRATCH = "sea-export-verification-"
@@ -94,8 +97,16 @@ class CleanProcess:
             ended. It raises SeaExportError if the process failed, or was killed; the message tells of the checkpoint
             of the request.
         """
-        running = self._running
-        if running is None or running.lean != lean or running.process.poll() is not None:
+        name, running = Path(request["checkpoint"]).name, self._running
+        if running is not None and (status := running.process.poll()) is not None:
+            logger.warning(
+                "%s: the process that was to load it to verify it has ended while it waited (%s). Another one is "
+                "started; where memory is short, choose --layerwise or --no-verify.",
+                name,
+                signal.Signals(-status).name if status < 0 else f"status {status}",
+            )
+            running = None
+        if running is None or running.lean != lean:
             self.end()
             running = self._running = self._begun(lean)
         task, answer = running.scratch / "request.json", running.scratch / "logits.safetensors"
@@ -106,7 +117,7 @@ class CleanProcess:
 
         def wait() -> Path:
             if status := running.process.wait():
-                raise SeaExportError(_failure(Path(request["checkpoint"]).name, status, running.scratch / _ERRORS))
+                raise SeaExportError(_failure(name, status, running.scratch / _ERRORS))
             return answer
 
         return wait

@@ -10,37 +10,35 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import queue
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedModel
-from transformers.models.llama import modeling_llama  # noqa: F401 - what all language models need is imported with it
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def main(pipe: int) -> None:
-    """Waits for a task, and does it.
+    """Imports what it will need, waits for a task, and does it.
 
     Args:
         pipe: the descriptor of a pipe. A line in it names the file of the task. It closes when nobody needs the answer.
     """
-    request_file = os.read(pipe, 2**16).decode().strip()
-    if request_file:
-        threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
-        answer(request_file)
+    tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, tasks), daemon=True).start()
+    from transformers.models.llama import modeling_llama  # noqa: F401 - what all language models need comes with it
+
+    answer(tasks.get())
 
 
-def _end_with(pipe: int) -> None:
-    """Ends this process when the pipe closes."""
-    while os.read(pipe, 1):
-        pass
+def _listen(pipe: int, tasks: queue.SimpleQueue[str]) -> None:
+    """Passes on the task, and ends this process when the pipe closes, whatever it is doing."""
+    while line := os.read(pipe, 2**16):
+        tasks.put(line.decode().strip())
     os._exit(1)
 
 
-@torch.inference_mode()
 def answer(request_file: str) -> None:
     """Writes the logits of a checkpoint that predict the last `count` tokens of each sequence.
 
@@ -60,6 +58,9 @@ def answer(request_file: str) -> None:
               are converted in the folder `scratch` if necessary;
             - `answer`: the safetensors file to write, with `logits` (sequences, count, vocabulary) in float32.
     """
+    import torch
+    from safetensors.torch import save_file
+
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
     torch.set_num_threads(request["threads"])
@@ -75,7 +76,8 @@ def answer(request_file: str) -> None:
     count = request["count"]
     accepted = inspect.signature(model.forward).parameters
     options = {"logits_to_keep": count + 1} if "logits_to_keep" in accepted else {}
-    logits = model(torch.tensor(request["sequences"]), **options).logits[:, -count - 1 : -1].float()
+    with torch.inference_mode():
+        logits = model(torch.tensor(request["sequences"]), **options).logits[:, -count - 1 : -1].float()
     if "sea_export" in sys.modules:
         raise SystemExit("the code of the checkpoint imported sea_export, so it does not work without it")
     save_file({"logits": logits.contiguous()}, request["answer"])
@@ -83,6 +85,8 @@ def answer(request_file: str) -> None:
 
 def _loaded(request: dict[str, Any], arguments: dict[str, Any]) -> PreTrainedModel:
     """The model of the checkpoint, or its base with the adapter on it. The tensors of an edit must be complete."""
+    import transformers
+
     loaded: Any = getattr(transformers, request["auto_class"]).from_pretrained(
         request["base"] or request["checkpoint"],
         trust_remote_code=request["trust_remote_code"],
@@ -102,6 +106,8 @@ def _check_tokenizer(request: dict[str, Any]) -> None:
     """Ends the program if the tokenizer of the checkpoint makes other tokens of a text than it must."""
     if not request["tokenized"]:
         return
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(request["checkpoint"], trust_remote_code=request["trust_remote_code"])
     for text, tokens in request["tokenized"].items():
         if tokenizer(text).input_ids != tokens:

@@ -13,8 +13,9 @@ Then two errors of the predictions are measured separately:
 - Fold error: the run-time edit is compared with what the export computes in memory (folded weights, or the adapter on
   the base), both in float32 on the weights of the base.
 - Rounding error: the run-time edit is compared with the stored export, loaded by another process, which knows nothing
-  of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype. What computing
-  in that dtype changes in the unedited base is measured too.
+  of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype, or to their
+  quantized storage. What computing in that dtype changes in the unedited base is measured too; of a quantized storage,
+  what moving the same weights at random within its rounding changes.
 
 An adapter of capped rank is an approximation. Its distance from the edit is reported, and it is checked that it is the
 best approximation of its rank. A quantized base is computed as it is, in its own dtype.

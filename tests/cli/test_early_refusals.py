@@ -213,8 +213,11 @@ ROWS = {
 
 @pytest.mark.parametrize("wrong", ["\ud800", "a\udfffb", 7, None, ["x"]])
 @pytest.mark.parametrize("benchmark", ROWS)
-def test_rows_of_benchmarks_that_are_no_text(benchmark: str, wrong: object, tmp_path: Path) -> None:
-    """In every column that is read. The model is not looked at."""
+def test_rows_of_benchmarks_that_are_no_text(
+    benchmark: str, wrong: object, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every column that is read. The model is not opened."""
+    monkeypatch.setattr("sea_export.evaluation.evaluate.open_loaded_model", lambda *_: pytest.fail("it is opened"))
     file = tmp_path / "rows.jsonl"
     for column, value in ROWS[benchmark].items():
         if column == "label":
@@ -222,7 +225,7 @@ def test_rows_of_benchmarks_that_are_no_text(benchmark: str, wrong: object, tmp_
         changed = [wrong, *value[1:]] if isinstance(value, list) else wrong
         rows = [ROWS[benchmark], {**ROWS[benchmark], column: changed}]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        result = run("evaluate", tmp_path / "absent", "--benchmark", f"{benchmark}={file}")
+        result = run("evaluate", tiny_checkpoint, "--benchmark", f"{benchmark}={file}")
         assert result.exit_code == 2, (column, result.output)
         assert_names(result.stderr, "rows.jsonl, row 2")
 

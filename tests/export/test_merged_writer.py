@@ -193,6 +193,58 @@ def test_a_file_of_shared_blocks_may_become_shorter(tmp_path, monkeypatch):
     assert (tmp_path / "copy").read_bytes() == b"a456789"
 
 
+# Digests that are known already
+
+
+def as_known(base: Checkpoint) -> dict[str, str]:
+    """Digests that are told from computed ones."""
+    return dict.fromkeys(contents_of(base.directory), "0" * 64)
+
+
+def unable(*_: object) -> int:
+    raise OSError(18, "Invalid cross-device link")
+
+
+@pytest.mark.parametrize("system", ["copies", "shares blocks", "does neither"])
+def test_known_digests_are_not_computed_again(base, output, monkeypatch, system):
+    if system == "does neither":
+        monkeypatch.setattr(os, "copy_file_range", unable, raising=False)
+    elif system == "shares blocks":
+        monkeypatch.setattr(fcntl, "ioctl", lambda to, _, source: os.pwrite(to, os.pread(source, 10**9, 0), 0))
+    counts: list[int] = []
+    edits, known = {EDITED[0]: scaled(1.5)}, as_known(base)
+    report = write_checkpoint(base, output, edits, known_digests=known, progress=counts.append)
+    (output.parent / "whole").mkdir()
+    whole = write_checkpoint(base, output.parent / "whole", edits)
+    assert contents_of(output) == contents_of(output.parent / "whole")
+    assert sum(counts) == sum(len(data) for data in contents_of(output).values())
+    assert report.base_digests == known
+    edited = base.tensors[EDITED[0]].file
+    for file, digest in report.digests.items():
+        computed = file == edited or system == "does neither"
+        assert digest == (whole.digests[file] if computed else known[file])
+
+
+def test_a_full_disk_while_the_system_copies(base, output, monkeypatch):
+    copied: list[int] = []
+
+    def fails(source: int, destination: int, count: int, *offsets: int) -> int:
+        if copied:
+            raise OSError(28, "No space left on device")
+        copied.append(count)
+        return 1
+
+    monkeypatch.setattr(os, "copy_file_range", fails, raising=False)
+    edits = {"edits": {EDITED[0]: scaled(2.0)}}
+    refused(base, output, SeaExportError, "No space left on device", **edits, known_digests=as_known(base))
+
+
+def test_a_base_that_becomes_shorter_while_the_system_copies(base, output, monkeypatch):
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: 0, raising=False)
+    edits = {"edits": {EDITED[0]: scaled(2.0)}}
+    refused(base, output, SeaExportError, "shorter", **edits, known_digests=as_known(base))
+
+
 # Additions and config changes
 
 

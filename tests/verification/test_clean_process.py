@@ -86,7 +86,9 @@ def test_a_failure_is_told_by_its_last_line(program: Callable[[str], None]) -> N
         process.ask(REQUEST)()
 
 
-def test_one_that_dies_while_it_waits_is_replaced(program: Callable[[str], None]) -> None:
+def test_one_that_dies_while_it_waits_is_told_and_replaced(
+    program: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
     program(ANSWER)
     with CleanProcess() as process:
         process.begin()
@@ -94,6 +96,9 @@ def test_one_that_dies_while_it_waits_is_replaced(program: Callable[[str], None]
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: psutil.Process(first).status() == psutil.STATUS_ZOMBIE)
         assert process.ask(REQUEST)().read_text() == "done"
+    (told,) = caplog.messages
+    assert told.startswith("out: ")
+    assert "SIGKILL" in told
 
 
 def test_it_ends_with_the_context(program: Callable[[str], None]) -> None:
@@ -152,7 +157,7 @@ def test_none_is_begun_for_nothing(
 def test_the_program_ends_when_nobody_needs_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it waits for its task, and while it does it."""
     monkeypatch.setattr(probe, "answer", lambda file: time.sleep(1000))
-    for task, status in (("", 0), ("task.json\n", 1)):
+    for task in ("", "task.json\n"):
         read_end, write_end = os.pipe()
         process = os.fork()
         if process == 0:
@@ -162,7 +167,7 @@ def test_the_program_ends_when_nobody_needs_its_answer(monkeypatch: pytest.Monke
         os.close(read_end)
         os.write(write_end, task.encode())
         os.close(write_end)
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == status
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
 
 
 def test_it_ends_when_this_process_is_killed(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def write_checkpoint(
     requantized: Mapping[str, TensorEdit] | None = None,
     additions: Mapping[str, torch.Tensor] | None = None,
     config_changes: Mapping[str, object] | None = None,
+    known_digests: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> WriteReport:
     """Copies a checkpoint with some tensors edited and some added.
@@ -60,6 +61,8 @@ def write_checkpoint(
         requantized: the same for the tensors of quantized weights, which need not hold floating-point numbers.
         additions: new tensors, by name. They are added to the end of the last weight file, and to the index.
         config_changes: new values for entries of config.json; `text_config.x` is the entry x of text_config.
+        known_digests: SHA-256 of files of the base, in hexadecimal, by name, for those of which somebody has it and
+            makes sure that they do not change. They are not computed again.
         progress: called with the number of bytes written since the last call.
 
     Raises:
@@ -71,7 +74,7 @@ def write_checkpoint(
     additions, requantized = additions or {}, requantized or {}
     _check(base, edits, requantized, additions)
     changed = changed_files(base, additions, config_changes or {})
-    write = _Writer(base, destination, {**edits, **requantized}, additions, changed, progress)
+    write = _Writer(base, destination, {**edits, **requantized}, additions, changed, known_digests or {}, progress)
     written = write.files((*base.weight_files, *base.side_files()))
     edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
     if edited and not any(edited.values()) and not additions:
@@ -130,6 +133,7 @@ class _Writer:
         edits: Mapping[str, TensorEdit],
         additions: Mapping[str, torch.Tensor],
         changed_files: Mapping[str, memoryview],
+        known_digests: Mapping[str, str],
         progress: Callable[[int], None] | None,
     ) -> None:
         self._base = base
@@ -137,6 +141,7 @@ class _Writer:
         self._edits = edits
         self._additions = additions
         self._changed_files = changed_files
+        self._known_digests = known_digests
         self._progress = progress
         self._reporting = Lock()
         self._editing = Lock()
@@ -160,7 +165,8 @@ class _Writer:
         edited: dict[str, bool] = {}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileCopy(source, target, progress=self._report) as copy:
+            known = self._known_digests.get(name)
+            with FileCopy(source, target, progress=self._report, known=known) as copy:
                 if name in self._changed_files:
                     copy.take(copy.size)
                     copy.put(self._changed_files[name])

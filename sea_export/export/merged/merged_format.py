@@ -85,6 +85,7 @@ class _Merged:
             requantized=plan.requantized_tensors,
             additions=plan.additions,
             config_changes=plan.config_changes,
+            known_digests=base.files.known_digests(),
             progress=progress,
         )
 
