@@ -39,6 +39,7 @@ RUN_TIME_NORMALIZATIONS = ("token", "sequence")
 NORMALIZATIONS = ("none", "average", "calibrated", *RUN_TIME_NORMALIZATIONS)
 FEATURE_FUNCTIONS = ("identity", "squared-exponential", "tanh", "elu")
 FORMS = ("bias", "linear", "low-rank")
+GGUF_TYPES = ("auto", "same", "Q8_0", "F16", "BF16", "F32")
 
 _LARGEST_STRENGTH = 1e30
 
@@ -46,6 +47,7 @@ FORMATS = {
     "merged": "sea_export.export.merged.merged_format",
     "adapter": "sea_export.export.adapter.adapter_format",
     "custom-code": "sea_export.export.custom_code.code_format",
+    "gguf": "sea_export.export.gguf_file.gguf_format",
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
@@ -336,7 +338,8 @@ class ExportOptions:
 
     format: str = option(
         "merged",
-        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, or the base with code of its own.",
+        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, or the "
+        ".gguf file that the base is.",
         FORMATS,
     )
     adapter_rank: int | None = option(
@@ -345,6 +348,13 @@ class ExportOptions:
         "cap the rank or lack DoRA.",
         minimum=1,
         format="adapter",
+    )
+    gguf_type: str = option(
+        "auto",
+        "How a .gguf file stores edited weights: Q8_0 where they were quantized and as they were elsewhere (auto), as "
+        "they were (same), or in this type.",
+        GGUF_TYPES,
+        format="gguf",
     )
     overwrite: bool = option(False, "Replace a checkpoint that sea-export wrote before.")
     force: bool = option(False, "Accept a base other than the one that the edit was fitted on.")

@@ -27,7 +27,7 @@ from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.verification import Verification
-from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
+from sea_export.verification.verify_export import base_to_verify, model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +54,7 @@ def save(
     *,
     format: str = ExportOptions.format,
     adapter_rank: int | None = ExportOptions.adapter_rank,
+    gguf_type: str = ExportOptions.gguf_type,
     overwrite: bool = ExportOptions.overwrite,
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
@@ -71,9 +72,10 @@ def save(
         edit: the edit. `sea_export.compose` combines several edits into one.
         base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
         output: the directory to write.
-        format: `merged`, `adapter` or `custom-code`. An adapter names a local base by its absolute path, because it
-            could not be loaded otherwise. Give a Hub id to publish an adapter.
+        format: `merged`, `adapter`, `custom-code`, or `gguf` for a `.gguf` base. An adapter names a local base by its
+            absolute path, because it could not be loaded otherwise. Give a Hub id to publish an adapter.
         adapter_rank: the largest rank of an adapter; None for an exact one.
+        gguf_type: with `gguf`, how edited weights are stored: `auto`, `same`, `Q8_0`, `F16`, `BF16` or `F32`.
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
@@ -95,6 +97,7 @@ def save(
     options = ExportOptions(
         format=format,
         adapter_rank=adapter_rank,
+        gguf_type=gguf_type,
         overwrite=overwrite,
         force=force,
         verify=verify,
@@ -228,9 +231,13 @@ def save_checkpoint(
         verification = None
         if options.verify:
             logger.debug("verifying")
-            verified = model_to_verify(base, layerwise, model, output.resolve().parent)
-            with CleanProcess() if process is None else nullcontext(process) as clean:
-                verification = verify_export(staging, base, edit, format, plan, verified, clean)
+            with (
+                CleanProcess() if process is None else nullcontext(process) as clean,
+                base_to_verify(base, format) as exact,
+            ):
+                known = model if exact is base else None
+                verified = model_to_verify(exact, layerwise, known, output.resolve().parent)
+                verification = verify_export(staging, exact, edit, format, plan, verified, clean)
             if not verification.passed:
                 base.files.check()  # a change would be the reason
                 raise SeaExportError(

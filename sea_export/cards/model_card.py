@@ -6,6 +6,8 @@ A card is made from the manifest only: the same manifest gives the same card. It
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -19,7 +21,7 @@ from sea_export.cards.effect_text import effect_sentences
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.export.formats import export_format
-from sea_export.export.manifest import fits_of, trust_argument
+from sea_export.export.manifest import fits_of, further_arguments
 from sea_export.text import interval_text
 
 __all__ = ["model_card"]
@@ -62,7 +64,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "repository": python_text(manifest.get("repository") or "."),
         "multimodal": base["model_class"] == MULTIMODAL,
         "model_class": _identifier(base["model_class"]),
-        "trust": Markdown(trust_argument(manifest)),
+        "arguments": Markdown(further_arguments(manifest)),
+        "gguf": _gguf_contents(manifest.get("gguf")),
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),
@@ -74,7 +77,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
             for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
         ],
         "layers": _layer_table(manifest["layers"]),
-        "verification": None if verification is None else _verification_text(verification),
+        "verification": None if verification is None else _verification_text(manifest),
         "effect": None if verification is None else f"{verification['effect']['mean_divergence']:.2g}",
         "evaluation": None if evaluation is None else _evaluation_text(evaluation),
         "damage_measured": any(one["benchmark"] == "damage" for one in (evaluation or {}).get("benchmarks", ())),
@@ -104,6 +107,19 @@ def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
         "megabytes": f"{adapter['bytes'] / 1e6:.3g}",
         "approximation_errors": f"{min(errors):.1%} to {max(errors):.1%}",
         "scaled_strength": "s" if adapter["dial"] == 1 else f"{adapter['dial'] or 0:g} s",
+    }
+
+
+def _gguf_contents(gguf: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the card tells of a GGUF file: how llama.cpp starts with it, and its types. None for other outputs."""
+    if gguf is None:
+        return None
+    plain = re.fullmatch(r"[\w.+=@ -]+", gguf["file"]) is not None
+    return {
+        "file": Markdown(shlex.quote(gguf["file"]) if plain else "FILE.gguf"),
+        "types": ", ".join(sorted(set(gguf["types"].values()))),
+        "parts": gguf["parts"],
+        "config": Markdown(", ".join(f"`{name}={value}`" for name, value in gguf["config"].items())),
     }
 
 
@@ -220,13 +236,17 @@ def _with_share(rank: int, share: float | None) -> str:
     return str(rank) if share is None else f"{rank} ({share:.2%})"
 
 
-def _verification_text(verification: Mapping[str, Any]) -> Markdown:
+def _verification_text(manifest: Mapping[str, Any]) -> Markdown:
+    verification, gguf = manifest["verification"], "gguf" in manifest
+    stored = verification["dtype"]
     names = {
         "mathematics": "in memory, in float32",
-        "storage": f"as stored, the base in {verification['dtype']}",
-        "base_rounding": "unedited base, its edited weights moved within their rounding"
+        "storage": f"as stored, edited weights in {stored}" if gguf else f"as stored, the base in {stored}",
+        "base_rounding": f"unedited base, the same weights in {stored}"
+        if gguf
+        else "unedited base, its edited weights moved within their rounding"
         if verification.get("storage_errors")
-        else f"unedited base, computed in {verification['dtype']}",
+        else f"unedited base, computed in {stored}",
         "effect": "the edit itself, against the base",
     }
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from rich.table import Table
 from sea_export.cards.effect_text import effect_sentences
 from sea_export.cli.terminal import console, errors
 from sea_export.errors import printable
-from sea_export.export.manifest import MANIFEST, read_manifest, trust_argument
+from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
 
 if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
@@ -116,6 +117,11 @@ def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
     if result.verification is not None:
         print_verification(result.verification)
     verified = "verified" if result.verification is not None else "not verified"
+    manifest = read_manifest(result.output)
+    if gguf := manifest.get("gguf"):
+        console.print(f"Saved to {result.output} ({verified}). Start llama.cpp with it by")
+        console.print(f"  llama-cli -m {shlex.quote(str(result.output / gguf['file']))}", soft_wrap=True)
+        return
     console.print(f"Saved to {result.output} ({verified}). Load it with")
-    trust = trust_argument(read_manifest(result.output))
-    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{trust})', soft_wrap=True)
+    arguments = further_arguments(manifest)
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{arguments})', soft_wrap=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sea_export.cli.terminal import console
 from sea_export.errors import SeaExportError
-from sea_export.export.manifest import read_manifest, trust_argument
+from sea_export.export.manifest import further_arguments, read_manifest
 from sea_export.hub.push import push
 
 __all__ = ["push_output", "push_saved"]
@@ -29,8 +29,8 @@ def push_output(
         what = "Opened the pull request" if create_pr else "Pushed in the commit"
         console.print(f"{what} {pushed.url} ({visibility}). Load it with", soft_wrap=True)
     named = f', revision="{pushed.revision}"' if pushed.revision != "main" else ""
-    trust = trust_argument(read_manifest(output))
-    console.print(f'  AutoModelForCausalLM.from_pretrained("{there.repo_id}"{named}{trust})', soft_wrap=True)
+    arguments = further_arguments(read_manifest(output))
+    console.print(f'  AutoModelForCausalLM.from_pretrained("{there.repo_id}"{named}{arguments})', soft_wrap=True)
 
 
 def push_saved(output: Path, repo_id: str, *, public: bool) -> None:

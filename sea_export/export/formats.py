@@ -141,20 +141,24 @@ class Loading:
     model."""
     has_code: bool
     """Whether the export has code of sea-export, and a tokenizer that such code could change."""
+    arguments: Mapping[str, str | bool]
+    """What else `from_pretrained` is told, such as which GGUF file to load."""
 
     @classmethod
-    def of(cls, format: ExportFormat[Any, Any], base: Base) -> Loading:
-        """How the exports of a base are loaded.
+    def of(cls, format: ExportFormat[Any, Any], base: Base, plan: Any) -> Loading:
+        """How an export of a base is loaded.
 
         Args:
-            format: their format.
+            format: its format.
             base: the base.
+            plan: what `ExportFormat.plan` gave for it.
         """
         return cls(
             auto_class=base.model_class,
             trust_remote_code=format.runs_code or base.trust_remote_code,
             base=base.checkpoint.directory if format.loads_beside_base else None,
             has_code=format.runs_code,
+            arguments=format.loading_arguments(plan),
         )
 
 
@@ -168,6 +172,7 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         loads_beside_base: whether the output is loaded together with its base, and not instead of it.
         runs_code: whether the output contains code that runs when it is loaded.
         rounds_weights: whether edited weights are rounded to the base's dtype when they are stored.
+        changes_source: whether the output is made from the file that the base was converted from.
         details_key: the entry of the manifest that holds `details`; None if there is none.
     """
 
@@ -177,6 +182,7 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
     loads_beside_base: bool
     runs_code: bool
     rounds_weights: bool
+    changes_source: bool
     details_key: str | None
 
     def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
@@ -280,6 +286,13 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
 
         Args:
             base: the base.
+            plan: what `plan` gave.
+        """
+
+    def loading_arguments(self, plan: PlanT) -> Mapping[str, str | bool]:
+        """What transformers' `from_pretrained` has to be told besides the directory of an export.
+
+        Args:
             plan: what `plan` gave.
         """
 

@@ -14,7 +14,7 @@ __all__ = ["FileCheck", "check_files"]
 
 _FOLDERS_OF_OTHER_TOOLS = (".git", ".cache")
 _FILES_OF_OTHER_TOOLS = (".gitattributes",)  # every repository of the Hub has one
-_WEIGHTS = ".safetensors"
+_WEIGHTS = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True)

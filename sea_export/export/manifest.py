@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from sea_export.model.model_files import walk_files
 from sea_export.model.own_code import needs_own_code
 from sea_export.model.stored_dtypes import TORCH_NAMES
 from sea_export.options import FORMATS, ExportOptions
-from sea_export.text import dtype_name
+from sea_export.text import dtype_name, visible
 from sea_export.versions import library_versions
 
 if TYPE_CHECKING:
@@ -35,16 +36,16 @@ __all__ = [
     "MANIFEST",
     "check_base",
     "fits_of",
+    "further_arguments",
     "make_manifest",
     "read_manifest",
-    "trust_argument",
     "write_manifest",
 ]
 
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "verify", "force", "requantize")
+_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force", "requantize")
 
 
 def make_manifest(
@@ -138,14 +139,19 @@ def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     write_json(directory / MANIFEST, {**manifest, "files": dict(sorted(manifest["files"].items()))})
 
 
-def trust_argument(manifest: Mapping[str, Any]) -> str:
-    """The argument `, trust_remote_code=True`, if only that loads an output; otherwise nothing.
+def further_arguments(manifest: Mapping[str, Any]) -> str:
+    """The arguments that `from_pretrained` needs besides the place of an output, each after a comma; mostly none.
 
     Args:
         manifest: that of the output.
     """
-    needed = export_format(manifest["format"]).runs_code or manifest["base"].get("own_code", False)
-    return ", trust_remote_code=True" if needed else ""
+    arguments = []
+    if gguf := manifest.get("gguf"):
+        arguments.append(f"gguf_file={json.dumps(visible(gguf['file']), ensure_ascii=False)}")
+        arguments += [f"{name}={value}" for name, value in gguf["config"].items()]
+    if export_format(manifest["format"]).runs_code or manifest["base"].get("own_code", False):
+        arguments.append("trust_remote_code=True")
+    return "".join(f", {argument}" for argument in arguments)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -196,6 +202,9 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     for key in filter(None, (one.details_key for one in formats())):
         if (key == own_key) != (key in manifest):
             return f"it describes the {key} of another format, or lacks that of its own"
+    gguf = manifest.get("gguf")
+    if gguf and (gguf["file"] not in manifest["files"] or not all(map(str.isidentifier, gguf["config"]))):
+        return "what it says of its GGUF file is not about a file of its own, or no arguments of Python"
     rank = adapter.get("rank_cap") if adapter else None
     if rank is not None and rank < 1:
         return "the rank of its adapter is not a positive number"
@@ -216,9 +225,12 @@ def check_base(base: Base, files: Mapping[str, str]) -> None:
         InputError: one of its files is missing or has another digest. The message names it.
     """
     for file, digest in files.items():
-        if base.converted and file not in base.checkpoint.weight_files:
+        directory = base.checkpoint.directory
+        if base.source is not None and file.endswith(".gguf"):
+            directory = base.source.parent
+        elif base.converted and file not in base.checkpoint.weight_files:
             continue
-        path = base.checkpoint.directory / file
+        path = directory / file
         if not path.is_file():
             raise InputError(f"{base.name}: it has no {file}, and the base of the manifest has one. Give that base.")
         if file_digest(path) != digest:

@@ -11,6 +11,7 @@ __all__ = ["ManifestRecord"]
 
 class _Export(TypedDict, total=False):
     adapter_rank: int | None
+    gguf_type: str
     verify: bool
     force: bool
     trust_remote_code: bool
@@ -52,6 +53,13 @@ class _Adapter(TypedDict, total=False):
     rank_cap: int | None
 
 
+class _Gguf(TypedDict):
+    file: str
+    parts: int
+    types: dict[str, str]
+    config: dict[str, bool]
+
+
 class _Benchmark(TypedDict):
     benchmark: str
 
@@ -87,6 +95,7 @@ class ManifestRecord(_Required, total=False):
     added_tensors: list[str]
     left_out_files: list[str]
     adapter: _Adapter
+    gguf: _Gguf
     verification: _Verification | None
     evaluation: _Evaluation | None
     repository: str | None

@@ -24,7 +24,8 @@ from sea_export.model import convert
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.base_files import BaseFiles
 from sea_export.model.checkpoint import CARD, Checkpoint
-from sea_export.model.convert import convert_pickles, unpack_gguf
+from sea_export.model.convert import convert_pickles
+from sea_export.model.gguf_model import unpack_gguf
 from sea_export.model.load_model import (
     auto_classes,
     check_size,
@@ -34,6 +35,7 @@ from sea_export.model.load_model import (
 )
 from sea_export.model.load_tokenizer import load_tokenizer
 from sea_export.model.location import ModelLocation, has_safetensors, locate_model
+from sea_export.model.model_files import gguf_part_names
 from sea_export.model.stored_dtypes import TORCH_NAMES
 from sea_export.model.targets import Target
 
@@ -267,7 +269,7 @@ def _own_files(path: Path) -> tuple[Path, list[str]]:
     """The directory of a model, and the names of its files there, before any of them is read."""
     if path.is_dir():
         return path, [one.name for one in path.iterdir()]
-    return path.parent, [path.name]
+    return path.parent, list(gguf_part_names(path.name))
 
 
 def _as_safetensors(path: Path, temporary: Path, dtype: torch.dtype) -> Path:

@@ -21,7 +21,8 @@ import torch
 from sea_export.errors import InputError
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import WEIGHTS, Checkpoint
-from sea_export.model.convert import copy_files, gguf_config, pickled_state
+from sea_export.model.convert import copy_files, pickled_state
+from sea_export.model.gguf_model import gguf_config
 from sea_export.model.hub_errors import hub_errors_explained
 from sea_export.model.load_model import check_quantizer, skeleton
 from sea_export.model.location import PICKLE, PICKLE_INDEX

@@ -13,7 +13,7 @@ from sea_export.files.reading import check_contained
 from sea_export.model.safetensors_header import read_header
 from sea_export.text import is_utf8
 
-__all__ = ["OTHER_FORMAT_FILES", "OTHER_FORMAT_FOLDERS", "files_to_copy", "walk_files"]
+__all__ = ["OTHER_FORMAT_FILES", "OTHER_FORMAT_FOLDERS", "files_to_copy", "gguf_part_names", "walk_files"]
 
 OTHER_FORMAT_FILES = (
     "pytorch_model*.bin",
@@ -35,6 +35,9 @@ OTHER_FORMAT_FOLDERS = ("onnx", "openvino", "coreml", "original", "metal")
 _FOLDERS_LEFT_OUT = (*OTHER_FORMAT_FOLDERS, ".git", ".cache", ".huggingface", "__pycache__", "sea_edit")
 _FILES_WRITTEN_ANEW = ("README.md", "sea_export.json")
 _MAXIMUM_DEPTH = 50
+# The names that llama.cpp's llama-gguf-split gives to the parts of a model.
+_PART = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_MAXIMUM_PARTS = 1000
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors and the indices of such shards.
 _WEIGHT_FILE_NAME = re.compile(r"model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.safetensors(\.index\.json)?")
 
@@ -116,3 +119,21 @@ def _holds_only(path: Path, tensor_names: Collection[str]) -> bool:
     except InputError:
         return False  # no program can read it as weights, so it is a file like any other
     return bool(tensors) and all(tensor.name in tensor_names for tensor in tensors)
+
+
+def gguf_part_names(name: str) -> tuple[str, ...]:
+    """The names of all files of a GGUF model, in their order; the name itself if it is not that of one part of several.
+
+    Args:
+        name: the name of one of them.
+
+    Raises:
+        InputError: it says that the model has no part, or more parts than any.
+    """
+    match = _PART.fullmatch(name)
+    if match is None:
+        return (name,)
+    count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count <= _MAXIMUM_PARTS:
+        raise InputError(f"{name}: by its name it is no part of a GGUF model. Give it the name that it had.")
+    return tuple(f"{match['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1))

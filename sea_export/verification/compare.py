@@ -310,9 +310,24 @@ def logits_in_subprocess(
         "auto_class": loading.auto_class,
         "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
         "memory": memory,
+        "arguments": dict(loading.arguments),
     }
     wait = process.ask(request, lean=memory is not None)
     return lambda: load_file(wait())["logits"]
+
+
+def _loadable(directory: Path, loading: Loading, scratch: Path) -> Path:
+    """The directory from which plain transformers loads an export: `scratch` with the joined parts of a GGUF model."""
+    file = loading.arguments.get("gguf_file")
+    if file is None:
+        return directory
+    from sea_export.model.gguf_parts import join_parts, read_parts
+
+    parts = read_parts(directory / str(file))
+    if len(parts) == 1:
+        return directory
+    join_parts(parts, scratch / parts[0].path.name)
+    return scratch
 
 
 def comparison_problems(

@@ -84,8 +84,9 @@ def compare_by_layer(
         loading=loading,
         dtype=torch.float32,
         threads=torch.get_num_threads(),
-        # Enough for the largest part of the model, and for the next part while it is loaded.
-        memory=2 * source.largest_part_bytes(torch.float32),
+        # Enough for the largest part of the model, and for the next part while it is loaded. A GGUF file is unpacked as
+        # a whole.
+        memory=None if "gguf_file" in loading.arguments else 2 * source.largest_part_bytes(torch.float32),
     )()
     logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
     return agreements(

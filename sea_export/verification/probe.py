@@ -56,6 +56,7 @@ def answer(request_file: str) -> None:
             - `tokenized`: texts, each with the tokens that the checkpoint's tokenizer must give for it;
             - `memory`: the bytes of weights that may be in memory, or null for all. The others stay on the disk, and
               are converted in the folder `scratch` if necessary;
+            - `arguments`: what else `from_pretrained` is told;
             - `answer`: the safetensors file to write, with `logits` (sequences, count, vocabulary) in float32.
     """
     import torch
@@ -64,7 +65,7 @@ def answer(request_file: str) -> None:
     with open(request_file, encoding="utf-8") as stream:
         request = json.load(stream)
     torch.set_num_threads(request["threads"])
-    arguments = {"torch_dtype": getattr(torch, request["dtype"])}
+    arguments = {"torch_dtype": getattr(torch, request["dtype"]), **request["arguments"]}
     if request["memory"] is not None:
         arguments |= {
             "device_map": "auto",

@@ -21,6 +21,7 @@ from sea_export.files.digests import file_digest
 from sea_export.model.checkpoint import CARD
 from sea_export.model.diff import TensorDifference, compare_files
 from sea_export.model.load_model import dtype_named
+from sea_export.model.model_files import gguf_part_names
 
 __all__ = ["DIFFERENT", "EQUAL_TO_ROUNDING", "IDENTICAL", "Reproduction", "compare_runs"]
 
@@ -127,12 +128,33 @@ def _compare_file(
     name: str, directory: Path, output: Path
 ) -> tuple[dict[tuple[str, str], TensorDifference], list[str]]:
     """The tensors that differ in a file that both runs have, and all other differences."""
+    if name.endswith(".gguf"):
+        return _compare_gguf(name, directory, output)
     if not name.endswith(".safetensors"):
         return {}, [f"{name}: it has other contents."]
     difference = compare_files(directory / name, output / name)
     others = (*difference.only_in_a, *difference.only_in_b, *difference.of_other_form)
     problems = [f"{tensor} of {name}: only one of the runs has it, or it has another shape." for tensor in others]
     return {(name, tensor): change for tensor, change in difference.changed.items()}, problems
+
+
+def _compare_gguf(
+    name: str, directory: Path, output: Path
+) -> tuple[dict[tuple[str, str], TensorDifference], list[str]]:
+    """The same for a GGUF file, or for the model of which it is a part."""
+    from sea_export.model.gguf_diff import compare_gguf
+
+    first = gguf_part_names(name)[0]
+    difference = compare_gguf(directory / first, output / first)
+    others = (*difference.tensors_only_in_a, *difference.tensors_only_in_b, *difference.tensors_of_other_shape)
+    problems = [f"{tensor} of {name}: only one of the runs has it, or it has another shape." for tensor in others]
+    keys = (*difference.keys_only_in_a, *difference.keys_only_in_b, *difference.keys_changed)
+    # What a file tells about its base contains the version of sea-export.
+    problems += [f"{key} of {name}: it has another value." for key in keys if not key.startswith("general.base_model.")]
+    for tensor, (one, other, _) in difference.tensors_changed.items():
+        if one.type != other.type:
+            problems.append(f"{tensor} of {name}: its type is {other.type.name}, and was {one.type.name}.")
+    return {(name, tensor): change for tensor, (_, _, change) in difference.tensors_changed.items()}, problems
 
 
 def _compare_edits(

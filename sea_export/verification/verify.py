@@ -81,13 +81,19 @@ class SoundOutput:
 
         from sea_export.edit.spectral_edit import SpectralEdit
         from sea_export.model.base import open_base
-        from sea_export.verification.verify_export import model_to_verify, unrounded_model, verify_export
+        from sea_export.verification.verify_export import (
+            base_to_verify,
+            model_to_verify,
+            unrounded_model,
+            verify_export,
+        )
 
         directory, named, edit = self.directory, self.manifest["base"], SpectralEdit.from_stored(self.edit)
         format = export_format(self.manifest["format"])
         options = ExportOptions(
             format=format.name,
             adapter_rank=self.manifest.get("adapter", {}).get("rank_cap"),
+            gguf_type=self.manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
             requantize=self.manifest.get("export", {}).get("requantize", False),
         )
         with open_base(
@@ -107,8 +113,10 @@ class SoundOutput:
 
             plan = format.plan(edit, opened, located, options, load)
             format.check_before_loading(directory, plan, trust_remote_code=self.trust_remote_code)
-            verified = model_to_verify(opened, layerwise, model, directory.resolve().parent)
-            found = verify_export(directory, opened, edit, format, plan, verified, process)
+            with base_to_verify(opened, format) as exact:
+                known = model if exact is opened else None
+                verified = model_to_verify(exact, layerwise, known, directory.resolve().parent)
+                found = verify_export(directory, exact, edit, format, plan, verified, process)
             return replace(found, unchecked=(*self.unchecked, *found.unchecked))
 
 

@@ -5,6 +5,9 @@ What is compared, and in which order, is in `sea_export.verification.verify`.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,8 @@ from torch import nn
 from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.formats import ExportFormat, Loading
-from sea_export.model.base import Base
+from sea_export.locks import scratch_directory
+from sea_export.model.base import Base, open_base
 from sea_export.text import dtype_name
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.compare import compare, comparison_problems, is_quantized
@@ -25,7 +29,7 @@ from sea_export.verification.verification import Verification
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["model_to_verify", "unrounded_model", "verify_export"]
+__all__ = ["base_to_verify", "model_to_verify", "unrounded_model", "verify_export"]
 
 
 @torch.inference_mode()
@@ -73,35 +77,36 @@ def verify_export(
     if tensors.problems:
         return found
     projections = base.output_projections(edit.targets)
-    loading = Loading.of(format, base)
+    loading = Loading.of(format, base, plan)
     export_in_memory = format.edit_in_memory(directory, quantized=quantized, by_layer=by_layer)
     moved = format.base_moved(plan)
-    if isinstance(model, StoredModel):
-        metrics = compare_by_layer(
-            directory,
-            edit,
-            model,
-            base.tokenizer,
-            projections=projections,
-            export_in_memory=export_in_memory,
-            exact=tensors.exact,
-            loading=loading,
-            process=process,
-        )
-    else:
-        metrics = compare(
-            directory,
-            edit,
-            model,
-            base.tokenizer,
-            dtype,
-            projections=projections,
-            export_in_memory=export_in_memory,
-            exact=tensors.exact,
-            loading=loading,
-            process=process,
-            base_moved=moved,
-        )
+    with _loadable(directory, loading) as loadable:
+        if isinstance(model, StoredModel):
+            metrics = compare_by_layer(
+                loadable,
+                edit,
+                model,
+                base.tokenizer,
+                projections=projections,
+                export_in_memory=export_in_memory,
+                exact=tensors.exact,
+                loading=loading,
+                process=process,
+            )
+        else:
+            metrics = compare(
+                loadable,
+                edit,
+                model,
+                base.tokenizer,
+                dtype,
+                projections=projections,
+                export_in_memory=export_in_memory,
+                exact=tensors.exact,
+                loading=loading,
+                process=process,
+                base_moved=moved,
+            )
     coarsest = dtype if format.rounds_weights else torch.float32
     problems = comparison_problems(
         metrics, coarsest, exact=tensors.exact, quantized=quantized, requantized=moved is not None
@@ -114,6 +119,47 @@ def verify_export(
         base_rounding=metrics["base_rounding"],
         effect=metrics["effect"],
     )
+
+
+@contextmanager
+def _loadable(directory: Path, loading: Loading) -> Iterator[Path]:
+    """The directory from which plain transformers loads an export: another one, if it is a GGUF model in parts."""
+    file = loading.arguments.get("gguf_file")
+    if file is None:
+        yield directory
+        return
+    from sea_export.model.gguf_parts import join_parts, read_parts
+
+    parts = read_parts(directory / str(file))
+    if len(parts) == 1:
+        yield directory
+        return
+    with scratch_directory("sea-export-joined-", Path(tempfile.gettempdir())) as joined:
+        join_parts(parts, joined / parts[0].path.name)
+        yield joined
+
+
+@contextmanager
+def base_to_verify(base: Base, format: ExportFormat[Any, Any]) -> Iterator[Base]:
+    """The base with the very numbers from which an export is made.
+
+    A GGUF file is rounded when it is converted, and an export of it that is a GGUF file too is made without that.
+
+    Args:
+        base: the base.
+        format: the format of the export.
+
+    Yields:
+        the base itself, or the same one converted to float32.
+
+    Raises:
+        InputError: it can no longer be opened.
+    """
+    if not format.changes_source or base.dtype == torch.float32:
+        yield base
+        return
+    with open_base(str(base.source), dtype=torch.float32) as exact:
+        yield exact
 
 
 def model_to_verify(

@@ -28,11 +28,13 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.model.architecture import find_output_projections, hidden_size, layers_with
 from sea_export.model.load_model import auto_classes
 from sea_export.model.targets import COMPONENTS, Target
-from sea_export.options import FORMATS
 from tests.helpers.family_configs import tiny_family_config
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import layer_edit
 from tests.helpers.tiny_models import random_model
+
+FORMATS = ("merged", "adapter", "custom-code")
+"""The formats that every base may have."""
 
 MULTIMODAL = (
     "aya_vision",

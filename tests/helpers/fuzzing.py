@@ -26,13 +26,14 @@ from sea_export.demonstrations.chat_template import chat_texts
 from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.export.manifest import read_manifest
 from sea_export.files.reading import read_json
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, check_adapter_files
 from sea_export.model.base import open_base
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.gguf_header import read_gguf_header
 from sea_export.model.load_model import choose_device, dtype_named
 from sea_export.model.pickled_weights import load_pickled_weights
 from sea_export.model.pretrained import put_adapter_on
@@ -40,13 +41,14 @@ from sea_export.model.run_options import MOST_THREADS
 from sea_export.model.safetensors_header import read_header
 from sea_export.model.targets import Target
 from sea_export.options import FORMATS, ExportOptions, FitOptions
-from sea_export.saving import locate_fit
+from sea_export.saving import locate_fit, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.changed_files import changed_bytes, changed_json, changed_safetensors, changed_text, text_of
 from tests.helpers.checkpoint_files import INDEX, tensors_of_many_dtypes
 from tests.helpers.fuzzed_hub import HUB_PROPERTIES
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.template_folders import scratch_folder, template_folder
+from tests.helpers.tiny_edits import spectral_edit
 from tests.helpers.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 # Files
@@ -158,13 +160,20 @@ def _pickle_file(zipped: bool) -> bytes:
     return stream.getvalue()
 
 
-def gguf_is_converted_or_refused(contents: bytes) -> None:
+def gguf_is_converted_and_edited_or_refused(contents: bytes) -> None:
     with scratch_folder() as folder:
         (folder / "m.gguf").write_bytes(contents)
         with open_base(str(folder / "m.gguf"), dtype=torch.float32) as base:
             tensors = base.checkpoint.tensors.values()
             # 8-bit weights become four times as large, and an embedding may be stored for both ends of the model.
             assert sum(tensor.end - tensor.start for tensor in tensors) <= 8 * len(contents)
+            edit = spectral_edit([Target(0, "mlp")], size=32)
+            try:
+                save_checkpoint(edit, base, folder / "out", ExportOptions(format="gguf", verify=False))
+            except SeaExportError as error:
+                assert {file.name for file in folder.iterdir()} == {"m.gguf"}, "nothing is half written"
+                raise InputError(str(error)) from error  # of numbers that no type holds, too
+            assert read_gguf_header(folder / "out" / "m.gguf").tensors
 
 
 @functools.cache
@@ -354,6 +363,6 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
     "chat template": (template_is_rendered_or_refused, changed_bytes(_TEMPLATE)),
     "cache": (cache_is_read_or_refused, changed_safetensors(_cache_file)),
     "model card of a base": (base_card_is_read, changed_bytes(_CARD) | changed_json(_CARD_METADATA).map(card_of)),
-    "GGUF": (gguf_is_converted_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
+    "GGUF": (gguf_is_converted_and_edited_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
     **HUB_PROPERTIES,
 }

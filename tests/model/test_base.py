@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from sea_export.errors import InputError
 from sea_export.model.base import open_base
+from sea_export.model.header_only import header_only_base
 from tests.helpers.checkpoint_files import (
     contents_of,
     tensors_of_many_dtypes,
@@ -240,6 +241,35 @@ def test_gguf_that_lacks_weights_is_refused(tmp_path):
     """One part of a split model would otherwise load, the rest of its weights random."""
     write_gguf(tmp_path / "part.gguf", without="blk.0.ffn_down.weight")
     refused(tmp_path / "part.gguf", "model.layers.0.mlp.down_proj.weight")
+
+
+def test_gguf_in_parts_is_the_same_model(tmp_path):
+    pytest.importorskip("gguf")
+    weights = write_gguf(tmp_path / "tiny.gguf", layers=2, split=7)
+    with open_base(str(tmp_path / "tiny-00001-of-00003.gguf"), dtype=torch.float32) as base:
+        assert base.name == "tiny-00001-of-00003.gguf"
+        for name in ("model.layers.1.mlp.down_proj.weight", "lm_head.weight"):
+            assert base.checkpoint.read(name).equal(weights[name])
+        assert not base.config.tie_word_embeddings
+    with header_only_base(str(tmp_path / "tiny-00001-of-00003.gguf")) as base:
+        assert not base.config.tie_word_embeddings
+    refused(tmp_path / "tiny-00002-of-00003.gguf", "Give the first one")
+    (tmp_path / "tiny-00003-of-00003.gguf").unlink()
+    refused(tmp_path / "tiny-00001-of-00003.gguf", "tiny-00003-of-00003.gguf")
+
+
+def test_gguf_keeps_biases_that_transformers_would_drop(tmp_path):
+    pytest.importorskip("gguf")
+    weights = write_gguf(tmp_path / "tiny.gguf", layers=2, biases=True)
+    with open_base(str(tmp_path / "tiny.gguf"), dtype=torch.float32) as base:
+        assert base.config.mlp_bias
+        assert base.config.attention_bias
+        for layer in range(2):
+            for name in ("mlp.down_proj.bias", "self_attn.o_proj.bias"):
+                name = f"model.layers.{layer}.{name}"
+                assert base.checkpoint.read(name).equal(weights[name])
+            for name in ("mlp.up_proj.bias", "self_attn.q_proj.bias"):
+                assert not base.checkpoint.read(f"model.layers.{layer}.{name}").any()
 
 
 def test_gguf_that_is_none(tmp_path):

@@ -5,7 +5,7 @@ Heavy imports are made in the methods, so that wrong options are reported at onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class _Adapter:
     runs_code = False
     # It is stored in float32, whatever the dtype of its base, so that storing it rounds nothing.
     rounds_weights = False
+    changes_source = False
     details_key: str | None = "adapter"
 
     def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
@@ -99,6 +100,9 @@ class _Adapter:
 
     def stored_dtype(self, base: Base, plan: AdapterPlan) -> torch.dtype | None:
         return base.checkpoint.coarsest_dtype(plan.stored_weights) if plan.stored_weights else None
+
+    def loading_arguments(self, plan: AdapterPlan) -> Mapping[str, str | bool]:
+        return {}
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.adapter.adapter_check import with_adapter

@@ -5,7 +5,7 @@ It can hold every edit. Heavy imports are made in the methods, so that wrong opt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class _CustomCode:
     runs_code = True
     # The weights of the base, and the tensors of the edit in float32, are stored as they are, without rounding.
     rounds_weights = False
+    changes_source = False
     details_key: str | None = None
 
     def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
@@ -102,6 +103,9 @@ class _CustomCode:
 
     def stored_dtype(self, base: Base, plan: CodePlan) -> torch.dtype | None:
         return None
+
+    def loading_arguments(self, plan: CodePlan) -> Mapping[str, str | bool]:
+        return {}
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         return None

@@ -6,7 +6,7 @@ Heavy imports are made in the methods, so that wrong options are reported at onc
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ class _Merged:
     loads_beside_base = False
     runs_code = False
     rounds_weights = True
+    changes_source = False
     details_key: str | None = None
 
     def check_options(self, fit: FitOptions, export: ExportOptions) -> None:
@@ -96,6 +97,9 @@ class _Merged:
 
     def stored_dtype(self, base: Base, plan: MergePlan) -> torch.dtype | None:
         return base.checkpoint.coarsest_dtype(plan.edits) if plan.edits else None
+
+    def loading_arguments(self, plan: MergePlan) -> Mapping[str, str | bool]:
+        return {}
 
     def edit_in_memory(self, directory: Path, *, quantized: bool, by_layer: bool) -> EditInMemory | None:
         from sea_export.export.merged.merge_check import with_folded_weights

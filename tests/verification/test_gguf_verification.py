@@ -1,0 +1,81 @@
+"""Exports of GGUF files, verified and repeated after a while: with another version, another name, another result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sea_export.errors import InputError
+from sea_export.export.formats import EditNeeds, export_format
+from sea_export.export.manifest import read_manifest
+from sea_export.model.base import open_base
+from sea_export.model.targets import Target
+from sea_export.options import ExportOptions
+from sea_export.saving import save
+from sea_export.verification.reproduce import compare_runs
+from sea_export.verification.verify import verify
+from tests.helpers.gguf_files import write_gguf
+from tests.helpers.tiny_edits import spectral_edit
+
+gguf = pytest.importorskip("gguf")
+
+TARGETS = [Target(1, "mlp")]
+EDIT = spectral_edit(TARGETS, size=32)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, m.gguf, and an unverified export of it."""
+    folder = tmp_path_factory.mktemp("gguf")
+    write_gguf(folder / "m.gguf", layers=3)
+    save(EDIT, folder / "m.gguf", folder / "out", format="gguf", verify=False, dtype=torch.float32)
+    return folder
+
+
+def problems_of(folder: Path, output: Path) -> tuple[str, ...]:
+    """What the comparison of the tensors finds, before any prediction is computed."""
+    format, options = export_format("gguf"), ExportOptions(format="gguf")
+    with open_base(str(folder / "m.gguf"), dtype=torch.float32) as base:
+        located = format.locate(base, TARGETS, EditNeeds.of_edit(EDIT), options)
+        plan = format.plan(EDIT, base, located, options, lambda: base.load_model())
+        return format.check(output, base, EDIT, plan).problems
+
+
+def test_another_version_tells_other_things_of_the_base(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems_of(exported, exported / "out") == ()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
+    assert problems_of(exported, exported / "out") == ()
+
+
+def test_any_other_entry_must_be_the_planned_one(exported: Path, tmp_path: Path) -> None:
+    for old, new in ((b"general.base_model.count", b"general.base_model.COUNT"), (b"Tiny Title", b"Tiny title")):
+        shutil.copytree(exported / "out", tmp_path / old.decode())
+        file = tmp_path / old.decode() / "m.gguf"
+        file.write_bytes(file.read_bytes().replace(old, new, 1))
+        assert "metadata" in problems_of(exported, file.parent)[0]
+
+
+def test_the_base_must_have_its_name_and_contents(exported: Path, tmp_path: Path) -> None:
+    shutil.copyfile(exported / "m.gguf", tmp_path / "other.gguf")
+    with pytest.raises(InputError, match=r"it has no m\.gguf"):
+        verify(exported / "out", tmp_path / "other.gguf")
+    contents = (exported / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(contents.replace(b"Tiny Title", b"Tiny title"))
+    with pytest.raises(InputError, match=r"its m\.gguf is not that of the base of the manifest"):
+        verify(exported / "out", tmp_path / "m.gguf")
+
+
+def test_a_repeated_run_is_compared_tensor_by_tensor(exported: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(exported / "out")
+    manifest["edit"]["computation"] = {"dtype": "float32"}
+    own = {"format": "gguf", "verify": False, "dtype": torch.float32}
+    save(EDIT, exported / "m.gguf", tmp_path / "same", **own)
+    assert compare_runs(manifest, exported / "out", tmp_path / "same").verdict == "byte-identical"
+    save(EDIT, exported / "m.gguf", tmp_path / "type", gguf_type="F32", **own)
+    found = compare_runs(manifest, exported / "out", tmp_path / "type")
+    assert "blk.1.ffn_down.weight of m.gguf: its type is F32, and was Q8_0." in found.problems
+    assert list(found.tensors) == [("m.gguf", "blk.1.ffn_down.weight")]
