@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sea_export.model.process_count import process_count
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions
 from sea_export.verification.clean_process import CleanProcess
@@ -26,6 +26,6 @@ def early_process(export: ExportOptions, run: RunOptions) -> Iterator[CleanProce
         run: whether one layer at a time is in memory.
     """
     with CleanProcess() as process:
-        if export.verify and not run.layerwise and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if export.verify and not run.layerwise and process_count() == 1:
             process.begin()
         yield process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any
 
 from sea_export.errors import InputError, first_line
 from sea_export.evaluation.judge import JudgeUnavailable, read_verdict
+from sea_export.files.reading import parse_json
 
 __all__ = ["RemoteJudge"]
 
@@ -129,20 +131,20 @@ class RemoteJudge:
                     raise TimeoutError("timed out")
                 if len(content) > _LARGEST_REPLY:
                     raise ValueError("the reply is too long")
-        return _text_of(json.loads(content))
+        return _text_of(parse_json(content))
 
     def _asked_wait(self, retry_after: str | None, otherwise: float) -> float:
         """Seconds to wait, as the header Retry-After says in seconds or as a date."""
         if retry_after is None:
             return otherwise
         try:
-            return max(float(retry_after), 0.0)
+            seconds = float(retry_after)
         except ValueError:
-            pass
-        try:
-            return max(parsedate_to_datetime(retry_after).timestamp() - self.now(), 0.0)
-        except ValueError:
-            return otherwise
+            try:
+                seconds = parsedate_to_datetime(retry_after).timestamp() - self.now()
+            except ValueError:
+                return otherwise
+        return otherwise if math.isnan(seconds) else max(seconds, 0.0)
 
 
 def _text_of(completion: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sea_export.errors import InputError, reason
 from sea_export.evaluation.judge import JudgeRequest
+from sea_export.files.reading import parse_json
 
 __all__ = ["VerdictFile"]
 
@@ -77,12 +78,11 @@ class VerdictFile:
         try:
             content = file.read_bytes()
             complete, rest = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-            lines = complete.decode("utf-8").split("\n")[:-1]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: it cannot be read as UTF-8 text ({reason(error)}). Choose another.") from error
-        for row, line in enumerate(lines, start=1):
+        except OSError as error:
+            raise InputError(f"{file}: it cannot be read ({reason(error)}). Choose another.") from error
+        for row, line in enumerate(complete.split(b"\n")[:-1], start=1):
             key, verdict = _verdict_of(line)
-            if key is None or not isinstance(verdict, bool):
+            if not isinstance(key, str) or not isinstance(verdict, bool):
                 raise InputError(f"{file}, row {row}: it is no verdict of a judge. Give a file of --judge-cache.")
             self._verdicts[key] = verdict
         if rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
@@ -91,9 +91,9 @@ class VerdictFile:
             os.truncate(file, len(complete))
 
 
-def _verdict_of(line: str) -> tuple[Any, Any]:
+def _verdict_of(line: bytes) -> tuple[Any, Any]:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None, None
     return (found.get("key"), found.get("verdict")) if isinstance(found, dict) else (None, None)

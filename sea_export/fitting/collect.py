@@ -22,9 +22,9 @@ from sea_export.fitting.edit_method import FinishedStatistics, activation_method
 from sea_export.fitting.gradient_cache import GradientCache
 from sea_export.fitting.gradient_statistics import GradientStatistics
 from sea_export.fitting.layer_choice import choose_targets
-from sea_export.model.architecture import OutputProjection, context_length, find_output_projections
+from sea_export.model.architecture import OutputProjection, context_length, find_output_projections, hidden_size
 from sea_export.model.targets import Target
-from sea_export.options import CaptureOptions, FitOptions
+from sea_export.options import CaptureOptions, EditOptions, FitOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -145,10 +145,12 @@ def demonstrations_to_fit(
         in_memory: whether the whole model is in memory at the same time.
 
     Raises:
-        InputError: there are too few demonstrations, they cannot be tokenized, a model of which one layer at a time is
-            in memory cannot be fitted so, or options contradict one another.
+        InputError: there are too few demonstrations, also for the ranks of the edit, they cannot be tokenized, a model
+            of which one layer at a time is in memory cannot be fitted so, or options contradict one another.
     """
     check_enough(demonstrations)
+    if options.method == "spectral":
+        _check_ranks(options.edit, min(len(demonstrations) - (options.center != "off"), hidden_size(model.config)))
     if options.capture.neutral == "generated" and not in_memory:
         raise InputError(
             "--neutral: generated needs all layers for every token, and they are not in memory together. Choose "
@@ -163,6 +165,16 @@ def demonstrations_to_fit(
         if options.sequential:
             raise InputError(f"--sequential: --method {options.method} reads no activations. Leave it out.")
     return _tokenized(model, tokenizer, demonstrations, options)
+
+
+def _check_ranks(options: EditOptions, directions: int) -> None:
+    """Refuses ranks above the number of directions that demonstrations can span at most."""
+    for option, rank in (("--positive-rank", options.positive_rank), ("--negative-rank", options.negative_rank)):
+        if rank is not None and rank > directions:
+            raise InputError(
+                f"{option}: {rank} is more than the {directions} directions that the demonstrations span. Lower it, or "
+                "give more demonstrations."
+            )
 
 
 def check_enough(demonstrations: Sequence[Demonstration]) -> None:

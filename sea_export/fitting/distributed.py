@@ -18,6 +18,7 @@ import torch.distributed
 from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.fitting.activation_statistics import FOLDS
 from sea_export.fitting.edit_method import Accumulator, Finished
+from sea_export.model.process_count import process_count
 
 __all__ = ["ALONE", "Processes", "joined_processes", "local_device"]
 
@@ -101,9 +102,10 @@ def joined_processes() -> Iterator[Processes]:
     """The processes that this one was started with, connected; `ALONE` if it was started by itself.
 
     Raises:
+        InputError: see `process_count`.
         SeaExportError: the others cannot be reached.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = process_count()
     if count == 1:
         yield ALONE
         return

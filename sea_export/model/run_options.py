@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from sea_export.errors import InputError
 from sea_export.options import check_values, option
 
-__all__ = ["DTYPES", "RunOptions", "check_conversion"]
+__all__ = ["DTYPES", "MOST_THREADS", "RunOptions", "check_conversion"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MOST_THREADS = 1024
+"""The most threads that may be asked for. Far more take all processes of a machine."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class RunOptions:
         DTYPES,
     )
     threads: int | None = option(
-        None, "Threads to compute with; by default as OMP_NUM_THREADS says, or as many as help in a trial.", minimum=1
+        None,
+        "Threads to compute with; by default as OMP_NUM_THREADS says, or as many as help in a trial.",
+        minimum=1,
+        maximum=MOST_THREADS,
     )
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: a GPU if any.")
     trust_remote_code: bool = option(False, "Run code that comes with the model. Custom-code exports come with some.")

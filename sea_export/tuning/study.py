@@ -176,10 +176,22 @@ def finished_trials(study: Study, start: FitOptions, space: SearchSpace) -> list
     try:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             candidate = space.suggest(FixedTrial(trial.params), start)  # type: ignore[arg-type]
-            results.append(TrialResult(trial.number, candidate, **trial.user_attrs[_RESULT]))
+            results.append(TrialResult(trial.number, candidate, **_outcome(trial.user_attrs)))
     except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"--storage: a trial in it is damaged ({first_line(error)}). Give another file.") from error
     return results
+
+
+def _outcome(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What `keep_result` kept of a trial. Raises ValueError if it is anything else."""
+    outcome = kept[_RESULT]
+    if not isinstance(outcome, dict) or outcome.keys() != set(_KEPT):
+        raise ValueError("it has no result")
+    *figures, cut = (outcome[name] for name in _KEPT)
+    types = (int, float) if cut is None else (int, float, type(None))
+    if not (cut is None or isinstance(cut, str)) or not all(type(figure) in types for figure in figures):
+        raise ValueError("its result is not of numbers")
+    return outcome
 
 
 def keep_result(study: Study, trial: Trial, result: TrialResult) -> None:

@@ -127,10 +127,15 @@ def _failure(name: str, status: int, errors: Path) -> str:
     """What to tell of a process that ended with a status, and printed something on standard error."""
     if status < 0:
         return (
-            f"{name}: the process that loads it to verify it was ended by the signal {signal.Signals(-status).name}, "
+            f"{name}: the process that loads it to verify it was ended by the signal {_signal_name(-status)}, "
             "as the system does where memory runs out. Free some memory, choose --layerwise, or leave the verification "
             "out with --no-verify."
         )
     told = errors.read_text(encoding="utf-8", errors="replace")
     last_line = told.strip().rpartition("\n")[2].rstrip(". ")
     return f"{name}: plain transformers cannot load it: {last_line}."
+
+
+def _signal_name(number: int) -> str:
+    """The name of a signal; of one that has none its number."""
+    return next((one.name for one in signal.Signals if one == number), str(number))

@@ -18,6 +18,7 @@ from sea_export.demonstrations.tables import is_file_name
 from sea_export.errors import InputError
 from sea_export.export.manifest import MANIFEST, fits_of
 from sea_export.files.records import from_record
+from sea_export.model.run_options import MOST_THREADS
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.versions import library_versions
 
@@ -71,8 +72,7 @@ class RecordedFit:
             seed=origin.seed,
             skip_bad_rows=origin.skip_bad_rows,
         )
-        left_out = [int(position) for position in filter(str.isdecimal, origin.left_out.split(","))]
-        fitted = hold_out(without(loaded, left_out), origin.held_out, origin.seed).fitted
+        fitted = hold_out(without(loaded, _positions(origin.left_out)), origin.held_out, origin.seed).fitted
         if demonstrations_digest(fitted) != self.digest:
             raise InputError(
                 f"--demonstrations: {file or origin.source} does not hold those that the manifest names (SHA-256 "
@@ -132,6 +132,11 @@ class RecordedRun:
                 f"{MANIFEST}: its {len(members)} edits were fitted in different ways (dtype, device or threads). Fit "
                 "each of them again, and bake them with sea-export save."
             )
+        if not 1 <= computations[0]["threads"] <= MOST_THREADS:
+            raise InputError(
+                f"{MANIFEST}: it says that the fit computed with {computations[0]['threads']} threads. Give the "
+                "manifest as it was written."
+            )
         recorded: Mapping[str, Any] = manifest["export"]
         export = ExportOptions(
             format=manifest["format"],
@@ -177,6 +182,16 @@ class RecordedRun:
             for name, then in self.versions.items()
             if then != {now.get(name)}
         ]
+
+
+def _positions(left_out: str) -> list[int]:
+    """See `sea_export.demonstrations.demonstration.DemonstrationOrigin.left_out`."""
+    try:
+        return [int(position) for position in left_out.split(",") if position]
+    except ValueError as error:
+        raise InputError(
+            f"{MANIFEST}: its left_out is not a list of positions. Give the manifest as it was written."
+        ) from error
 
 
 def _fit(member: Mapping[str, Any]) -> RecordedFit:

@@ -158,7 +158,8 @@ def test_what_a_stopped_run_wrote_is_used(server: LoopbackJudge, remote: RemoteJ
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    for line in ('{"prompt": "x"}', "x", "[]", '{"key": "x", "verdict": "yes"}'):
+    lines = ('{"prompt": "x"}', "x", "[]", '{"key": "x", "verdict": "yes"}', '{"key": ["x"], "verdict": true}')
+    for line in (*lines, '{"key": {}, "verdict": true}', "[" * 100_000, '{"key": "\\ud800", "verdict": true}'):
         file.write_text(f'{{"key": "x", "verdict": true}}\n{line}\n', encoding="utf-8")
         with pytest.raises(InputError, match=naming("rows.jsonl, row 2")):
             VerdictFile("m", "m", file)
@@ -199,12 +200,19 @@ FAULTS: dict[str, dict[str, Any]] = {
     "rate limit": {"status": 429, "headers": {"Retry-After": "7"}},
     "rate limit until a date": {"status": 429, "headers": {"Retry-After": formatdate(NOW + 9, usegmt=True)}},
     "rate limit with nonsense": {"status": 429, "headers": {"Retry-After": "soon"}},
+    "rate limit of no number": {"status": 429, "headers": {"Retry-After": "nan"}},
+    "rate limit without end": {"status": 429, "headers": {"Retry-After": "inf"}},
     "a day's rate limit": {"status": 429, "headers": {"Retry-After": "86400"}},
     "overloaded": {"status": 503},
     "broken off": {"cut_after": 10},
     "dropped": {"cut_after": 0},
 }
-WAITS = {"rate limit": 7.0, "rate limit until a date": 9.0, "a day's rate limit": 300.0}
+WAITS = {
+    "rate limit": 7.0,
+    "rate limit until a date": 9.0,
+    "a day's rate limit": 300.0,
+    "rate limit without end": 300.0,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -234,7 +242,18 @@ def test_a_server_that_trickles_is_given_up_at_the_deadline(server: LoopbackJudg
         list(trickling.verdicts(["Is it?"] * 3))
 
 
-@pytest.mark.parametrize("reply", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": 1}]}', b"[]"])
+NO_COMPLETIONS = (
+    b"<html>",
+    b"{}",
+    b'{"choices": []}',
+    b'{"choices": [{"message": 1}]}',
+    b"[]",
+    b"[" * 100_000,
+    b"\xff",
+)
+
+
+@pytest.mark.parametrize("reply", NO_COMPLETIONS, ids=lambda reply: repr(reply[:30]))
 def test_what_is_no_completion_is_no_verdict(reply: bytes, server: LoopbackJudge, remote: RemoteJudge) -> None:
     server.says = lambda messages: reply
     (judged,), judging = judge_measurements([answered("of rock")], opened(remote), VerdictFile("m", "m", None))

@@ -407,6 +407,20 @@ def test_what_cannot_be_fitted_is_refused(llama, tokenizer, demonstrations, opti
         fit(llama, tokenizer, demonstrations, **options)
 
 
+@pytest.mark.usefixtures("no_capture")
+@pytest.mark.parametrize(
+    ("options", "directions"),
+    [({"positive_rank": 9}, 7), ({"negative_rank": 8}, 7), ({"positive_rank": 9, "center": "off"}, 8)],
+    ids=str,
+)
+def test_ranks_beyond_the_demonstrations_are_refused_before_any_work(
+    llama, tokenizer, demonstrations, options, directions
+):
+    option = f"--{next(iter(options)).replace('_', '-')}"
+    with pytest.raises(InputError, match=naming(option, directions)):
+        fit(llama, tokenizer, demonstrations, layers="all", **options)
+
+
 @pytest.fixture
 def broken_model(llama) -> PreTrainedModel:
     """A model whose third layer puts out NaN."""

@@ -37,6 +37,7 @@ from sea_export.model.gguf_header import read_gguf_header
 from sea_export.model.load_model import choose_device, dtype_named
 from sea_export.model.pickled_weights import load_pickled_weights
 from sea_export.model.pretrained import put_adapter_on
+from sea_export.model.run_options import MOST_THREADS
 from sea_export.model.safetensors_header import read_header
 from sea_export.model.targets import Target
 from sea_export.options import FORMATS, ExportOptions, FitOptions
@@ -189,6 +190,7 @@ def run_is_repeatable_or_refused(text: bytes) -> None:
         run.changed_versions()
         choose_device(run.computation["device"])
         dtype_named(run.computation["dtype"])
+        assert 1 <= run.computation["threads"] <= MOST_THREADS
         assert run.export_options(overwrite=True).format in FORMATS
         assert all(isinstance(name, str) for name in run.base["files"])
 

@@ -59,7 +59,7 @@ def test_a_command_uses_and_records_what_it_is_told(tiny_checkpoint: Path, tmp_p
     assert '"threads": 2' in (tmp_path / "edit" / "sea_edit.json").read_text()
 
 
-@pytest.mark.parametrize("threads", ["0", "-1", "many"])
+@pytest.mark.parametrize("threads", ["0", "-1", "many", "1025", "2147483648", "99999999999999999999"])
 def test_numbers_of_threads_that_are_none(threads: str) -> None:
     for command in (["fit", "m", "e"], ["verify", "o"], ["reproduce", "m", "o"], ["doctor"]):
         result = CliRunner().invoke(main, [*command, "--threads", threads])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,36 @@ def test_a_file_that_keeps_no_studies_is_refused_and_stays(content: str, tmp_pat
     with pytest.raises(InputError, match=naming(file)):
         run_search(FakeTuner(), file, trials=1)
     assert file.read_text() == content
+
+
+WHOLE = {"strength": 0.5, "value": 0.1, "score": -0.9, "divergence": 0.2, "cut": None}
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        3,
+        [],
+        {},
+        WHOLE | {"more": 1},
+        WHOLE | {"score": "high"},
+        WHOLE | {"value": True},
+        WHOLE | {"divergence": None},
+        WHOLE | {"cut": 3},
+        WHOLE | {"cut": "early", "strength": [0.5]},
+    ],
+    ids=str,
+)
+def test_a_trial_whose_result_is_none_is_refused(outcome: object, tmp_path: Path) -> None:
+    storage = tmp_path / "study.log"
+    run_search(FakeTuner(), storage, trials=3)
+    lines = [json.loads(line) for line in storage.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if "outcome" in line.get("user_attr", {}):
+            line["user_attr"]["outcome"] = outcome
+    storage.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(InputError, match="--storage: a trial in it is damaged"):
+        run_search(FakeTuner(), storage, trials=4)
 
 
 def test_searches_with_other_settings_share_a_file(tmp_path: Path) -> None:

@@ -69,14 +69,14 @@ def test_one_process_does_the_task(early: bool, program: Callable[[str], None]) 
     assert not answer.parent.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (11, "SIGSEGV"), (signal.SIGRTMIN + 3, "37")])
 @pytest.mark.parametrize("early", [True, False])
-def test_a_signal_and_what_to_do_are_named(number: signal.Signals, early: bool, program: Callable[[str], None]) -> None:
-    program(WAIT + f"os.kill(os.getpid(), {int(number)})\n")
+def test_a_signal_and_what_to_do_are_named(number: int, name: str, early: bool, program: Callable[[str], None]) -> None:
+    program(WAIT + f"os.kill(os.getpid(), {number})\n")
     with CleanProcess() as process:
         if early:
             process.begin()
-        with pytest.raises(SeaExportError, match=naming("out", number.name, "--no-verify")):
+        with pytest.raises(SeaExportError, match=naming("out", name, "--no-verify")):
             process.ask(REQUEST)()
 
 

@@ -336,6 +336,16 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     ),
     "code of the base": (lambda manifest: manifest["export"].update(trust_remote_code=True), ["--trust-remote-code"]),
     "no export": (lambda manifest: manifest.pop("export"), ["'export'"]),
+    "no threads": (lambda manifest: manifest["edit"]["computation"].update(threads=0), ["0 threads"]),
+    "threads beyond number": (lambda manifest: manifest["edit"]["computation"].update(threads=2**40), ["threads"]),
+    "positions that are none": (
+        lambda manifest: manifest["edit"]["demonstrations"]["origin"].update(left_out="1,x"),
+        ["left_out"],
+    ),
+    "a position of thousands of digits": (
+        lambda manifest: manifest["edit"]["demonstrations"]["origin"].update(left_out="9" * 5000),
+        ["left_out"],
+    ),
     "no such dtype": (lambda manifest: manifest["base"].update(dtype="load"), ["dtype"]),
     "no version": (lambda manifest: manifest.pop("manifest_version"), ["sea_export.json", "manifest"]),
 }
