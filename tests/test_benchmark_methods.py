@@ -58,7 +58,8 @@ def test_methods_are_compared_at_equal_damage(tiny_checkpoint: Path, tmp_path: P
     keys = [json.dumps(one["settings"], sort_keys=True) for one in found]
     assert len(set(keys)) == len(keys), "nothing was measured twice"
     strengths = {one["settings"]["arm"]: one for one in found if "strength" in one}
-    assert set(strengths) == {"natural bias", "turned sign", "spectral"}
+    subspace = "natural bias, spectral subspace"
+    assert set(strengths) == {"natural bias", "turned sign", "spectral", subspace}
     assert all(0.95 * BUDGET <= max(one["kl"].values()) <= BUDGET for one in strengths.values())
     measured = {one["settings"]["what"] for one in found}
     assert {"held-out demonstrations", "truthfulqa"} < measured

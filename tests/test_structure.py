@@ -144,7 +144,7 @@ LOADING_NOTHING = {"AutoHfQuantizer"}
 """A class with a method of such a name that reads no file."""
 ANSWERED = {"from_pretrained", "from_config"}
 """Those of them that ask whether code may run if they are not told."""
-MAY_LOAD = {"model/pretrained.py", "verification/probe.py"}
+MAY_LOAD = {"model/pretrained.py", "verification/verification_probe.py"}
 """The module that all others load with, and the program that computes what a machine without sea-export would."""
 
 

@@ -27,7 +27,7 @@ __all__ = ["CleanProcess"]
 
 logger = logging.getLogger(__name__)
 
-_PROBE = Path(__file__).with_name("probe.py")
+_PROBE = Path(__file__).with_name("verification_probe.py")
 _SCRATCH = "sea-export-verification-"
 _ERRORS = "errors.txt"
 
@@ -89,7 +89,7 @@ class CleanProcess:
         """Gives it a task. It is begun first if it does not wait already.
 
         Args:
-            request: what `sea_export.verification.probe.answer` describes, without the places of files.
+            request: what `sea_export.verification.verification_probe.answer` describes, without the places of files.
             lean: see `begin`.
 
         Returns:

@@ -209,7 +209,7 @@ def test_the_token_appears_nowhere(hub: LoopbackHub, demonstrations_file: Path, 
     assert b"Traceback" in printed
     assert b"authorization" in printed, "requests are logged"
     assert any(b"sea_export" in line for line in command_lines)
-    assert any(b"probe.py" in line for line in command_lines), "children are watched"
+    assert any(b"verification_probe.py" in line for line in command_lines), "children are watched"
     assert not [line for line in (*command_lines, *more) if TOKEN.encode() in line]
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert holding == [home / "token"], "where huggingface_hub keeps it, and nowhere else"

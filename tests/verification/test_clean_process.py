@@ -18,7 +18,7 @@ from sea_export.cli.early_process import early_process
 from sea_export.errors import SeaExportError
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions
-from sea_export.verification import clean_process, probe
+from sea_export.verification import clean_process, verification_probe
 from sea_export.verification.clean_process import CleanProcess
 from tests.helpers.messages import naming
 
@@ -156,13 +156,13 @@ def test_none_is_begun_for_nothing(
 
 def test_the_program_ends_when_nobody_needs_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it waits for its task, and while it does it."""
-    monkeypatch.setattr(probe, "answer", lambda file: time.sleep(1000))
+    monkeypatch.setattr(verification_probe, "answer", lambda file: time.sleep(1000))
     for task in ("", "task.json\n"):
         read_end, write_end = os.pipe()
         process = os.fork()
         if process == 0:
             os.close(write_end)
-            probe.main(read_end)
+            verification_probe.main(read_end)
             os._exit(0)
         os.close(read_end)
         os.write(write_end, task.encode())
