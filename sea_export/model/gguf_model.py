@@ -58,7 +58,7 @@ def gguf_config(gguf: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
 
     parts = read_parts(gguf)
     with _alone(parts, weights=False) as directory, refused_by_library(f"{gguf.name}: transformers cannot load it"):
-        arguments: dict[str, Any] = {"gguf_file": gguf.name}
+        arguments: dict[str, Any] = {"gguf_file": _named(gguf, directory)}
         config = from_pretrained(AutoConfig, directory, trust_remote_code=False, arguments=arguments)
         for switch in _bias_switches(config, parts):
             setattr(config, switch, True)
@@ -72,6 +72,12 @@ def _bias_switches(config: PretrainedConfig, parts: Sequence[GgufPart]) -> Itera
     for suffix, switch in _BIAS_SWITCHES.items():
         if getattr(config, switch, None) is False and any(name.endswith(suffix) for name in names):
             yield switch
+
+
+def _named(gguf: Path, directory: Path) -> str:
+    """What transformers is given as the name of a file: its whole path. Of a mere name it takes the file in the current
+    folder, if there is one, and not the one in the directory."""
+    return str((directory / gguf.name).absolute())
 
 
 @contextmanager
@@ -125,7 +131,7 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
             directory,
             trust_remote_code=False,
             arguments={
-                "gguf_file": gguf.name,
+                "gguf_file": _named(gguf, directory),
                 "config": config,
                 "torch_dtype": dtype,
                 "quantization_config": unpack,

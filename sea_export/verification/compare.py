@@ -310,24 +310,17 @@ def logits_in_subprocess(
         "auto_class": loading.auto_class,
         "tokenized": {prompt: tokenizer(prompt).input_ids for prompt in PROMPTS} if loading.has_code else {},
         "memory": memory,
-        "arguments": dict(loading.arguments),
+        "arguments": _with_whole_path(loading.arguments, directory),
     }
     wait = process.ask(request, lean=memory is not None)
     return lambda: load_file(wait())["logits"]
 
 
-def _loadable(directory: Path, loading: Loading, scratch: Path) -> Path:
-    """The directory from which plain transformers loads an export: `scratch` with the joined parts of a GGUF model."""
-    file = loading.arguments.get("gguf_file")
-    if file is None:
-        return directory
-    from sea_export.model.gguf_parts import join_parts, read_parts
-
-    parts = read_parts(directory / str(file))
-    if len(parts) == 1:
-        return directory
-    join_parts(parts, scratch / parts[0].path.name)
-    return scratch
+def _with_whole_path(arguments: Mapping[str, str | bool], directory: Path) -> dict[str, str | bool]:
+    """Arguments of `from_pretrained` with the whole path of a GGUF file. Of a mere name transformers takes the file in
+    the current folder, if there is one, and that may be the base."""
+    file = arguments.get("gguf_file")
+    return dict(arguments) if file is None else {**arguments, "gguf_file": str((directory / str(file)).absolute())}
 
 
 def comparison_problems(

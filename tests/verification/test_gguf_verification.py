@@ -59,6 +59,19 @@ def test_any_other_entry_must_be_the_planned_one(exported: Path, tmp_path: Path)
         assert "metadata" in problems_of(exported, file.parent)[0]
 
 
+def test_a_file_of_the_same_name_in_the_current_folder_is_not_read(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mere name, transformers would take that file."""
+    write_gguf(tmp_path / "m.gguf", layers=3, feed_forward=96)
+    monkeypatch.chdir(tmp_path)
+    with open_base(str(exported / "m.gguf")) as base:
+        assert base.load_model().model.layers[0].mlp.up_proj.out_features == 64
+    monkeypatch.chdir(exported)
+    found = verify(Path("out"), "m.gguf")
+    assert found.passed, found.problems
+
+
 def test_the_base_must_have_its_name_and_contents(exported: Path, tmp_path: Path) -> None:
     shutil.copyfile(exported / "m.gguf", tmp_path / "other.gguf")
     with pytest.raises(InputError, match=r"it has no m\.gguf"):
