@@ -32,10 +32,14 @@ def command(
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.demonstrations.tables import check_source
     from sea_export.export.output import check_output
+    from sea_export.files.writing import check_destinations
     from sea_export.model.location import locate_model
 
     check_output(output, overwrite=export.overwrite)
-    if source := (tune.benchmark or "").partition("=")[2]:
+    source = (tune.benchmark or "").partition("=")[2]
+    tables = (model, data.demonstrations, source, tune.text)
+    check_destinations([tune.plot, tune.record_file(output), tune.storage], read=tables)
+    if source:
         check_source(source)
     read = read_demonstrations(data, tune.seed)
     location = locate_model(model, run.revision)
@@ -53,7 +57,7 @@ def command(
     from sea_export.tuning.tune import tune as search
     from sea_export.tuning.tuning_rows import TuningRows
 
-    check_files(tune, output, (model, data.demonstrations, source, tune.text))
+    check_files(tune, output, tables)
     split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
     rows = TuningRows.load(tune, split.held_out)
     with opened_model(location, run, output) as opened:

@@ -8,7 +8,7 @@ from sea_export.demonstrations.tables import check_source
 from sea_export.edit.stored_edit import read_stored_edit
 from sea_export.errors import InputError
 from sea_export.evaluation.drawing import check_picture
-from sea_export.evaluation.evaluation_options import CompareOptions, EvaluateOptions
+from sea_export.evaluation.evaluation_options import TABLES, CompareOptions, EvaluateOptions
 from sea_export.export.manifest import read_manifest
 from sea_export.files.writing import check_destinations
 from sea_export.model.location import check_model_name
@@ -30,6 +30,9 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
         InputError: a model or a file is missing, or a file cannot be written.
     """
     base = options.against or (model if options.edit is not None else None)
+    sources = [one.partition("=")[2] for one in options.benchmarks]
+    read = (model, base, options.edit, options.text, options.judge.judge, *sources)
+    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
     models = [name for name in (model, base) if name is not None]
     for name in models:
         check_model_name(name, adapters=True)
@@ -42,11 +45,9 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
         read_manifest(Path(model))
     if options.plot is not None:
         check_picture(options.plot)
-    sources = [one.partition("=")[2] for one in options.benchmarks]
-    for source in filter(None, sources):
-        check_source(source)
-    read = (model, base, options.edit, options.text, options.judge.judge, *sources)
-    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
+    for name, _, source in (one.partition("=") for one in options.benchmarks):
+        if source and name in TABLES:
+            check_source(source)
 
 
 def check_comparison(base: str, edited: str, options: CompareOptions, run: RunOptions) -> None:
@@ -61,10 +62,10 @@ def check_comparison(base: str, edited: str, options: CompareOptions, run: RunOp
     Raises:
         InputError: a model is missing, a prompt is no text, or the page cannot be written.
     """
+    check_destinations([options.html], read=[base, edited, options.prompts])
     for name in (base, edited):
         check_model_name(name, adapters=True)
     _check_in_memory([base, edited], run)
-    check_destinations([options.html], read=[base, edited, options.prompts])
     if not all(map(is_utf8, options.own_prompts)):
         raise InputError("--prompt: it is not UTF-8 text. Write it in UTF-8.")
 

@@ -23,6 +23,10 @@ DAMAGE = "damage"
 """The benchmark that compares predictions on neutral text. It needs no file."""
 TRUTHFULQA_GENERATION = "truthfulqa-generation"
 FREE_PROMPTS = "prompts"
+BENCHMARKS = ("truthfulqa", "bbq", "crows-pairs", "multiple-choice")
+"""Those that score completions."""
+TABLES = (*BENCHMARKS, TRUTHFULQA_GENERATION)
+"""The benchmarks whose rows are in a table."""
 GENERATIONS = (TRUTHFULQA_GENERATION, FREE_PROMPTS)
 """The benchmarks in which models answer with text."""
 

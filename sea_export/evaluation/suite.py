@@ -11,7 +11,7 @@ from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Benchmark, Measurement, Progress, measure, no_progress, sample
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
 from sea_export.evaluation.damage import TextPredictions, measure_damage, predict_texts
-from sea_export.evaluation.evaluation_options import DAMAGE, GENERATIONS, EvaluateOptions
+from sea_export.evaluation.evaluation_options import BENCHMARKS, DAMAGE, GENERATIONS, EvaluateOptions
 from sea_export.evaluation.generation import Generation, load_generation
 from sea_export.evaluation.harness import Harness
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
@@ -22,9 +22,8 @@ from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BENCHMARKS", "Suite", "load_benchmark"]
+__all__ = ["Suite", "load_benchmark"]
 
-BENCHMARKS = ("truthfulqa", "bbq", "crows-pairs", "multiple-choice")
 _PROMPTS = {"truthfulqa": tuple(TRUTHFULQA_PROMPTS), "multiple-choice": tuple(CHOICE_PROMPTS)}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from sea_export.cli import main, stopping
 from sea_export.cli.stopping import Stopped, stoppable
-from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit import stored_edit
 from tests.helpers.messages import assert_names
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -72,7 +73,7 @@ def test_signals_that_are_ignored_stay_ignored():
 @pytest.mark.parametrize("options", [[], ["--debug"]], ids=str)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_command_that_is_stopped_says_so_in_one_line(number, status, options, monkeypatch, tmp_path):
-    monkeypatch.setattr(SpectralEdit, "load", lambda directory: send(number))
+    monkeypatch.setattr(stored_edit, "read_stored_edit", lambda directory: send(number))
     result = CliRunner().invoke(main, [*options, "save", "edit", str(tmp_path / "out")])
     assert_names(result.output, "Error: ", number.name)
     assert (result.output.count("\n"), result.exit_code) == (1, status)
@@ -82,10 +83,10 @@ def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):
     facts = "No space left on device", "x/y"
     error = OSError(28, *facts)
 
-    def fails(directory: str) -> None:
+    def fails(directory: Path) -> None:
         raise error
 
-    monkeypatch.setattr(SpectralEdit, "load", fails)
+    monkeypatch.setattr(stored_edit, "read_stored_edit", fails)
     arguments = ["save", "edit", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
     assert_names(result.output, "Error: ", *facts)

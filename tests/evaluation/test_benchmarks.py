@@ -15,9 +15,9 @@ from sea_export.errors import InputError
 from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Measurement, measure, sample, split
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
-from sea_export.evaluation.evaluation_options import EvaluateOptions
+from sea_export.evaluation.evaluation_options import BENCHMARKS, EvaluateOptions
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
-from sea_export.evaluation.suite import BENCHMARKS, Suite, load_benchmark
+from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa
 from tests.helpers.benchmark_files import bbq_rows, choice_rows, write_crows_pairs, write_jsonl, write_truthfulqa
 from tests.helpers.messages import naming

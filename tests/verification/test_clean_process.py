@@ -39,14 +39,20 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return use
 
 
+# Processes that were there before a test: those of libraries that other tests have used.
+_others: set[int] = set()
+
+
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
+    _others.clear()
+    _others.update(children())
     yield
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 def children() -> list[int]:
-    return [child.pid for child in psutil.Process().children()]
+    return [child.pid for child in psutil.Process().children() if child.pid not in _others]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
