@@ -7,11 +7,12 @@ from html import escape
 from itertools import groupby
 
 from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.summary import LayerSummary
 from sea_export.model.targets import Target
 
 __all__ = ["html_table", "one_line"]
 
-_COLUMNS = ("layer", "module", "kept directions", "dropped directions", "rank of map", "strength", "relative change")
+_COLUMNS = ("layer", "module", "kept directions", "dropped directions", "rank of map", "relative change")
 
 
 def one_line(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
@@ -36,25 +37,24 @@ def html_table(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
     Args:
         layers: the edits of each target.
     """
-    rows = [_cells(target, edit) for target in sorted(layers) for edit in layers[target]]
-    head, *body = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(rows))
-    lines = "".join(f"<tr>{cells}</tr>" for cells in body)
-    return f"<p>{escape(one_line(layers))}</p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    rows = [_cells(edit.summary(target)) for target in sorted(layers) for edit in layers[target]]
+    body = "".join(_row("td", row) for row in rows)
+    head = _row("th", _COLUMNS)
+    return f"<p>{escape(one_line(layers))}</p><table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
-def _tagged(rows: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    return [("th", _COLUMNS), *(("td", row) for row in rows)]
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def _cells(target: Target, edit: LayerEdit) -> tuple[str, ...]:
+def _cells(layer: LayerSummary) -> tuple[str, ...]:
     return (
-        str(target.layer),
-        target.component,
-        str(edit.positive.shape[1]),
-        str(edit.negative.shape[1]),
-        "" if edit.left is None else str(edit.left.shape[1]),
-        f"{edit.strength:.4g}",
-        f"{edit.relative_change:.2%}",
+        str(layer.target.layer),
+        layer.target.component,
+        str(layer.positive_rank),
+        str(layer.negative_rank),
+        "" if layer.map_rank is None else str(layer.map_rank),
+        f"{layer.relative_change:.2%}",
     )
 
 

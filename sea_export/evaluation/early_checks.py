@@ -46,7 +46,7 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
     if options.plot is not None:
         check_picture(options.plot)
     for name, _, source in (one.partition("=") for one in options.benchmarks):
-        if source and name in TABLES:
+        if source and name.partition(":")[0] in TABLES:
             check_source(source)
 
 
