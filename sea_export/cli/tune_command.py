@@ -32,13 +32,12 @@ def command(
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.demonstrations.tables import check_source
     from sea_export.export.output import check_output
-    from sea_export.files.writing import check_destinations
     from sea_export.model.location import locate_model
+    from sea_export.tuning.search_files import check_files
 
     check_output(output, overwrite=export.overwrite)
     source = (tune.benchmark or "").partition("=")[2]
-    tables = (model, data.demonstrations, source, tune.text)
-    check_destinations([tune.plot, tune.record_file(output), tune.storage], read=tables)
+    check_files(tune, output, (model, data.demonstrations, source, tune.text))
     if source:
         check_source(source)
     read = read_demonstrations(data, tune.seed)
@@ -53,11 +52,10 @@ def command(
     from sea_export.demonstrations.hold_out import hold_out
     from sea_export.fitting.fit_base import usable_by
     from sea_export.saving import check_room_for
-    from sea_export.tuning.tune import bake, check_files
+    from sea_export.tuning.tune import bake
     from sea_export.tuning.tune import tune as search
     from sea_export.tuning.tuning_rows import TuningRows
 
-    check_files(tune, output, tables)
     split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
     rows = TuningRows.load(tune, split.held_out)
     with opened_model(location, run, output) as opened:

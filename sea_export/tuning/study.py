@@ -7,7 +7,6 @@ is removed. The lock is the system's, on the file itself: it needs no file besid
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.errors import InputError, first_line
 from sea_export.locks import taking_turns
 from sea_export.options import FitOptions
+from sea_export.tuning.search_files import check_storage, complete_lines, unusable
 from sea_export.tuning.search_space import SearchSpace
 from sea_export.tuning.trial import TrialResult
 
@@ -26,13 +26,11 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
-__all__ = ["SearchSettings", "check_storage", "finished_trials", "keep_result", "open_study"]
+__all__ = ["SearchSettings", "finished_trials", "keep_result", "open_study"]
 
 # What a trial keeps of its result, under the name `_RESULT` in its study.
 _KEPT = ("strength", "value", "score", "divergence", "cut")
 _RESULT = "outcome"
-_BEGINNING = b'{"op_code":'
-"""Of every line of a journal."""
 # What Optuna raises for a journal that is not as it writes it.
 _DAMAGE = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -70,24 +68,6 @@ class SearchSettings:
         return asdict(self)
 
 
-def check_storage(storage: Path | None) -> None:
-    """Refuses what `open_study` would refuse, before anything is computed.
-
-    Args:
-        storage: a file, which may be missing; None to keep the study in memory only.
-
-    Raises:
-        InputError: optuna is missing, or the file is not a journal of studies.
-    """
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError("optuna: a search needs it, and it is not installed. Run pip install 'sea-export[tune]'.")
-    if storage is not None and storage.exists():
-        try:
-            _complete_lines(storage)
-        except (OSError, ValueError) as error:
-            raise _unusable(storage, error) from error
-
-
 def open_study(storage: Path | None, settings: SearchSettings) -> Study:
     """The study of a search with these settings: a new one, or the one in `storage`.
 
@@ -121,7 +101,7 @@ def open_study(storage: Path | None, settings: SearchSettings) -> Study:
         )
         study.set_user_attr("settings", record)
     except _DAMAGE as error:
-        raise _unusable(storage, error) from error
+        raise unusable(storage, error) from error
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it belongs to a run that was interrupted
     return study
@@ -146,22 +126,7 @@ def _remove_half_line(journal: Path) -> None:
     """Removes what a killed run has written of the last line of a journal, which is made if it is missing."""
     journal.touch()
     with taking_turns(journal):
-        os.truncate(journal, _complete_lines(journal))
-
-
-def _complete_lines(journal: Path) -> int:
-    """The number of bytes in the complete lines of a journal. Raises ValueError if a file is none."""
-    content = journal.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    rest = content[len(complete) :]
-    whole = all(line.startswith(_BEGINNING) for line in complete.splitlines())
-    if not whole or rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
-        raise ValueError("a line of it is not that of a study")
-    return len(complete)
-
-
-def _unusable(storage: Path | None, error: Exception) -> InputError:
-    return InputError(f"{storage}: it cannot keep a study ({first_line(error)}). Give another file.")
+        os.truncate(journal, complete_lines(journal))
 
 
 def finished_trials(study: Study, start: FitOptions, space: SearchSpace) -> list[TrialResult]:

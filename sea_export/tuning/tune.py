@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,9 @@ from sea_export.cards.record_evaluation import record_evaluation
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_digest
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
-from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
-from sea_export.export.output import check_beside
-from sea_export.files.writing import check_appendable, check_destinations
 from sea_export.fitting.fit_base import with_base
 from sea_export.options import SITES, TARGETS, ExportOptions, FitOptions
 from sea_export.saving import SaveResult, save_checkpoint
@@ -27,12 +24,12 @@ from sea_export.tuning.choosing import choose, pareto_front
 from sea_export.tuning.search import search
 from sea_export.tuning.search_space import SearchSpace
 from sea_export.tuning.searched_statistics import default_edit, searched_kinds, searched_statistics
-from sea_export.tuning.study import SearchSettings, check_storage, open_study
+from sea_export.tuning.study import SearchSettings, open_study
 from sea_export.tuning.trial import TrialResult, Tuner
 from sea_export.tuning.tuning_options import TuneOptions
 from sea_export.tuning.tuning_rows import REPORTING, Part, TuningRows
 
-__all__ = ["Tuning", "bake", "check_files", "tune"]
+__all__ = ["Tuning", "bake", "tune"]
 
 DEFAULT, CHOSEN = "default", "chosen"
 
@@ -74,24 +71,6 @@ class Tuning:
                 for part, edits in self.reports.items()
             },
         }
-
-
-def check_files(options: TuneOptions, output: Path, read: Iterable[str | None]) -> None:
-    """Raises InputError for files of a search that could not be written when it has ended.
-
-    Args:
-        options: those that name the files.
-        output: the directory into which the chosen edit is baked.
-        read: the model and the tables of the search, which are not replaced; None for those that are not given.
-    """
-    files = [options.plot, options.record_file(output), options.storage]
-    if options.plot is not None:
-        check_picture(options.plot)
-    if options.storage is not None:
-        check_appendable(options.storage)
-    check_storage(options.storage)
-    check_destinations(files, read=read)
-    check_beside(output, *files)
 
 
 def tune(
