@@ -234,16 +234,6 @@ ADAPTER_CHANGES: dict[str, Tampering] = {
 }
 
 
-@pytest.mark.parametrize("tampering", ADAPTER_CHANGES.values(), ids=ADAPTER_CHANGES)
-def test_what_was_changed_together_with_its_digest_is_found_in_an_adapter(
-    tampering: Tampering, copy_of, base: Path
-) -> None:
-    output = copy_of("adapter")
-    tampering(output)
-    forged(output)
-    assert answer(output, base)
-
-
 CODE_CHANGES: dict[str, Tampering] = {
     "another statement of the code": lambda output: (output / "modeling_sea.py").open("a").write("\nSCALE = 2\n"),
     "other tensors of the edit": tensors_changed(
@@ -253,12 +243,16 @@ CODE_CHANGES: dict[str, Tampering] = {
 }
 
 
-@pytest.mark.parametrize("tampering", CODE_CHANGES.values(), ids=CODE_CHANGES)
-def test_an_edit_that_was_changed_together_with_its_digest_is_found_in_a_custom_code_output(
-    tampering: Tampering, copy_of, base: Path
-) -> None:
-    output = copy_of("custom-code")
-    tampering(output)
+CHANGES = {
+    **{("adapter", what): tampering for what, tampering in ADAPTER_CHANGES.items()},
+    **{("custom-code", what): tampering for what, tampering in CODE_CHANGES.items()},
+}
+
+
+@pytest.mark.parametrize(("format", "what"), CHANGES)
+def test_what_was_changed_together_with_its_digest_is_found(format: str, what: str, copy_of, base: Path) -> None:
+    output = copy_of(format)
+    CHANGES[format, what](output)
     forged(output)
     assert answer(output, base)
 
