@@ -25,7 +25,8 @@ def recorded_options(run: RecordedRun) -> dict[str, object]:
         the manifest does not have it either.
 
     Raises:
-        InputError: the run has several fits, or demonstrations that were changed after reading.
+        InputError: the run has several fits, or demonstrations that were changed after reading, or the manifest was
+            changed.
     """
     if len(run.fits) != 1:
         raise InputError(
@@ -58,5 +59,10 @@ def _strength(fit: RecordedFit, held_out: float) -> dict[str, object]:
     strength = fit.options.edit.strength
     if fit.effect is None:
         return {"measure": False, "strength": strength}
-    budget = {"measure": True, "max_kl": fit.effect["max_kl"], "held_out": held_out}
-    return budget if fit.effect["searched"] else {**budget, "strength": strength}
+    max_kl, searched = fit.effect.get("max_kl"), fit.effect.get("searched")
+    if not isinstance(max_kl, float) or not isinstance(searched, bool):
+        raise InputError(
+            f"{MANIFEST}: it does not say how the strength of the edit was found. Give the manifest as it was written."
+        )
+    budget = {"measure": True, "max_kl": max_kl, "held_out": held_out}
+    return budget if searched else {**budget, "strength": strength}

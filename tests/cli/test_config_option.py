@@ -149,11 +149,13 @@ def test_the_command_line_comes_before_a_manifest(earlier: Path) -> None:
     assert (values["format"], values["layers"], values["positive-rank"]) == ("merged", "all", 2)
 
 
-@pytest.mark.parametrize("problem", ["no manifest", "not of the command", "in memory", "two fits"])
+@pytest.mark.parametrize("problem", ["no manifest", "not of the command", "in memory", "two fits", "effect"])
 def test_manifests_without_a_run_are_refused(problem: str, earlier: Path, tmp_path: Path) -> None:
     manifest = json.loads((earlier / "sea_export.json").read_text(encoding="utf-8"))
     if problem == "in memory":
         manifest["edit"]["demonstrations"]["origin"] = None
+    if problem == "effect":
+        manifest["edit"]["effect"] = {"max_kl": [0.1], "searched": True}
     if problem == "two fits":
         manifest["edit"] = {"composed": [manifest["edit"], manifest["edit"]]}
     file = tmp_path / "sea_export.json"
@@ -162,7 +164,7 @@ def test_manifests_without_a_run_are_refused(problem: str, earlier: Path, tmp_pa
     result = run(*command, "--config", file)
     expected = {
         "no manifest": "it is not a manifest", "not of the command": "none of its options is one of push",
-        "in memory": "a list in memory", "two fits": "it tells of 2 fits",
+        "in memory": "a list in memory", "two fits": "it tells of 2 fits", "effect": "how the strength of the edit was found",
     }  # fmt: skip
     assert result.exit_code == 2, result.output
     assert expected[problem] in result.stderr
