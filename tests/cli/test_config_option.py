@@ -164,7 +164,8 @@ def test_manifests_without_a_run_are_refused(problem: str, earlier: Path, tmp_pa
     result = run(*command, "--config", file)
     expected = {
         "no manifest": "it is not a manifest", "not of the command": "none of its options is one of push",
-        "in memory": "a list in memory", "two fits": "it tells of 2 fits", "effect": "how the strength of the edit was found",
+        "in memory": "a list in memory", "two fits": "it tells of 2 fits",
+        "effect": "how the strength of the edit was found",
     }  # fmt: skip
     assert result.exit_code == 2, result.output
     assert expected[problem] in result.stderr
