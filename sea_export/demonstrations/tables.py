@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_export.errors import InputError, first_line
+from sea_export.files.nearest_name import missing
 from sea_export.text import is_utf8
 
 __all__ = ["Row", "Table", "check_source", "hub_dataset", "is_file_name", "open_table", "read_json_lines", "read_table"]
@@ -91,7 +92,7 @@ def check_source(source: str) -> None:
         InputError: see `open_table`; or the file is missing.
     """
     if is_file_name(source) and not Path(source).exists():
-        raise InputError(f"{source}: there is no such file. Check the path.")
+        raise missing(Path(source))
     open_table(source)
 
 
@@ -129,7 +130,7 @@ def _read_file(path: Path) -> RowsOrErrors:
             yield row
             number += 1
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Check the path.") from None
+        raise missing(path) from None
     except OSError as error:
         raise InputError(
             f"{path}: it cannot be read ({error.strerror or error}). Check the file and its permissions."

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from sea_export.edit.features import FeatureFunction
-from sea_export.edit.layer_form import check_form
+from sea_export.edit.layer_form import check_form, why_unfoldable
 from sea_export.edit.summary import LayerSummary
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
-from sea_export.options import check_strength, why_unfoldable
+from sea_export.options import check_strength
 
 __all__ = ["LayerEdit"]
 

@@ -192,10 +192,10 @@ class EditHook:
 
 
 def _scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:
-    """The provenance of an edit at another strength. It names the one that was fitted, and no effect."""
+    """The provenance of an edit at another strength. It names the fitted one, and nothing that was measured."""
     if "composed" in provenance:
         return {**provenance, "composed": [_scaled_provenance(one, strength) for one in provenance["composed"]]}
-    scaled = {name: entry for name, entry in provenance.items() if name != "effect"}
+    scaled = {name: entry for name, entry in provenance.items() if name not in ("effect", "examples")}
     if options := provenance.get("options"):
         fitted = options["edit"]["strength"]
         scaled["options"] = {**options, "edit": {**options["edit"], "strength": strength(fitted)}}
