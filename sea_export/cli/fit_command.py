@@ -80,11 +80,13 @@ def command(
     print_effect(result)
     print_examples(result)
     console.print(f"Saved the edit to {edit}.", soft_wrap=True)
+    trust = ("--trust-remote-code",) if run.trust_remote_code else ()
+    half = f"{result.provenance['options']['edit']['strength'] / 2:.3g}"
     print_commands(
         {
-            "Try it": ("compare", model, edit),
-            "Try half of it": ("compare", model, edit, "--strength", "0.5"),
-            "Measure it": ("evaluate", edit, "--base", model, "--benchmark", "damage"),
-            "Bake it": ("save", edit, "OUTPUT", "--base", model),
+            "Try it": ("compare", model, edit, *trust),
+            **({"Try half of it": ("compare", model, edit, "--strength", half, *trust)} if result.has_a_dial else {}),
+            "Measure it": ("evaluate", edit, "--base", model, "--benchmark", "damage", *trust),
+            "Bake it": ("save", edit, "OUTPUT", "--base", model, *trust),
         }
     )

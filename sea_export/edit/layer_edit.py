@@ -216,6 +216,11 @@ class LayerEdit:
             edited = edited + self.shift.to(edited)
         return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
 
+    @property
+    def has_a_dial(self) -> bool:
+        """Whether it can be given another strength: scales belong to their own, and 0 tells of no edit."""
+        return self.scale is None and self.strength != 0
+
     def with_strength(self, strength: float) -> LayerEdit:
         """The same edit with another strength.
 
@@ -227,7 +232,7 @@ class LayerEdit:
                 strength, or that is 0.
         """
         check_strength(strength)
-        if self.scale is not None or self.strength == 0:
+        if not self.has_a_dial:
             raise InputError(
                 "--strength: an edit of strength 0, or with a normalization, cannot be given another one. Fit it again."
             )

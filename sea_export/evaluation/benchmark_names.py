@@ -68,7 +68,7 @@ def _check(text: str, known: Sequence[str]) -> None:
     name, _, prompt = name.partition(":")
     if name not in known:
         raise InputError(
-            f"--benchmark: there is no benchmark {name!r}. Choose one of {', '.join(known)}.{meant(name, known)}"
+            f"--benchmark: there is no benchmark {name!r}{meant(name, known)}. Choose one of {', '.join(known)}."
         )
     if (name in TABLES and not source) or (equals and not source):
         raise InputError(

@@ -31,6 +31,7 @@ class Evaluation:
         edited: whether an edit was applied at run time.
         reports: one for each benchmark.
         judging: how the judging of answers went; None if there was no judge.
+        strength: the one that the edit was given; None for its own, or where there was no edit.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Evaluation:
     edited: bool
     reports: tuple[BenchmarkReport, ...]
     judging: Judging | None = None
+    strength: float | None = None
 
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON data."""
@@ -48,6 +50,7 @@ class Evaluation:
             "against": self.against,
             "dtype": self.dtype,
             "edited": self.edited,
+            "strength": self.strength,
             "benchmarks": [report.record_with_answers() for report in self.reports],
             **judging,
         }
@@ -93,4 +96,4 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
         measurements = judged[-len(measurements) :]
         baseline = baseline and judged[: -len(measurements)]
     reports = make_reports(measurements, baseline, seed=options.seed)
-    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging)
+    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging, options.strength)

@@ -21,7 +21,7 @@ def missing(path: Path, remedy: str = "Check the path.") -> InputError:
         path: where it should be.
         remedy: what to do, as a sentence.
     """
-    return InputError(f"{path}: there is no such file or directory. {remedy}{meant(str(path), neighbours(path))}")
+    return InputError(f"{path}: there is no such file or directory{meant(str(path), neighbours(path))}. {remedy}")
 
 
 def neighbours(path: Path) -> tuple[str, ...]:
@@ -38,14 +38,14 @@ def neighbours(path: Path) -> tuple[str, ...]:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """A sentence that asks whether the nearest of some names was meant, after a space; empty if none is near.
+    """A remark that asks whether the nearest of some names was meant, after a space; empty if none is near.
 
     Args:
         name: what the user wrote. Letters of either case are alike, and `NAME` is like `ORG/NAME`.
         known: names that exist.
     """
     best = max(sorted(known), key=lambda one: _similarity(name, one), default="")
-    return f" Did you mean {best}?" if best and _similarity(name, best) >= _LEAST_SIMILARITY else ""
+    return f" (did you mean {best}?)" if best and _similarity(name, best) >= _LEAST_SIMILARITY else ""
 
 
 def _similarity(name: str, other: str) -> float:

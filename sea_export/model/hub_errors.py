@@ -40,8 +40,8 @@ def _not_read(error: Exception, model: str, revision: str | None) -> InputError:
 
     if isinstance(error, errors.HFValidationError):
         return InputError(
-            f"{model}: it is neither a directory, nor a .gguf file, nor a Hub id. Give one of them; a Hub id is NAME "
-            f"or ORG/NAME.{_meant(model)}"
+            f"{model}: it is neither a directory, nor a .gguf file, nor a Hub id{_meant(model)}. Give one of them; a "
+            "Hub id is NAME or ORG/NAME."
         )
     if isinstance(error, errors.GatedRepoError):
         return InputError(
@@ -50,16 +50,16 @@ def _not_read(error: Exception, model: str, revision: str | None) -> InputError:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return InputError(
-            f"{model}: there is no such directory here and no such model on the Hub. Check the name, and log in with "
-            f"`hf auth login` if it is private.{_meant(model)}"
+            f"{model}: there is no such directory here and no such model on the Hub{_meant(model)}. Check the name, "
+            "and log in with `hf auth login` if it is private."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{model}: it has no revision {revision} on the Hub. Check the branch, tag or commit.")
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         return InputError(
-            f"{model}: there is no such directory here, the local cache does not hold all of the model, and the Hub "
-            "cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local copy."
-            f"{_meant(model)}"
+            f"{model}: there is no such directory here{_meant(model)}, the local cache does not hold all of the model, "
+            "and the Hub cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local "
+            "copy."
         )
     return InputError(f"{model}: the download failed ({_told(error)}). Try again later.")
 

@@ -119,6 +119,7 @@ def test_an_edit_is_measured_against_its_base(
     assert result.exit_code == 0, result.output
     for figure in figures(tmp_path / "figures.json").values():
         assert figure["value"] == figure["base"]
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["strength"] == 0
 
 
 def test_an_edit_of_another_base_is_told(

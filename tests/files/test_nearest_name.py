@@ -27,13 +27,13 @@ from sea_export.model.location import locate_model
 )
 def test_the_nearest_name(name: str, found: str | None) -> None:
     text = meant(name, ["org/tiny-llama", "other/large-qwen", "an-organization-of-the-same-name/bird"])
-    assert text == ("" if found is None else f" Did you mean {found}?")
+    assert text == ("" if found is None else f" (did you mean {found}?)")
 
 
 def test_names_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("")
     (tmp_path / ".rows.json").write_text("")
-    with pytest.raises(InputError, match=r"Did you mean .*rows\.jsonl"):
+    with pytest.raises(InputError, match=r"did you mean .*rows\.jsonl"):
         check_source(str(tmp_path / "row.jsonl"))
     assert "mean" not in str(missing(tmp_path / "entirely-different.txt"))
     assert neighbours(tmp_path / "no" / "where") == ()
@@ -50,9 +50,9 @@ def test_models_in_the_cache_and_in_the_folder(monkeypatch: pytest.MonkeyPatch, 
         ("tiny-llama", "org/tiny-llama"),
         ("my-modle", "my-model"),
     ):
-        with pytest.raises(InputError, match=f"Did you mean {found}"):
+        with pytest.raises(InputError, match=rf"did you mean {found}\?"):
             locate_model(name)
-    with pytest.raises(InputError, match=f"Did you mean {tmp_path}/here/my-model"):
+    with pytest.raises(InputError, match=f"did you mean {tmp_path}/here/my-model"):
         locate_model(f"{tmp_path}/here/my-mdel")
     with pytest.raises(InputError) as error:
         locate_model("org/whale-of-another-kind")
