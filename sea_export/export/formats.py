@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from sea_export.edit.layer_form import why_unfoldable
 from sea_export.errors import InputError
-from sea_export.options import FORMATS, ExportOptions, FitOptions, why_unfoldable
+from sea_export.options import FORMATS, ExportOptions, FitOptions
 
 if TYPE_CHECKING:
     import torch
