@@ -48,6 +48,7 @@ FORMATS = {
     "adapter": "sea_export.export.adapter.adapter_format",
     "custom-code": "sea_export.export.custom_code.code_format",
     "gguf": "sea_export.export.gguf_file.gguf_format",
+    "gguf-adapter": "sea_export.export.gguf_adapter.gguf_adapter_format",
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
@@ -338,8 +339,8 @@ class ExportOptions:
 
     format: str = option(
         "merged",
-        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, or the "
-        ".gguf file that the base is.",
+        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, the "
+        ".gguf file that the base is, or a LoRA and a control vector that llama.cpp puts on the base.",
         FORMATS,
     )
     adapter_rank: int | None = option(

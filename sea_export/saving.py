@@ -113,7 +113,7 @@ def save(
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
         with CleanProcess() as process:
-            if verify:
+            if verify and export_format(format).loads_in_transformers:
                 process.begin()  # it imports what it needs while the output is written
             return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
 

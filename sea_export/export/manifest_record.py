@@ -60,6 +60,14 @@ class _Gguf(TypedDict):
     config: dict[str, bool]
 
 
+class _GgufAdapter(TypedDict):
+    architecture: str
+    base_file: str
+    rank: int
+    files: list[str]
+    modelfile: bool
+
+
 class _Benchmark(TypedDict):
     benchmark: str
 
@@ -96,6 +104,7 @@ class ManifestRecord(_Required, total=False):
     left_out_files: list[str]
     adapter: _Adapter
     gguf: _Gguf
+    gguf_adapter: _GgufAdapter
     verification: _Verification | None
     evaluation: _Evaluation | None
     repository: str | None

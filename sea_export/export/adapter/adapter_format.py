@@ -36,6 +36,8 @@ class _Adapter:
     library = "peft"
     tags: tuple[str, ...] = ("lora",)
     loads_beside_base = True
+    loads_in_transformers = True
+    names_location = True
     runs_code = False
     # It is stored in float32, whatever the dtype of its base, so that storing it rounds nothing.
     rounds_weights = False
