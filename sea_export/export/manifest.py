@@ -45,7 +45,7 @@ __all__ = [
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force", "requantize")
+_EXPORT_OPTIONS = ("adapter_rank", "adapter_padding", "gguf_type", "verify", "force", "requantize")
 
 
 def make_manifest(

@@ -11,6 +11,7 @@ __all__ = ["ManifestRecord"]
 
 class _Export(TypedDict, total=False):
     adapter_rank: int | None
+    adapter_padding: bool
     gguf_type: str
     verify: bool
     force: bool

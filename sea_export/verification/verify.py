@@ -99,6 +99,7 @@ class SoundOutput:
         options = ExportOptions(
             format=format.name,
             adapter_rank=self.manifest.get("adapter", {}).get("rank_cap"),
+            adapter_padding=self.manifest.get("export", {}).get("adapter_padding", ExportOptions.adapter_padding),
             gguf_type=self.manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
             requantize=self.manifest.get("export", {}).get("requantize", False),
         )

@@ -34,7 +34,7 @@ from sea_export.model.targets import Target
 from sea_export.options import EditOptions, ExportOptions, FitOptions
 from sea_export.saving import locate_fit, save
 from sea_export.verification.verify import verify
-from tests.helpers.family_configs import family_config
+from tests.helpers.family_configs import tiny_family_config
 from tests.helpers.gguf_files import write_gguf, write_gguf_of
 from tests.helpers.messages import assert_names
 from tests.helpers.tiny_edits import layer_edit, spectral_edit
@@ -54,7 +54,9 @@ def constant_edit(layer: int) -> SpectralEdit:
     """An edit by a constant alone."""
     whole = edit([Target(layer, "mlp")], center="affine").layers[Target(layer, "mlp")][0]
     empty = torch.zeros(32, 0)
-    return SpectralEdit({Target(layer, "mlp"): (replace(whole, positive=empty, negative=empty),)}, {"base": {}})
+    return SpectralEdit(
+        {Target(layer, "mlp"): (replace(whole, positive=empty, negative=empty, shift=9 * whole.shift),)}, {"base": {}}
+    )
 
 
 def run(*arguments: object) -> Result:
@@ -231,7 +233,7 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "architecture", "weight"),
     [
-        ("qwen2", "qwen2", "model.layers.1.mlp.down_proj.weight"),
+        ("mistral", "llama", "model.layers.1.mlp.down_proj.weight"),
         ("neox", "gptneox", "gpt_neox.layers.1.mlp.dense_4h_to_h.weight"),
         ("gemma2", "gemma2", "model.layers.1.mlp.down_proj.weight"),
     ],
@@ -257,21 +259,28 @@ CONSTANTS = {
     "no norm before it": ("olmo2", [Target(1, "mlp")], "changed by a norm or a factor"),
     "a factor": ("granite", [Target(2, "mlp")], "changed by a norm or a factor"),
     "another block after it": ("llama", [Target(1, "attention")], "read by another block"),
-    "layer 0": ("llama", [Target(1, "mlp"), Target(0, "mlp")], r"0\.mlp: llama\.cpp adds control vectors to layers from 1"),
+    "layer 0": (
+        "llama",
+        [Target(1, "mlp"), Target(0, "mlp")],
+        r"0\.mlp: llama\.cpp adds control vectors to layers from 1",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CONSTANTS)
 def test_constants_without_a_place_are_refused(case: str) -> None:
     family, targets, message = CONSTANTS[case]
-    model = skeleton(family_config(family))
+    config = tiny_family_config(family)
+    if family == "granite":
+        config.residual_multiplier = 0.22
+    model = skeleton(config)
     with pytest.raises(InputError, match=message):
         check_constants(model, find_output_projections(model, targets))
 
 
 @pytest.mark.parametrize(("family", "target"), [("cohere", "attention"), ("cohere", "mlp"), ("llama", "mlp")])
 def test_constants_that_are_only_added_have_a_place(family: str, target: str) -> None:
-    model = skeleton(family_config(family))
+    model = skeleton(tiny_family_config(family))
     check_constants(model, find_output_projections(model, [Target(1, target)]))
 
 
@@ -298,7 +307,7 @@ def test_what_scales_all_of_a_weight_is_refused(tiny_checkpoint: Path, tmp_path:
 
 
 def test_other_architectures_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    random_model(family_config("opt")).save_pretrained(tmp_path)
+    random_model(tiny_family_config("opt")).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with open_base(str(tmp_path)) as opened, pytest.raises(InputError, match=r"\(architecture opt\)"):
         locate_fit(opened, [Target(1, "mlp")], FitOptions(), ExportOptions(format="gguf-adapter"))

@@ -75,7 +75,7 @@ class _Adapter:
     ) -> AdapterPlan:
         from sea_export.export.adapter.adapter_plan import plan_adapter
 
-        return plan_adapter(edit, base, located, rank=options.adapter_rank, load=load)
+        return plan_adapter(edit, base, located, rank=options.adapter_rank, pad=options.adapter_padding, load=load)
 
     def remarks(self, plan: AdapterPlan) -> list[str]:
         return plan.remarks()
