@@ -143,7 +143,7 @@ def plan_adapter(
     stored: StoredProjections,
     *,
     rank: int | None,
-    pad: bool,
+    pad: bool = True,
     load: Callable[[], PreTrainedModel],
 ) -> AdapterPlan:
     """Makes the adapter of an edit.
