@@ -32,6 +32,8 @@ _COMMANDS = (
     "push",
     "reproduce",
     "doctor",
+    "check",
+    "recipes",
 )
 
 
