@@ -64,6 +64,7 @@ class _Gguf(TypedDict):
 class _GgufAdapter(TypedDict):
     architecture: str
     base_file: str
+    converted: bool
     rank: int
     files: list[str]
     modelfile: bool

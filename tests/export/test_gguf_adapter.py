@@ -252,6 +252,7 @@ def test_bases_in_safetensors(
     stored = model.get_parameter(weight).detach()
     assert torch.allclose(stored + changed, own.layers[Target(1, "mlp")][0].linear(stored.T).T, atol=1e-5)
     assert read_manifest(output)["gguf_adapter"]["base_file"] == f"{path.name}.gguf"
+    assert "`convert_hf_to_gguf.py` makes of it" in (output / "README.md").read_text()
 
 
 CONSTANTS = {

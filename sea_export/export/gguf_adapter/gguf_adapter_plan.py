@@ -109,6 +109,7 @@ class GgufAdapterPlan:
         return {
             "architecture": self.located.architecture,
             "base_file": self.base_file,
+            "converted": not self.located.parts,
             "rank": self.rank,
             "files": [file.name for file in self.files],
             "modelfile": self.modelfile is not None,
