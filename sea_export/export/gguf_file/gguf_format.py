@@ -114,6 +114,8 @@ class _Gguf:
         return with_folded_weights
 
     def base_moved(self, plan: GgufPlan) -> BaseMoved | None:
+        if not plan.edited_weights:
+            return None
         from sea_export.export.gguf_file.reencoding import with_reencoded_weights
 
         return functools.partial(with_reencoded_weights, plan=plan)

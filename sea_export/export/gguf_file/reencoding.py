@@ -29,8 +29,7 @@ def with_reencoded_weights(model: PreTrainedModel, plan: GgufPlan) -> Iterator[N
         model: the base, in float32.
         plan: the export.
     """
-    weights = [weight for projection in plan.located.projections for weight in projection.weights]
-    with with_parameters(model, {weight.name: _reencoded(model, weight, plan) for weight in weights}):
+    with with_parameters(model, {weight.name: _reencoded(model, weight, plan) for weight in plan.edited_weights}):
         yield
 
 
