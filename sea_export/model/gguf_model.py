@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.errors import InputError, refused_by_library
+from sea_export.locks import scratch_directory
 from sea_export.model.checkpoint import CARD
 from sea_export.model.convert import save_converted
 from sea_export.model.load_model import check_numbers, check_parameters, skeleton
@@ -92,13 +93,13 @@ def _alone(parts: Sequence[GgufPart], *, weights: bool = True) -> Iterator[Path]
     """
     from sea_export.model.gguf_parts import join_parts
 
-    with tempfile.TemporaryDirectory(prefix="sea-export-gguf-") as directory:
-        file = Path(directory, parts[0].path.name)
+    with scratch_directory("sea-export-unpacking-", Path(tempfile.gettempdir())) as directory:
+        file = directory / parts[0].path.name
         if len(parts) == 1:
             file.symlink_to(parts[0].path.resolve())
         else:
             join_parts(parts, file, weights=weights)
-        yield Path(directory)
+        yield directory
 
 
 def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:

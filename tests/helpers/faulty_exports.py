@@ -38,6 +38,7 @@ class FaultyExport:
         temporary: the system's directory for temporary files, which is empty.
         overwrite: whether an older output is replaced.
         point: where faults begin.
+        file: the name of the GGUF file in the directory of the base, if it is one.
     """
 
     format: str
@@ -47,6 +48,7 @@ class FaultyExport:
     temporary: Path
     overwrite: bool = False
     point: tuple[object, str] = (sea_export.saving, "staged_output")
+    file: str = ""
 
     @property
     def output(self) -> Path:
@@ -70,7 +72,8 @@ class FaultyExport:
             faults: gives the faults, from how an undisturbed run ended.
             count_case: called for each.
         """
-        arguments = ["save", self.edit, self.output, "--base", self.base, "--no-verify", "--format", self.format]
+        arguments = ["save", self.edit, self.output, "--base", self.base / self.file]
+        arguments += ["--no-verify", "--format", self.format]
         options = ["--overwrite"] if self.overwrite else []
         self._prepare()
         with pytest.MonkeyPatch.context() as patch:

@@ -69,11 +69,9 @@ class GgufPlan:
         """The files of the base."""
         return self.located.parts
 
-    @property
-    def edited_weights(self) -> list[ProjectionWeight]:
-        """The weights of the targets that change. Those of an edit by a constant alone do not."""
-        weights = (weight for projection in self.located.projections for weight in projection.weights)
-        return [weight for weight in weights if self.located.tensors[weight.name].name in self.changes.edits]
+    def changes_weight(self, weight: ProjectionWeight) -> bool:
+        """Whether a weight of the targets changes. It does not where the edit only adds a constant."""
+        return self.located.tensors[weight.name].name in self.changes.edits
 
     @property
     def loading_arguments(self) -> dict[str, str | bool]:
