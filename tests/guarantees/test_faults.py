@@ -17,13 +17,10 @@ import sea_export.fitting.collect
 import sea_export.model.base
 import sea_export.saving
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.model.targets import Target
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faults import End, Fault, Script, inject_into_command
-from tests.helpers.faulty_exports import FaultyExport, spread
-from tests.helpers.gguf_files import write_gguf
+from tests.helpers.faulty_exports import FaultyExport, faulty_gguf_export, spread
 from tests.helpers.parameters import UNMEASURED
-from tests.helpers.tiny_edits import spectral_edit
 
 pytestmark = pytest.mark.slow
 
@@ -67,16 +64,9 @@ def export(request, tiny_checkpoint, tiny_sharded_checkpoint, edit_directory, di
 
 @pytest.fixture(params=GGUF_EXPORTS, ids=lambda export: "-".join(map(str, export)))
 def gguf_export(request, directories, tmp_path) -> FaultyExport:
-    """One of a GGUF file, or of a model in several. Faults begin before it is converted, as each export does."""
     pytest.importorskip("gguf")
     layout, overwrite = request.param
-    for directory in ("base", "edit"):
-        (tmp_path / directory).mkdir()
-    write_gguf(tmp_path / "base" / "m.gguf", layers=3, split=10 if layout == "sharded" else 0)
-    spectral_edit([Target(1, "mlp")], size=32).save(tmp_path / "edit")
-    first = min(path.name for path in (tmp_path / "base").iterdir())
-    point = (sea_export.model.base, "scratch_directory")
-    return FaultyExport("gguf", tmp_path / "base", tmp_path / "edit", *directories, overwrite, point, first)
+    return faulty_gguf_export(tmp_path, *directories, parts=layout == "sharded", overwrite=overwrite)
 
 
 def over_all(kind: str, end: End, count: int, export: FaultyExport) -> list[Fault]:
