@@ -25,12 +25,13 @@ from sea_export.model.checkpoint import WEIGHTS, Checkpoint
 from sea_export.model.convert import copy_files, pickled_state
 from sea_export.model.gguf_model import gguf_config
 from sea_export.model.hub_errors import hub_errors_explained
+from sea_export.model.hub_header import download_header
 from sea_export.model.load_model import check_quantizer, skeleton
 from sea_export.model.location import PICKLE, PICKLE_INDEX
 from sea_export.model.model_files import files_to_copy
 from sea_export.model.pretrained import from_pretrained
 from sea_export.model.safetensors_header import Header, StoredTensor, encode_header
-from sea_export.model.stored_dtypes import TORCH_NAMES, stored_name, torch_dtype
+from sea_export.model.stored_dtypes import stored_name
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -177,12 +178,6 @@ def _header_only_dequantized(base: Base, destination: Path, dtype: torch.dtype) 
     write_header_only_model(destination, config, dtype, trust_remote_code=trust)
 
 
-def _dtype(model: str, name: str) -> torch.dtype:
-    if name not in TORCH_NAMES:
-        raise InputError(f"{model}: a tensor has the dtype {name}, which torch does not have. Choose another model.")
-    return torch_dtype(name)
-
-
 def _header_only_from_hub(model: str, revision: str | None, destination: Path) -> str:
     """Downloads the small files of a Hub model and the headers of its weights. Returns its commit."""
     from huggingface_hub import HfApi, snapshot_download
@@ -194,10 +189,7 @@ def _header_only_from_hub(model: str, revision: str | None, destination: Path) -
         names = sorted(one.rfilename for one in information.siblings)
         files = [name for name in names if name.endswith(".safetensors") and "/" not in name]
         for file in files:
-            header = HfApi().parse_safetensors_file_metadata(model, file, revision=commit)
-            entries = sorted(header.tensors.items(), key=lambda entry: entry[1].data_offsets)
-            shapes = {name: (tuple(entry.shape), _dtype(model, entry.dtype)) for name, entry in entries}
-            write_header_only(destination / file, shapes, header.metadata)
+            download_header(model, file, commit, destination / file)
     if not files:
         raise InputError(
             f"{model}: it has no safetensors on the Hub, whose headers could be read. Download it and give its "

@@ -29,6 +29,7 @@ from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.header_only import header_only_base, write_header_only_model
 from sea_export.model.load_model import skeleton
 from tests.helpers.hostile_checkpoints import change_json
+from tests.helpers.hub_client import connected_hub
 from tests.helpers.messages import naming
 from tests.helpers.parameters import UNMEASURED
 from tests.helpers.tiny_models import tiny_model
@@ -228,35 +229,18 @@ def test_header_only_base_of_a_hub_model(
     tiny_sharded_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Small files and headers are asked for, and nothing else."""
-
-    def download(model: str, *, revision: str, allow_patterns: list[str], local_dir: Path) -> None:
-        ignored = shutil.ignore_patterns("*.safetensors")
-        shutil.copytree(tiny_sharded_checkpoint, local_dir, ignore=ignored)
-
-    def header(api: object, model: str, file: str, *, revision: str) -> Any:
-        assert revision == "c0ffee"
-        return huggingface_hub.HfApi.original(tiny_sharded_checkpoint / file)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    files = [SimpleNamespace(rfilename=file.name) for file in tiny_sharded_checkpoint.iterdir()]
-    information = SimpleNamespace(sha="c0ffee", siblings=files)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, model, revision: information)
-    monkeypatch.setattr(huggingface_hub.HfApi, "original", staticmethod(hub_header), raising=False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", header)
-    with header_only_base("org/model", revision="main") as headers:
-        assert forms(headers.checkpoint) == forms(Checkpoint.open(tiny_sharded_checkpoint))
-        assert (headers.name, headers.revision, headers.location) == ("org/model", "c0ffee", "org/model")
-    monkeypatch.chdir(tmp_path)
-    assert works(diagnosis("org/model")) == OF_SAFETENSORS
-
-
-def hub_header(file: Path) -> Any:
-    """What the Hub's library makes of a header."""
-    contents = file.read_bytes()
-    entries = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
-    metadata = entries.pop("__metadata__", {})
-    tensors = {name: SimpleNamespace(**entry) for name, entry in entries.items()}
-    return SimpleNamespace(tensors=tensors, metadata=metadata)
+    with connected_hub(tmp_path) as hub:
+        commit = hub.add_model("org/model", tiny_sharded_checkpoint)
+        with header_only_base("org/model", revision="main") as headers:
+            assert forms(headers.checkpoint) == forms(Checkpoint.open(tiny_sharded_checkpoint))
+            assert (headers.name, headers.revision, headers.location) == ("org/model", commit, "org/model")
+            for file in headers.checkpoint.weight_files:
+                stored = (headers.checkpoint.directory / file).read_bytes()
+                end = 8 + int.from_bytes(stored[:8], "little")
+                assert stored[:end] == (tiny_sharded_checkpoint / file).read_bytes()[:end]
+                assert not any(stored[end:])
+        monkeypatch.chdir(tmp_path)
+        assert works(diagnosis("org/model")) == OF_SAFETENSORS
 
 
 def test_a_hub_that_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
