@@ -49,6 +49,7 @@ FORMATS = {
     "adapter": "sea_export.export.adapter.adapter_format",
     "custom-code": "sea_export.export.custom_code.code_format",
     "gguf": "sea_export.export.gguf_file.gguf_format",
+    "gguf-adapter": "sea_export.export.gguf_adapter.gguf_adapter_format",
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
@@ -339,8 +340,8 @@ class ExportOptions:
 
     format: str = option(
         "merged",
-        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, or the "
-        ".gguf file that the base is.",
+        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, the "
+        ".gguf file that the base is, or a LoRA and a control vector that llama.cpp puts on the base.",
         FORMATS,
     )
     adapter_rank: int | None = option(
@@ -348,6 +349,11 @@ class ExportOptions:
         "Largest rank of an adapter: plain LoRA, the nearest of that rank instead of the exact one; for servers that "
         "cap the rank or lack DoRA.",
         minimum=1,
+        format="adapter",
+    )
+    adapter_padding: bool = option(
+        True,
+        "Fill the factors of an adapter with zeros up to one rank: some programs know one rank for all modules.",
         format="adapter",
     )
     gguf_type: str = option(

@@ -55,6 +55,7 @@ def save(
     *,
     format: str = ExportOptions.format,
     adapter_rank: int | None = ExportOptions.adapter_rank,
+    adapter_padding: bool = ExportOptions.adapter_padding,
     gguf_type: str = ExportOptions.gguf_type,
     overwrite: bool = ExportOptions.overwrite,
     force: bool = ExportOptions.force,
@@ -74,9 +75,11 @@ def save(
         edit: the edit. `sea_export.compose` combines several edits into one.
         base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
         output: the directory to write.
-        format: `merged`, `adapter`, `custom-code`, or `gguf` for a `.gguf` base. An adapter names a local base by its
-            absolute path, because it could not be loaded otherwise. Give a Hub id to publish an adapter.
+        format: `merged`, `adapter`, `custom-code`, `gguf` for a `.gguf` base, or `gguf-adapter`. With `adapter`, a
+            local base is named by its absolute path, because it could not be loaded otherwise. Give a Hub id to publish
+            an adapter.
         adapter_rank: the largest rank of an adapter; None for an exact one.
+        adapter_padding: with `adapter`, fill its factors with zeros up to one rank for all modules.
         gguf_type: with `gguf`, how edited weights are stored: `auto`, `same`, `Q8_0`, `F16`, `BF16` or `F32`.
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
@@ -100,6 +103,7 @@ def save(
     options = ExportOptions(
         format=format,
         adapter_rank=adapter_rank,
+        adapter_padding=adapter_padding,
         gguf_type=gguf_type,
         overwrite=overwrite,
         force=force,
@@ -117,7 +121,7 @@ def save(
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
         with CleanProcess() as process:
-            if verify:
+            if verify and export_format(format).loads_in_transformers:
                 process.begin()  # it imports what it needs while the output is written
             return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
 

@@ -6,8 +6,6 @@ A card is made from the manifest only: the same manifest gives the same card. It
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -23,7 +21,9 @@ from sea_export.cards.programs import programs
 from sea_export.demonstrations.tables import is_file_name
 from sea_export.evaluation.verdicts import aim_of, verdict_of
 from sea_export.export.formats import export_format
+from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import fits_of, further_arguments
+from sea_export.export.modelfile import MODELFILE
 from sea_export.text import interval_text
 
 __all__ = ["model_card"]
@@ -60,7 +60,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "base": _base(base["name"], base_model),
         "on_hub": base["revision"] is not None,
         "chat": bool(base.get("chat")),
-        "beside_base": format.loads_beside_base,
+        "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
         "added_biases": len(manifest.get("added_tensors", [])),
         "here": not manifest.get("repository"),
@@ -69,6 +69,9 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "model_class": _identifier(base["model_class"]),
         "arguments": Markdown(further_arguments(manifest)),
         "gguf": _gguf_contents(manifest.get("gguf")),
+        "gguf_adapter": manifest.get("gguf_adapter"),
+        "llama_cpp": Markdown(llama_cpp_command(manifest) or ""),
+        "modelfile": MODELFILE in manifest["files"],
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),
@@ -141,12 +144,10 @@ def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gguf_contents(gguf: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the card tells of a GGUF file: how llama.cpp starts with it, and its types. None for other outputs."""
+    """What the card tells of a GGUF file: its types, and how transformers loads it. None for other outputs."""
     if gguf is None:
         return None
-    plain = re.fullmatch(r"[\w.+=@ -]+", gguf["file"]) is not None
     return {
-        "file": Markdown(shlex.quote(gguf["file"]) if plain else "FILE.gguf"),
         "types": ", ".join(sorted(set(gguf["types"].values()))),
         "parts": gguf["parts"],
         "config": Markdown(", ".join(f"`{name}={value}`" for name, value in gguf["config"].items())),

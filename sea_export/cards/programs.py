@@ -13,6 +13,7 @@ from typing import Any
 
 from sea_export.cards.markdown import Markdown
 from sea_export.export.formats import export_format
+from sea_export.export.llama_cpp import llama_cpp_command
 
 __all__ = ["Program", "programs"]
 
@@ -39,6 +40,9 @@ def programs(manifest: Mapping[str, Any], hub_base: str | None) -> list[Program]
     here = _shown(manifest.get("repository") or ".", "OUTPUT")
     if gguf := manifest.get("gguf"):
         return _of_gguf(_shown(gguf["file"], "FILE.gguf"))
+    if manifest.get("gguf_adapter"):
+        started = str(llama_cpp_command(manifest)).replace("llama-cli", "llama-server", 1)
+        return [Program("llama.cpp, as a server", Markdown(started))]
     format = export_format(manifest["format"])
     if format.loads_beside_base:
         return _of_adapter(here, _shown(hub_base or "BASE", "BASE"), manifest["adapter"])
@@ -103,5 +107,4 @@ def _of_gguf(file: str) -> list[Program]:
     return [
         Program("llama.cpp, as a server", Markdown(f"llama-server -m {file}")),
         Program("llama-cpp-python", Markdown(f"python -m llama_cpp.server --model {file}")),
-        Program("Ollama", Markdown(f"echo 'FROM ./{file}' > Modelfile\nollama create edited -f Modelfile")),
     ]

@@ -32,6 +32,7 @@ _COMMANDS = (
     "push",
     "reproduce",
     "doctor",
+    "check",
     "recipes",
 )
 

@@ -52,6 +52,7 @@ def command(
     format.check_options(fit, export)
     check_conversion(dequantize=run.dequantize, requantize=export.requantize)
     from sea_export.cli.early_process import early_process
+    from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_beside, check_output
     from sea_export.model.location import locate_model
@@ -61,6 +62,7 @@ def command(
     check_beside(output, cache)
     effect.check_texts()
     read = read_demonstrations(data, fit.capture.seed)
+    log_findings(read)
     location = locate_model(model, run.revision)
     if export.requantize:
         check_kept_storage(location.path, location.name)

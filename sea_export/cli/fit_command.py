@@ -38,6 +38,7 @@ def command(
     MODEL is a Hub id, a local directory, or a .gguf file.
     """
     effect.check(fit)
+    from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_beside, check_output, check_room, staged_output
     from sea_export.model.location import locate_model
@@ -46,6 +47,7 @@ def command(
     check_beside(edit, cache)
     effect.check_texts()
     read = read_demonstrations(data, fit.capture.seed)
+    log_findings(read)
     location = locate_model(model, run.revision)
 
     # Nothing before this needs torch, which takes seconds to import.

@@ -12,7 +12,9 @@ from sea_export.cli.layer_table import print_layers
 from sea_export.cli.terminal import console, errors, plain_table
 from sea_export.errors import printable
 from sea_export.export.formats import export_format
+from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
+from sea_export.export.modelfile import MODELFILE
 
 if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
@@ -115,9 +117,12 @@ def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
     print_effect(edit)
     print_examples(edit)
     manifest = read_manifest(result.output)
-    if gguf := manifest.get("gguf"):
+    if command := llama_cpp_command(manifest, result.output):
         console.print(f"Saved to {result.output}. Start llama.cpp with it by", soft_wrap=True)
-        console.print(f"  llama-cli -m {shlex.quote(str(result.output / gguf['file']))}", soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
+        if MODELFILE in manifest["files"]:
+            console.print("or Ollama by")
+            console.print(f"  ollama create NAME -f {shlex.quote(str(result.output / MODELFILE))}", soft_wrap=True)
         return
     console.print(f"Saved to {result.output}. Load it with", soft_wrap=True)
     arguments = further_arguments(manifest)

@@ -30,6 +30,7 @@ def command(
     other kinds where they have kinds. The chosen edit is better than the base on the rows that chose it, and is baked
     into the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
+    from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.demonstrations.neutral_text import load_texts
     from sea_export.demonstrations.tables import check_source
@@ -46,6 +47,7 @@ def command(
     if tune.text is not None:
         load_texts(tune.text)
     read = read_demonstrations(data, tune.seed)
+    log_findings(read)
     location = locate_model(model, run.revision)
 
     # Nothing before this needs torch, which takes seconds to import.

@@ -44,7 +44,8 @@ def command(
     verification = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
     if not isinstance(verification, Verification):
         with CleanProcess() as process:
-            process.begin()  # before torch is imported here, so that both processes import it at the same time
+            if verification.format.loads_in_transformers:
+                process.begin()  # before torch is imported here, so that both processes import it at the same time
             from sea_export.cli.opening import begin_computing
 
             begin_computing(threads)

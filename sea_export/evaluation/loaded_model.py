@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.errors import InputError
+from sea_export.export.formats import export_format
 from sea_export.export.manifest import MANIFEST, read_manifest
+from sea_export.export.output import EDIT_DIRECTORY
 from sea_export.model.adapter_files import ADAPTER_CONFIG, base_of_adapter, check_adapter_files
 from sea_export.model.base import Base, open_base
 from sea_export.model.compute_dtype import compute_dtype
@@ -92,7 +94,13 @@ def _gguf_of_export(model: str) -> str:
     directory = Path(model).expanduser()
     if not (directory / MANIFEST).is_file() or not any(directory.glob("*.gguf")):
         return model
-    gguf = read_manifest(directory).get("gguf")
+    manifest = read_manifest(directory)
+    if not export_format(manifest["format"]).loads_in_transformers:
+        raise InputError(
+            f"{model}: only llama.cpp loads it. Save the edit in its folder {EDIT_DIRECTORY} in another --format, and "
+            "give that."
+        )
+    gguf = manifest.get("gguf")
     return model if gguf is None else str(directory / gguf["file"])
 
 

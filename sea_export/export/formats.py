@@ -49,8 +49,9 @@ EditInMemory = Callable[["PreTrainedModel", "SpectralEdit", "Sequence[OutputProj
 """A context in which a base in memory computes what the export of an edit computes, without rounding. The output
 projections are those of the edit's targets in the base."""
 
-BaseMoved = Callable[["PreTrainedModel"], AbstractContextManager[None]]
-"""A context in which weights of a base in memory move at random within what their storage rounds."""
+BaseMoved = Callable[["PreTrainedModel", "Sequence[OutputProjection]"], AbstractContextManager[None]]
+"""A context in which weights of a base in memory move within what their storage rounds: those of some of the output
+projections that are edited."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,16 @@ class Loading:
     """What else `from_pretrained` is told, such as which GGUF file to load."""
 
     @classmethod
-    def of(cls, format: ExportFormat[Any, Any], base: Base, plan: Any) -> Loading:
-        """How an export of a base is loaded.
+    def of(cls, format: ExportFormat[Any, Any], base: Base, plan: Any) -> Loading | None:
+        """How an export of a base is loaded; None for one that transformers does not load.
 
         Args:
             format: its format.
             base: the base.
             plan: what `ExportFormat.plan` gave for it.
         """
+        if not format.loads_in_transformers:
+            return None
         return cls(
             auto_class=base.model_class,
             trust_remote_code=format.runs_code or base.trust_remote_code,
@@ -171,6 +174,8 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         library: the library that loads the output, by its name on the Hub.
         tags: additional tags of the model card.
         loads_beside_base: whether the output is loaded together with its base, and not instead of it.
+        loads_in_transformers: whether transformers loads the output.
+        names_location: whether the output names the place of its base, which everybody who loads it must have.
         runs_code: whether the output contains code that runs when it is loaded.
         rounds_weights: whether edited weights are rounded to the base's dtype when they are stored.
         changes_source: whether the output is made from the file that the base was converted from.
@@ -181,6 +186,8 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
     library: str
     tags: tuple[str, ...]
     loads_beside_base: bool
+    loads_in_transformers: bool
+    names_location: bool
     runs_code: bool
     rounds_weights: bool
     changes_source: bool

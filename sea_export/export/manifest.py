@@ -46,7 +46,7 @@ __all__ = [
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force", "requantize", "base_id")
+_EXPORT_OPTIONS = ("adapter_rank", "adapter_padding", "gguf_type", "verify", "force", "requantize", "base_id")
 
 
 def make_manifest(
@@ -208,6 +208,9 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     gguf = manifest.get("gguf")
     if gguf and (gguf["file"] not in manifest["files"] or not all(map(str.isidentifier, gguf["config"]))):
         return "what it says of its GGUF file is not about a file of its own, or no arguments of Python"
+    beside = manifest.get("gguf_adapter")
+    if beside and not (set(beside["files"]) <= manifest["files"].keys() and beside["files"]):
+        return "what it says of its GGUF files is not about files of its own"
     rank = adapter.get("rank_cap") if adapter else None
     if rank is not None and rank < 1:
         return "the rank of its adapter is not a positive number"

@@ -11,6 +11,7 @@ __all__ = ["ManifestRecord"]
 
 class _Export(TypedDict, total=False):
     adapter_rank: int | None
+    adapter_padding: bool
     gguf_type: str
     verify: bool
     force: bool
@@ -63,6 +64,15 @@ class _Gguf(TypedDict):
     config: dict[str, bool]
 
 
+class _GgufAdapter(TypedDict):
+    architecture: str
+    base_file: str
+    converted: bool
+    rank: int
+    files: list[str]
+    modelfile: bool
+
+
 class _Benchmark(TypedDict):
     benchmark: str
 
@@ -99,6 +109,7 @@ class ManifestRecord(_Required, total=False):
     left_out_files: list[str]
     adapter: _Adapter
     gguf: _Gguf
+    gguf_adapter: _GgufAdapter
     verification: _Verification | None
     evaluation: _Evaluation | None
     repository: str | None

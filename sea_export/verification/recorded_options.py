@@ -64,5 +64,5 @@ def _strength(fit: RecordedFit, held_out: float) -> dict[str, object]:
         raise InputError(
             f"{MANIFEST}: it does not say how the strength of the edit was found. Give the manifest as it was written."
         )
-    budget = {"measure": True, "max_kl": max_kl, "held_out": held_out}
+    budget: dict[str, object] = {"measure": True, "max_kl": max_kl, "held_out": held_out}
     return budget if searched else {**budget, "strength": strength}

@@ -143,6 +143,7 @@ class RecordedRun:
         export = ExportOptions(
             format=manifest["format"],
             adapter_rank=recorded["adapter_rank"],
+            adapter_padding=recorded.get("adapter_padding", ExportOptions.adapter_padding),
             gguf_type=recorded.get("gguf_type", ExportOptions.gguf_type),
             verify=recorded["verify"],
             requantize=recorded.get("requantize", False),

@@ -13,6 +13,11 @@ from sea_export.cards.programs import programs
 CHECKPOINT = {"format": "merged", "base": {}}
 ADAPTER = {"format": "adapter", "base": {}, "adapter": {"kind": "LoRA", "modules": [{"rank": 8}, {"rank": 20}]}}
 GGUF = {"format": "gguf", "base": {}, "gguf": {"file": "model-Q8_0.gguf"}}
+GGUF_ADAPTER = {
+    "format": "gguf-adapter",
+    "base": {},
+    "gguf_adapter": {"base_file": "base.gguf", "files": ["sea-lora.gguf", "sea-control-vector.gguf"]},
+}
 
 
 def names(manifest: dict[str, Any]) -> set[str]:
@@ -26,7 +31,10 @@ def text(manifest: dict[str, Any], hub_base: str | None = None) -> str:
 def test_four_programs_beside_transformers() -> None:
     assert names(CHECKPOINT) == {"vLLM", "lm-evaluation-harness", "llama.cpp", "CTranslate2"}
     assert len(names(ADAPTER)) == 3  # and PEFT on a model in memory
-    assert "Ollama" in names(GGUF)
+    assert names(GGUF) == {"llama.cpp", "llama-cpp-python"}  # and Ollama by the Modelfile
+    assert (
+        text(GGUF_ADAPTER) == "llama-server -m base.gguf --lora sea-lora.gguf --control-vector sea-control-vector.gguf"
+    )
     assert "trust" not in text(CHECKPOINT)
 
 

@@ -13,6 +13,7 @@ from sea_export.export.formats import TensorCheck
 from sea_export.export.gguf_file.encoding import EditedMatrix, GgufEdit, edited_matrices, encode
 from sea_export.export.gguf_file.gguf_plan import GgufPlan
 from sea_export.export.gguf_file.gguf_writer import changed_header
+from sea_export.export.modelfile import MODELFILE, has_modelfile
 from sea_export.model.gguf_diff import same_bytes
 from sea_export.model.gguf_header import GgufEntry, GgufTensor, encode_header
 from sea_export.model.gguf_parts import GgufPart, read_parts
@@ -55,15 +56,18 @@ def check_gguf(directory: Path, plan: GgufPlan) -> TensorCheck:
     longer = [part.path.name for part, base in zip(written, plan.parts, strict=True) if _rest(part) != _rest(base)]
     if longer:
         return _failed(f"files have other bytes after their tensors than the base's: {', '.join(longer)}")
+    if not has_modelfile(directory, plan.modelfile):
+        return _failed(f"{MODELFILE} is not as planned")
     wrong = [name for part, base in zip(written, plan.parts, strict=True) for name in _wrong_tensors(part, base, plan)]
     changes = plan.changes
     names = [tensor.name for part in written for tensor in part.header.tensors]
     changed = len(changes.edits)
-    biases = f" and {len(changes.additions)} biases are added" if changes.additions else ""
+    folded = f"{changed} tensors are the base's with the edit folded in and encoded, to the last bit" if changed else ""
+    added = f"{len(changes.additions)} biases are added" if changes.additions else ""
     identical = len(names) - changed - len(changes.additions)
     return TensorCheck(
         problems=(f"stored tensors are not as planned: {', '.join(wrong)}",) if wrong else (),
-        statement=f"{changed} tensors are the base's with the edit folded in and encoded, to the last bit{biases}; "
+        statement=f"{' and '.join(filter(None, (folded, added)))}; "
         f"{identical} tensors are byte-identical, and so is all metadata but {len(changes.entries)} entries, which "
         "name the base.",
         changed_tensors=changed + len(changes.additions),
