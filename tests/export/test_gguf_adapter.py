@@ -22,8 +22,8 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.export.formats import export_format
 from sea_export.export.gguf_adapter import gguf_adapter_writer
-from sea_export.export.gguf_adapter.adapter_files import CONTROL_VECTOR, LORA, AdapterFile
 from sea_export.export.gguf_adapter.constant_check import check_constants
+from sea_export.export.gguf_adapter.llama_cpp_files import CONTROL_VECTOR, LORA, AdapterFile
 from sea_export.export.manifest import read_manifest
 from sea_export.files.digests import file_digest
 from sea_export.model.architecture import find_output_projections
