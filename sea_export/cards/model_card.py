@@ -19,7 +19,7 @@ from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
 from sea_export.cards.programs import programs
 from sea_export.demonstrations.tables import is_file_name
-from sea_export.evaluation.report import aim_of, verdict_of
+from sea_export.evaluation.verdicts import aim_of, verdict_of
 from sea_export.export.formats import export_format
 from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import fits_of, further_arguments

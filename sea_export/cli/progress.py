@@ -39,7 +39,11 @@ def fit_progress(demonstrations: int, processes: Processes) -> Iterator[Callable
     """
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
     counted = _Counted("Reading demonstrations", math.ceil(demonstrations / processes.count))
-    with told_regularly(counted.line), progress_bar(*columns) as progress:
+
+    def line() -> str:
+        return counted.description if counted.done >= counted.total else counted.line()
+
+    with told_regularly(line), progress_bar(*columns) as progress:
         task = progress.add_task(counted.description, total=counted.total, rate="")
 
         def advance(count: int) -> None:

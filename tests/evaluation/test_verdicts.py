@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sea_export.evaluation.report import aim_of, verdict_of
+from sea_export.evaluation.verdicts import aim_of, verdict_of
 
 
 @pytest.mark.parametrize(
