@@ -22,10 +22,11 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.export.formats import export_format
 from sea_export.export.gguf_adapter import gguf_adapter_writer
-from sea_export.export.gguf_adapter.adapter_files import CONTROL_VECTOR, LORA, AdapterFile
 from sea_export.export.gguf_adapter.constant_check import check_constants
+from sea_export.export.gguf_adapter.gguf_adapter_files import CONTROL_VECTOR, LORA, AdapterFile
 from sea_export.export.manifest import read_manifest
 from sea_export.files.digests import file_digest
+from sea_export.hub import push
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.base import open_base
 from sea_export.model.load_model import skeleton
@@ -416,3 +417,16 @@ def test_a_damaged_or_changed_base_leaves_nothing_behind(tmp_path: Path, monkeyp
     with pytest.raises(SeaExportError, match="it has changed since the base was opened"):
         save(edit(MLPS), path, tmp_path / "out", format="gguf-adapter", verify=False)
     assert files(tmp_path) == {"m.gguf"}
+
+
+def test_it_may_be_published_though_its_base_is_only_here(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a PEFT adapter it names no place of the base."""
+    asked: list[str] = []
+    monkeypatch.setattr(push, "open_destination", lambda repo_id, public: asked.append(repo_id))
+    with open_base(str(tiny_checkpoint)) as opened:
+        push.prepare_push(opened, export_format("gguf-adapter"), "me/adapter", public=False)
+        assert asked == ["me/adapter"]
+        with pytest.raises(InputError, match="the adapter names its base by a path"):
+            push.prepare_push(opened, export_format("adapter"), "me/adapter", public=False)

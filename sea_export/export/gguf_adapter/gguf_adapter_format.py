@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
 from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
-from sea_export.export.gguf_adapter.adapter_limits import NO_ROW_SCALES
+from sea_export.export.gguf_adapter.gguf_adapter_limits import NO_ROW_SCALES
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
