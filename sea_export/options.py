@@ -350,7 +350,7 @@ class ExportOptions:
         minimum=1,
         format="adapter",
     )
-    adapter_padding: bool = option(True, "Fill an adapter with zeros so that all its ranks are one.", format="adapter")
+    adapter_padding: bool = option(True, "Give all modules of an adapter one rank, with zeros.", format="adapter")
     gguf_type: str = option(
         "auto",
         "How a .gguf file stores edited weights: Q8_0 where they were quantized and as they were elsewhere (auto), as "
