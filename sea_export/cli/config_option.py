@@ -94,16 +94,16 @@ def _stated(file: Path, context: click.Context) -> dict[str, object]:
             nearest = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
             advice = f"Did you mean {nearest[0]}?" if nearest else f"sea-export {context.info_name} --help names them."
             raise InputError(f"{file}: {name} is no option of {context.info_name}. {advice}")
-        values[str(known[name].name)] = _fitting(value, known[name], f"{file}: {name}")
+        values[str(known[name].name)] = _fitting(value, known[name], file, name)
     return values
 
 
-def _fitting(value: str | list[str], parameter: click.Parameter, place: str) -> str | list[str]:
+def _fitting(value: str | list[str], parameter: click.Parameter, file: Path, name: str) -> str | list[str]:
     """A list for a parameter that may be given several times, and a single value for any other."""
     if getattr(parameter, "multiple", False) or parameter.nargs != 1:
         return [value] if isinstance(value, str) else value
     if isinstance(value, list):
-        raise InputError(f"{place} has {len(value)} values, and takes one. Give one of them.")
+        raise InputError(f"{file}: {name} has {len(value)} values, and takes one. Give one of them.")
     return value
 
 

@@ -23,6 +23,7 @@ from sea_export.model.architecture import OutputProjection
 __all__ = [
     "RowReader",
     "bias_roundings",
+    "changes_weights",
     "fold_bias",
     "fold_parameters",
     "fold_ranges",
@@ -114,6 +115,19 @@ def fold_tensor(stored: Tensor, edits: Sequence[LayerEdit], output_dim: int) -> 
         for rows, block in fold_rows(matrix, edits, columns=columns):
             destination[rows].copy_(block)
     return folded
+
+
+def changes_weights(edits: Sequence[LayerEdit]) -> bool:
+    """Whether the fold changes weights. That of edits by a constant alone changes biases only.
+
+    Args:
+        edits: the layer edits in the order of their application.
+
+    Raises:
+        InputError: an edit is not linear.
+    """
+    factors = _Factors.of(edits)
+    return bool((factors.scale != 1).any()) or bool(factors.left.any() and factors.right.any())
 
 
 def fold_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ class LoadedModel:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    weight_digests: Callable[[], Mapping[str, str]]
+    """Gives SHA-256 of every weight file of it, or of the base of an adapter, by file name."""
 
 
 @contextmanager
@@ -53,14 +55,15 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     """
     if run.layerwise:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
+    device = choose_device(run.device)
     adapter, name = _adapter_and_base(model)
     with _opened(name, run) as base:
-        device = choose_device(run.device)
         dtype = parse_dtype(run.dtype) or compute_dtype(base, torch.device(device))
         loaded = base.load_model(dtype=dtype, device=device, device_map=run.device_map)
         if adapter is not None:
             put_adapter_on(loaded, adapter)
-        yield LoadedModel(base.name if adapter is None else adapter.resolve().name, loaded, base.tokenizer)
+        name = base.name if adapter is None else adapter.resolve().name
+        yield LoadedModel(name, loaded, base.tokenizer, lambda: base.weight_digests)
 
 
 def check_loadable(model: str, run: RunOptions) -> None:

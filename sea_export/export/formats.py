@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from sea_export.edit.layer_form import why_unfoldable
 from sea_export.errors import InputError
-from sea_export.options import FORMATS, ExportOptions, FitOptions, why_unfoldable
+from sea_export.options import FORMATS, ExportOptions, FitOptions
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +49,9 @@ EditInMemory = Callable[["PreTrainedModel", "SpectralEdit", "Sequence[OutputProj
 """A context in which a base in memory computes what the export of an edit computes, without rounding. The output
 projections are those of the edit's targets in the base."""
 
-BaseMoved = Callable[["PreTrainedModel"], AbstractContextManager[None]]
-"""A context in which weights of a base in memory move at random within what their storage rounds."""
+BaseMoved = Callable[["PreTrainedModel", "Sequence[OutputProjection]"], AbstractContextManager[None]]
+"""A context in which weights of a base in memory move within what their storage rounds: those of some of the output
+projections that are edited."""
 
 
 @dataclass(frozen=True)

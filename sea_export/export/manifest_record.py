@@ -17,6 +17,7 @@ class _Export(TypedDict, total=False):
     force: bool
     trust_remote_code: bool
     requantize: bool
+    base_id: str | None
 
 
 class _NamedBase(TypedDict):
@@ -30,6 +31,8 @@ class _NamedBase(TypedDict):
 class _Base(_NamedBase, total=False):
     model_class: str
     metadata: dict[str, Any]
+    chat: bool
+    hub_id: str
 
 
 class _NamedLayer(TypedDict):

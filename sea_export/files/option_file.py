@@ -43,7 +43,7 @@ def read_option_file(path: Path) -> dict[str, str | list[str]]:
             raise InputError(f"{path}, line {line}: it does not begin with the name of an option. Write `name: value`.")
         if name in values:
             raise InputError(f"{path}, line {line}: {name} occurs twice. Leave one of them out.")
-        values[name] = _value(value, f"{path}, line {line}: {name}")
+        values[name] = _value(value, path, line, name)
     return values
 
 
@@ -56,12 +56,12 @@ def option_file_text(values: dict[str, object]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def _value(node: yaml.Node, place: str) -> str | list[str]:
+def _value(node: yaml.Node, path: Path, line: int, name: str) -> str | list[str]:
     if isinstance(node, yaml.ScalarNode):
         return str(node.value)
     if isinstance(node, yaml.SequenceNode) and all(isinstance(one, yaml.ScalarNode) for one in node.value):
         return [str(one.value) for one in node.value]
-    raise InputError(f"{place} is neither a value nor a list of values. Write `name: value`.")
+    raise InputError(f"{path}, line {line}: {name} is neither a value nor a list of values. Write `name: value`.")
 
 
 def _place(error: BaseException) -> str:

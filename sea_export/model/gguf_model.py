@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.errors import InputError, refused_by_library
+from sea_export.locks import scratch_directory
+from sea_export.model.available_memory import available_memory
 from sea_export.model.checkpoint import CARD
 from sea_export.model.convert import save_converted
 from sea_export.model.load_model import check_numbers, check_parameters, skeleton
 from sea_export.model.pretrained import from_pretrained
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from sea_export.model.gguf_parts import GgufPart
 
@@ -30,6 +32,9 @@ _BIAS_SWITCHES = {"ffn_down.bias": "mlp_bias", "attn_output.bias": "attention_bi
 """How the names of biases end, and the config entry with which a model reads them."""
 _TIMES_STORED = 4
 """How many times the stored values a model may have. Tied weights are stored once or twice."""
+_TIMES_DESCRIBED = 2
+"""How many times the values of its model a file may store. Some have tensors that only llama.cpp uses."""
+_DEQUANTIZED_BYTES = 4
 
 
 def check_gguf_package(gguf: Path) -> None:
@@ -88,13 +93,13 @@ def _alone(parts: Sequence[GgufPart], *, weights: bool = True) -> Iterator[Path]
     """
     from sea_export.model.gguf_parts import join_parts
 
-    with tempfile.TemporaryDirectory(prefix="sea-export-gguf-") as directory:
-        file = Path(directory, parts[0].path.name)
+    with scratch_directory("sea-export-unpacking-", Path(tempfile.gettempdir())) as directory:
+        file = directory / parts[0].path.name
         if len(parts) == 1:
             file.symlink_to(parts[0].path.resolve())
         else:
             join_parts(parts, file, weights=weights)
-        yield Path(directory)
+        yield directory
 
 
 def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
@@ -106,7 +111,8 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
         dtype: what the weights are unpacked to.
 
     Raises:
-        InputError: it is not a GGUF file, is damaged or incomplete, or transformers cannot load such a model from one.
+        InputError: it is not a GGUF file, is damaged or incomplete, does not fit into memory, or transformers cannot
+            load such a model from one.
     """
     import transformers
     from transformers import AutoModelForCausalLM
@@ -117,7 +123,9 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     parts = read_parts(gguf)
     sizes = [math.prod(tensor.shape) for part in parts for tensor in part.header.tensors]
     check_numbers(config.to_dict(), gguf.name, len(sizes))
-    check_parameters(skeleton(config), gguf.name, _TIMES_STORED * sum(sizes), f"{sum(sizes)} values")
+    model = skeleton(config)
+    check_parameters(model, gguf.name, _TIMES_STORED * sum(sizes), f"{sum(sizes)} values")
+    _check_stored(model, gguf.name, sizes, dtype)
     # Releases that can keep weights packed have to be told to unpack. The others always unpack.
     unpack = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
     # All supported releases understand this option under the name `torch_dtype`.
@@ -161,6 +169,31 @@ def unpack_gguf(gguf: Path, destination: Path, dtype: torch.dtype) -> None:
     tokenizer.save_pretrained(destination)
     _make_portable(destination)
     _write_card(gguf, destination)
+
+
+def _check_stored(model: PreTrainedModel, name: str, sizes: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuses a file with far more values than its model has, or than fit into memory. Transformers unpacks all tensors
+    of a file before it looks which of them the model has.
+
+    Args:
+        model: the skeleton of the config.
+        name: that of the file, for messages.
+        sizes: the number of values of each tensor.
+        dtype: what the weights are unpacked to.
+    """
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if sum(sizes) > _TIMES_DESCRIBED * described:
+        raise InputError(
+            f"{name}: it stores {sum(sizes)} values, and its config describes a model of {described} parameters, so "
+            "the config is another model's or the file has tensors of no model. Download it again."
+        )
+    needed = dtype.itemsize * sum(sizes) + _DEQUANTIZED_BYTES * max(sizes)
+    free = available_memory(torch.device("cpu"))
+    if needed > free:
+        raise InputError(
+            f"{name}: its weights need about {needed / 1e9:.1f} GB of memory when they are unpacked, and "
+            f"{free / 1e9:.1f} GB are free. Close other programs, or use a machine with more memory."
+        )
 
 
 def _write_card(gguf: Path, directory: Path) -> None:

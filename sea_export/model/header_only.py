@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.errors import InputError
+from sea_export.locks import scratch_directory
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import WEIGHTS, Checkpoint
 from sea_export.model.convert import copy_files, pickled_state
@@ -67,8 +68,8 @@ def header_only_base(
         InputError: see `open_base`.
     """
     path = Path(model).expanduser()
-    with tempfile.TemporaryDirectory(prefix="sea-export-header-only-") as temporary:
-        directory, commit = Path(temporary, "header-only"), None
+    with scratch_directory("sea-export-headers-", Path(tempfile.gettempdir())) as temporary:
+        directory, commit = temporary / "header-only", None
         if not path.exists():
             commit = _header_only_from_hub(model, revision, directory)
         elif path.suffix == ".gguf" and path.is_file():
@@ -86,7 +87,7 @@ def header_only_base(
                 source = path if path.exists() else None
                 base = replace(base, name=name, revision=commit, location=location, source=source)
             if dequantize:
-                plain = Path(temporary, "plain")
+                plain = temporary / "plain"
                 _header_only_dequantized(base, plain, dtype or torch.bfloat16)
                 base = replace(base, checkpoint=Checkpoint.open(plain), location=None, dequantized=True)
             yield base

@@ -172,7 +172,7 @@ def compare(
                 in_memory = compared_logits(model, sequences)
         unedited = compared_logits(model, sequences)
         if base_moved is not None or quantized:
-            with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model):
+            with _rounded_otherwise(model, projections) if base_moved is None else base_moved(model, projections):
                 rounded = compared_logits(model, sequences)
         else:
             nn.Module.to(model, dtype)

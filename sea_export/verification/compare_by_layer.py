@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sea_export.capture.lockstep import ForwardHook, HiddenStates, SuspendedPass, advance_together, stops_installed
 from sea_export.capture.offloaded import StoredModel, can_load_layers
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.export.formats import EditInMemory, Loading
+from sea_export.export.formats import BaseMoved, EditInMemory, Loading
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.memory import fits, weight_bytes
 from sea_export.model.precision import in_float32
@@ -54,6 +54,7 @@ def compare_by_layer(
     loading: Loading | None,
     process: CleanProcess,
     exact: bool = True,
+    base_moved: BaseMoved | None = None,
 ) -> dict[str, Agreement]:
     """Compares an export with the run-time edit. See `sea_export.verification.compare.compare`.
 
@@ -68,6 +69,7 @@ def compare_by_layer(
         loading: how plain transformers loads the export; None if it does not.
         process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
+        base_moved: see `compare`.
 
     Returns:
         What `compare` gives.
@@ -90,7 +92,7 @@ def compare_by_layer(
             # unpacked as a whole.
             memory=None if "gguf_file" in loading.arguments else 2 * source.largest_part_bytes(torch.float32),
         )()
-    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory)
+    logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory, base_moved)
     return agreements(
         run_time=logits[_RUN_TIME],
         in_memory=logits.get(_IN_MEMORY),
@@ -108,6 +110,7 @@ def _logits_by_layer(
     projections: Sequence[OutputProjection],
     sequences: Sequence[Sequence[int]],
     export_in_memory: EditInMemory | None,
+    base_moved: BaseMoved | None,
 ) -> dict[str, Tensor]:
     """The compared logits of each variant of the base. All variants go through the layers together."""
     model: Any = source.model
@@ -124,8 +127,12 @@ def _logits_by_layer(
         own = [one for one in projections if one_layer is not None and one.target in one_layer.layers]
 
         def turns() -> Iterator[SuspendedPass]:
-            yield passes[_ROUNDED]
+            if base_moved is None:
+                yield passes[_ROUNDED]
             with in_float32(module):
+                if base_moved is not None:
+                    with base_moved(model, own):
+                        yield passes[_ROUNDED]
                 yield passes[_UNEDITED]
                 with one_layer.apply(model, own) if one_layer else nullcontext():
                     yield passes[_RUN_TIME]

@@ -92,6 +92,7 @@ def verify_export(
                 exact=tensors.exact,
                 loading=loading,
                 process=process,
+                base_moved=moved,
             )
         else:
             metrics = compare(

@@ -23,7 +23,7 @@ from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.export.formats import export_format
 from sea_export.export.gguf_adapter import gguf_adapter_writer
 from sea_export.export.gguf_adapter.constant_check import check_constants
-from sea_export.export.gguf_adapter.gguf_adapter_files import CONTROL_VECTOR, LORA, AdapterFile
+from sea_export.export.gguf_adapter.llama_cpp_files import CONTROL_VECTOR, LORA, AdapterFile
 from sea_export.export.manifest import read_manifest
 from sea_export.files.digests import file_digest
 from sea_export.hub import push

@@ -19,13 +19,14 @@ import sea_export.saving
 from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faults import End, Fault, Script, inject_into_command
-from tests.helpers.faulty_exports import FaultyExport, spread
+from tests.helpers.faulty_exports import FaultyExport, faulty_gguf_export, spread
 from tests.helpers.parameters import UNMEASURED
 
 pytestmark = pytest.mark.slow
 
 FORMATS = ("merged", "adapter", "custom-code")
 EXPORTS = [*itertools.product(FORMATS, ("single", "sharded"), (False,)), ("merged", "sharded", True)]
+GGUF_EXPORTS = [(layout, overwrite) for layout in ("single", "sharded") for overwrite in (False, True)]
 
 LAST_CHANGES = 10
 
@@ -61,6 +62,13 @@ def export(request, tiny_checkpoint, tiny_sharded_checkpoint, edit_directory, di
     return FaultyExport(format, base, edit_directory, *directories, overwrite)
 
 
+@pytest.fixture(params=GGUF_EXPORTS, ids=lambda export: "-".join(map(str, export)))
+def gguf_export(request, directories, tmp_path) -> FaultyExport:
+    pytest.importorskip("gguf")
+    layout, overwrite = request.param
+    return faulty_gguf_export(tmp_path, *directories, parts=layout == "sharded", overwrite=overwrite)
+
+
 def over_all(kind: str, end: End, count: int, export: FaultyExport) -> list[Fault]:
     """Some places among all changes, and each of the last ones, in which an old output is replaced."""
     last = range(end.changes - LAST_CHANGES, end.changes) if export.overwrite else ()
@@ -90,6 +98,30 @@ def test_writes_that_fail(export, count_case):
 @pytest.mark.guarantee(SHORT)
 def test_reads_that_end_early(export, count_case):
     export.inject(lambda end: [*spread("short", end.reads, 3), *spread("end", end.reads, 3)], count_case)
+
+
+@pytest.mark.guarantee(KILLED)
+def test_kills_of_a_gguf_export(gguf_export, count_case):
+    gguf_export.inject(lambda end: over_all("SIGKILL", end, 8, gguf_export), count_case)
+
+
+@pytest.mark.guarantee(STOPPED)
+def test_signals_to_a_gguf_export(gguf_export, count_case):
+    gguf_export.inject(lambda end: [*spread("SIGTERM", end.changes, 3), *spread("SIGINT", end.changes, 3)], count_case)
+
+
+@pytest.mark.guarantee(FULL)
+def test_writes_of_a_gguf_export_that_fail(gguf_export, count_case):
+    def faults(end: End) -> list[Fault]:
+        failing = [fault for kind in ("ENOSPC", "EIO") for fault in spread(kind, end.changes, 4)]
+        return [*failing, *spread("limit", max(gguf_export.sizes()), 3)]
+
+    gguf_export.inject(faults, count_case)
+
+
+@pytest.mark.guarantee(SHORT)
+def test_reads_of_a_gguf_base_that_end_early(gguf_export, count_case):
+    gguf_export.inject(lambda end: [*spread("short", end.reads, 3), *spread("end", end.reads, 3)], count_case)
 
 
 @pytest.mark.guarantee(KILLED)

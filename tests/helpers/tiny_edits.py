@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
 from sea_export.capture.activations import Activations
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -33,6 +37,25 @@ def spectral_edit(
     edits = {
         target: (layer_edit(random_activations(60, size, seed=seed), center, options),)
         for seed, target in enumerate(targets)
+    }
+    return SpectralEdit(edits, provenance={"base": {"name": "org/tiny"}})
+
+
+def constant_edit(targets: list[Target], *, size: int = SIZE) -> SpectralEdit:
+    """An edit that adds a constant to each target, and nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    nothing = torch.zeros(size, 0)
+    edits = {
+        target: (
+            replace(
+                layer_edit(random_activations(60, size)),
+                positive=nothing,
+                negative=nothing,
+                scale=None,
+                shift=torch.randn(size, generator=generator),
+            ),
+        )
+        for target in targets
     }
     return SpectralEdit(edits, provenance={"base": {"name": "org/tiny"}})
 

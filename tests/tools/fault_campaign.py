@@ -22,10 +22,10 @@ import torch
 import sea_export
 from sea_export.model.load_model import quiet_transformers
 from tests.helpers.faults import End, Fault
-from tests.helpers.faulty_exports import READ_FAULTS, STATUS_OF_SIGNAL, WRITE_FAULTS, FaultyExport
+from tests.helpers.faulty_exports import READ_FAULTS, STATUS_OF_SIGNAL, WRITE_FAULTS, FaultyExport, faulty_gguf_export
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
-FORMATS = ("merged", "adapter", "custom-code")
+FORMATS = ("merged", "adapter", "custom-code", "gguf")
 MEMORY = 8 << 20
 
 
@@ -68,11 +68,18 @@ def faulty_exports(directory: Path, outputs: Path) -> Iterator[FaultyExport]:
         base = directory / layout
         model.save_pretrained(base, max_shard_size=size)
         tokenizer.save_pretrained(base)
-        for format in FORMATS:
+        for format in FORMATS[:-1]:
             for overwrite in (False, True):
                 written = outputs / f"{format}-{layout}-{overwrite}"
                 written.mkdir()
                 yield FaultyExport(format, base, directory / "edit", written, directory / "temporary", overwrite)
+        for overwrite in (False, True):
+            own, written = directory / f"gguf-{layout}-{overwrite}", outputs / f"gguf-{layout}-{overwrite}"
+            own.mkdir()
+            written.mkdir()
+            yield faulty_gguf_export(
+                own, written, directory / "temporary", parts=layout == "sharded", overwrite=overwrite
+            )
 
 
 @contextmanager

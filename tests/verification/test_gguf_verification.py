@@ -15,9 +15,12 @@ from sea_export.export.manifest import read_manifest
 from sea_export.model.base import open_base
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions
-from sea_export.saving import save
+from sea_export.saving import save, save_checkpoint
+from sea_export.verification import compare, compare_by_layer
+from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.reproduce import compare_runs
 from sea_export.verification.verify import verify
+from sea_export.verification.verify_export import model_to_verify, verify_export
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.tiny_edits import spectral_edit
 
@@ -92,3 +95,40 @@ def test_a_repeated_run_is_compared_tensor_by_tensor(exported: Path, tmp_path: P
     found = compare_runs(manifest, exported / "out", tmp_path / "type")
     assert "blk.1.ffn_down.weight of m.gguf: its type is F32, and was Q8_0." in found.problems
     assert list(found.tensors) == [("m.gguf", "blk.1.ffn_down.weight")]
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("Q4_0", "auto"), ("Q4_0", "same"), ("Q5_1", "same"), ("F16", "same")])
+def test_the_rounding_of_the_type_is_measured_in_memory_and_layer_by_layer(
+    stored: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the base has this type already, so that its own weights would not be rounded again."""
+    write_gguf(tmp_path / "m.gguf", layers=4, types={"ffn_down": stored})
+    edit = spectral_edit([Target(1, "mlp"), Target(2, "mlp")], size=32)
+    options = ExportOptions(format="gguf", gguf_type=asked, verify=False)
+
+    def at_once(process: object, directory: Path, sequences: list[list[int]], *given: object, **named: object):
+        return lambda: compare.compared(torch.zeros(len(sequences), len(sequences[0]), 32))
+
+    for module in (compare, compare_by_layer):  # another process takes seconds, and is not what this is about
+        monkeypatch.setattr(module, "logits_in_subprocess", at_once)
+    format, found = export_format("gguf"), []
+    with open_base(str(tmp_path / "m.gguf"), dtype=torch.float32) as base:
+        save_checkpoint(edit, base, tmp_path / "out", options)
+        located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)
+        plan = format.plan(edit, base, located, options, base.load_model)
+        for layerwise in (False, True):
+            model = model_to_verify(base, layerwise, None, tmp_path)
+            verified = verify_export(tmp_path / "out", base, edit, format, plan, model, CleanProcess())
+            assert verified.base_rounding is not None
+            found.append(verified.base_rounding.mean_divergence)
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    lowest, highest = {"auto": (1e-6, 1e-2), "same": (1e-4, 1)}[asked] if stored != "F16" else (1e-12, 1e-4)
+    assert lowest < found[0] < highest
+
+
+def test_a_type_of_four_bits_passes(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", layers=3, types={"ffn_down": "Q4_1"})
+    result = save(EDIT, tmp_path / "m.gguf", tmp_path / "out", format="gguf", gguf_type="same", dtype=torch.float32)
+    assert result.verification is not None
+    assert result.verification.rounding_error is not None
+    assert result.verification.rounding_error.mean_divergence > 1e-3

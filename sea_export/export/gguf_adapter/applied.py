@@ -11,7 +11,7 @@ from gguf import Keys
 from torch import Tensor, nn
 
 from sea_export.edit.fold import with_parameters
-from sea_export.export.gguf_adapter.gguf_adapter_files import (
+from sea_export.export.gguf_adapter.llama_cpp_files import (
     CONTROL_VECTOR,
     LORA,
     directions_of,

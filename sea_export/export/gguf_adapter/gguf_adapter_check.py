@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sea_export.export.formats import TensorCheck
-from sea_export.export.gguf_adapter.gguf_adapter_files import AdapterFile, read_adapter_file, read_tensors
 from sea_export.export.gguf_adapter.gguf_adapter_plan import GgufAdapterPlan
+from sea_export.export.gguf_adapter.llama_cpp_files import AdapterFile, read_adapter_file, read_tensors
 from sea_export.export.modelfile import MODELFILE, has_modelfile
 
 __all__ = ["check_gguf_adapter", "check_headers"]

@@ -15,14 +15,14 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import EditNeeds
 from sea_export.export.gguf_adapter.architectures import llama_cpp_architecture
 from sea_export.export.gguf_adapter.constant_check import check_constants
-from sea_export.export.gguf_adapter.gguf_adapter_files import (
+from sea_export.export.gguf_adapter.gguf_adapter_limits import NO_ROW_SCALES
+from sea_export.export.gguf_adapter.llama_cpp_files import (
     CONTROL_VECTOR,
     LORA,
     AdapterFile,
     control_vector_file,
     lora_file,
 )
-from sea_export.export.gguf_adapter.gguf_adapter_limits import NO_ROW_SCALES
 from sea_export.export.gguf_adapter.low_rank_change import is_scaled, low_rank_change, padded
 from sea_export.export.gguf_file.gguf_plan import GgufProjections, check_values, find_tensors
 from sea_export.export.gguf_file.tensor_names import tensor_namer

@@ -62,11 +62,12 @@ def check_gguf(directory: Path, plan: GgufPlan) -> TensorCheck:
     changes = plan.changes
     names = [tensor.name for part in written for tensor in part.header.tensors]
     changed = len(changes.edits)
-    biases = f" and {len(changes.additions)} biases are added" if changes.additions else ""
+    folded = f"{changed} tensors are the base's with the edit folded in and encoded, to the last bit" if changed else ""
+    added = f"{len(changes.additions)} biases are added" if changes.additions else ""
     identical = len(names) - changed - len(changes.additions)
     return TensorCheck(
         problems=(f"stored tensors are not as planned: {', '.join(wrong)}",) if wrong else (),
-        statement=f"{changed} tensors are the base's with the edit folded in and encoded, to the last bit{biases}; "
+        statement=f"{' and '.join(filter(None, (folded, added)))}; "
         f"{identical} tensors are byte-identical, and so is all metadata but {len(changes.entries)} entries, which "
         "name the base.",
         changed_tensors=changed + len(changes.additions),

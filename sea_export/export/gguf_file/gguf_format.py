@@ -119,9 +119,11 @@ class _Gguf:
         return with_folded_weights
 
     def base_moved(self, plan: GgufPlan) -> BaseMoved | None:
-        from sea_export.export.gguf_file.reencoding import with_reencoded_weights
+        if not any(plan.changes_weight(weight) for one in plan.located.projections for weight in one.weights):
+            return None
+        from sea_export.export.gguf_file.moved_weights import with_moved_weights
 
-        return functools.partial(with_reencoded_weights, plan=plan)
+        return functools.partial(with_moved_weights, plan=plan)
 
     def check(self, directory: Path, base: Base, edit: SpectralEdit, plan: GgufPlan) -> TensorCheck:
         from sea_export.export.gguf_file.gguf_check import check_gguf

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sea_export.edit.fold import fold_bias
+from sea_export.edit.fold import changes_weights, fold_bias
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.formats import EditNeeds
@@ -77,6 +77,10 @@ class GgufPlan:
     def parts(self) -> tuple[GgufPart, ...]:
         """The files of the base."""
         return self.located.parts
+
+    def changes_weight(self, weight: ProjectionWeight) -> bool:
+        """Whether a weight of the targets changes. It does not where the edit only adds a constant."""
+        return self.located.tensors[weight.name].name in self.changes.edits
 
     @property
     def loading_arguments(self) -> dict[str, str | bool]:
@@ -223,8 +227,9 @@ def plan_gguf(edit: SpectralEdit, base: Base, located: GgufProjections, options:
     additions: dict[str, Tensor] = {}
     for projection in located.projections:
         layers = edit.layers[projection.target]
+        changed = changes_weights(layers)  # where it does not, encoding a weight again would only round it
         for weight in projection.weights:
-            for parameter in filter(None, (weight.name, weight.bias)):
+            for parameter in filter(None, (weight.name if changed else None, weight.bias)):
                 tensor = located.tensors[parameter]
                 edits[tensor.name] = GgufEdit(layers, output_type(tensor, options.gguf_type))
             bias = fold_bias(None, layers, torch.float32) if weight.bias is None else None

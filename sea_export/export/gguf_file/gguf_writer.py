@@ -98,8 +98,8 @@ def write_gguf(
     edited = {name: differs for file in written.values() for name, differs in file.edited.items()}
     if not any(edited.values()) and not changes.additions:
         raise SeaExportError(
-            f"{parts[0].path.name}: the edit changes nothing in it, because all {len(edited)} edited tensors have the "
-            "values of the base after the fold. Fit a stronger edit, for example with a higher --explained-variance."
+            f"{parts[0].path.name}: the edit changes nothing in it, because all its tensors have the values of the "
+            "base after the fold. Fit a stronger edit, for example with a higher --explained-variance."
         )
     return WriteReport(
         base_digests={name: file.base_digest for name, file in written.items()},

@@ -48,16 +48,22 @@ def with_folded_weights(
 
 
 @contextmanager
-def with_moved_weights(model: PreTrainedModel, plan: MergePlan) -> Iterator[None]:
+def with_moved_weights(
+    model: PreTrainedModel, projections: Sequence[OutputProjection], plan: MergePlan
+) -> Iterator[None]:
     """A context in which requantized weights of the unedited base move at random within what their storage rounds.
 
     Args:
         model: the base, in float32.
+        projections: those whose weights move.
         plan: the tensors that are requantized.
     """
-    generator = torch.Generator().manual_seed(0)
+    own = {weight.name for projection in projections for weight in projection.weights}
+    generator = torch.Generator().manual_seed(min((one.target.layer for one in projections), default=0))
     moved = {}
     for name, parameter in plan.parameters.items():
+        if name not in own:
+            continue
         change = parameter.joined([plan.requantized[part].noise(generator) for part in parameter.parts])
         moved[name] = model.get_parameter(name) + change
     with with_parameters(model, moved):
