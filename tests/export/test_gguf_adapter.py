@@ -365,8 +365,9 @@ def test_commands_know_the_format(exported: Path, tmp_path: Path) -> None:
     command = f"llama-cli -m m.gguf --lora '{output / LORA}' --control-vector '{output / CONTROL_VECTOR}'"
     assert_names(saved.output, "rank", "Control vector for llama.cpp: constants in 2 layers", command)
     assert "ollama" not in saved.output
+    assert_names(saved.output, f"'{output / 'sea_edit'}' --against")
     assert (output / LORA).read_bytes() == (exported / "out" / LORA).read_bytes()
-    assert_names(run("inspect", output).output, "mlp")
+    assert_names(run("inspect", output).output, "1.mlp")
     assert run("verify", output, "--base", exported / "m.gguf").exit_code == 0
     manifest = read_manifest(output)
     assert manifest["gguf_adapter"]["files"] == [LORA, CONTROL_VECTOR]
