@@ -15,6 +15,7 @@ from sea_export.export.formats import export_format
 from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
 from sea_export.export.modelfile import MODELFILE
+from sea_export.export.output import EDIT_DIRECTORY
 
 if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
@@ -140,11 +141,13 @@ def print_next_steps(output: Path, base: str, *, pushed: bool = False) -> None:
     manifest = read_manifest(output)
     format = export_format(manifest["format"])
     trust = ("--trust-remote-code",) if format.runs_code or manifest["base"].get("own_code") else ()
+    # Where transformers does not load the output, its edit is applied to the base at run time.
+    edited, record = (output, ("--record",)) if format.loads_in_transformers else (output / EDIT_DIRECTORY, ())
     commands: dict[str, tuple[object, ...]] = {
-        "Read answers of both": ("compare", base, output, *trust),
-        "Measure both": ("evaluate", output, "--against", base, "--benchmark", "damage", "--record", *trust),
+        "Read answers of both": ("compare", base, edited, *trust),
+        "Measure both": ("evaluate", edited, "--against", base, "--benchmark", "damage", *record, *trust),
     }
-    if not pushed and (manifest["base"]["revision"] is not None or not format.loads_beside_base):
+    if not pushed and (manifest["base"]["revision"] is not None or not format.names_location):
         commands["Publish it"] = ("push", output, "ORG/NAME")
     print_commands(commands)
 

@@ -97,8 +97,8 @@ def _gguf_of_export(model: str) -> str:
     manifest = read_manifest(directory)
     if not export_format(manifest["format"]).loads_in_transformers:
         raise InputError(
-            f"{model}: only llama.cpp loads it. Save the edit in its folder {EDIT_DIRECTORY} in another --format, and "
-            "give that."
+            f"{model}: only llama.cpp loads it. Give {directory / EDIT_DIRECTORY}, the edit in it, which is applied to "
+            "its base at run time."
         )
     gguf = manifest.get("gguf")
     return model if gguf is None else str(directory / gguf["file"])

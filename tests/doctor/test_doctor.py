@@ -54,7 +54,7 @@ def doctor(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["doctor", *map(str, arguments)])
 
 
-OF_SAFETENSORS = {"merged", "adapter", "custom-code"}
+OF_SAFETENSORS = {"merged", "adapter", "custom-code", "gguf-adapter"}
 """The formats for bases that are no GGUF file."""
 
 
@@ -101,9 +101,12 @@ def test_what_does_not_work(
 ) -> None:
     affine = ("--center", "affine", "--normalization", "calibrated")
     cases: list[tuple[tuple[object, ...], dict[str, str]]] = [
-        ((quantized_checkpoint,), {"merged": "--dequantize"}),
-        ((tiny_checkpoint, *affine), {"adapter": "--center linear"}),
-        ((tiny_checkpoint, "--normalization", "token"), dict.fromkeys(("merged", "adapter"), "--format custom-code")),
+        ((quantized_checkpoint,), dict.fromkeys(("merged", "gguf-adapter"), "--dequantize")),
+        ((tiny_checkpoint, *affine), {"adapter": "--center linear", "gguf-adapter": "--normalization none"}),
+        (
+            (tiny_checkpoint, "--normalization", "token"),
+            dict.fromkeys(("merged", "adapter", "gguf-adapter"), "--format custom-code"),
+        ),
         ((quantized_checkpoint, "--dequantize"), {"adapter": "--format merged"}),
     ]
     for arguments, problems in cases:
@@ -137,9 +140,9 @@ def large(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
 @pytest.mark.parametrize(
     ("memory", "disk", "layerwise", "working"),
     [
-        (100, 100, False, {"merged", "adapter", "custom-code"}),
-        (2, 100, True, {"merged", "adapter", "custom-code"}),
-        (2, 2, True, {"adapter"}),
+        (100, 100, False, OF_SAFETENSORS),
+        (2, 100, True, OF_SAFETENSORS),
+        (2, 2, True, {"adapter", "gguf-adapter"}),
         (0.1, 100, True, set()),
     ],
     ids=["room for all", "room for a layer", "a full disk", "no room"],

@@ -26,6 +26,7 @@ from sea_export.export.gguf_adapter.constant_check import check_constants
 from sea_export.export.gguf_adapter.llama_cpp_files import CONTROL_VECTOR, LORA, AdapterFile
 from sea_export.export.manifest import read_manifest
 from sea_export.files.digests import file_digest
+from sea_export.hub import push
 from sea_export.model.architecture import find_output_projections
 from sea_export.model.base import open_base
 from sea_export.model.load_model import skeleton
@@ -364,8 +365,9 @@ def test_commands_know_the_format(exported: Path, tmp_path: Path) -> None:
     command = f"llama-cli -m m.gguf --lora '{output / LORA}' --control-vector '{output / CONTROL_VECTOR}'"
     assert_names(saved.output, "rank", "Control vector for llama.cpp: constants in 2 layers", command)
     assert "ollama" not in saved.output
+    assert_names(saved.output, f"'{output / 'sea_edit'}' --against")
     assert (output / LORA).read_bytes() == (exported / "out" / LORA).read_bytes()
-    assert_names(run("inspect", output).output, "mlp")
+    assert_names(run("inspect", output).output, "1.mlp")
     assert run("verify", output, "--base", exported / "m.gguf").exit_code == 0
     manifest = read_manifest(output)
     assert manifest["gguf_adapter"]["files"] == [LORA, CONTROL_VECTOR]
@@ -416,3 +418,16 @@ def test_a_damaged_or_changed_base_leaves_nothing_behind(tmp_path: Path, monkeyp
     with pytest.raises(SeaExportError, match="it has changed since the base was opened"):
         save(edit(MLPS), path, tmp_path / "out", format="gguf-adapter", verify=False)
     assert files(tmp_path) == {"m.gguf"}
+
+
+def test_it_may_be_published_though_its_base_is_only_here(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a PEFT adapter it names no place of the base."""
+    asked: list[str] = []
+    monkeypatch.setattr(push, "open_destination", lambda repo_id, public: asked.append(repo_id))
+    with open_base(str(tiny_checkpoint)) as opened:
+        push.prepare_push(opened, export_format("gguf-adapter"), "me/adapter", public=False)
+        assert asked == ["me/adapter"]
+        with pytest.raises(InputError, match="the adapter names its base by a path"):
+            push.prepare_push(opened, export_format("adapter"), "me/adapter", public=False)
