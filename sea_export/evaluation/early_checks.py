@@ -9,7 +9,7 @@ from sea_export.edit.stored_edit import read_stored_edit
 from sea_export.errors import InputError
 from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.evaluation_options import TABLES, CompareOptions, EvaluateOptions
-from sea_export.export.manifest import read_manifest
+from sea_export.export.manifest import gguf_of_export, read_manifest
 from sea_export.files.writing import check_destinations
 from sea_export.model.location import check_model_name
 from sea_export.model.run_options import RunOptions
@@ -35,7 +35,7 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
     check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
     models = [name for name in (model, base) if name is not None]
     for name in models:
-        check_model_name(name, adapters=True)
+        check_model_name(gguf_of_export(name), adapters=True)
     _check_in_memory(models, run)
     if run.revision is not None and all(Path(name).exists() for name in models):
         raise InputError("--revision: it belongs to a Hub id, and all models here are local paths. Leave it out.")
@@ -64,7 +64,7 @@ def check_comparison(base: str, edited: str, options: CompareOptions, run: RunOp
     """
     check_destinations([options.html], read=[base, edited, options.prompts])
     for name in (base, edited):
-        check_model_name(name, adapters=True)
+        check_model_name(gguf_of_export(name), adapters=True)
     _check_in_memory([base, edited], run)
     if not all(map(is_utf8, options.own_prompts)):
         raise InputError("--prompt: it is not UTF-8 text. Write it in UTF-8.")

@@ -37,6 +37,7 @@ __all__ = [
     "check_base",
     "fits_of",
     "further_arguments",
+    "gguf_of_export",
     "make_manifest",
     "read_manifest",
     "write_manifest",
@@ -127,6 +128,23 @@ def _explained(values: Tensor, rank: int) -> float | None:
     """The share of the squared spectrum (r,) that its first `rank` values explain; None if all values are zero."""
     squares = values.double().square()
     return float(squares[:rank].sum() / squares.sum()) if squares.any() else None
+
+
+def gguf_of_export(model: str) -> str:
+    """The GGUF file in the directory of an export that is one, or the first of its parts; the name itself for every
+    other model.
+
+    Args:
+        model: a local directory, a `.gguf` file, or a Hub id.
+
+    Raises:
+        InputError: see `read_manifest`.
+    """
+    directory = Path(model).expanduser()
+    if not (directory / MANIFEST).is_file() or not any(directory.glob("*.gguf")):
+        return model
+    gguf = read_manifest(directory).get("gguf")
+    return model if gguf is None else str(directory / gguf["file"])
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
