@@ -24,6 +24,7 @@ UNTRUSTED = "custom code, not trusted"
 MERGED = ("merged", "merged, affine", "merged, bias", "merged, read bias", "merged, linear map")
 PLAIN_LORA = ("adapter", "adapter, rank 16", "adapter, read bias", "adapter, low-rank map")
 ADAPTERS = (*PLAIN_LORA, "adapter, DoRA", "adapter, affine")
+FOR_LLAMA_CPP = ("GGUF adapter", "GGUF adapter, affine", "GGUF adapter, bias")
 CODE = ("custom code", "custom code, tanh", "custom code, bias")
 
 
@@ -142,7 +143,7 @@ PROGRAMS = (
         "llama.cpp (llama-cpp-python 0.3.36)",
         LLAMA_CPP,
         "llama_cpp_probe.py",
-        loads=(*MERGED, *PLAIN_LORA),
+        loads=(*MERGED, *PLAIN_LORA, *FOR_LLAMA_CPP),
         refuses={
             "adapter, DoRA": "lora_magnitude_vector.weight': Not a lora_A or lora_B tensor",
             "adapter, affine": "lora_B.bias': Not a lora_A or lora_B tensor",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sea_export.fitting.fit import edit_from_statistics
 from sea_export.fitting.gradient import biased
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.fitting.natural_gradient import natural_biases
+from sea_export.fitting.presets import PRESETS
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
 
@@ -51,6 +52,18 @@ class Arm:
         return replace(self.options, layers=f"{first}-{2 * layer_count // 3 - 1}")
 
 
+def _of_preset(name: str) -> FitOptions:
+    """The options of a preset for the fit, without its strength."""
+
+    def own(options: type[Any]) -> dict[str, Any]:
+        names = {item.name for item in fields(options)} - {"strength"}
+        return {option: value for option, value in PRESETS[name].items() if option in names}
+
+    return FitOptions(
+        **own(FitOptions), capture=CaptureOptions(**own(CaptureOptions)), edit=EditOptions(**own(EditOptions))
+    )
+
+
 _NATURAL = FitOptions(method="natural-gradient")
 SHUFFLED = tuple(f"shuffled labels{f' {draw}' if draw > 1 else ''}" for draw in range(1, 9))
 """Several draws, because one random direction may help or harm by chance."""
@@ -63,6 +76,7 @@ ARMS = {
             "spectral, published",
             FitOptions(center="off", edit=EditOptions(explained_variance=0.998, normalization="calibrated")),
         ),
+        Arm("published preset", _of_preset("published-truthfulness")),
         Arm("gradient bias", FitOptions(method="gradient")),
         Arm("natural bias", _NATURAL),
         Arm("natural bias, linear center", replace(_NATURAL, center="linear")),

@@ -13,6 +13,7 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,18 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return _found(name)
+
+
+@functools.cache
+def _found(name: str) -> Any:
+    """What has a name of the interface. Functions tell their errors in the words of Python."""
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if isinstance(found, type):
+        return found
+    from sea_export.edit.python_words import speaks_python
+
+    return speaks_python(found)
 
 
 def __dir__() -> list[str]:

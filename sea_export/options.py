@@ -7,6 +7,7 @@ heavy to import, so that `--help` is instant. Wrong values are refused on constr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, cast
@@ -25,7 +26,6 @@ __all__ = [
     "option_name",
     "same_option",
     "seed_option",
-    "why_unfoldable",
 ]
 
 TARGETS = ("mlp", "attention", "both")
@@ -42,12 +42,14 @@ FORMS = ("bias", "linear", "low-rank")
 GGUF_TYPES = ("auto", "same", "Q8_0", "F16", "BF16", "F32")
 
 _LARGEST_STRENGTH = 1e30
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 FORMATS = {
     "merged": "sea_export.export.merged.merged_format",
     "adapter": "sea_export.export.adapter.adapter_format",
     "custom-code": "sea_export.export.custom_code.code_format",
     "gguf": "sea_export.export.gguf_file.gguf_format",
+    "gguf-adapter": "sea_export.export.gguf_adapter.gguf_adapter_format",
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
@@ -338,8 +340,8 @@ class ExportOptions:
 
     format: str = option(
         "merged",
-        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, or the "
-        ".gguf file that the base is.",
+        "Form of the output: a plain checkpoint, a PEFT adapter beside the base, the base with code of its own, the "
+        ".gguf file that the base is, or a LoRA and a control vector that llama.cpp puts on the base.",
         FORMATS,
     )
     adapter_rank: int | None = option(
@@ -347,6 +349,11 @@ class ExportOptions:
         "Largest rank of an adapter: plain LoRA, the nearest of that rank instead of the exact one; for servers that "
         "cap the rank or lack DoRA.",
         minimum=1,
+        format="adapter",
+    )
+    adapter_padding: bool = option(
+        True,
+        "Fill the factors of an adapter with zeros up to one rank: some programs know one rank for all modules.",
         format="adapter",
     )
     gguf_type: str = option(
@@ -373,26 +380,20 @@ class ExportOptions:
         format="merged",
     )
 
+    base_id: str | None = option(
+        None,
+        "The Hub id of which a local base is a copy, for the model card: name, link and license. By default as the "
+        "files of the base tell it.",
+        metavar="ORG/NAME",
+    )
+
     def __post_init__(self) -> None:
         check_values(self)
+        if self.base_id is not None and not _HUB_ID.fullmatch(self.base_id):
+            raise InputError(f"--base-id: {self.base_id!r} is no Hub id. Give ORG/NAME.")
         for item in fields(self):
             format, value = item.metadata["format"], getattr(self, item.name)
             if format not in (None, self.format) and value != item.default:
                 raise InputError(
                     f"{option_name(item)}: it goes with --format {format}, not with {self.format}. Leave it out."
                 )
-
-
-def why_unfoldable(feature_function: str, normalization: str) -> str | None:
-    """Why no weight can hold an edit with these settings, and the nearest settings that one can; None if it can."""
-    if feature_function != "identity":
-        return (
-            f"--feature-function: {feature_function} makes the edit non-linear, and no weight can hold it. Choose "
-            "--format custom-code, or --feature-function identity."
-        )
-    if normalization in RUN_TIME_NORMALIZATIONS:
-        return (
-            f"--normalization: {normalization} depends on the activations at run time, and no weight can hold it. "
-            "Choose --format custom-code, or --normalization calibrated."
-        )
-    return None

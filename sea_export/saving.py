@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.capture.offloaded import StoredModel, check_layers_loadable
-from sea_export.cards.base_card import base_metadata, license_warning
+from sea_export.cards.base_card import base_facts, base_metadata, license_warning
 from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
+from sea_export.evaluation.benchmark import Progress, no_progress
 from sea_export.export.formats import EditNeeds, Located, export_format
 from sea_export.export.manifest import MANIFEST, make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
@@ -54,12 +55,14 @@ def save(
     *,
     format: str = ExportOptions.format,
     adapter_rank: int | None = ExportOptions.adapter_rank,
+    adapter_padding: bool = ExportOptions.adapter_padding,
     gguf_type: str = ExportOptions.gguf_type,
     overwrite: bool = ExportOptions.overwrite,
     force: bool = ExportOptions.force,
     verify: bool = ExportOptions.verify,
     link: bool = ExportOptions.link,
     requantize: bool = ExportOptions.requantize,
+    base_id: str | None = ExportOptions.base_id,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
     revision: str | None = None,
@@ -72,15 +75,18 @@ def save(
         edit: the edit. `sea_export.compose` combines several edits into one.
         base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
         output: the directory to write.
-        format: `merged`, `adapter`, `custom-code`, or `gguf` for a `.gguf` base. An adapter names a local base by its
-            absolute path, because it could not be loaded otherwise. Give a Hub id to publish an adapter.
+        format: `merged`, `adapter`, `custom-code`, `gguf` for a `.gguf` base, or `gguf-adapter`. With `adapter`, a
+            local base is named by its absolute path, because it could not be loaded otherwise. Give a Hub id to publish
+            an adapter.
         adapter_rank: the largest rank of an adapter; None for an exact one.
+        adapter_padding: with `adapter`, fill its factors with zeros up to one rank for all modules.
         gguf_type: with `gguf`, how edited weights are stored: `auto`, `same`, `Q8_0`, `F16`, `BF16` or `F32`.
         overwrite: replace a checkpoint that sea-export wrote before.
         force: accept a base other than the one that the edit was fitted on.
         verify: verify the output before it gets its final name.
         link: with `custom-code`, make hard links to the weight files of the base instead of copies.
         requantize: with `merged`, fold into quantized weights of the base in their own storage.
+        base_id: the Hub id of which a local base is a copy, for the model card; None to take it from its files.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
         revision: the revision of the base on the Hub.
@@ -97,12 +103,14 @@ def save(
     options = ExportOptions(
         format=format,
         adapter_rank=adapter_rank,
+        adapter_padding=adapter_padding,
         gguf_type=gguf_type,
         overwrite=overwrite,
         force=force,
         verify=verify,
         link=link,
         requantize=requantize,
+        base_id=base_id,
     )
     check_conversion(dequantize=dequantize, requantize=requantize)
     check_output(Path(output), overwrite=overwrite)
@@ -113,7 +121,7 @@ def save(
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
         with CleanProcess() as process:
-            if verify:
+            if verify and export_format(format).loads_in_transformers:
                 process.begin()  # it imports what it needs while the output is written
             return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
 
@@ -171,7 +179,7 @@ def save_checkpoint(
     located: Located | None = None,
     model: PreTrainedModel | StoredModel | None = None,
     process: CleanProcess | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = no_progress,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
     """Like `save`, with a base that is already open, and perhaps in memory.
@@ -187,7 +195,7 @@ def save_checkpoint(
         located: what `locate_fit` found for the edit's targets; None if it was not called.
         model: the base as the fit used it, or None. The verification uses it, and may change its dtype.
         process: the one in which plain transformers loads the output to verify it; None to start one for it.
-        progress: called with the number of bytes written since the last call.
+        progress: shows the progress of each stage. It is given the stage, and the number of bytes that it writes, or 0.
         announce: called with each line that the user should read before anything is written.
 
     Returns:
@@ -211,13 +219,14 @@ def save_checkpoint(
         model = loaded = unrounded_model(base, model)
         return loaded
 
-    plan = format.plan(edit, base, located, options, load)
-    metadata = base_metadata(base)
+    with progress("Preparing the edited weights", 0):
+        plan = format.plan(edit, base, located, options, load)
+    facts = base_facts(base, options.base_id)
     details = {} if format.details_key is None else {format.details_key: format.details(plan)}
 
     def describe(described: SpectralEdit, report: WriteReport, verification: Verification | None) -> dict[str, Any]:
         record = None if verification is None else verification.record()
-        return make_manifest(described, base, options, report, verification=record, details=details, metadata=metadata)
+        return make_manifest(described, base, options, report, verification=record, details=details, base_facts=facts)
 
     check_describable(describe(edit, NOTHING_WRITTEN, None), "sea_edit.json", "Fit the edit again.")
     if announce is not None:
@@ -225,7 +234,8 @@ def save_checkpoint(
             announce(line)
     with staged_output(output, overwrite=options.overwrite) as staging:
         logger.debug("writing %s", options.format)
-        report = format.write(plan, base, staging, progress)
+        with progress("Writing", base.checkpoint.size) as advance:
+            report = format.write(plan, base, staging, advance)
         base.files.check()  # what was fitted on is what was written
         edit = _name_base(edit, base, report, force=options.force)
         verification = None
@@ -234,6 +244,7 @@ def save_checkpoint(
             with (
                 CleanProcess() if process is None else nullcontext(process) as clean,
                 base_to_verify(base, format) as exact,
+                progress("Verifying", 0),
             ):
                 known = model if exact is base else None
                 verified = model_to_verify(exact, layerwise, known, output.resolve().parent)
@@ -245,8 +256,9 @@ def save_checkpoint(
                     "Choose another edit; --no-verify would keep it."
                 )
         logger.debug("written%s", " and verified" if options.verify else "")
-        edit.save(staging / EDIT_DIRECTORY)
-        write_description(staging, describe(edit, report, verification))
+        with progress("Writing the model card and the digests", 0):
+            edit.save(staging / EDIT_DIRECTORY)
+            write_description(staging, describe(edit, report, verification))
         base.files.check()
     return SaveResult(output, options.format, report, verification)
 

@@ -32,6 +32,7 @@ __all__ = [
     "PromptedCompletions",
     "Segment",
     "longest_and_shortest",
+    "needs_equal_lengths",
     "plan_passes",
     "processing_order",
     "takes_positions",
@@ -170,7 +171,7 @@ def plan_passes(
     for node in prefix_nodes([item.prompt for item in items]):
         prefix = _prefix_pass(items, node, None if node.parent is None else prefixes[node.parent])
         prefixes.append(prefix)
-        for indices in _batches(items, node, batch_tokens, _needs_equal_lengths(model)):
+        for indices in _batches(items, node, batch_tokens, needs_equal_lengths(model)):
             batches.append(_planned_batch(items, indices, prefix, node.end, batch_tokens))
     return PassPlan(tuple(one for one in prefixes if one is not None), tuple(batches))
 
@@ -186,7 +187,7 @@ def _prefix_pass(items: Sequence[PromptedCompletions], node: PrefixNode, before:
     return Pass((segment,), (tokens,), ((1,) * node.start,), (node.start,), before, (0,))
 
 
-def _needs_equal_lengths(model: PreTrainedModel) -> bool:
+def needs_equal_lengths(model: PreTrainedModel) -> bool:
     """Whether padding between a prompt and its completion would change the result, although it is masked.
 
     It does where distance is counted by cache position: in sliding windows, and in models without position ids.

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SegmentObserver",
     "cache_arguments",
+    "filled_cache",
     "hands_on_caches",
     "input_device",
     "pass_arguments",
     "run_batches",
+    "selected_rows",
 ]
 
 
@@ -107,7 +109,7 @@ def run_batches(
         with torch.inference_mode():
             output = model(**arguments)
         observer.after_pass(one.segments, output)
-        return _filled_cache(output) if with_caches else None
+        return filled_cache(output) if with_caches else None
 
     passes = [*plan.shared, *(one for batch in plan.batches for one in batch.passes)]
     waiting = Counter(one.continues for one in passes if one.continues)
@@ -118,7 +120,7 @@ def run_batches(
         source = one.continues
         if source is None:
             return None
-        selected = _select(caches[source], one.rows)
+        selected = selected_rows(caches[source], one.rows)
         waiting[source] -= 1
         if not waiting[source]:
             del caches[source]
@@ -181,11 +183,12 @@ def cache_arguments(model: PreTrainedModel, cache: Any, *, fills: bool) -> dict[
     return {"use_cache": False} if "use_cache" in taken else {}
 
 
-def _filled_cache(output: Any) -> Any:
+def filled_cache(output: Any) -> Any:
+    """The cache in the output of a forward call that has filled one."""
     return output.cache if "cache" in output else output.past_key_values
 
 
-def _select(cache: Any, rows: Sequence[int]) -> Any:
+def selected_rows(cache: Any, rows: Sequence[int]) -> Any:
     """A new cache of the given rows, which may repeat. The old cache does not change."""
     selected = copy.copy(cache)
     if hasattr(cache, "layers"):

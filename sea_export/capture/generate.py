@@ -1,19 +1,26 @@
-"""Continuations of token sequences, greedy or sampled, in batches."""
+"""Continuations of token sequences, greedy or sampled, in batches. What all prompts begin with is computed once."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, needs_equal_lengths
+from sea_export.capture.forward import cache_arguments, filled_cache, input_device, selected_rows
+from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 __all__ = ["end_tokens", "greedy_continuations", "sampled_continuations"]
+
+_FEWEST_SHARED = 8
+"""Fewer tokens at the beginning of all prompts are computed again for each of them."""
 
 
 @torch.inference_mode()
@@ -120,6 +127,7 @@ def _generated(
 
     config = GenerationConfig(**settings)
     device = next(model.parameters()).device
+    shared, cache = _shared_beginning(model, prompts, batch_tokens)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     continuations: dict[int, list[int]] = {}
     while order:
@@ -129,15 +137,40 @@ def _generated(
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(batch):
-            ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-            mask[row, width - len(prompts[index]) :] = 1
+            start = width - len(prompts[index]) + shared  # padding is between what is shared and the rest
+            ids[row, :shared] = torch.tensor(prompts[index][:shared])
+            ids[row, start:] = torch.tensor(prompts[index][shared:])
+            mask[row, :shared] = mask[row, start:] = 1
+        begun = {} if cache is None else cache_arguments(model, selected_rows(cache, [0] * len(batch)), fills=True)
         with _own_settings_replaced(model, config):
-            generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+            generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device), **begun)
         for row, index in enumerate(batch):
             continuations[index] = generated[row, width:].tolist()
         if progress is not None:
             progress(len(batch))
     return [continuations[index] for index in range(len(prompts))]
+
+
+def _shared_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], batch_tokens: int) -> tuple[int, Any]:
+    """How many tokens all prompts begin with, and the cache of one row with them.
+
+    0 and None if nothing is gained, or if the model would get another result from such a cache.
+    """
+    if len(prompts) < 2:
+        return 0, None
+    in_order = sorted(tuple(prompt) for prompt in prompts)
+    # What the first and the last one have in common, all have. Every prompt keeps a token to predict from.
+    pairs = zip(in_order[0][:-1], in_order[-1][:-1], strict=False)
+    length = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if length < _FEWEST_SHARED:
+        return 0, None
+    decoder = cast("PreTrainedModel", model.base_model)
+    items = [PromptedCompletions(prompt[:length], [prompt[length:]]) for prompt in prompts]
+    mode = prefix_cache_mode(decoder, items, batch_tokens=batch_tokens)
+    if mode is not PrefixCacheMode.CACHES or needs_equal_lengths(decoder):
+        return 0, None
+    ids = torch.tensor([list(prompts[0][:length])], device=input_device(decoder))
+    return length, filled_cache(cast("Any", decoder)(input_ids=ids, **cache_arguments(decoder, None, fills=True)))
 
 
 @contextmanager

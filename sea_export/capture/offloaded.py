@@ -21,12 +21,13 @@ from sea_export.capture.layerwise import config_digest
 from sea_export.capture.lockstep import HiddenStates
 from sea_export.errors import InputError, refused_by_library
 from sea_export.model.architecture import decoder_layers, hidden_size
+from sea_export.model.available_memory import available_memory
 from sea_export.model.base import open_base
 from sea_export.model.load_model import (
     auto_classes,
     check_finite,
 )
-from sea_export.model.memory import available_memory, unpooled_tensor
+from sea_export.model.memory import unpooled_tensor
 from sea_export.model.pretrained import from_config
 from sea_export.model.random_weights import with_random_weights
 from sea_export.model.stored_names import conversions_of, parameter_names

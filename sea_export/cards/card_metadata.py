@@ -9,15 +9,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sea_export.demonstrations.tables import hub_dataset
+from sea_export.evaluation.benchmark_names import DAMAGE, HELD_OUT
 from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
 from sea_export.model.location import is_hub_id
 
-__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "is_on_hub", "is_spectral"]
+__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_spectral"]
 
 MULTIMODAL = "AutoModelForImageTextToText"
 SPECTRAL = "spectral"
-_BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs", "damage": "neutral text"}
+_BENCHMARK_NAMES = {"truthfulqa": "TruthfulQA", "bbq": "BBQ", "crows-pairs": "CrowS-Pairs"}
 
 
 def card_metadata(manifest: Mapping[str, Any]) -> ModelCardData:
@@ -28,12 +29,12 @@ def card_metadata(manifest: Mapping[str, Any]) -> ModelCardData:
     """
     base, format = manifest["base"], export_format(manifest["format"])
     stated = base["metadata"]
-    on_hub = is_on_hub(base)
+    base_model = hub_base(base)
     results = list(_evaluation_results(manifest.get("evaluation")))
     task = "image-text-to-text" if base["model_class"] == MULTIMODAL else "text-generation"
     return ModelCardData(
-        base_model=base["name"] if on_hub else None,
-        base_model_relation=("adapter" if format.loads_beside_base else "finetune") if on_hub else None,
+        base_model=base_model,
+        base_model_relation=None if base_model is None else "adapter" if format.loads_beside_base else "finetune",
         license=stated.get("license"),
         license_name=stated.get("license_name"),
         license_link=stated.get("license_link"),
@@ -47,9 +48,10 @@ def card_metadata(manifest: Mapping[str, Any]) -> ModelCardData:
     )
 
 
-def is_on_hub(base: Mapping[str, Any]) -> bool:
-    """Whether the base that a manifest names is a model of the Hub."""
-    return base["revision"] is not None and is_hub_id(base["name"])
+def hub_base(base: Mapping[str, Any]) -> str | None:
+    """The Hub id of the base that a manifest names, or of which it is a copy; None if it has none that is known."""
+    name = base["name"] if base["revision"] is not None else base.get("hub_id")
+    return str(name) if name is not None and is_hub_id(name) else None
 
 
 def is_spectral(manifest: Mapping[str, Any]) -> bool:
@@ -59,7 +61,8 @@ def is_spectral(manifest: Mapping[str, Any]) -> bool:
 
 
 def _model_name(manifest: Mapping[str, Any]) -> str:
-    repository = manifest.get("repository") or f"{manifest['base']['name']}-spectrally-edited"
+    base = manifest["base"]
+    repository = manifest.get("repository") or f"{hub_base(base) or base['name']}-spectrally-edited"
     return str(repository).rpartition("/")[2]
 
 
@@ -70,8 +73,10 @@ def _datasets(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalResult]:
-    """The metrics over all rows. Those of groups are in the table only."""
+    """The metrics over all rows of a data set. Those of groups, and of samples of the rows, are in the table only."""
     for report in (evaluation or {}).get("benchmarks", ()):
+        if report.get("sampled") or report["benchmark"] in (DAMAGE, HELD_OUT):
+            continue
         for metric in report["figures"]:
             if metric["group"]:
                 continue
@@ -79,7 +84,7 @@ def _evaluation_results(evaluation: Mapping[str, Any] | None) -> Iterator[EvalRe
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
-                dataset_type=report["benchmark"],
+                dataset_type=re.sub(r"[^\w.-]+", "-", report["benchmark"]),  # the Hub takes no other letters
                 dataset_name=_BENCHMARK_NAMES.get(report["benchmark"], report["benchmark"]),
                 dataset_args={"rows": report["rows"]},
                 metric_type=re.sub(r"\W+", "_", metric["name"].lower()),

@@ -7,7 +7,14 @@ from typing import Any
 
 from sea_export.text import interval_text
 
-__all__ = ["effect_sentences"]
+__all__ = ["EXAMPLE_RULE", "effect_sentences"]
+
+EXAMPLE_RULE = (
+    "What it says, before and after. {prompts} built-in prompts were answered greedily and sorted by how unlikely the "
+    "base finds what the edited model says, loops last. Of the answers that the edit changes these are the first one, "
+    "the one in the middle, and the last one, which is the worst."
+)
+"""How `sea_export.evaluation.example_answers` chooses what is shown."""
 
 _MARGIN, _PREFERRED = "mean margin per token", "positive preferred per token"
 _SMALL = 0.05

@@ -6,9 +6,7 @@ A card is made from the manifest only: the same manifest gives the same card. It
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -16,12 +14,16 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
-from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, is_on_hub, is_spectral
-from sea_export.cards.effect_text import effect_sentences
+from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_spectral
+from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
+from sea_export.cards.programs import programs
 from sea_export.demonstrations.tables import is_file_name
+from sea_export.evaluation.report import aim_of, verdict_of
 from sea_export.export.formats import export_format
+from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import fits_of, further_arguments
+from sea_export.export.modelfile import MODELFILE
 from sea_export.text import interval_text
 
 __all__ = ["model_card"]
@@ -47,17 +49,18 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     base, verification = manifest["base"], manifest.get("verification")
     format = export_format(manifest["format"])
     adapter = manifest.get("adapter")
-    on_hub = is_on_hub(base)
+    base_model = hub_base(base)
     evaluation = manifest.get("evaluation")
     fits = list(fits_of(manifest["edit"]))
     spectral = is_spectral(manifest)
     return {
-        "title": f"{base['name'].rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
+        "title": f"{(base_model or base['name']).rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
         "edit_name": "a spectral edit of its activations (SEA)" if spectral else "an edit of its activations",
-        "base": _base(base),
-        "on_hub": on_hub,
-        "beside_base": format.loads_beside_base,
+        "base": _base(base["name"], base_model),
+        "on_hub": base["revision"] is not None,
+        "chat": bool(base.get("chat")),
+        "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
         "added_biases": len(manifest.get("added_tensors", [])),
         "here": not manifest.get("repository"),
@@ -66,6 +69,9 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "model_class": _identifier(base["model_class"]),
         "arguments": Markdown(further_arguments(manifest)),
         "gguf": _gguf_contents(manifest.get("gguf")),
+        "gguf_adapter": manifest.get("gguf_adapter"),
+        "llama_cpp": Markdown(llama_cpp_command(manifest) or ""),
+        "modelfile": MODELFILE in manifest["files"],
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
         "places": _edited_targets(manifest["layers"]),
@@ -76,6 +82,10 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
             if fit.get("effect")
             for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
         ],
+        "changes": _range_of([layer["relative_change"] for layer in manifest["layers"]]),
+        "examples": [example for fit in fits for example in _examples(fit)] if len(fits) == 1 else [],
+        "example_rule": EXAMPLE_RULE.format(prompts=_example_count(fits)),
+        "programs": programs(manifest, base_model),
         "layers": _layer_table(manifest["layers"]),
         "verification": None if verification is None else _verification_text(manifest),
         "effect": None if verification is None else f"{verification['effect']['mean_divergence']:.2g}",
@@ -87,10 +97,33 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _base(base: Mapping[str, Any]) -> Markdown:
-    """The name of the base, with a link to it if it is on the Hub."""
-    name = base["name"]
-    return markdown(f"[{{}}](https://huggingface.co/{name})", name) if is_on_hub(base) else escaped(name)
+def _base(name: str, hub_id: str | None) -> Markdown:
+    """The name of the base, with a link to it if it is on the Hub, or a copy of what is there."""
+    return escaped(name) if hub_id is None else markdown(f"[{{}}](https://huggingface.co/{hub_id})", hub_id)
+
+
+def _range_of(shares: Sequence[float]) -> str:
+    low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _example_count(fits: Sequence[Mapping[str, Any]]) -> int:
+    return int((fits[0].get("examples") or {"prompts": 0})["prompts"])
+
+
+def _examples(fit: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answers of the base and of the edited model that are shown."""
+    for one in (fit.get("examples") or {"shown": ()})["shown"]:
+        yield {
+            "prompt": one["prompt"],
+            "before": _answer(one["base"], one["base_marks"]),
+            "after": _answer(one["edited"], one["edited_marks"]),
+        }
+
+
+def _answer(text: str, marks: Sequence[str]) -> Markdown:
+    said = escaped(text) if text else Markdown("*(nothing)*")
+    return markdown("{}{}", said, Markdown("".join(f" *({escaped(mark)})*" for mark in marks)))
 
 
 def _identifier(name: str) -> Markdown:
@@ -111,12 +144,10 @@ def _adapter_contents(adapter: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gguf_contents(gguf: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the card tells of a GGUF file: how llama.cpp starts with it, and its types. None for other outputs."""
+    """What the card tells of a GGUF file: its types, and how transformers loads it. None for other outputs."""
     if gguf is None:
         return None
-    plain = re.fullmatch(r"[\w.+=@ -]+", gguf["file"]) is not None
     return {
-        "file": Markdown(shlex.quote(gguf["file"]) if plain else "FILE.gguf"),
         "types": ", ".join(sorted(set(gguf["types"].values()))),
         "parts": gguf["parts"],
         "config": Markdown(", ".join(f"`{name}={value}`" for name, value in gguf["config"].items())),
@@ -273,11 +304,14 @@ def _evaluation_text(evaluation: Mapping[str, Any]) -> Markdown:
         for report in evaluation["benchmarks"]
         for metric in report["figures"]
     ]
-    counts = ", ".join(f"{report['rows']} rows of {report['benchmark']}" for report in evaluation["benchmarks"])
-    header = ("benchmark", "figure", evaluation["against"], "this model", "difference", "p")
+    counts = ", ".join(
+        f"{'a sample of ' if report.get('sampled') else ''}{report['rows']} rows of {report['benchmark']}"
+        for report in evaluation["benchmarks"]
+    )
+    header = ("benchmark", "figure", "better", evaluation["against"], "this model", "difference", "p", "result")
     return markdown(
         "Measured on {}, in {}. In brackets 95 % bootstrap intervals; differences are paired by row, p is of a paired "
-        "permutation test.\n\n{}",
+        "permutation test. Where the interval of a difference holds 0 there is no measurable gain.\n\n{}",
         counts,
         evaluation["dtype"],
         table(header, rows),
@@ -285,14 +319,16 @@ def _evaluation_text(evaluation: Mapping[str, Any]) -> Markdown:
 
 
 def _metric_cells(metric: Mapping[str, Any]) -> tuple[str, ...]:
-    unit = metric["unit"]
+    unit, best, base, value, difference = (metric[key] for key in ("unit", "best", "base", "value", "difference"))
     group = f"{metric['group']}: " if metric["group"] else ""
     return (
         f"{group}{metric['name']}" + (f" ({unit})" if unit else ""),
-        Markdown(interval_text(metric["base"], unit)),
-        Markdown(interval_text(metric["value"], unit)),
-        Markdown(interval_text(metric["difference"], unit, signed=True)),
+        aim_of(unit, best, [*value, *(base or ())]),
+        Markdown(interval_text(base, unit)),
+        Markdown(interval_text(value, unit)),
+        Markdown(interval_text(difference, unit, signed=True)),
         "" if metric["p_value"] is None else f"{metric['p_value']:.2g}",
+        verdict_of(unit, best, value, base, difference),
     )
 
 

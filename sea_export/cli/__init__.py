@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sea_export.cli.reporting import reporting_options, tell_failure
-from sea_export.cli.stopping import Stopped, stoppable
+from sea_export.cli.stopping import Stopped, Stops, stoppable
 from sea_export.cli.streams import lasting_streams
 from sea_export.cli.terminal import print_error
 from sea_export.errors import SeaExportError, printable, reason
@@ -32,6 +32,8 @@ _COMMANDS = (
     "push",
     "reproduce",
     "doctor",
+    "check",
+    "recipes",
 )
 
 
@@ -66,15 +68,16 @@ class _CommandGroup(click.Group):
         return super().parse_args(context, arguments)
 
     def invoke(self, context: click.Context) -> object:
+        stops = Stops()
         try:
-            with stoppable(), _printable_messages():
+            with stoppable(stops), _printable_messages():
                 result = super().invoke(context)
                 sys.stdout.flush()
                 return result
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click handles these
         except (Exception, Stopped) as error:
-            context.exit(tell_failure(context, error))
+            context.exit(tell_failure(context, stops.meant(error)))
 
 
 @contextmanager

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def command(base: str, output: str, compare: CompareOptions, run: RunOptions) -> None:
     """Answer the same prompts with BASE and with OUTPUT, greedily, and mark the words that differ.
 
-    Each is a Hub id, a local directory, or a .gguf file; OUTPUT may be an export of any format. Without prompts of
-    yours there are some built-in ones.
+    Each is a Hub id, a local directory, or a .gguf file; OUTPUT may be an export of any format, or the directory of an
+    edit, which is applied to BASE at run time. Without prompts of yours there are some built-in ones.
     """
     from sea_export.evaluation.early_checks import check_comparison
     from sea_export.evaluation.prompts import load_prompts
@@ -52,11 +52,9 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
 
 
 def _print_comparison(comparison: ModelComparison) -> None:
-    from rich.table import Table
+    from sea_export.cli.terminal import console, plain_table
 
-    from sea_export.cli.terminal import console
-
-    table = Table("prompt", comparison.base, comparison.edited, show_lines=True)
+    table = plain_table("prompt", comparison.base, comparison.edited, show_lines=True)
     for one in comparison.answers:
         table.add_row(one.prompt, _marked(one.base, "red", "[-", "-]"), _marked(one.edited, "green", "{+", "+}"))
     console.print(table)

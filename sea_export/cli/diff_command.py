@@ -18,15 +18,13 @@ def command(a: Path, b: Path) -> None:
     if ".gguf" in (a.suffix, b.suffix):
         _print_gguf_difference(a, b)
         return
-    from rich.table import Table
-
-    from sea_export.cli.terminal import console
+    from sea_export.cli.terminal import console, plain_table
     from sea_export.errors import printable
     from sea_export.model.checkpoint import Checkpoint
     from sea_export.model.diff import compare_checkpoints
 
     difference = compare_checkpoints(Checkpoint.open(a), Checkpoint.open(b))
-    table = Table("tensor", "largest difference", "relative (Frobenius)")
+    table = plain_table("tensor", "largest difference", "relative (Frobenius)")
     for name, change in difference.tensors_changed.items():
         table.add_row(name, f"{change.maximum:.3g}", f"{change.relative:.3g}")
     if difference.tensors_changed:
@@ -46,9 +44,7 @@ def command(a: Path, b: Path) -> None:
 
 
 def _print_gguf_difference(a: Path, b: Path) -> None:
-    from rich.table import Table
-
-    from sea_export.cli.terminal import console
+    from sea_export.cli.terminal import console, plain_table
     from sea_export.errors import printable
     from sea_export.model.gguf_model import check_gguf_package
 
@@ -56,7 +52,7 @@ def _print_gguf_difference(a: Path, b: Path) -> None:
     from sea_export.model.gguf_diff import compare_gguf
 
     difference = compare_gguf(a, b)
-    table = Table("tensor", "type in A", "type in B", "largest difference", "relative (Frobenius)")
+    table = plain_table("tensor", "type in A", "type in B", "largest difference", "relative (Frobenius)")
     for name, (one, other, change) in difference.tensors_changed.items():
         table.add_row(name, one.type.name, other.type.name, f"{change.maximum:.3g}", f"{change.relative:.3g}")
     if difference.tensors_changed:

@@ -69,9 +69,7 @@ def _print_machine(machine: Machine) -> None:
 
 
 def _print_model(model: ModelDiagnosis) -> None:
-    from rich.table import Table
-
-    from sea_export.cli.terminal import console
+    from sea_export.cli.terminal import console, plain_table
 
     console.print(
         f"\n{model.name}: {model.architecture}, {model.parameters / 1e6:,.0f} million parameters, "
@@ -80,7 +78,7 @@ def _print_model(model: ModelDiagnosis) -> None:
         f"({model.dtype_reason}), {'a layer at a time' if model.layerwise else 'as a whole'} in memory.",
         soft_wrap=True,
     )
-    table = Table("format", "works", "time, about", "memory, about", "disk")
+    table = plain_table("format", "works", "time, about", "memory, about", "disk")
     for one in model.formats:
         costs = (_time(one.seconds), f"{one.memory_bytes / 1e9:.1f} GB", f"{one.disk_bytes / 1e9:.2f} GB")
         table.add_row(one.format, "yes" if one.works else "no", *costs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sea_export.export.formats import export_format
 from sea_export.model.process_count import process_count
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions
@@ -18,14 +19,16 @@ def early_process(export: ExportOptions, run: RunOptions) -> Iterator[CleanProce
     """A context for the process that verifies an output. It ends with the context at the latest.
 
     It is begun at once, before torch is imported here, so that both processes import it at the same time. Where there
-    will be no verification, where one layer at a time is in memory, which may be short, and in a job of several
-    processes, of which only the first one verifies, it is begun only if it gets a task.
+    will be no verification, or none that transformers takes part in, where one layer at a time is in memory, which may
+    be short, and in a job of several processes, of which only the first one verifies, it is begun only if it gets a
+    task.
 
     Args:
         export: whether the output is verified.
         run: whether one layer at a time is in memory.
     """
     with CleanProcess() as process:
-        if export.verify and not run.layerwise and process_count() == 1:
+        loaded = export.verify and export_format(export.format).loads_in_transformers
+        if loaded and not run.layerwise and process_count() == 1:
             process.begin()
         yield process

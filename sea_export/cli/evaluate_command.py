@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     """Measure MODEL on benchmarks, alone or against its base, with 95 % intervals and paired tests.
 
-    MODEL is a base or an export of any format: a Hub id, a local directory, or a .gguf file.
+    MODEL is a base or an export of any format: a Hub id, a local directory, or a .gguf file. Or it is the directory of
+    an edit, which is applied to its base at run time and measured against it.
     """
-    from sea_export.evaluation.early_checks import check_evaluation
+    from sea_export.evaluation.early_checks import check_evaluation, with_base_of_edit
 
-    check_evaluation(model, evaluate, run)  # here too, before torch is imported
+    check_evaluation(*with_base_of_edit(model, evaluate), run)  # here too, before torch is imported
 
     from sea_export.cards.record_evaluation import record_evaluation
     from sea_export.cli.opening import begin_computing
@@ -49,7 +50,12 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
         plot_reports(evaluation.reports, evaluate.plot)
         console.print(f"Saved the picture to {evaluate.plot}.")
     if evaluate.record and evaluation.against is not None:
-        record_evaluation(Path(model), evaluation.reports, against=evaluation.against, dtype=evaluation.dtype)
+        record_evaluation(
+            *(Path(model), evaluation.reports),
+            against=evaluation.against,
+            dtype=evaluation.dtype,
+            sampled=evaluate.limit is not None,
+        )
         console.print(f"Recorded the metrics in the manifest and the model card of {model}.")
     if evaluation.judging is not None and evaluation.judging.missing:
         console.print(f"{evaluation.judging.missing} verdicts of the judge are missing, and count as not judged.")
@@ -59,26 +65,33 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
 
 def _print_reports(reports: Sequence[BenchmarkReport]) -> None:
     """Prints a table for each benchmark."""
-    from rich.table import Table
-
-    from sea_export.cli.terminal import console
+    from sea_export.cli.terminal import console, plain_table
     from sea_export.text import interval_text
 
     for report in reports:
         compared = any(metric.base is not None for metric in report.metrics)
-        columns = ("metric", "", "base", "this model", "difference", "p") if compared else ("metric", "", "this model")
-        table = Table(*columns, title=f"{report.benchmark}, {report.rows} rows, 95 % intervals", title_justify="left")
+        against = ("base", "this model", "difference", "p", "result") if compared else ("this model",)
+        columns = ("metric", "unit", "better", *against)
+        table = plain_table(*columns, title=f"{report.benchmark}, {report.rows} rows, 95 % intervals")
         for metric in report.metrics:
             value = interval_text(metric.value, metric.unit)
             if not compared:
-                table.add_row(metric.title, metric.unit, value)
+                table.add_row(metric.title, metric.unit, metric.aim, value)
                 continue
             table.add_row(
                 metric.title,
                 metric.unit,
+                metric.aim,
                 interval_text(metric.base, metric.unit),
                 value,
                 interval_text(metric.difference, metric.unit, signed=True),
                 "" if metric.p_value is None else f"{metric.p_value:.2g}",
+                metric.verdict,
             )
         console.print(table)
+    if any(metric.difference is not None for report in reports for metric in report.metrics):
+        console.print(
+            "In brackets: 95 % intervals. difference: this model minus base, paired by row; where its interval holds 0 "
+            "there is no measurable gain. p: of a paired permutation test.",
+            soft_wrap=True,
+        )

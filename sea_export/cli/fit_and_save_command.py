@@ -52,6 +52,7 @@ def command(
     format.check_options(fit, export)
     check_conversion(dequantize=run.dequantize, requantize=export.requantize)
     from sea_export.cli.early_process import early_process
+    from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_beside, check_output
     from sea_export.model.location import locate_model
@@ -59,20 +60,23 @@ def command(
 
     check_output(output, overwrite=export.overwrite)
     check_beside(output, cache)
+    effect.check_texts()
     read = read_demonstrations(data, fit.capture.seed)
+    log_findings(read)
     location = locate_model(model, run.revision)
     if export.requantize:
         check_kept_storage(location.path, location.name)
     with early_process(export, run) as process:
         # Nothing before this needs torch, which takes seconds to import.
         from sea_export.cli.opening import joined_job, opened_model
-        from sea_export.cli.printing import print_effect, print_saved
-        from sea_export.cli.progress import byte_progress, counting_progress, fit_progress
+        from sea_export.cli.printing import print_next_steps, print_saved
+        from sea_export.cli.progress import counting_progress, fit_progress, loaded, saving_progress
         from sea_export.cli.push_output import push_saved
         from sea_export.cli.terminal import console
         from sea_export.demonstrations.hold_out import hold_out
         from sea_export.edit.summary import log_warnings
         from sea_export.effect.measure import measured_edit
+        from sea_export.evaluation.example_answers import with_examples
         from sea_export.fitting.fit_base import fit_base, usable_by
         from sea_export.fitting.layer_choice import choose_targets
         from sea_export.hub.push import prepare_push
@@ -88,6 +92,7 @@ def command(
             located = locate_fit(opened.base, targets, fit, export)
             if repo_id is not None and processes.is_first:
                 prepare_push(opened.base, format, repo_id, public=public)
+            loaded(opened)
             with fit_progress(len(demonstrations.fitted), processes) as progress:
                 fitted = fit_base(
                     opened, demonstrations.fitted, fit, progress, targets=targets, cache=cache, processes=processes
@@ -95,21 +100,22 @@ def command(
             if not processes.is_first:
                 return
             edit = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
+            if effect.measure:
+                edit = with_examples(edit, opened, counting_progress)
             log_warnings(edit.summary)
-            with byte_progress("Writing", opened.base) as progress:
-                result = save_checkpoint(
-                    edit,
-                    opened.base,
-                    output,
-                    export,
-                    layerwise=run.layerwise,
-                    located=located,
-                    model=opened.model,
-                    process=process,
-                    progress=progress,
-                    announce=console.print,
-                )
+            result = save_checkpoint(
+                edit,
+                opened.base,
+                output,
+                export,
+                layerwise=run.layerwise,
+                located=located,
+                model=opened.model,
+                process=process,
+                progress=saving_progress,
+                announce=console.print,
+            )
     print_saved(result, edit)
-    print_effect(edit)
+    print_next_steps(result.output, model, pushed=repo_id is not None)
     if repo_id is not None:
         push_saved(output, repo_id, public=public)

@@ -38,40 +38,57 @@ def command(
     MODEL is a Hub id, a local directory, or a .gguf file.
     """
     effect.check(fit)
+    from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations
     from sea_export.export.output import check_beside, check_output, check_room, staged_output
     from sea_export.model.location import locate_model
 
     check_output(edit, overwrite=overwrite)
     check_beside(edit, cache)
+    effect.check_texts()
     read = read_demonstrations(data, fit.capture.seed)
+    log_findings(read)
     location = locate_model(model, run.revision)
 
     # Nothing before this needs torch, which takes seconds to import.
+    from sea_export.cli.layer_table import print_layers
     from sea_export.cli.opening import joined_job, opened_model
-    from sea_export.cli.printing import print_effect, print_layers
-    from sea_export.cli.progress import counting_progress, fit_progress
+    from sea_export.cli.printing import print_commands, print_effect, print_examples
+    from sea_export.cli.progress import counting_progress, fit_progress, loaded
     from sea_export.cli.terminal import console
     from sea_export.demonstrations.hold_out import hold_out
     from sea_export.edit.summary import log_warnings
     from sea_export.effect.measure import measured_edit
+    from sea_export.evaluation.example_answers import with_examples
     from sea_export.fitting.fit_base import fit_base, usable_by, with_weight_digests
 
     with joined_job() as processes, opened_model(location, run, edit) as opened:
         usable = usable_by(opened.base, read, fit.template)
         demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
         check_room(edit, opened.base.paths, needed_bytes=0)
+        loaded(opened)
         with fit_progress(len(demonstrations.fitted), processes) as progress:
             fitted = fit_base(opened, demonstrations.fitted, fit, progress, cache=cache, processes=processes)
         if not processes.is_first:
             return
         measured = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
+        if effect.measure:
+            measured = with_examples(measured, opened, counting_progress)
         result = with_weight_digests(measured, opened.base)
     with staged_output(edit, overwrite=overwrite) as staging:
         result.save(staging)
     log_warnings(result.summary)
     print_layers(result.summary)
     print_effect(result)
-    console.print(
-        f"Saved the edit to {edit}. Bake it with: sea-export save {edit} OUTPUT --base {model}", soft_wrap=True
+    print_examples(result)
+    console.print(f"Saved the edit to {edit}.", soft_wrap=True)
+    trust = ("--trust-remote-code",) if run.trust_remote_code else ()
+    half = f"{result.provenance['options']['edit']['strength'] / 2:.3g}"
+    print_commands(
+        {
+            "Try it": ("compare", model, edit, *trust),
+            **({"Try half of it": ("compare", model, edit, "--strength", half, *trust)} if result.has_a_dial else {}),
+            "Measure it": ("evaluate", edit, "--base", model, "--benchmark", "damage", *trust),
+            "Bake it": ("save", edit, "OUTPUT", "--base", model, *trust),
+        }
     )

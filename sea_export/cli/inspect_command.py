@@ -22,7 +22,8 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
 
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
-    from sea_export.cli.printing import print_layers, print_storage_errors
+    from sea_export.cli.layer_table import print_layers
+    from sea_export.cli.printing import print_storage_errors
     from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture

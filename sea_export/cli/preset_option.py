@@ -14,7 +14,7 @@ def _apply(context: click.Context, parameter: click.Parameter, name: str | None)
     if name is not None:
         own = {one.name for one in context.command.params}
         preset = {option: value for option, value in PRESETS[name].items() if option in own}
-        context.default_map = {**(context.default_map or {}), **preset}
+        context.default_map = {**preset, **(context.default_map or {})}  # what --config says comes first
 
 
 preset_option = click.option(

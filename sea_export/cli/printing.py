@@ -3,63 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from sea_export.cards.effect_text import effect_sentences
-from sea_export.cli.terminal import console, errors
+from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
+from sea_export.cli.layer_table import print_layers
+from sea_export.cli.terminal import console, errors, plain_table
 from sea_export.errors import printable
+from sea_export.export.formats import export_format
+from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
+from sea_export.export.modelfile import MODELFILE
 
 if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
-    from sea_export.edit.summary import LayerSummary
     from sea_export.saving import SaveResult
     from sea_export.verification.verification import Verification
 
-__all__ = ["print_effect", "print_layers", "print_saved", "print_storage_errors", "print_verification"]
-
-
-def print_layers(layers: Sequence[LayerSummary]) -> None:
-    """Prints ranks, spectra and relative change of each layer, without columns that say nothing of any of them."""
-    columns = (
-        "layer",
-        "component",
-        "kept",
-        "dropped",
-        "of",
-        "first σ² (+)",
-        "rank",
-        "change",
-        "signature",
-        "reader error",
-    )
-    rows = [_layer_cells(layer) for layer in layers]
-    shown = [index for index in range(len(columns)) if any(row[index] for row in rows)]
-    table = Table(*(columns[index] for index in shown))
-    for row in rows:
-        table.add_row(*(row[index] for index in shown))
-    console.print(table)
-
-
-def _layer_cells(layer: LayerSummary) -> tuple[str, ...]:
-    """One text a column; an empty one where the layer has no such value."""
-    spectral = layer.spectrum > 0
-    return (
-        str(layer.target.layer),
-        layer.target.component,
-        str(layer.positive_rank) if spectral else "",
-        str(layer.negative_rank) if spectral else "",
-        str(layer.spectrum) if spectral else "",
-        f"{layer.first_share:.2%}" if spectral else "",
-        "" if layer.map_rank is None else str(layer.map_rank),
-        f"{layer.relative_change:.2%}",
-        f"{layer.signature:.4g}",
-        "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
-    )
+__all__ = [
+    "print_commands",
+    "print_effect",
+    "print_examples",
+    "print_next_steps",
+    "print_saved",
+    "print_storage_errors",
+    "print_verdict",
+    "print_verification",
+]
 
 
 def print_storage_errors(directory: Path) -> None:
@@ -67,7 +38,9 @@ def print_storage_errors(directory: Path) -> None:
     if not (directory / MANIFEST).is_file():
         return
     errors_of = (read_manifest(directory).get("verification") or {}).get("storage_errors", {})
-    table = Table("requantized weight", "error of the folded weight", "about the error of the base's", "change kept")
+    table = plain_table(
+        *("requantized weight", "error of the folded weight", "about the error of the base's", "change kept")
+    )
     for name, one in errors_of.items():
         table.add_row(printable(name), f"{one['error']:.2%}", f"{one['own_rounding']:.2%}", f"{one['kept']:.1%}")
     if errors_of:
@@ -92,7 +65,7 @@ def print_verification(verification: Verification) -> None:
         f"base / base {rounded} (its own rounding)": verification.base_rounding,
         "base / run-time edit (what the edit does)": verification.effect,
     }
-    table = Table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
+    table = plain_table("compared with", "largest logit difference", "mean KL (nats)", "top-1 agreement")
     for name, agreement in agreements.items():
         if agreement is not None:
             table.add_row(
@@ -104,24 +77,85 @@ def print_verification(verification: Verification) -> None:
     if table.row_count:
         console.print(table)
     if verification.statement:
-        console.print(verification.statement)
+        console.print(verification.statement, soft_wrap=True)
     for problem in verification.problems:
         errors.print(f"Problem: {problem}", style="red", soft_wrap=True)
     if verification.unchecked:
         console.print(f"Not checked: {', '.join(verification.unchecked)}.", soft_wrap=True)
 
 
-def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
-    """Prints what was written, and how to load it."""
-    print_layers(edit.summary)
-    if result.verification is not None:
-        print_verification(result.verification)
-    verified = "verified" if result.verification is not None else "not verified"
-    manifest = read_manifest(result.output)
-    if gguf := manifest.get("gguf"):
-        console.print(f"Saved to {result.output} ({verified}). Start llama.cpp with it by")
-        console.print(f"  llama-cli -m {shlex.quote(str(result.output / gguf['file']))}", soft_wrap=True)
+def print_verdict(verification: Verification, output: str) -> None:
+    """Prints in one line whether an output is verified, or what failed."""
+    if verification.passed:
+        console.print(f"Verified: {output} is the edit that it claims to be.", soft_wrap=True)
+    else:
+        console.print(f"Failed: {output} is not verified: {verification.problems[0]}.", soft_wrap=True)
+
+
+def print_examples(edit: SpectralEdit) -> None:
+    """Prints answers before and after, if the model was asked."""
+    record = edit.provenance.get("examples")
+    if record is None:
         return
-    console.print(f"Saved to {result.output} ({verified}). Load it with")
+    console.print(f"\n{EXAMPLE_RULE.format(prompts=record['prompts'])}", soft_wrap=True)
+    for one in record["shown"]:
+        console.print(f"\n> {one['prompt']}", soft_wrap=True)
+        for label, kind in (("before", "base"), ("after", "edited")):
+            marks = "".join(f" [{mark}]" for mark in one[f"{kind}_marks"])
+            console.print(f"  {label + ':':8}{' '.join(one[kind].split())}{marks}", soft_wrap=True)
+    console.print()
+
+
+def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
+    """Prints what was written, what is known of it, and how to load it."""
+    print_layers(edit.summary)
+    if result.verification is None:
+        console.print("Exported, and not verified: sea-export verify does it.")
+    else:
+        print_verification(result.verification)
+        console.print("Exported faithfully (verified).")
+    print_effect(edit)
+    print_examples(edit)
+    manifest = read_manifest(result.output)
+    if command := llama_cpp_command(manifest, result.output):
+        console.print(f"Saved to {result.output}. Start llama.cpp with it by", soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
+        if MODELFILE in manifest["files"]:
+            console.print("or Ollama by")
+            console.print(f"  ollama create NAME -f {shlex.quote(str(result.output / MODELFILE))}", soft_wrap=True)
+        return
+    console.print(f"Saved to {result.output}. Load it with", soft_wrap=True)
     arguments = further_arguments(manifest)
     console.print(f'  AutoModelForCausalLM.from_pretrained("{result.output}"{arguments})', soft_wrap=True)
+
+
+def print_next_steps(output: Path, base: str, *, pushed: bool = False) -> None:
+    """Prints the commands that usually follow.
+
+    Args:
+        output: what was written.
+        base: the base, as the user wrote it.
+        pushed: whether it is pushed already.
+    """
+    manifest = read_manifest(output)
+    format = export_format(manifest["format"])
+    trust = ("--trust-remote-code",) if format.runs_code or manifest["base"].get("own_code") else ()
+    commands: dict[str, tuple[object, ...]] = {
+        "Read answers of both": ("compare", base, output, *trust),
+        "Measure both": ("evaluate", output, "--against", base, "--benchmark", "damage", "--record", *trust),
+    }
+    if not pushed and (manifest["base"]["revision"] is not None or not format.loads_beside_base):
+        commands["Publish it"] = ("push", output, "ORG/NAME")
+    print_commands(commands)
+
+
+def print_commands(commands: Mapping[str, Sequence[object]]) -> None:
+    """Prints commands of this program that may be run next.
+
+    Args:
+        commands: what one is for -> the command and its arguments.
+    """
+    width = max(map(len, commands)) + 1
+    for purpose, command in commands.items():
+        shown = " ".join(shlex.quote(str(word)) for word in command)
+        console.print(f"{purpose + ':':{width}} sea-export {shown}", soft_wrap=True)

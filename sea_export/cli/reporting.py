@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sea_export.cli.config_option import config_options, print_config_if_asked
 from sea_export.cli.stopping import Stopped
 from sea_export.cli.terminal import print_error, set_verbosity
 from sea_export.errors import SeaExportError, first_line, reason
@@ -39,16 +40,18 @@ def reporting_options(command: _Command) -> _Command:
 
 
 def reported(command: _Command) -> _Command:
-    """Adds the three options to a command, which then prints as much as they say."""
+    """Adds the options that every command has: these three, with which it prints as much as they say, and `--config`
+    with `--print-config`."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **values: Any) -> Any:
         context = click.get_current_context()
+        print_config_if_asked(context)
         context.meta[_key("command")] = {"name": context.info_name, **context.params}
         with set_verbosity(verbose=_asked(context, "verbose"), quiet=_asked(context, "quiet")):
             return command(*arguments, **values)
 
-    return reporting_options(run)  # type: ignore[return-value]
+    return reporting_options(config_options(run))  # type: ignore[return-value]
 
 
 def tell_failure(context: click.Context, error: Exception | Stopped) -> int:

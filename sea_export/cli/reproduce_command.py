@@ -44,7 +44,7 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     with early_process(export, RunOptions(layerwise=run.computation["layerwise"])) as process:
         # Nothing before this needs torch, which takes seconds to import.
         from sea_export.cli.opening import begin_computing
-        from sea_export.cli.progress import byte_progress, fit_progress
+        from sea_export.cli.progress import fit_progress, loaded, saving_progress
         from sea_export.cli.terminal import console, waiting
         from sea_export.fitting.distributed import ALONE
         from sea_export.saving import check_room_for, save_checkpoint
@@ -57,18 +57,17 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
             with waiting("Comparing the base with the manifest's"):
                 check_base(opened.base, run.base["files"])
             changes = changed_circumstances(run, opened.device)
-            edit = fit_again(run, demonstrations, opened, lambda count: fit_progress(count, ALONE))
-            with byte_progress("Writing", opened.base) as progress:
-                save_checkpoint(
-                    edit,
-                    opened.base,
-                    output,
-                    export,
-                    model=opened.model,
-                    process=process,
-                    progress=progress,
-                    announce=console.print,
-                )
+            edit = fit_again(run, demonstrations, loaded(opened), lambda count: fit_progress(count, ALONE))
+            save_checkpoint(
+                edit,
+                opened.base,
+                output,
+                export,
+                model=opened.model,
+                process=process,
+                progress=saving_progress,
+                announce=console.print,
+            )
     result = compare_runs(recorded, directory, output)
     _print_result(result, changes, output)
     if result.verdict == DIFFERENT:
@@ -77,11 +76,9 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
 
 def _print_result(result: Reproduction, changes: Sequence[str], output: Path) -> None:
     """Prints the verdict, what differs, and what was different in the circumstances of the two runs."""
-    from rich.table import Table
+    from sea_export.cli.terminal import console, plain_table
 
-    from sea_export.cli.terminal import console
-
-    table = Table("file", "tensor", "largest difference", "relative (Frobenius)")
+    table = plain_table("file", "tensor", "largest difference", "relative (Frobenius)")
     for (file, tensor), change in result.tensors.items():
         table.add_row(file, tensor, f"{change.maximum:.3g}", f"{change.relative:.3g}")
     if result.tensors:

@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Stopped", "stoppable"]
+__all__ = ["Stopped", "Stops", "stoppable"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPATIENCE_SECONDS = 2.0
@@ -22,11 +22,28 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+class Stops:
+    """Whether the process was asked to end."""
+
+    def __init__(self) -> None:
+        self.asked: Stopped | None = None
+
+    def meant(self, error: Exception | Stopped) -> Exception | Stopped:
+        """The stop that an error comes from, or the error itself.
+
+        A library that is stopped while it is imported may raise anything.
+        """
+        return error if self.asked is None else self.asked
+
+
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(stops: Stops | None = None) -> Iterator[None]:
     """A context in which signals that ask the process to end raise `Stopped`. Ignored signals stay ignored (nohup).
 
     Signals that follow within two seconds mean the same, and do not interrupt the clean-up.
+
+    Args:
+        stops: where it is kept that such a signal came; None to keep it nowhere.
     """
     obeyed = -_IMPATIENCE_SECONDS
 
@@ -34,7 +51,10 @@ def stoppable() -> Iterator[None]:
         nonlocal obeyed
         if time.monotonic() - obeyed >= _IMPATIENCE_SECONDS:
             obeyed = time.monotonic()
-            raise Stopped(number)
+            stopped = Stopped(number)
+            if stops is not None:
+                stops.asked = stopped
+            raise stopped
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     changed = [number for number in _SIGNALS if before[number] is not signal.SIG_IGN]

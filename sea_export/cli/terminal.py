@@ -8,19 +8,33 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from sea_export.errors import printable
 from sea_export.text import visible
 
-__all__ = ["console", "errors", "print_error", "progress_bar", "set_verbosity", "silenced", "waiting"]
+__all__ = [
+    "console",
+    "errors",
+    "plain_table",
+    "print_error",
+    "progress_bar",
+    "set_verbosity",
+    "silenced",
+    "told_regularly",
+    "waiting",
+]
 
+_SECONDS_BETWEEN_LINES = 30.0
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red"}
 
 
@@ -95,6 +109,20 @@ def silenced() -> Iterator[None]:
         console.quiet = errors.quiet = False
 
 
+def plain_table(*columns: str, title: str | None = None, show_lines: bool = False) -> Table:
+    """A table of which nothing is cut off: where a column is too narrow, its texts go on in the next line.
+
+    Args:
+        columns: their names.
+        title: what stands above it.
+        show_lines: whether there are lines between the rows.
+    """
+    table = Table(title=title, title_justify="left", show_lines=show_lines)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
 def print_error(message: str) -> None:
     """Prints why a command ends, in one line."""
     print(f"Error: {printable(message)}", file=sys.stderr)
@@ -116,12 +144,39 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
 @contextmanager
 def waiting(message: str) -> Iterator[None]:
     """Shows that work goes on whose duration is unknown."""
-    if not _shows_progress():
+    shown = errors.status(Text(visible(message))) if _shows_progress() else nullcontext()
+    with told_regularly(lambda: message), shown:
+        yield
+
+
+@contextmanager
+def told_regularly(line: Callable[[], str]) -> Iterator[None]:
+    """Where there is no terminal for a progress bar, prints every 30 seconds how far the work in the context has come.
+
+    Args:
+        line: gives how far that is, in one line.
+    """
+    if sys.stderr.isatty() or not _tells_notes():
         yield
         return
-    with errors.status(Text(visible(message))):
+    ended, begin = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LINES):
+            errors.print(f"{line()} ({time.monotonic() - begin:.0f} s)", soft_wrap=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
         yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def _shows_progress() -> bool:
-    return sys.stderr.isatty() and logging.getLogger("sea_export").isEnabledFor(logging.INFO)
+    return sys.stderr.isatty() and _tells_notes()
+
+
+def _tells_notes() -> bool:
+    return logging.getLogger("sea_export").isEnabledFor(logging.INFO)

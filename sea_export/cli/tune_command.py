@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -29,27 +30,34 @@ def command(
     other kinds where they have kinds. The chosen edit is better than the base on the rows that chose it, and is baked
     into the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
+    from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations
+    from sea_export.demonstrations.neutral_text import load_texts
     from sea_export.demonstrations.tables import check_source
     from sea_export.export.output import check_output
     from sea_export.model.location import locate_model
     from sea_export.tuning.search_files import check_files
 
     check_output(output, overwrite=export.overwrite)
+    tune = tune.kept_beside(output)
     source = (tune.benchmark or "").partition("=")[2]
     check_files(tune, output, (model, data.demonstrations, source, tune.text))
     if source:
         check_source(source)
+    if tune.text is not None:
+        load_texts(tune.text)
     read = read_demonstrations(data, tune.seed)
+    log_findings(read)
     location = locate_model(model, run.revision)
 
     # Nothing before this needs torch, which takes seconds to import.
     from sea_export.cli.opening import opened_model
-    from sea_export.cli.printing import print_saved
-    from sea_export.cli.progress import byte_progress, counting_progress
+    from sea_export.cli.printing import print_next_steps, print_saved
+    from sea_export.cli.progress import counting_progress, loaded, saving_progress
     from sea_export.cli.terminal import console
     from sea_export.cli.tune_output import print_trial, print_tuning, write_tuning
     from sea_export.demonstrations.hold_out import hold_out
+    from sea_export.evaluation.example_answers import with_examples
     from sea_export.fitting.fit_base import usable_by
     from sea_export.saving import check_room_for
     from sea_export.tuning.tune import bake
@@ -64,8 +72,9 @@ def command(
         if len(usable) < len(read):
             split = hold_out(usable, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
             rows = TuningRows.load(tune, split.held_out)
+        console.print(f"Trials are kept in {tune.storage}: the same command goes on from them.", soft_wrap=True)
         tuning = search(
-            opened,
+            loaded(opened),
             split.fitted,
             rows,
             tune,
@@ -73,8 +82,9 @@ def command(
             progress=counting_progress,
             tell=lambda result, base: print_trial(result, rows.metric, base),
         )
+        tuning = replace(tuning, edit=with_examples(tuning.edit, opened, counting_progress))
         print_tuning(tuning, rows)
         write_tuning(tuning, tune, output)
-        with byte_progress("Writing", opened.base) as progress:
-            result = bake(tuning, opened, output, export, progress=progress, announce=console.print)
+        result = bake(tuning, opened, output, export, progress=saving_progress, announce=console.print)
     print_saved(result, tuning.edit)
+    print_next_steps(result.output, model)

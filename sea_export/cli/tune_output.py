@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
-
-from sea_export.cli.terminal import console
+from sea_export.cli.terminal import console, plain_table
 from sea_export.evaluation.divergence import DIVERGENCE
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport
@@ -74,10 +72,9 @@ def _described(result: TrialResult) -> str:
 
 def _print_front(tuning: Tuning) -> None:
     base, front, chosen = tuning.base, tuning.front, tuning.chosen
-    table = Table(
+    table = plain_table(
         *("trial", tuning.settings.metric, "KL (nats)", "method and settings"),
         title="Pareto front on the choosing rows, within the budget",
-        title_justify="left",
     )
     table.add_row("base", _shown(base.value, base.unit), "0", "")
     for result in front if chosen in front else (*front, chosen):
@@ -91,10 +88,9 @@ def _print_front(tuning: Tuning) -> None:
 
 def _print_reports(part: str, count: int, reports: Mapping[str, Sequence[BenchmarkReport]], name: str) -> None:
     """Prints the metric of that name, and the damage, of base, default and chosen edit on a part of the rows."""
-    table = Table(
+    table = plain_table(
         *("", name, "difference to base", "p", "KL from the base (nats)", "perplexity"),
         title=f"{count} {part} rows, 95 % intervals",
-        title_justify="left",
     )
     for edit, (benchmark, damage) in reports.items():
         metric, perplexity = benchmark.metric(name), damage.metric("perplexity")

@@ -34,7 +34,7 @@ def command(
     OUTPUT is a directory, or a Hub id (REPO_ID or REPO_ID@REVISION), where nothing is written.
     Exits with 1 when it is not that edit, or when the edit does nothing.
     """
-    from sea_export.cli.printing import print_verification
+    from sea_export.cli.printing import print_verdict, print_verification
     from sea_export.export.manifest import read_manifest, write_manifest
     from sea_export.locks import taking_turns
     from sea_export.verification.clean_process import CleanProcess
@@ -44,12 +44,14 @@ def command(
     verification = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
     if not isinstance(verification, Verification):
         with CleanProcess() as process:
-            process.begin()  # before torch is imported here, so that both processes import it at the same time
+            if verification.format.loads_in_transformers:
+                process.begin()  # before torch is imported here, so that both processes import it at the same time
             from sea_export.cli.opening import begin_computing
 
             begin_computing(threads)
             verification = verification.verify(process, layerwise=layerwise)
     print_verification(verification)
+    print_verdict(verification, output)
     directory = Path(output)
     if verification.measured and directory.is_dir():
         with taking_turns(directory):

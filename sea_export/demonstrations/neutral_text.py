@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sea_export.demonstrations.tables import read_json_lines, read_table
 from sea_export.errors import InputError
+from sea_export.files.nearest_name import missing
 from sea_export.text import is_text
 
 __all__ = ["curvature_questions", "curvature_texts", "load_texts", "ordinary_questions"]
@@ -60,6 +61,8 @@ def _builtin(name: str, column: str = "text") -> tuple[str, ...]:
 def _read_passages(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise missing(path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: it cannot be read as UTF-8 text ({error}). Give another file.") from error
     return [passage.strip() for passage in text.split("\n\n") if passage.strip()]

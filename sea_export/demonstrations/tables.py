@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_export.errors import InputError, first_line
+from sea_export.files.nearest_name import meant, missing, neighbours
 from sea_export.text import is_utf8
 
 __all__ = ["Row", "Table", "check_source", "hub_dataset", "is_file_name", "open_table", "read_json_lines", "read_table"]
@@ -91,7 +92,7 @@ def check_source(source: str) -> None:
         InputError: see `open_table`; or the file is missing.
     """
     if is_file_name(source) and not Path(source).exists():
-        raise InputError(f"{source}: there is no such file. Check the path.")
+        raise missing(Path(source))
     open_table(source)
 
 
@@ -129,7 +130,7 @@ def _read_file(path: Path) -> RowsOrErrors:
             yield row
             number += 1
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Check the path.") from None
+        raise missing(path) from None
     except OSError as error:
         raise InputError(
             f"{path}: it cannot be read ({error.strerror or error}). Check the file and its permissions."
@@ -279,20 +280,25 @@ def _read_parquet(path: Path, label: str) -> RowsOrErrors:
         ) from error
 
 
+def _meant(path: str) -> str:
+    """Asks whether a file beside a missing one was meant; empty if none is near."""
+    return meant(path, neighbours(Path(path)))
+
+
 def _open_hub(path: str, config: str | None, split: str | None, revision: str | None) -> Callable[[], RowsOrErrors]:
     try:
         import datasets
     except ImportError:
         raise InputError(
-            f"{path}: there is no such file, and reading a dataset from the Hub needs the datasets library. Check the "
-            "path, or run pip install 'sea-export[datasets]'."
+            f"{path}: there is no such file{_meant(path)}, and reading a dataset from the Hub needs the datasets "
+            "library. Check the path, or run pip install 'sea-export[datasets]'."
         ) from None
     try:
         dataset = datasets.load_dataset(path, config, split=split, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"{path}: there is no such file, and the Hub dataset of this name cannot be loaded ({first_line(error)}). "
-            "Check the name."
+            f"{path}: there is no such file{_meant(path)}, and the Hub dataset of this name cannot be loaded "
+            f"({first_line(error)}). Check the name."
         ) from error
     if split is None:
         split = "train" if "train" in dataset else next(iter(dataset))

@@ -32,11 +32,12 @@ from sea_export.fitting.distributed import local_device
 from sea_export.fitting.fit_base import usable_by
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import decoder_layers
+from sea_export.model.available_memory import available_memory
 from sea_export.model.base import Base
 from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import check_quantizer, choose_device, parse_dtype
-from sea_export.model.memory import available_memory, fits_whole, weight_bytes
+from sea_export.model.memory import fits_whole, weight_bytes
 from sea_export.model.run_options import RunOptions
 from sea_export.model.threads import Threads
 from sea_export.options import ExportOptions, FitOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sea_export.model.memory import available_memory
+from sea_export.model.available_memory import available_memory
 from sea_export.model.threads import Threads
 from sea_export.versions import devices, library_versions, system
 

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from sea_export.edit.features import FeatureFunction
-from sea_export.edit.layer_form import check_form
+from sea_export.edit.layer_form import check_form, why_unfoldable
 from sea_export.edit.summary import LayerSummary
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
-from sea_export.options import check_strength, why_unfoldable
+from sea_export.options import check_strength
 
 __all__ = ["LayerEdit"]
 
@@ -216,6 +216,11 @@ class LayerEdit:
             edited = edited + self.shift.to(edited)
         return _with_norms_of(wide, edited, self.normalization).to(activations.dtype)
 
+    @property
+    def has_a_dial(self) -> bool:
+        """Whether it can be given another strength: scales belong to their own, and 0 tells of no edit."""
+        return self.scale is None and self.strength != 0
+
     def with_strength(self, strength: float) -> LayerEdit:
         """The same edit with another strength.
 
@@ -227,7 +232,7 @@ class LayerEdit:
                 strength, or that is 0.
         """
         check_strength(strength)
-        if self.scale is not None or self.strength == 0:
+        if not self.has_a_dial:
             raise InputError(
                 "--strength: an edit of strength 0, or with a normalization, cannot be given another one. Fit it again."
             )

@@ -65,5 +65,7 @@ class Provenance(TypedDict, total=False):
     tuning: _Tuning | None
     effect: dict[str, Any] | None
     """See `sea_export.effect.measure.measured_edit`."""
+    examples: dict[str, Any] | None
+    """See `sea_export.evaluation.example_answers.with_examples`."""
     composed: list[Provenance]
     """The edits whose product it is. It has no other entry then but its base."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.edit.layer_edit import LayerEdit
+from sea_export.edit.python_words import python_words
 from sea_export.edit.representation import html_table, one_line
 from sea_export.edit.storage import layers_of, write_edit
 from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
@@ -52,7 +53,8 @@ class SpectralEdit:
         return html_table(self.layers)
 
     def __mul__(self, factor: float) -> SpectralEdit:
-        return self._scaled(lambda strength: factor * strength)
+        with python_words():
+            return self._scaled(lambda strength: factor * strength)
 
     __rmul__ = __mul__
 
@@ -71,6 +73,11 @@ class SpectralEdit:
         """Why no weight can hold the edit, and what could be fitted instead; None for an edit that folds."""
         reasons = (edit.why_unfoldable for edits in self.layers.values() for edit in edits)
         return next(filter(None, reasons), None)
+
+    @property
+    def has_a_dial(self) -> bool:
+        """Whether the edit can be given another strength."""
+        return all(edit.has_a_dial for edits in self.layers.values() for edit in edits)
 
     @property
     def relative_change(self) -> float:
@@ -114,7 +121,8 @@ class SpectralEdit:
         Raises:
             InputError: the model has no such layer, or another hidden size; or see `with_strength`.
         """
-        layers = self.layers if strength is None else self.with_strength(strength).layers
+        with python_words():
+            layers = self.layers if strength is None else self.with_strength(strength).layers
         if projections is None:
             projections = find_output_projections(model, self.targets)
         self.check_sizes(projections)
@@ -192,10 +200,10 @@ class EditHook:
 
 
 def _scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:
-    """The provenance of an edit at another strength. It names the one that was fitted, and no effect."""
+    """The provenance of an edit at another strength. It names the fitted one, and nothing that was measured."""
     if "composed" in provenance:
         return {**provenance, "composed": [_scaled_provenance(one, strength) for one in provenance["composed"]]}
-    scaled = {name: entry for name, entry in provenance.items() if name != "effect"}
+    scaled = {name: entry for name, entry in provenance.items() if name not in ("effect", "examples")}
     if options := provenance.get("options"):
         fitted = options["edit"]["strength"]
         scaled["options"] = {**options, "edit": {**options["edit"], "strength": strength(fitted)}}

@@ -20,6 +20,7 @@ from sea_export.edit.layer_form import check_form
 from sea_export.edit.provenance import Provenance
 from sea_export.edit.summary import LayerSummary
 from sea_export.errors import InputError, first_line
+from sea_export.files.nearest_name import missing
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.model.safetensors_header import read_header
@@ -112,6 +113,8 @@ def read_stored_edit(directory: Path) -> StoredEdit:
     Raises:
         InputError: there is no edit, or it is damaged or of a later format.
     """
+    if not directory.exists():
+        raise missing(directory, "Give the directory of an edit.")
     output = directory
     if not (directory / DESCRIPTION_FILE).exists() and (directory / "sea_edit").is_dir():
         directory = directory / "sea_edit"

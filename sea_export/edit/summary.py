@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from sea_export.model.targets import Target
 
-__all__ = ["LayerSummary", "log_warnings", "no_op_warning", "sequence_warning"]
+__all__ = ["LayerSummary", "broken_warning", "log_warnings", "no_op_warning", "sequence_warning"]
 
 logger = logging.getLogger(__name__)
 
 # An edit that changes no layer's neutral activations by more than this share does next to nothing.
 _NO_OP_CHANGE = 0.01
+# One that changes a layer's neutral activations by more than this many times their size leaves no model that speaks.
+_BROKEN_CHANGE = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,22 @@ def no_op_warning(layers: Sequence[LayerSummary]) -> str | None:
     )
 
 
+def broken_warning(layers: Sequence[LayerSummary]) -> str | None:
+    """What to tell the user about an edit that drowns what it edits, or None for another.
+
+    Args:
+        layers: those of the edit, at least one.
+    """
+    strongest = max(layers, key=lambda layer: layer.relative_change)
+    if strongest.relative_change <= _BROKEN_CHANGE:
+        return None
+    return (
+        f"the edit: it changes activations of {strongest.target} by {strongest.relative_change:.1f} times their size. "
+        "A model that is changed so much hardly speaks any more, and rounding alone can make its verification fail. "
+        "Give a lower --strength."
+    )
+
+
 def sequence_warning(layers: Sequence[LayerSummary]) -> str | None:
     """What to tell the user about an edit with `--normalization sequence`, or None for another.
 
@@ -79,11 +97,11 @@ def sequence_warning(layers: Sequence[LayerSummary]) -> str | None:
 
 
 def log_warnings(layers: Sequence[LayerSummary]) -> None:
-    """Warns of an edit that does nothing, and of one whose results depend on the batch.
+    """Warns of an edit that does nothing or far too much, and of one whose results depend on the batch.
 
     Args:
         layers: those of the edit, at least one.
     """
-    for warning in (no_op_warning(layers), sequence_warning(layers)):
+    for warning in (no_op_warning(layers), broken_warning(layers), sequence_warning(layers)):
         if warning:
             logger.warning("%s", warning)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.errors import InputError
 from sea_export.options import FitOptions, check_strength, check_values, option
 
 __all__ = ["EffectOptions"]
+
+logger = logging.getLogger(__name__)
+
+_REASONABLE_STRENGTH = 5.0
+"""Of a spectral edit. At 2 a direction that it drops has changed its sign."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,19 @@ class EffectOptions:
         """The share that is held out: nothing if nothing is measured."""
         return self.held_out if self.measure else 0.0
 
+    def check_texts(self) -> None:
+        """Raises InputError if the prose for the damage cannot be read, which would else be told after the fit."""
+        if self.measure and self.neutral_text is not None:
+            load_texts(self.neutral_text)
+
     def check(self, fit: FitOptions) -> None:
-        """Raises InputError for a fit that cannot get its strength afterwards."""
+        """Raises InputError for a fit that cannot get its strength afterwards. Warns of a strength out of reason."""
+        if self.strength is not None and fit.method == "spectral" and abs(self.strength) > _REASONABLE_STRENGTH:
+            logger.warning(
+                "--strength: %g is far above 1, which is the method itself. Such an edit drowns what it edits, and "
+                "rounding alone can make the verification fail.",
+                self.strength,
+            )
         if fit.sequential and self.strength is None:
             raise InputError(
                 "--sequential: it reads each layer behind edits of the earlier ones, whose strength must be known. "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sea_export.capture.batching import PromptedCompletions
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.demonstrations.tokenize import tokenize
+from sea_export.evaluation.benchmark_names import HELD_OUT
 from sea_export.evaluation.metrics import Metric, mean_metric
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HELD_OUT", "MARGIN", "DemonstrationMargins"]
 
-HELD_OUT = "held-out demonstrations"
-"""The label of the benchmark."""
 MARGIN = "mean margin per token"
 """Its main metric, which says whether an edit has an effect."""
 _PREFERRED, _LIKELIER = "positive preferred per token", "positive preferred in all"

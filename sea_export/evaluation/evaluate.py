@@ -6,13 +6,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
-from sea_export.evaluation.early_checks import check_evaluation
+from sea_export.evaluation.early_checks import check_evaluation, with_base_of_edit
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.judging import ChosenJudge, Judging
 from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
+from sea_export.evaluation.run_time_edit import applied, edit_name, load_run_time_edit
 from sea_export.evaluation.suite import Suite
 from sea_export.model.run_options import RunOptions
 from sea_export.text import dtype_name
@@ -31,6 +31,7 @@ class Evaluation:
         edited: whether an edit was applied at run time.
         reports: one for each benchmark.
         judging: how the judging of answers went; None if there was no judge.
+        strength: the one that the edit was given; None for its own, or where there was no edit.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Evaluation:
     edited: bool
     reports: tuple[BenchmarkReport, ...]
     judging: Judging | None = None
+    strength: float | None = None
 
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON data."""
@@ -48,6 +50,7 @@ class Evaluation:
             "against": self.against,
             "dtype": self.dtype,
             "edited": self.edited,
+            "strength": self.strength,
             "benchmarks": [report.record_with_answers() for report in self.reports],
             **judging,
         }
@@ -57,7 +60,7 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
     """Measures a model on benchmarks, alone or against its base.
 
     Args:
-        model: a base or an export of any format: a Hub id, a directory, or a `.gguf` file.
+        model: a base or an export of any format: a Hub id, a directory, or a `.gguf` file; or the directory of an edit.
         options: what is measured, and against what. The files that they name are checked, but not written.
         run: how models are opened.
         progress: shows the progress.
@@ -65,27 +68,32 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
     Raises:
         InputError: a model, a benchmark or a file is not usable.
     """
+    model, options = with_base_of_edit(model, options)
     check_evaluation(model, options, run)
-    edit = None if options.edit is None else SpectralEdit.load(options.edit)
-    base = options.against or (model if edit is not None else None)
+    edit = None if options.edit is None else load_run_time_edit(options.edit, options.strength)
     suite = Suite.load(options)
     judge = ChosenJudge.choose(options, run)
     baseline, reference, against = None, None, None
-    if base is not None:
-        with open_loaded_model(base, run) as loaded:
+    if options.against is not None:
+        with open_loaded_model(options.against, run) as loaded:
             against = loaded.name
             baseline, reference = suite.measure_base(loaded.model, loaded.tokenizer, named_progress(progress, "base"))
-    with open_loaded_model(model, run) as loaded, nullcontext() if edit is None else edit.apply(loaded.model):
-        own_progress = named_progress(progress, loaded.name)
-        if baseline is None:
-            measurements, _ = suite.measure_base(loaded.model, loaded.tokenizer, own_progress)
-        else:
-            measurements = suite.measure(loaded.model, loaded.tokenizer, reference, own_progress)
+    with open_loaded_model(model, run) as loaded:
+        own_name = loaded.name if options.edit is None else edit_name(options.edit, options.strength)
+        own_progress = named_progress(progress, own_name)
         name, dtype = loaded.name, dtype_name(loaded.model.dtype)
+        if edit is not None and against is None:
+            against = loaded.name
+            baseline, reference = suite.measure_base(loaded.model, loaded.tokenizer, named_progress(progress, "base"))
+        with nullcontext() if edit is None else applied(edit, loaded):
+            if baseline is None:
+                measurements, _ = suite.measure_base(loaded.model, loaded.tokenizer, own_progress)
+            else:
+                measurements = suite.measure(loaded.model, loaded.tokenizer, reference, own_progress)
     judging = None
     if judge is not None:  # after the models, so that one model at a time is in memory
         judged, judging = judge.measure([*(baseline or ()), *measurements], progress)
         measurements = judged[-len(measurements) :]
         baseline = baseline and judged[: -len(measurements)]
     reports = make_reports(measurements, baseline, seed=options.seed)
-    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging)
+    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging, options.strength)

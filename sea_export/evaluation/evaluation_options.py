@@ -6,29 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sea_export.errors import InputError
+from sea_export.evaluation.benchmark_names import DAMAGE, GENERATIONS, TRUTHFULQA_GENERATION, check_benchmark
 from sea_export.evaluation.generation_options import GenerationOptions, JudgeOptions, template_values
 from sea_export.files.writing import is_stream
 from sea_export.options import CaptureOptions, check_values, option, same_option, seed_option
 
 __all__ = [
-    "DAMAGE",
-    "FREE_PROMPTS",
-    "GENERATIONS",
     "CompareOptions",
     "EvaluateOptions",
     "InspectOptions",
 ]
-
-DAMAGE = "damage"
-"""The benchmark that compares predictions on neutral text. It needs no file."""
-TRUTHFULQA_GENERATION = "truthfulqa-generation"
-FREE_PROMPTS = "prompts"
-BENCHMARKS = ("truthfulqa", "bbq", "crows-pairs", "multiple-choice")
-"""Those that score completions."""
-TABLES = (*BENCHMARKS, TRUTHFULQA_GENERATION)
-"""The benchmarks whose rows are in a table."""
-GENERATIONS = (TRUTHFULQA_GENERATION, FREE_PROMPTS)
-"""The benchmarks in which models answer with text."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +41,10 @@ class EvaluateOptions:
     )
     against: str | None = option(None, "Measure this model too, and tell the differences.", metavar="BASE")
     edit: Path | None = option(None, "Apply this edit at run time, against MODEL itself.")
+    base: str | None = option(
+        None, "If MODEL is an edit: the model that it is applied to and compared with; by default the one it names."
+    )
+    strength: float | None = option(None, "The strength of an edit that is applied at run time, instead of its own.")
     limit: int | None = option(None, "Use a seeded sample of that many rows of each benchmark.", minimum=2)
     seed: int = seed_option("Seed of --limit, of intervals and of tests.")
     batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
@@ -69,6 +60,8 @@ class EvaluateOptions:
             raise InputError(
                 "--benchmark: nothing is to be measured. Give --benchmark NAME=FILE, or --benchmark damage."
             )
+        for one in self.benchmarks:
+            check_benchmark(one)
         if self.text is not None and DAMAGE not in self.benchmarks:
             raise InputError("--text: only --benchmark damage reads it. Give --benchmark damage too.")
         generations = {one.partition("=")[0] for one in self.benchmarks} & set(GENERATIONS)
@@ -113,6 +106,7 @@ class CompareOptions:
     )
     new_tokens: int = same_option(GenerationOptions, "new_tokens")
     chat_template_kwargs: str | None = same_option(GenerationOptions, "chat_template_kwargs")
+    strength: float | None = same_option(EvaluateOptions, "strength")
     html: Path | None = option(None, "Write a web page of one file.", path="file")
 
     def __post_init__(self) -> None:

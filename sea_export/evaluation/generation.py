@@ -10,7 +10,8 @@ from sea_export.errors import InputError
 from sea_export.evaluation.answering import Answer, answer_prompts
 from sea_export.evaluation.answers import is_loop, is_refusal, repeated_share
 from sea_export.evaluation.benchmark import GivenAnswer, Measurement, Progress, no_progress, sample_rows
-from sea_export.evaluation.evaluation_options import FREE_PROMPTS, EvaluateOptions
+from sea_export.evaluation.benchmark_names import FREE_PROMPTS
+from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.generation_options import GenerationOptions, template_values
 from sea_export.evaluation.metrics import Metric, mean_metric
 from sea_export.evaluation.prompts import load_prompts

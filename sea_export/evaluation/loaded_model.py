@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.errors import InputError
-from sea_export.export.manifest import gguf_of_export
+from sea_export.evaluation.gguf_exports import gguf_of_export
 from sea_export.model.adapter_files import ADAPTER_CONFIG, base_of_adapter, check_adapter_files
 from sea_export.model.base import Base, open_base
 from sea_export.model.compute_dtype import compute_dtype
@@ -32,6 +32,8 @@ class LoadedModel:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    weight_digests: Callable[[], Mapping[str, str]]
+    """Gives SHA-256 of every weight file of it, or of the base of an adapter, by file name."""
 
 
 @contextmanager
@@ -51,14 +53,15 @@ def open_loaded_model(model: str, run: RunOptions) -> Iterator[LoadedModel]:
     """
     if run.layerwise:
         raise InputError(f"--layerwise: {model} has to be in memory as a whole for this. Leave --layerwise out.")
+    device = choose_device(run.device)
     adapter, name = _adapter_and_base(model)
     with _opened(name, run) as base:
-        device = choose_device(run.device)
         dtype = parse_dtype(run.dtype) or compute_dtype(base, torch.device(device))
         loaded = base.load_model(dtype=dtype, device=device, device_map=run.device_map)
         if adapter is not None:
             put_adapter_on(loaded, adapter)
-        yield LoadedModel(base.name if adapter is None else adapter.resolve().name, loaded, base.tokenizer)
+        name = base.name if adapter is None else adapter.resolve().name
+        yield LoadedModel(name, loaded, base.tokenizer, lambda: base.weight_digests)
 
 
 def check_loadable(model: str, run: RunOptions) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sea_export.demonstrations.tables import read_json_lines, read_table
 from sea_export.errors import InputError
+from sea_export.files.nearest_name import missing
 from sea_export.text import is_text
 
 __all__ = ["load_prompts"]
@@ -28,6 +29,8 @@ def load_prompts(source: str | None) -> tuple[str, ...]:
     if Path(source).suffix.lower() == ".txt":
         try:
             lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
+        except FileNotFoundError:
+            raise missing(Path(source)) from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{source}: it cannot be read as UTF-8 text ({error}). Give another file.") from error
         prompts = [line.strip() for line in lines if line.strip()]

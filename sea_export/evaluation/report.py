@@ -11,7 +11,57 @@ from sea_export.evaluation.benchmark import GivenAnswer, Measurement
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.statistics import Interval, metric_differences, metric_intervals, permutation_tests
 
-__all__ = ["BenchmarkReport", "MetricReport", "make_reports"]
+__all__ = ["BenchmarkReport", "MetricReport", "aim_of", "make_reports", "verdict_of"]
+
+_NEUTRAL_UNIT = "tokens"
+
+
+def aim_of(unit: str, best: float | None, values: Sequence[float]) -> str:
+    """Which values of a metric are better.
+
+    Args:
+        unit: see `sea_export.evaluation.metrics.Metric`.
+        best: the same; None, or infinity, where more is always better.
+        values: those that are shown. A metric on one side of its best value is better the lower, or the higher, it is.
+
+    Returns:
+        `higher`, `lower`, `nearer` some value, or nothing for a number of tokens, which is neither.
+    """
+    if unit == _NEUTRAL_UNIT:
+        return ""
+    if best is None or math.isinf(best) or all(value <= best for value in values):
+        return "higher"
+    if all(value >= best for value in values):
+        return "lower"
+    return f"nearer {100 * best if unit == '%' else best:g}"
+
+
+def verdict_of(
+    unit: str,
+    best: float | None,
+    value: Sequence[float],
+    base: Sequence[float] | None,
+    difference: Sequence[float] | None,
+) -> str:
+    """Whether a metric is better than that of a base.
+
+    Args:
+        unit: see `aim_of`.
+        best: see `aim_of`.
+        value: mean and interval of the model.
+        base: the same of the base; None if there is none.
+        difference: mean and interval of the paired difference; None if there is no base.
+
+    Returns:
+        `better` or `worse`, where the interval of the difference does not hold 0; else `no measurable gain`.
+    """
+    if base is None or difference is None or unit == _NEUTRAL_UNIT:
+        return ""
+    _, low, high = difference
+    if not (low > 0 or high < 0):
+        return "no measurable gain"
+    rises = value[0] > base[0] if best is None or math.isinf(best) else abs(value[0] - best) < abs(base[0] - best)
+    return "better" if rises else "worse"
 
 
 @dataclass(frozen=True)
@@ -35,6 +85,16 @@ class MetricReport:
     def title(self) -> str:
         """Group and name."""
         return f"{self.group}: {self.name}" if self.group else self.name
+
+    @property
+    def aim(self) -> str:
+        """Which values are better: `higher`, `lower`, or `nearer` some value; empty if none are."""
+        return aim_of(self.unit, self.best, [*self.value, *(self.base or ())])
+
+    @property
+    def verdict(self) -> str:
+        """Whether the model is better than its base; empty if there is none, or if no values are better."""
+        return verdict_of(self.unit, self.best, self.value, self.base, self.difference)
 
 
 @dataclass(frozen=True)

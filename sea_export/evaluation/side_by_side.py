@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.early_checks import check_comparison
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
-from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.evaluation.loaded_model import LoadedModel, open_loaded_model
 from sea_export.evaluation.prompts import load_prompts
+from sea_export.evaluation.run_time_edit import applied, edit_name, is_edit, load_run_time_edit
 from sea_export.model.run_options import RunOptions
 
 __all__ = [
@@ -74,7 +76,7 @@ def compare_models(
 
     Args:
         base: a Hub id, a directory, or a `.gguf` file.
-        edited: the same; also an export of any format.
+        edited: the same; also an export of any format, or the directory of an edit, which is applied to the base.
         options: the prompts, and how they are answered. The page that they name is checked, but not written.
         run: how the models are opened.
         waiting: is told what goes on; its context is open meanwhile.
@@ -86,11 +88,9 @@ def compare_models(
     prompts = list(options.own_prompts)
     if options.prompts is not None or not prompts:
         prompts += load_prompts(options.prompts)
-    answers: list[list[str]] = []
-    names: list[str] = []
-    for model in (base, edited):
-        with open_loaded_model(model, run) as loaded, waiting(f"{loaded.name} answers"):
-            names.append(loaded.name)
+
+    def answered(loaded: LoadedModel, name: str) -> list[str]:
+        with waiting(f"{name} answers"):
             found = answer_prompts(
                 loaded.model,
                 loaded.tokenizer,
@@ -99,9 +99,24 @@ def compare_models(
                 template_values=template_values(options.chat_template_kwargs),
                 new_tokens=options.new_tokens,
             )
-            answers.append([answer.text for answer in found])
-    compared = tuple(compare_answers(*row) for row in zip(prompts, *answers, strict=True))
-    return ModelComparison(base=names[0], edited=names[1], answers=compared)
+        return [answer.text for answer in found]
+
+    if is_edit(edited):
+        edit, edited_name = (
+            load_run_time_edit(Path(edited), options.strength),
+            edit_name(Path(edited), options.strength),
+        )
+        with open_loaded_model(base, run) as loaded:
+            base_name, before = loaded.name, answered(loaded, loaded.name)
+            with applied(edit, loaded):
+                after = answered(loaded, edited_name)
+    else:
+        with open_loaded_model(base, run) as loaded:
+            base_name, before = loaded.name, answered(loaded, loaded.name)
+        with open_loaded_model(edited, run) as loaded:
+            edited_name, after = loaded.name, answered(loaded, loaded.name)
+    compared = tuple(compare_answers(*row) for row in zip(prompts, before, after, strict=True))
+    return ModelComparison(base=base_name, edited=edited_name, answers=compared)
 
 
 def compare_answers(prompt: str, base: str, edited: str) -> Comparison:

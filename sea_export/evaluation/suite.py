@@ -9,9 +9,10 @@ from sea_export.demonstrations.neutral_text import load_texts, ordinary_question
 from sea_export.errors import InputError
 from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Benchmark, Measurement, Progress, measure, no_progress, sample
+from sea_export.evaluation.benchmark_names import DAMAGE, GENERATIONS, check_searched
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
 from sea_export.evaluation.damage import TextPredictions, measure_damage, predict_texts
-from sea_export.evaluation.evaluation_options import BENCHMARKS, DAMAGE, GENERATIONS, EvaluateOptions
+from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.generation import Generation, load_generation
 from sea_export.evaluation.harness import Harness
 from sea_export.evaluation.multiple_choice import PROMPTS as CHOICE_PROMPTS
@@ -36,17 +37,9 @@ def load_benchmark(text: str) -> Benchmark:
     Raises:
         InputError: there is no such benchmark or prompt, or its rows cannot be read.
     """
-    name, equals, source = text.partition("=")
+    check_searched(text)
+    name, _, source = text.partition("=")
     name, _, prompt = name.partition(":")
-    if name not in BENCHMARKS:
-        raise InputError(
-            f"--benchmark: there is no benchmark {name!r}. Choose one of {', '.join((*BENCHMARKS, DAMAGE))}; or, to "
-            f"evaluate, {', '.join(GENERATIONS)}."
-        )
-    if not equals or not source:
-        raise InputError(
-            f"--benchmark: {text} does not say where its rows are. Give {name}=FILE or {name}=org/dataset."
-        )
     prompts = _PROMPTS.get(name, ())
     if prompt and prompt not in prompts:
         choice = f"Choose one of {', '.join(prompts)}." if prompts else "Leave it out: there is only one."

@@ -27,7 +27,7 @@ from sea_export.model.random_weights import with_random_weights, without_numbers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_fold", "random_edit"]
+__all__ = ["check_fold", "example_inputs", "random_edit", "run_module"]
 
 _CHECKED_TOKENS = 5
 _TOLERANCE = 1e-4
@@ -94,7 +94,7 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
     """Checks one output projection. Messages name it, and not the one of equal structure that runs instead."""
     like = _first_like(model, projection)
     module = model.get_submodule(like.module_name)
-    arguments, keywords = _example_inputs(model, module)
+    arguments, keywords = example_inputs(model, module)
     if needs_bias:
         for weight in projection.weights:
             if weight.bias_name is None:
@@ -102,13 +102,13 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
                     f"{weight.name}: it has no bias that could hold the constant of an affine edit. Choose --center "
                     "linear."
                 )
-    output = _run(module, arguments, keywords)
+    output = run_module(module, arguments, keywords)
     generator = torch.Generator().manual_seed(0)
     linear = random_edit(projection.size, generator)
     for edit in (linear, replace(linear, shift=torch.randn(projection.size, generator=generator)))[: 1 + needs_bias]:
         expected = edit.apply(output)
         with with_parameters(model, _folded(model, like, edit)):
-            actual = _run(module, arguments, keywords)
+            actual = run_module(module, arguments, keywords)
         error = float((actual - expected).norm() / expected.norm())
         if error <= _TOLERANCE:
             continue
@@ -178,8 +178,17 @@ class _ArgumentsRecorded(Exception):
     """Ends a forward pass once the wanted module's arguments are known."""
 
 
-def _example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments with which the model calls the module."""
+def example_inputs(model: PreTrainedModel, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments with which a model calls one of its modules.
+
+    Args:
+        model: what `with_random_weights` gave.
+        module: a module of it.
+
+    Raises:
+        InputError: the model does not run with random weights.
+        SeaExportError: it does not call the module.
+    """
     recorded: dict[str, Any] = {}
 
     def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -209,8 +218,17 @@ def _not_running(module: nn.Module, error: Exception) -> InputError:
     )
 
 
-def _run(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """The module's first output. The module gets copies of the arguments, because it may change them."""
+def run_module(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """The first output of a module.
+
+    Args:
+        module: the module.
+        arguments: what `example_inputs` gave. The module gets copies of them, because it may change them.
+        keywords: the same.
+
+    Raises:
+        InputError: it does not run with random weights.
+    """
     try:
         output = module(*copy.deepcopy(arguments), **copy.deepcopy(keywords))
     except Exception as error:  # as above

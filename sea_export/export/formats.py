@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from sea_export.edit.layer_form import why_unfoldable
 from sea_export.errors import InputError
-from sea_export.options import FORMATS, ExportOptions, FitOptions, why_unfoldable
+from sea_export.options import FORMATS, ExportOptions, FitOptions
 
 if TYPE_CHECKING:
     import torch
@@ -146,14 +147,16 @@ class Loading:
     """What else `from_pretrained` is told, such as which GGUF file to load."""
 
     @classmethod
-    def of(cls, format: ExportFormat[Any, Any], base: Base, plan: Any) -> Loading:
-        """How an export of a base is loaded.
+    def of(cls, format: ExportFormat[Any, Any], base: Base, plan: Any) -> Loading | None:
+        """How an export of a base is loaded; None for one that transformers does not load.
 
         Args:
             format: its format.
             base: the base.
             plan: what `ExportFormat.plan` gave for it.
         """
+        if not format.loads_in_transformers:
+            return None
         return cls(
             auto_class=base.model_class,
             trust_remote_code=format.runs_code or base.trust_remote_code,
@@ -171,6 +174,8 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
         library: the library that loads the output, by its name on the Hub.
         tags: additional tags of the model card.
         loads_beside_base: whether the output is loaded together with its base, and not instead of it.
+        loads_in_transformers: whether transformers loads the output.
+        names_location: whether the output names the place of its base, which everybody who loads it must have.
         runs_code: whether the output contains code that runs when it is loaded.
         rounds_weights: whether edited weights are rounded to the base's dtype when they are stored.
         changes_source: whether the output is made from the file that the base was converted from.
@@ -181,6 +186,8 @@ class ExportFormat(Protocol[LocatedT, PlanT]):
     library: str
     tags: tuple[str, ...]
     loads_beside_base: bool
+    loads_in_transformers: bool
+    names_location: bool
     runs_code: bool
     rounds_weights: bool
     changes_source: bool

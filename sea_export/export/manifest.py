@@ -12,6 +12,7 @@ from sea_export.errors import InputError
 from sea_export.export.formats import export_format, formats
 from sea_export.export.manifest_record import ManifestRecord
 from sea_export.files.digests import file_digest
+from sea_export.files.nearest_name import missing
 from sea_export.files.reading import read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.files.writing import write_json
@@ -37,7 +38,6 @@ __all__ = [
     "check_base",
     "fits_of",
     "further_arguments",
-    "gguf_of_export",
     "make_manifest",
     "read_manifest",
     "write_manifest",
@@ -46,7 +46,7 @@ __all__ = [
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "gguf_type", "verify", "force", "requantize")
+_EXPORT_OPTIONS = ("adapter_rank", "adapter_padding", "gguf_type", "verify", "force", "requantize", "base_id")
 
 
 def make_manifest(
@@ -57,7 +57,7 @@ def make_manifest(
     *,
     verification: Mapping[str, Any] | None,
     details: Mapping[str, Any],
-    metadata: Mapping[str, Any],
+    base_facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The contents of the manifest, with the digests of the files that are already written.
 
@@ -68,7 +68,7 @@ def make_manifest(
         report: what was written, with the digests of the base's files.
         verification: the record of the verification; None if there was none.
         details: the format's own entry, by its key; empty if the format has none.
-        metadata: the metadata of the base's model card that is valid for the output too.
+        base_facts: what the card of the output takes over from the base: see `sea_export.cards.base_card.base_facts`.
     """
     return {
         "manifest_version": _MANIFEST_VERSION,
@@ -85,7 +85,7 @@ def make_manifest(
             "dequantized": base.dequantized,
             "model_class": base.model_class,
             "own_code": needs_own_code(base.checkpoint.config),
-            "metadata": dict(metadata),
+            **base_facts,
             "files": report.base_digests,
         },
         "edit": dict(edit.provenance),
@@ -130,23 +130,6 @@ def _explained(values: Tensor, rank: int) -> float | None:
     return float(squares[:rank].sum() / squares.sum()) if squares.any() else None
 
 
-def gguf_of_export(model: str) -> str:
-    """The GGUF file in the directory of an export that is one, or the first of its parts; the name itself for every
-    other model.
-
-    Args:
-        model: a local directory, a `.gguf` file, or a Hub id.
-
-    Raises:
-        InputError: see `read_manifest`.
-    """
-    directory = Path(model).expanduser()
-    if not (directory / MANIFEST).is_file() or not any(directory.glob("*.gguf")):
-        return model
-    gguf = read_manifest(directory).get("gguf")
-    return model if gguf is None else str(directory / gguf["file"])
-
-
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest into a directory, with its files in the order of their names.
 
@@ -181,6 +164,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, it is of a later version, or it is damaged.
     """
+    if not path.exists():
+        raise missing(path, f"Give a checkpoint that sea-export wrote, or its {MANIFEST}.")
     file = path if path.is_file() else path / MANIFEST
     if not file.is_file():
         raise InputError(
@@ -223,6 +208,9 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     gguf = manifest.get("gguf")
     if gguf and (gguf["file"] not in manifest["files"] or not all(map(str.isidentifier, gguf["config"]))):
         return "what it says of its GGUF file is not about a file of its own, or no arguments of Python"
+    beside = manifest.get("gguf_adapter")
+    if beside and not (set(beside["files"]) <= manifest["files"].keys() and beside["files"]):
+        return "what it says of its GGUF files is not about files of its own"
     rank = adapter.get("rank_cap") if adapter else None
     if rank is not None and rank < 1:
         return "the rank of its adapter is not a positive number"

@@ -11,11 +11,13 @@ __all__ = ["ManifestRecord"]
 
 class _Export(TypedDict, total=False):
     adapter_rank: int | None
+    adapter_padding: bool
     gguf_type: str
     verify: bool
     force: bool
     trust_remote_code: bool
     requantize: bool
+    base_id: str | None
 
 
 class _NamedBase(TypedDict):
@@ -29,6 +31,8 @@ class _NamedBase(TypedDict):
 class _Base(_NamedBase, total=False):
     model_class: str
     metadata: dict[str, Any]
+    chat: bool
+    hub_id: str
 
 
 class _NamedLayer(TypedDict):
@@ -58,6 +62,15 @@ class _Gguf(TypedDict):
     parts: int
     types: dict[str, str]
     config: dict[str, bool]
+
+
+class _GgufAdapter(TypedDict):
+    architecture: str
+    base_file: str
+    converted: bool
+    rank: int
+    files: list[str]
+    modelfile: bool
 
 
 class _Benchmark(TypedDict):
@@ -96,6 +109,7 @@ class ManifestRecord(_Required, total=False):
     left_out_files: list[str]
     adapter: _Adapter
     gguf: _Gguf
+    gguf_adapter: _GgufAdapter
     verification: _Verification | None
     evaluation: _Evaluation | None
     repository: str | None

@@ -115,7 +115,7 @@ def prepare_push(base: Base, format: ExportFormat[Any, Any], repo_id: str, *, pu
         InputError: see `push`.
         SeaExportError: see `push`.
     """
-    if format.loads_beside_base:
+    if format.names_location:
         check_published_base(base.location)
     open_destination(repo_id, public=public)
 

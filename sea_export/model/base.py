@@ -75,6 +75,11 @@ class Base:
         """Its own directories and files on this machine, into which nothing may be written."""
         return (self.checkpoint.directory, *([] if self.source is None else [self.source]))
 
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that it was opened from, or the first of its parts; None for a base in another form."""
+        return self.source if self.source is not None and self.source.suffix == ".gguf" else None
+
     @cached_property
     def config(self) -> PretrainedConfig:
         """The config. To change it, make a copy.

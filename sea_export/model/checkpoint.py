@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from sea_export.errors import InputError, SeaExportError
+from sea_export.files.nearest_name import missing
 from sea_export.files.reading import check_contained, read_json_object
 from sea_export.files.typed import type_problem
 from sea_export.model.model_files import files_to_copy
@@ -190,6 +191,8 @@ class Checkpoint:
 
 def _read_config(directory: Path) -> Mapping[str, Any] | None:
     """The contents of config.json, or None if there is no such file."""
+    if not directory.exists():
+        raise missing(directory, "Give the directory of a checkpoint.")
     if not directory.is_dir():
         raise InputError(f"{directory}: it is not a directory. Give the directory of a checkpoint.")
     file = directory / "config.json"

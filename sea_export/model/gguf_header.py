@@ -130,7 +130,7 @@ def text_entry(key: str, value: str) -> GgufEntry:
     return GgufEntry(key, kind, value, _text(key) + struct.pack("<I", kind) + _text(value))
 
 
-def number_entry(key: str, value: int, type: GGUFValueType = GGUFValueType.UINT32) -> GgufEntry:
+def number_entry(key: str, value: float, type: GGUFValueType = GGUFValueType.UINT32) -> GgufEntry:
     """An entry of the metadata that holds a number.
 
     Args:

@@ -15,10 +15,10 @@ import torch
 
 from sea_export.errors import InputError, refused_by_library
 from sea_export.locks import scratch_directory
+from sea_export.model.available_memory import available_memory
 from sea_export.model.checkpoint import CARD
 from sea_export.model.convert import save_converted
 from sea_export.model.load_model import check_numbers, check_parameters, skeleton
-from sea_export.model.memory import available_memory
 from sea_export.model.pretrained import from_pretrained
 
 if TYPE_CHECKING:

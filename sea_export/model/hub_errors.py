@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sea_export.errors import InputError, SeaExportError, first_line, reason
+from sea_export.files.nearest_name import meant, neighbours
 
 __all__ = ["hub_errors_explained"]
 
@@ -38,8 +40,8 @@ def _not_read(error: Exception, model: str, revision: str | None) -> InputError:
 
     if isinstance(error, errors.HFValidationError):
         return InputError(
-            f"{model}: it is neither a directory, nor a .gguf file, nor a Hub id. Give one of them; a Hub id is NAME "
-            "or ORG/NAME."
+            f"{model}: it is neither a directory, nor a .gguf file, nor a Hub id{_meant(model)}. Give one of them; a "
+            "Hub id is NAME or ORG/NAME."
         )
     if isinstance(error, errors.GatedRepoError):
         return InputError(
@@ -48,17 +50,27 @@ def _not_read(error: Exception, model: str, revision: str | None) -> InputError:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return InputError(
-            f"{model}: there is no such directory here and no such model on the Hub. Check the name, and log in with "
-            "`hf auth login` if it is private."
+            f"{model}: there is no such directory here and no such model on the Hub{_meant(model)}. Check the name, "
+            "and log in with `hf auth login` if it is private."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{model}: it has no revision {revision} on the Hub. Check the branch, tag or commit.")
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         return InputError(
-            f"{model}: there is no such directory here, the local cache does not hold all of the model, and the Hub "
-            "cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local copy."
+            f"{model}: there is no such directory here{_meant(model)}, the local cache does not hold all of the model, "
+            "and the Hub cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local "
+            "copy."
         )
     return InputError(f"{model}: the download failed ({_told(error)}). Try again later.")
+
+
+def _meant(model: str) -> str:
+    """Asks whether a model beside the missing one, or one in the local cache, was meant; empty if none is near."""
+    from huggingface_hub import constants
+
+    cached = (path.name.split("--") for path in Path(constants.HF_HUB_CACHE).glob("models--*"))
+    known = ["/".join(parts[1:]) for parts in cached]
+    return meant(model, [*known, *neighbours(Path(model).expanduser())])
 
 
 def _not_pushed(error: Exception, repo_id: str) -> SeaExportError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError, refused_by_library
+from sea_export.files.reading import read_json_object
 from sea_export.model.pretrained import from_pretrained
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_tokenizer"]
 
+_PROPERTIES = {"tokenizer_config.json": None, "special_tokens_map.json": None, "tokenizer.json": "added_tokens"}
+"""Where tokens have properties: the files, and the entry in each; None for the whole file."""
 _TOKENIZED = "Q: Is 3 × 7 ≠ 20?\nA: Yes, it is."
 """What every tokenizer is tried on before it is used."""
 
@@ -34,6 +38,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     remedy = "Get the files of the tokenizer again."
+    _check_names(directory, remedy)
     with refused_by_library(f"{name}: its tokenizer cannot be loaded", remedy):
         tokenizer = from_pretrained(
             AutoTokenizer, directory, trust_remote_code=trust_remote_code, arguments={"config": config}
@@ -44,6 +49,29 @@ def load_tokenizer(
             )
         _check_tokenizer(tokenizer)
         return tokenizer
+
+
+def _check_names(directory: Path, remedy: str) -> None:
+    """Refuses names that would command a terminal: the tokenizers library prints those that it does not know."""
+    for name, entry in _PROPERTIES.items():
+        file = directory / name
+        if file.exists():
+            stated = read_json_object(file)
+            wrong = [key for key in _keys(stated if entry is None else stated.get(entry)) if not key.isprintable()]
+            if wrong:
+                raise InputError(f"{file}: it has a property named {wrong[0]!r}. {remedy}")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """The keys of all objects of a JSON value."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, dict):
+            yield from one
+            rest += one.values()
+        elif isinstance(one, list):
+            rest += one
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

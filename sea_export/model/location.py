@@ -139,6 +139,10 @@ def _check_form(path: Path) -> None:
         return
     if (path / ADAPTER_CONFIG).is_file():
         raise InputError(f"{path}: it holds an adapter and no model. Give a model with the adapter merged into it.")
+    if (path / "sea_edit.json").is_file():
+        raise InputError(
+            f"{path}: it holds an edit and no model. Give its base here, or bake it with sea-export save first."
+        )
     gguf = next(path.glob("*.gguf"), None)
     if gguf is not None:
         raise InputError(f"{path}: it is a directory of GGUF files. Give one of the files, for example {gguf.name}.")

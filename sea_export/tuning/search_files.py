@@ -31,6 +31,11 @@ def check_files(options: TuneOptions, output: Path, read: Iterable[str | None]) 
         check_picture(options.plot)
     if options.storage is not None:
         check_appendable(options.storage)
+    known = options.storage is not None and options.storage.exists()
+    if options.pick.isdigit() and not known and int(options.pick) >= options.trials:
+        raise InputError(
+            f"--pick: {options.pick} is no trial of {options.trials}, counted from 0. Give a lower number."
+        )
     check_storage(options.storage)
     check_destinations(files, read=read)
     check_beside(output, *files)

@@ -148,7 +148,7 @@ def bake(
     output: Path,
     export: ExportOptions,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = no_progress,
     announce: Callable[[str], None] | None = None,
 ) -> SaveResult:
     """Bakes the chosen edit into a checkpoint, and records its metrics on the reporting rows there.
@@ -158,7 +158,7 @@ def bake(
         opened: the base. It is left in another dtype than it came in.
         output: the directory to write.
         export: how.
-        progress: told the number of bytes written since the last call.
+        progress: see `sea_export.saving.save_checkpoint`.
         announce: told what is to be known before anything is written, a line at a time.
 
     Raises:
@@ -169,7 +169,7 @@ def bake(
         tuning.edit, opened.base, output, export, model=opened.model, progress=progress, announce=announce
     )
     reports = tuning.reports[REPORTING][CHOSEN]
-    record_evaluation(output, reports, against=opened.base.name, dtype=tuning.settings.dtype)
+    record_evaluation(output, reports, against=opened.base.name, dtype=tuning.settings.dtype, sampled=True)
     return result
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sea_export.errors import InputError
+from sea_export.evaluation.benchmark_names import check_searched
 from sea_export.options import (
     CENTERS,
     FORMS,
@@ -53,7 +54,9 @@ class TuneOptions:
     trials: int = option(60, "Trials in all.", minimum=1)
     timeout: float | None = option(None, "Begin no further trial after so many seconds.")
     storage: Path | None = option(
-        None, "Keep trials in this file; a search with equal settings goes on from it.", path="file"
+        None,
+        "Keep trials in this file, from which a search with equal settings goes on; by default OUTPUT.tune.journal.",
+        path="file",
     )
     choosing: float = option(0.4, "Share of the rows to choose on; the others report.")
     methods: tuple[str, ...] = option((), "Try these only; repeatable.", METHODS, name="method")
@@ -72,14 +75,14 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.benchmark is not None:
+            check_searched(self.benchmark)
         gradients = not self.methods or any(method in GRADIENT_METHODS for method in self.methods)
         if self.forms and not gradients:
             raise InputError(f"--form: {', '.join(self.methods)} has one form only. Leave it out, or add a method.")
         kinds_of(self.methods or METHODS, self.forms or FORMS, self.centers or CENTERS)
         if self.pick not in PICKS and not self.pick.isdigit():
             raise InputError(f"--pick: {self.pick!r} is no choice. Choose best, knee, or the number of a trial.")
-        if self.pick.isdigit() and self.storage is None and int(self.pick) >= self.trials:
-            raise InputError(f"--pick: {self.pick} is no trial of {self.trials}, counted from 0. Give a lower number.")
         if not 0 < self.max_kl < float("inf"):
             raise InputError(f"--max-kl: {self.max_kl} is no budget. Give a number above 0.")
         if self.timeout is not None and not 0 < self.timeout < float("inf"):
@@ -92,3 +95,7 @@ class TuneOptions:
     def record_file(self, output: Path) -> Path:
         """The file for settings and metrics of a search whose edit is baked into `output`."""
         return self.json_file or Path(f"{output.resolve()}.tune.json")
+
+    def kept_beside(self, output: Path) -> TuneOptions:
+        """The same options, with the trials kept beside `output` if no other file is given."""
+        return self if self.storage is not None else replace(self, storage=Path(f"{output.resolve()}.tune.journal"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +123,7 @@ def compare(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
-    loading: Loading,
+    loading: Loading | None,
     process: CleanProcess,
     exact: bool = True,
     base_moved: BaseMoved | None = None,
@@ -139,7 +139,8 @@ def compare(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the model in memory compute what the export computes, without rounding; None if the
             stored export rounds nothing, and is used itself.
-        loading: how plain transformers loads the export.
+        loading: how plain transformers loads the export; None if it does not, so that only the export in memory, which
+            is read from its files, is compared.
         process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
         base_moved: moves requantized weights of the base within what their storage rounds; None if there are none.
@@ -155,12 +156,14 @@ def compare(
     if not quantized:
         model.float()
     sequences = fixed_sequences(tokenizer)
-    with half_of_the_threads() as for_other:
-        wait_for_stored = logits_in_subprocess(
-            process, directory, sequences, tokenizer, loading=loading, dtype=model.dtype, threads=for_other
-        )
-        if processors() == 1:  # both would only wait for each other
-            wait_for_stored()
+    with nullcontext(0) if loading is None else half_of_the_threads() as for_other:
+        wait_for_stored: Callable[[], Tensor] | None = None
+        if loading is not None:
+            wait_for_stored = logits_in_subprocess(
+                process, directory, sequences, tokenizer, loading=loading, dtype=model.dtype, threads=for_other
+            )
+            if processors() == 1:  # both would only wait for each other
+                wait_for_stored()
         with edit.apply(model, projections):
             run_time = compared_logits(model, sequences)
         in_memory = None
@@ -175,20 +178,20 @@ def compare(
             nn.Module.to(model, dtype)
             with products_in_float32(dtype):
                 rounded = compared_logits(model, sequences)
-        stored = wait_for_stored()
-    in_memory = stored if in_memory is None else in_memory
+        stored = None if wait_for_stored is None else wait_for_stored()
     return agreements(run_time, in_memory, stored, unedited, rounded, exact=exact)
 
 
 def agreements(
-    run_time: Tensor, in_memory: Tensor, stored: Tensor, unedited: Tensor, rounded: Tensor, *, exact: bool
+    run_time: Tensor, in_memory: Tensor | None, stored: Tensor | None, unedited: Tensor, rounded: Tensor, *, exact: bool
 ) -> dict[str, Agreement]:
     """The metrics of a verification, from the logits of the models that are compared.
 
     Args:
         run_time: (sequences, tokens, vocabulary) of the run-time edit.
-        in_memory: the same of the export in memory.
-        stored: the same of the export as stored.
+        in_memory: the same of the export in memory; None if it is not computed, because storing it rounds nothing.
+        stored: the same of the export as stored; None if plain transformers does not load it. One of both is there, and
+            stands for the other.
         unedited: the same of the base.
         rounded: the same of the base computed in the stored dtype.
         exact: whether the export should be the edit, and not only an approximation of it.
@@ -196,6 +199,10 @@ def agreements(
     Returns:
         What `compare` gives.
     """
+    in_memory = stored if in_memory is None else in_memory
+    stored = in_memory if stored is None else stored
+    assert in_memory is not None, "there are no logits of the export"
+    assert stored is not None
     return {
         "fold_error": Agreement.between(run_time, in_memory),
         "rounding_error": Agreement.between(run_time if exact else in_memory, stored),

@@ -51,7 +51,7 @@ def compare_by_layer(
     *,
     projections: Sequence[OutputProjection],
     export_in_memory: EditInMemory | None,
-    loading: Loading,
+    loading: Loading | None,
     process: CleanProcess,
     exact: bool = True,
     base_moved: BaseMoved | None = None,
@@ -66,7 +66,7 @@ def compare_by_layer(
         projections: the output projections of the edit's targets in the base.
         export_in_memory: makes the base compute what the export computes, without rounding; None if the stored export
             rounds nothing, and is used itself.
-        loading: how plain transformers loads the export.
+        loading: how plain transformers loads the export; None if it does not.
         process: the one in which it does.
         exact: whether the export should be the edit, and not only an approximation of it.
         base_moved: see `compare`.
@@ -78,22 +78,24 @@ def compare_by_layer(
         SeaExportError: plain transformers cannot load the export, or its tokenizer is not the base's.
     """
     sequences = fixed_sequences(tokenizer)
-    stored = logits_in_subprocess(
-        process,
-        directory,
-        sequences,
-        tokenizer,
-        loading=loading,
-        dtype=torch.float32,
-        threads=torch.get_num_threads(),
-        # Enough for the largest part of the model, and for the next part while it is loaded. A GGUF file is unpacked as
-        # a whole.
-        memory=None if "gguf_file" in loading.arguments else 2 * source.largest_part_bytes(torch.float32),
-    )()
+    stored = None
+    if loading is not None:
+        stored = logits_in_subprocess(
+            process,
+            directory,
+            sequences,
+            tokenizer,
+            loading=loading,
+            dtype=torch.float32,
+            threads=torch.get_num_threads(),
+            # Enough for the largest part of the model, and for the next part while it is loaded. A GGUF file is
+            # unpacked as a whole.
+            memory=None if "gguf_file" in loading.arguments else 2 * source.largest_part_bytes(torch.float32),
+        )()
     logits = _logits_by_layer(source, edit, projections, sequences, export_in_memory, base_moved)
     return agreements(
         run_time=logits[_RUN_TIME],
-        in_memory=logits.get(_IN_MEMORY, stored),
+        in_memory=logits.get(_IN_MEMORY),
         stored=stored,
         unedited=logits[_UNEDITED],
         rounded=logits[_ROUNDED],

@@ -40,6 +40,8 @@ class RecordedFit:
     """What was measured of the edit; None if nothing was."""
     fitted_strength: float | None = None
     """The strength that was fitted; None for the one in `options`."""
+    examples: Mapping[str, Any] | None = None
+    """What the model answered before and after; None if it was not asked."""
 
     @property
     def fitted_options(self) -> FitOptions:
@@ -141,9 +143,11 @@ class RecordedRun:
         export = ExportOptions(
             format=manifest["format"],
             adapter_rank=recorded["adapter_rank"],
+            adapter_padding=recorded.get("adapter_padding", ExportOptions.adapter_padding),
             gguf_type=recorded.get("gguf_type", ExportOptions.gguf_type),
             verify=recorded["verify"],
             requantize=recorded.get("requantize", False),
+            base_id=recorded.get("base_id"),
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}
@@ -204,4 +208,5 @@ def _fit(member: Mapping[str, Any]) -> RecordedFit:
         member.get("tuning"),
         member.get("effect"),
         member.get("fitted_strength"),
+        member.get("examples"),
     )

@@ -86,7 +86,7 @@ def fit_again(
             fitted = fitted.with_strength(fit.options.edit.strength)
         edit = with_weight_digests(fitted, opened.base)
         # Searches and measurements are not repeated, only what they chose.
-        found = {"tuning": fit.tuning, "effect": fit.effect}
+        found = {"tuning": fit.tuning, "effect": fit.effect, "examples": fit.examples}
         known = {name: record for name, record in found.items() if record is not None}
         edit = replace(edit, provenance={**edit.provenance, **known})
         log_warnings(edit.summary)

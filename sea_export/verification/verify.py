@@ -15,7 +15,8 @@ Then two errors of the predictions are measured separately:
 - Rounding error: the run-time edit is compared with the stored export, loaded by another process, which knows nothing
   of sea-export. For a merged checkpoint it includes the rounding of edited weights to the stored dtype, or to their
   quantized storage. What computing in that dtype changes in the unedited base is measured too; of a quantized storage,
-  what moving the same weights at random within its rounding changes.
+  what moving the same weights at random within its rounding changes. A GGUF adapter, which transformers does not load,
+  is read from its files and put on the base in memory.
 
 An adapter of capped rank is an approximation. Its distance from the edit is reported, and it is checked that it is the
 best approximation of its rank. A quantized base is computed as it is, in its own dtype.
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
-from sea_export.export.formats import EditNeeds, export_format
+from sea_export.export.formats import EditNeeds, ExportFormat, export_format
 from sea_export.export.listed_files import check_files
 from sea_export.export.manifest import check_base, read_manifest
 from sea_export.model.checkpoint import CARD
@@ -66,6 +67,11 @@ class SoundOutput:
     unchecked: tuple[str, ...]
     trust_remote_code: bool
 
+    @property
+    def format(self) -> ExportFormat[Any, Any]:
+        """Its format."""
+        return export_format(self.manifest["format"])
+
     def verify(self, process: CleanProcess, *, layerwise: bool | None = None) -> Verification:
         """Verifies its tensors and its predictions.
 
@@ -89,10 +95,11 @@ class SoundOutput:
         )
 
         directory, named, edit = self.directory, self.manifest["base"], SpectralEdit.from_stored(self.edit)
-        format = export_format(self.manifest["format"])
+        format = self.format
         options = ExportOptions(
             format=format.name,
             adapter_rank=self.manifest.get("adapter", {}).get("rank_cap"),
+            adapter_padding=self.manifest.get("export", {}).get("adapter_padding", ExportOptions.adapter_padding),
             gguf_type=self.manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
             requantize=self.manifest.get("export", {}).get("requantize", False),
         )
@@ -147,7 +154,8 @@ def verify(
     if isinstance(found, Verification):
         return found
     with CleanProcess() as process:
-        process.begin()  # it imports what it needs while the base is compared with the manifest
+        if found.format.loads_in_transformers:
+            process.begin()  # it imports what it needs while the base is compared with the manifest
         return found.verify(process, layerwise=layerwise)
 
 

@@ -52,7 +52,7 @@ def verify_export(
         plan: what `ExportFormat.plan` gave for that edit.
         model: the base in memory, which may have another dtype afterwards; or the base with one layer at a time in
             memory.
-        process: the one in which plain transformers loads the export.
+        process: the one in which plain transformers loads the export, if it does.
 
     Raises:
         InputError: the export is damaged.
@@ -123,9 +123,9 @@ def verify_export(
 
 
 @contextmanager
-def _loadable(directory: Path, loading: Loading) -> Iterator[Path]:
+def _loadable(directory: Path, loading: Loading | None) -> Iterator[Path]:
     """The directory from which plain transformers loads an export: another one, if it is a GGUF model in parts."""
-    file = loading.arguments.get("gguf_file")
+    file = None if loading is None else loading.arguments.get("gguf_file")
     if file is None:
         yield directory
         return
@@ -156,10 +156,10 @@ def base_to_verify(base: Base, format: ExportFormat[Any, Any]) -> Iterator[Base]
     Raises:
         InputError: it can no longer be opened.
     """
-    if not format.changes_source or base.dtype == torch.float32:
+    if not format.changes_source or base.gguf is None or base.dtype == torch.float32:
         yield base
         return
-    with open_base(str(base.source), dtype=torch.float32) as exact:
+    with open_base(str(base.gguf), dtype=torch.float32) as exact:
         yield exact
 
 

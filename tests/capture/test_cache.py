@@ -185,7 +185,7 @@ def test_progress_is_complete_whatever_is_cached(llama, tokenizer, demonstration
 
 
 def test_a_sequential_fit_does_not_read_a_cache(fit):
-    with pytest.raises(InputError, match=naming("--cache")):
+    with pytest.raises(InputError, match=naming("cache: ")):
         fit(sequential=True)
 
 

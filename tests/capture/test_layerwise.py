@@ -249,7 +249,7 @@ def test_one_layer_at_a_time_is_in_memory(tiny_checkpoint_of, llama, tokenizer, 
 def test_generated_text_needs_all_layers(tiny_checkpoint, tokenizer, demonstrations):
     with (
         sea_export.open_layerwise(tiny_checkpoint) as source,
-        pytest.raises(InputError, match=naming("--neutral", "generated")),
+        pytest.raises(InputError, match=naming("neutral: ", "generated")),
     ):
         sea_export.fit(source, tokenizer, demonstrations, layers="all", neutral="generated")
 
@@ -359,9 +359,9 @@ def test_a_sequential_fit_leaves_the_model_as_it_was(llama, tokenizer, demonstra
 @pytest.mark.parametrize(
     ("options", "facts"),
     [
-        ({"layers": "signature:2"}, ["--sequential"]),
-        ({"layers": "all", "site": "residual"}, ["--site target"]),
-        ({"layers": "all", "normalization": "sequence"}, ["--normalization", "sequence"]),
+        ({"layers": "signature:2"}, ["sequential: "]),
+        ({"layers": "all", "site": "residual"}, ['site="target"']),
+        ({"layers": "all", "normalization": "sequence"}, ["normalization", "sequence"]),
     ],
     ids=["signature", "site", "normalization"],
 )

@@ -144,8 +144,8 @@ def manifest(
     output = tmp_path_factory.mktemp("cards") / "out"
     sea_export.save(fit_tiny(llama), tiny_checkpoint, output, format="adapter", verify=False)
     interval = [0.5, 0.4, 0.6]
-    metric = {"name": "MC1", "unit": "%", "group": "Age", "value": interval, "base": interval, "difference": interval}
-    figures = [{**metric, "p_value": 0.5}]
+    metric = {"name": "MC1", "unit": "%", "group": "Age", "best": 1.0, "value": interval, "base": interval}
+    figures = [{**metric, "difference": interval, "p_value": 0.5}]
     agreement = {"max_logit_difference": 0.1, "mean_divergence": 0.1, "equal_greedy": 0.1}
     names = ("mathematics", "storage", "base_rounding", "effect")
     found = read_manifest(output)
@@ -157,6 +157,8 @@ def manifest(
         "max_kl": 0.1,
         "trials": 3,
     }
+    answers = {"base": "Yes.", "base_marks": ["loops"], "edited": "No.", "edited_marks": ["cut off"]}
+    found["edit"]["examples"] = {"prompts": 12, "shown": [{"prompt": "Is it?", **answers, "surprise": 2.0}]}
     found["edit"]["demonstrations"]["origin"] = {"source": "rows.jsonl"}
     return {
         **found,

@@ -65,7 +65,7 @@ def test_fit_and_save_writes_a_verified_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["merged", "adapter", "custom-code"])
+@pytest.mark.parametrize("format", ["merged", "adapter", "custom-code", "gguf-adapter"])
 def test_a_fit_that_chooses_layers_by_their_signature_is_saved(
     format: str, tiny_checkpoint: Path, demonstrations_file: Path, tmp_path: Path
 ) -> None:

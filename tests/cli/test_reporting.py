@@ -144,9 +144,9 @@ with set_verbosity(verbose=False, quiet=QUIET):
 """
 
 
-def talk(*, terminal: bool, quiet: bool = False, **environment: str) -> str:
+def talk(code: str = TALK, *, terminal: bool, quiet: bool = False, **environment: str) -> str:
     """Everything that a process which shows progress, a warning and a result writes."""
-    command = [sys.executable, "-c", TALK.replace("QUIET", str(quiet))]
+    command = [sys.executable, "-c", code.replace("QUIET", str(quiet))]
     variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     variables |= {"TERM": "xterm-256color", "COLUMNS": "100", **environment}
     if not terminal:
@@ -177,6 +177,34 @@ def test_progress_is_for_terminals() -> None:
         assert "careful" in elsewhere
         assert "the result" in elsewhere
         assert ("\x1b" in elsewhere) == bool(environment)
+
+
+SLOW_TALK = """
+import time
+from sea_export.cli import terminal
+from sea_export.cli.progress import counting_progress, saving_progress
+from sea_export.cli.terminal import set_verbosity, waiting
+terminal._SECONDS_BETWEEN_LINES = 0.2
+with set_verbosity(verbose=False, quiet=QUIET):
+    with counting_progress("some work", 10) as advance:
+        advance(4)
+        time.sleep(0.5)
+    with saving_progress("Writing", 3_000_000) as advance:
+        advance(1_000_000)
+        time.sleep(0.3)
+    for waits in (waiting("a wait"), saving_progress("Verifying", 0)):
+        with waits:
+            time.sleep(0.3)
+"""
+
+
+@pytest.mark.slow
+def test_elsewhere_a_line_now_and_then_tells_how_far_it_is() -> None:
+    said = talk(SLOW_TALK, terminal=False).splitlines()
+    assert sum(line.startswith("some work: 4 of 10 (") for line in said) == 2
+    assert [line.partition(" (")[0] for line in said[2:]] == ["Writing: 1.0 MB of 3.0 MB", "a wait", "Verifying"]
+    assert talk(SLOW_TALK, terminal=False, quiet=True) == ""
+    assert "some work: 4 of 10" not in talk(SLOW_TALK, terminal=True)
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,39 @@ def test_a_command_that_is_stopped_says_so_in_one_line(number, status, options, 
     result = CliRunner().invoke(main, [*options, "save", "edit", str(tmp_path / "out")])
     assert_names(result.output, "Error: ", number.name)
     assert (result.output.count("\n"), result.exit_code) == (1, status)
+
+
+@pytest.mark.parametrize("error", [RecursionError("too deep"), ImportError("half a module"), OSError("closed")])
+def test_an_error_that_a_stop_has_caused_is_told_as_the_stop(error, monkeypatch, tmp_path):
+    """Libraries turn a stop during their import into any error."""
+
+    def fail(directory):
+        try:
+            send(signal.SIGINT)
+        except Stopped as stopped:
+            raise error from stopped
+
+    monkeypatch.setattr(stored_edit, "read_stored_edit", fail)
+    result = CliRunner().invoke(main, ["save", "edit", str(tmp_path / "out")])
+    assert (result.output, result.exit_code) == ("Error: stopped by SIGINT\n", 130)
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+from sea_export.__main__ import run
+run()
+"""
+
+
+def test_an_interrupt_while_modules_are_imported_is_quiet():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_what_the_system_refuses_is_told_in_one_line_too(monkeypatch, tmp_path):

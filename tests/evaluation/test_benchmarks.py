@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from sea_export.errors import InputError
 from sea_export.evaluation.bbq import BBQ, load_bbq
 from sea_export.evaluation.benchmark import Measurement, measure, sample, split
+from sea_export.evaluation.benchmark_names import BENCHMARKS
 from sea_export.evaluation.crows_pairs import CrowsPairs, load_crows_pairs
-from sea_export.evaluation.evaluation_options import BENCHMARKS, EvaluateOptions
+from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.multiple_choice import MultipleChoice, load_multiple_choice
 from sea_export.evaluation.suite import Suite, load_benchmark
 from sea_export.evaluation.truthfulqa import TruthfulQA, load_truthfulqa

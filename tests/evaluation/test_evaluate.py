@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import sea_export
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation import evaluate
+from sea_export.files.digests import file_digest
 from tests.helpers.benchmark_files import bbq_rows, write_jsonl, write_truthfulqa
 from tests.helpers.messages import assert_names
 
@@ -96,6 +98,43 @@ def test_the_edit_makes_a_difference(run_time: dict[str, dict[str, Any]]) -> Non
     assert run_time["damage  KL from the base"]["value"][0] > 1e-2
     assert abs(run_time["truthfulqa  MC2"]["difference"][0]) > 1e-3
     assert run_time["truthfulqa  NLL of true answers"]["p_value"] < 1
+
+
+@pytest.mark.parametrize("base_option", ["--base", "--against"])
+def test_an_edit_is_measured_against_its_base(
+    base_option: str,
+    files: dict[str, Path],
+    exports: dict[str, Path],
+    run_time: dict[str, dict[str, Any]],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """As with `--edit`; and the edit at no strength is the base."""
+    rows = ("--benchmark", f"truthfulqa={files['truthfulqa']}", "--json", tmp_path / "figures.json")
+    result = run("evaluate", exports["edit"], base_option, tiny_checkpoint, *rows)
+    assert result.exit_code == 0, result.output
+    found = figures(tmp_path / "figures.json")
+    assert found == {name: run_time[name] for name in found}
+    result = run("evaluate", exports["edit"], base_option, tiny_checkpoint, *rows, "--strength", 0)
+    assert result.exit_code == 0, result.output
+    for figure in figures(tmp_path / "figures.json").values():
+        assert figure["value"] == figure["base"]
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["strength"] == 0
+
+
+def test_an_edit_of_another_base_is_told(
+    edit: SpectralEdit, files: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    rows = ("--base", tiny_checkpoint, "--benchmark", f"bbq={files['bbq']}", "--limit", 10)
+    for weights, told in (({"model.safetensors": "0" * 64}, True), (digests(tiny_checkpoint), False)):
+        replace(edit, provenance={"base": {"name": "other", "weights": weights}}).save(tmp_path / f"edit-{told}")
+        result = run("evaluate", tmp_path / f"edit-{told}", *rows)
+        assert result.exit_code == 0, result.output
+        assert ("not those of other" in result.stderr) == told
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    return {"model.safetensors": file_digest(checkpoint / "model.safetensors")}
 
 
 def test_custom_code_is_not_run_without_being_trusted(exports: dict[str, Path], files: dict[str, Path]) -> None:

@@ -69,3 +69,15 @@ def test_a_layer_at_a_time_is_refused(tiny_checkpoint: Path) -> None:
         open_loaded_model(str(tiny_checkpoint), RunOptions(layerwise=True)),
     ):
         pass
+
+
+def test_a_device_that_is_not_there_is_told_before_a_model_is_opened(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sea_export.evaluation.loaded_model.open_base", lambda *_, **__: pytest.fail("it is opened"))
+    for device in ("cuda:77", "fpga"):
+        with (
+            pytest.raises(InputError, match=naming("--device", device)),
+            open_loaded_model(str(tiny_checkpoint), RunOptions(device=device)),
+        ):
+            pass

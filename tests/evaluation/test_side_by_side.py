@@ -16,9 +16,11 @@ from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.evaluation.answering import answer_prompts
+from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.prompts import load_prompts
-from sea_export.evaluation.side_by_side import compare_answers
+from sea_export.evaluation.side_by_side import compare_answers, compare_models
 from sea_export.evaluation.side_by_side_page import comparison_page
+from sea_export.model.run_options import RunOptions
 from tests.helpers.messages import assert_names, naming
 
 
@@ -133,6 +135,31 @@ def test_compare_prints_both_answers_and_writes_a_page(
     same = run("compare", tiny_checkpoint, tiny_checkpoint, *prompts, "--new-tokens", 8)
     assert_names(same.output, "0 of 2")
     assert "[-" not in same.output
+
+
+def test_an_edit_is_compared_with_its_base(
+    llama: PreTrainedModel, fit_tiny: Callable[..., SpectralEdit], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As its export is; at half its strength as the export of half of it; and at no strength nothing differs."""
+    edit = fit_tiny(llama)
+    edit.save(tmp_path / "edit")
+    prompts = ("--prompt", "Is the moon made of rock?", "--prompt", "What boils?", "--new-tokens", 8)
+    tables = {}
+    for strength in (1.0, 0.5):
+        output = tmp_path / f"out-{strength}"
+        sea_export.save(edit * strength, tiny_checkpoint, output, verify=False)
+        tried = compare_models(str(tiny_checkpoint), str(tmp_path / "edit"), options(strength), RunOptions())
+        baked = compare_models(str(tiny_checkpoint), str(output), options(None), RunOptions())
+        assert tried.answers == baked.answers
+        tables[strength] = tried.answers
+    assert tables[1.0] != tables[0.5]
+    result = run("compare", tiny_checkpoint, tmp_path / "edit", *prompts, "--strength", 0)
+    assert result.exit_code == 0, result.output
+    assert_names(result.output, "0 of 2", "edit at strength 0")
+
+
+def options(strength: float | None) -> CompareOptions:
+    return CompareOptions(own_prompts=("Is the moon made of rock?", "What boils?"), new_tokens=8, strength=strength)
 
 
 def test_bad_options(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -194,13 +194,33 @@ def test_saved_keys_are_those_of_a_model_made_from_the_config(
             assert all(layer.scaling["default"] == 1 for layer in layers)
 
 
-def test_plain_lora_has_one_rank_for_programs_that_know_one_and_dora_has_each_its_own(llama: PreTrainedModel) -> None:
-    plain, scaled = adapter_of(llama, edit_of()), adapter_of(llama, edit_of(normalization="calibrated"))
-    assert plain.config["r"] == plain.config["lora_alpha"] == 6
-    assert plain.config["rank_pattern"] == plain.config["alpha_pattern"] == {}
-    assert {tensor.shape[0] for name, tensor in plain.tensors.items() if "lora_A" in name} == {6}
-    assert scaled.config["rank_pattern"] == scaled.config["alpha_pattern"] == {"model.layers.1.mlp.down_proj": 5}
-    assert {tensor.shape[0] for name, tensor in scaled.tensors.items() if "lora_A" in name} == {5, 6}
+@pytest.mark.parametrize("name", ["none", "calibrated", "affine"])
+def test_all_modules_have_one_rank_for_programs_that_know_one(name: str, llama: PreTrainedModel) -> None:
+    adapter = adapter_of(llama, VARIANTS[name]())
+    assert adapter.config["r"] == adapter.config["lora_alpha"]
+    assert adapter.config["rank_pattern"] == adapter.config["alpha_pattern"] == {}
+    assert {tensor.shape[0] for key, tensor in adapter.tensors.items() if "lora_A" in key} == {adapter.config["r"]}
+    assert {tensor.shape[1] for key, tensor in adapter.tensors.items() if "lora_B.weight" in key} == {
+        adapter.config["r"]
+    }
+
+
+@pytest.mark.parametrize("normalization", ["none", "calibrated"])
+def test_without_padding_each_module_has_its_own_rank(
+    normalization: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    edit = edit_of(normalization=normalization)
+    result = sea_export.save(edit, tiny_checkpoint, output, format="adapter", adapter_padding=False)
+    assert result.verification is not None
+    config = PeftConfig.from_pretrained(output)
+    assert isinstance(config, LoraConfig)
+    assert config.rank_pattern == config.alpha_pattern == {"model.layers.1.mlp.down_proj": 5}
+    ranks = {len(one) for key, one in load_file(output / "adapter_model.safetensors").items() if "lora_A" in key}
+    assert ranks == {5, 6}
+    assert sea_export.verify(output, tiny_checkpoint).passed
+    with pytest.raises(InputError, match="--adapter-padding: it goes with --format adapter"):
+        ExportOptions(adapter_padding=False)
 
 
 def test_at_scale_s_it_is_the_edit_of_strength_s(tiny_checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_damaged_adapter_of_experts_is_found(converted, tmp_path: Path) -> Non
         (
             "mixtral",
             {"normalization": "calibrated"},
-            ["experts", "--normalization none", "--format"],
+            ["experts", 'normalization="none"', "format="],
         ),
         ("gpt_oss", {}, ["biases", "experts"]),
         ("dbrx", {}, ["experts", "PEFT"]),

@@ -223,7 +223,7 @@ def refused(edit: SpectralEdit, base: Path, output: Path, *facts: object) -> Non
 
 def test_a_base_that_is_custom_code_itself_is_refused_without_trust(custom_code_of, tmp_path) -> None:
     output, edit = custom_code_of("llama", **LINEAR)
-    refused(replace(edit, provenance={}), output, tmp_path / "again", "--trust-remote-code")
+    refused(replace(edit, provenance={}), output, tmp_path / "again", "trust_remote_code=True")
 
 
 def test_an_edit_of_another_size_is_refused(fit_tiny, tiny_checkpoint, tmp_path) -> None:
@@ -248,12 +248,12 @@ def test_edits_that_do_not_fold_are_refused_by_other_formats_before_anything_is_
     fit_tiny, llama, tiny_checkpoint, tmp_path
 ) -> None:
     for options, setting in (
-        ({"feature_function": "tanh"}, "--feature-function identity"),
-        ({"normalization": "token"}, "--normalization calibrated"),
-        ({"normalization": "sequence"}, "--normalization calibrated"),
+        ({"feature_function": "tanh"}, 'feature_function="identity"'),
+        ({"normalization": "token"}, 'normalization="calibrated"'),
+        ({"normalization": "sequence"}, 'normalization="calibrated"'),
     ):
         edit = sea_export.compose([fit_tiny(llama), fit_tiny(llama, **options)])
         for form in ("merged", "adapter"):
-            with pytest.raises(sea_export.InputError, match=naming("--format custom-code", setting)):
+            with pytest.raises(sea_export.InputError, match=naming('format="custom-code"', setting)):
                 sea_export.save(edit, tiny_checkpoint, tmp_path / "out", format=form, verify=False)
     assert not list(tmp_path.iterdir())

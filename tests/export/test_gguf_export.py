@@ -65,7 +65,8 @@ def changed(a: Path, b: Path) -> set[str]:
 def test_an_edit_of_one_layer_changes_one_tensor_and_names_the_base(tmp_path: Path) -> None:
     path, output = base(tmp_path), tmp_path / "out"
     result = save(edit(ONE), path, output, format="gguf")
-    assert {one.name for one in output.iterdir()} == {"m.gguf", "README.md", "sea_export.json", "sea_edit"}
+    assert {one.name for one in output.iterdir()} == {"m.gguf", "Modelfile", "README.md", "sea_export.json", "sea_edit"}
+    assert (output / "Modelfile").read_text() == "FROM ./m.gguf\n"
     assert changed(path, output / "m.gguf") == {"blk.1.ffn_down.weight"}
     before, after = (gguf.GGUFReader(one).fields for one in (path, output / "m.gguf"))
     new = {name: field.contents() for name, field in after.items() if name not in before}

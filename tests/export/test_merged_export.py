@@ -180,7 +180,7 @@ def test_affine_edit_is_refused_where_there_is_no_bias(
 ) -> None:
     edit = fit_tiny(tiny_model("qwen3"), center="affine")
     with pytest.raises(
-        sea_export.InputError, match=naming("model.layers.1.mlp.down_proj.bias", "qwen3", "--center linear")
+        sea_export.InputError, match=naming("model.layers.1.mlp.down_proj.bias", "qwen3", 'center="linear"')
     ):
         sea_export.save(edit, tiny_checkpoint_of("qwen3"), tmp_path / "out", verify=False)
     assert list(tmp_path.iterdir()) == []
@@ -192,7 +192,7 @@ def test_another_base_is_refused_unless_forced(
     sea_export.save(fit_tiny(llama), tiny_checkpoint, tmp_path / "out", verify=False)
     edit = SpectralEdit.load(tmp_path / "out")
     random_model(tiny_config("llama"), seed=1).save_pretrained(tmp_path / "other")
-    with pytest.raises(sea_export.InputError, match=naming("other", "--force")):
+    with pytest.raises(sea_export.InputError, match=naming("other", "force=True")):
         sea_export.save(edit, tmp_path / "other", tmp_path / "wrong", verify=False)
     assert not (tmp_path / "wrong").exists()
     sea_export.save(edit, tmp_path / "other", tmp_path / "forced", verify=False, force=True)

@@ -33,7 +33,7 @@ def test_every_format_holds_the_edit(kind: str, form: str, tiny_checkpoint: Path
     output = saved(FIRST, base, tmp_path / "out", form)
     if kind == "a subclass":
         assert sea_export.verify(output, base, trust_remote_code=True).passed
-    with pytest.raises(sea_export.InputError, match="--trust-remote-code"):
+    with pytest.raises(sea_export.InputError, match="trust_remote_code=True"):
         sea_export.verify(output, base)
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "trust_remote_code=True" in card
@@ -66,5 +66,5 @@ def test_edits_of_one_module_follow_one_another(tiny_checkpoint: Path, tmp_path:
     with sea_export.compose([FIRST, FIRST]).apply(model):
         expected = logits(model)
     assert relative_error(logits(load(twice)), expected) < 1e-5
-    with pytest.raises(sea_export.SeaExportError, match="--format custom-code"):
+    with pytest.raises(sea_export.SeaExportError, match='format="custom-code"'):
         sea_export.save(FIRST, output, tmp_path / "merged", trust_remote_code=True)

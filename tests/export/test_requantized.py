@@ -291,9 +291,9 @@ def test_contradictions_are_refused(
 
 def test_contradictions_are_refused_in_python(base_in: Callable[[str], Path], tmp_path: Path) -> None:
     for arguments, named in (
-        ({"dequantize": True}, "--requantize"),
-        ({"format": "adapter"}, "--requantize"),
-        ({"layerwise": True}, "--no-layerwise"),
+        ({"dequantize": True}, "requantize: "),
+        ({"format": "adapter"}, "requantize: "),
+        ({"layerwise": True}, "layerwise=False"),
     ):
         with pytest.raises(InputError, match=naming(named)):
             sea_export.save(edit_of(), base_in("float32"), tmp_path / "out", requantize=True, **arguments)
@@ -313,7 +313,7 @@ def test_a_base_of_another_kind_is_refused(
     for base, facts in refused.items():
         result = run("fit-and-save", base, tmp_path / "out", "--demonstrations", demonstrations_file, "--requantize")
         assert_refused(result, ["--requantize", *facts], tmp_path / "out")
-    with pytest.raises(InputError, match=naming("--requantize", tiny_checkpoint.name)):
+    with pytest.raises(InputError, match=naming("requantize: ", tiny_checkpoint.name)):
         requantized(tiny_checkpoint, tmp_path / "out", edit_of())
 
 

@@ -175,5 +175,5 @@ def test_a_pipe_in_a_cache_is_named(fit, part: Path) -> None:
 
 def test_a_cache_that_cannot_be_made_is_refused(fit, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=naming("--cache", tmp_path / "file")):
+    with pytest.raises(InputError, match=naming("cache: ", tmp_path / "file")):
         fit(**GRADIENT, cache=tmp_path / "file")

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import yaml
+from click.testing import CliRunner
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
@@ -22,6 +24,7 @@ from safetensors.torch import save
 from sea_export.capture.cache import ActivationCache
 from sea_export.cards.base_card import base_metadata, license_warning
 from sea_export.cards.description import update_description
+from sea_export.cli import main as program
 from sea_export.demonstrations.chat_template import chat_texts
 from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin
 from sea_export.demonstrations.tokenize import tokenize
@@ -195,6 +198,19 @@ def run_is_repeatable_or_refused(text: bytes) -> None:
         assert all(isinstance(name, str) for name in run.base["files"])
 
 
+def options_are_taken_or_refused(contents: bytes, file: str) -> None:
+    with scratch_folder() as folder:
+        (folder / file).write_bytes(contents)
+        command = ["fit", "model", "edit", "--config", str(folder / file), "--print-config"]
+        result = CliRunner().invoke(program, command)
+        if result.exit_code == InputError.exit_code:
+            raise InputError(result.stderr)
+        assert result.exit_code == 0, result.output
+        (folder / "again.yaml").write_text(result.stdout, encoding="utf-8")
+        again = CliRunner().invoke(program, ["fit", "--config", str(folder / "again.yaml"), "--print-config"])
+        assert again.stdout == result.stdout
+
+
 def card_is_made_or_refused(text: bytes) -> None:
     with scratch_folder() as folder:
         (folder / "sea_export.json").write_bytes(text)
@@ -287,6 +303,14 @@ _MANIFEST = {
     "files": {"model.safetensors": "0"},
 }
 
+_OPTIONS = b"""# options
+command: fit
+layers: last:6,2  # and some others
+limit: 30
+explained-variance: 0.9
+skip-bad-rows: true
+template: 'chat'
+"""
 _RUN = {
     **_MANIFEST,
     "export": {"adapter_rank": None, "verify": True, "force": False, "trust_remote_code": False},
@@ -350,6 +374,14 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
         st.deferred(lambda: changed_bytes(_pickle_file(True)) | changed_bytes(_pickle_file(False))),
     ),
     "recorded run": (run_is_repeatable_or_refused, changed_text(_RUN)),
+    "options of a recorded run": (
+        functools.partial(options_are_taken_or_refused, file="sea_export.json"),
+        changed_text(_RUN),
+    ),
+    "options": (
+        functools.partial(options_are_taken_or_refused, file="options.yaml"),
+        changed_bytes(_OPTIONS) | changed_text(yaml.safe_load(_OPTIONS)),
+    ),
     "model card of a manifest": (card_is_made_or_refused, changed_text(_RUN)),
     "config": (config_is_read_or_refused, st.deferred(lambda: changed_text(_of_model("config.json")))),
     "tokenizer": (

@@ -30,8 +30,10 @@ def some_edit(seed: int = 0, *, center: str = "off", normalization: str = "calib
     return layer_edit(random_activations(60, SIZE, seed=seed), center, options)
 
 
-def spectral_edit(targets: list[Target], *, center: str = "off", size: int = SIZE) -> SpectralEdit:
-    options = EditOptions(explained_variance=0.999, normalization="calibrated")
+def spectral_edit(
+    targets: list[Target], *, center: str = "off", size: int = SIZE, normalization: str = "calibrated"
+) -> SpectralEdit:
+    options = EditOptions(explained_variance=0.999, normalization=normalization)
     edits = {
         target: (layer_edit(random_activations(60, size, seed=seed), center, options),)
         for seed, target in enumerate(targets)

@@ -90,7 +90,7 @@ def test_a_file_that_was_only_touched_is_the_same(touch, base: Path) -> None:
         files.check()
 
 
-@pytest.mark.parametrize("format", ["merged", "adapter", "custom-code"])
+@pytest.mark.parametrize("format", ["merged", "adapter", "custom-code", "gguf-adapter"])
 @each_change
 def test_no_output_appears_if_the_base_changes_while_it_is_made(
     change, format: str, base: Path, fit_tiny, llama, tmp_path: Path, monkeypatch

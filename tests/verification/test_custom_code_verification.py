@@ -109,7 +109,7 @@ def test_code_that_is_not_ours_is_not_run_by_verification(part: str, fit_tiny, l
         config = (output / "config.json").read_text(encoding="utf-8")
         (output / "config.json").write_text(config.replace("modeling_sea.", "other."), encoding="utf-8")
     forged(output)
-    with pytest.raises(sea_export.InputError, match=naming("--trust-remote-code")):
+    with pytest.raises(sea_export.InputError, match=naming("trust_remote_code=True")):
         sea_export.verify(output, tiny_checkpoint)
     assert not trace.exists()
     if part == "code":

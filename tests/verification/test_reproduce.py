@@ -99,6 +99,7 @@ def test_the_same_run_gives_the_same_bytes(first: Path, tiny_checkpoint: Path, p
 FORMS = {
     "adapter": ("--format", "adapter", "--adapter-rank", "3", "--dtype", "bfloat16"),
     "custom code": ("--format", "custom-code", "--feature-function", "tanh", "--position", "random", "--seed", "5"),
+    "GGUF adapter": ("--format", "gguf-adapter", "--center", "affine"),
     "verified": ("--normalization", "calibrated", "--strength", "0.7"),
 }
 

@@ -36,6 +36,8 @@ class _Adapter:
     library = "peft"
     tags: tuple[str, ...] = ("lora",)
     loads_beside_base = True
+    loads_in_transformers = True
+    names_location = True
     runs_code = False
     # It is stored in float32, whatever the dtype of its base, so that storing it rounds nothing.
     rounds_weights = False
@@ -73,7 +75,7 @@ class _Adapter:
     ) -> AdapterPlan:
         from sea_export.export.adapter.adapter_plan import plan_adapter
 
-        return plan_adapter(edit, base, located, rank=options.adapter_rank, load=load)
+        return plan_adapter(edit, base, located, rank=options.adapter_rank, pad=options.adapter_padding, load=load)
 
     def remarks(self, plan: AdapterPlan) -> list[str]:
         return plan.remarks()

@@ -143,6 +143,7 @@ def plan_adapter(
     stored: StoredProjections,
     *,
     rank: int | None,
+    pad: bool = True,
     load: Callable[[], PreTrainedModel],
 ) -> AdapterPlan:
     """Makes the adapter of an edit.
@@ -152,6 +153,7 @@ def plan_adapter(
         base: the base, from which one weight is read at a time.
         stored: what `find_stored_projections` found for the edit's targets.
         rank: see `build_adapter`.
+        pad: see `build_adapter`.
         load: loads the base into memory. It is called for quantized bases only, whose stored tensors are not weights.
 
     Raises:
@@ -168,7 +170,9 @@ def plan_adapter(
         for part in parameters[weight.name].parts
     )
     spans = [base.checkpoint.tensors[name] for name in weights]
-    adapter = build_adapter(edit, stored.projections, read, base=_location(base), revision=base.revision, rank=rank)
+    adapter = build_adapter(
+        edit, stored.projections, read, base=_location(base), revision=base.revision, rank=rank, pad=pad
+    )
     _check_names(adapter, stored.model)
     return AdapterPlan(
         adapter=adapter,

@@ -51,6 +51,8 @@ __all__ = [
 PREFIX = "base_model.model."
 """The prefix that PEFT puts before the names of modules."""
 
+_FACTORS = ("lora_A.weight", "lora_B.weight")
+
 # A row of W + B A is zero, apart from float32 rounding, if its norm is below this share of the norms of its terms.
 _ROUNDING = 1e-6
 
@@ -136,6 +138,7 @@ def build_adapter(
     base: str,
     revision: str | None = None,
     rank: int | None = None,
+    pad: bool = True,
 ) -> Adapter:
     """Makes the adapter that computes the edit on its base.
 
@@ -147,6 +150,8 @@ def build_adapter(
         base: the name by which `from_pretrained` loads the base: a Hub id or an absolute path.
         revision: the base's revision on the Hub.
         rank: the largest rank allowed; None for an exact adapter.
+        pad: whether all modules get the same rank, with zeros. Some programs (vLLM, llama.cpp's converter) read one
+            rank and one alpha for all of them.
 
     Raises:
         InputError: the edit is not linear, has another hidden size than the base, or no adapter can hold it exactly.
@@ -175,21 +180,16 @@ def build_adapter(
         ]
     modules = tuple(module for module, _ in parts)
     largest = max(module.rank for module in modules)
-    own_ranks = {module.module: module.rank for module in modules if module.rank != largest}
+    own_ranks = {} if pad else {module.module: module.rank for module in modules if module.rank != largest}
     tensors = {
-        f"{PREFIX}{module.module}.{name}": tensor.float().contiguous()
+        f"{PREFIX}{module.module}.{name}": (
+            with_rank(name, tensor, largest, module.experts) if pad and name in _FACTORS else tensor
+        )
+        .float()
+        .contiguous()
         for module, values in parts
         for name, tensor in values.items()
     }
-    if not (scaled or constant):
-        # Other programs (vLLM, llama.cpp) read one rank and one alpha for all modules. So all get the same rank, with
-        # zeros.
-        own_ranks = {}
-        tensors = {
-            f"{PREFIX}{module.module}.{name}": with_rank(name, tensor, largest, module.experts).float().contiguous()
-            for module, values in parts
-            for name, tensor in values.items()
-        }
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise SeaExportError(

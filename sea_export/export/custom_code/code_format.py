@@ -31,6 +31,8 @@ class _CustomCode:
     library = "transformers"
     tags: tuple[str, ...] = ("custom_code",)
     loads_beside_base = False
+    loads_in_transformers = True
+    names_location = False
     runs_code = True
     # The weights of the base, and the tensors of the edit in float32, are stored as they are, without rounding.
     rounds_weights = False

@@ -13,6 +13,7 @@ from sea_export.export.formats import TensorCheck
 from sea_export.export.gguf_file.encoding import EditedMatrix, GgufEdit, edited_matrices, encode
 from sea_export.export.gguf_file.gguf_plan import GgufPlan
 from sea_export.export.gguf_file.gguf_writer import changed_header
+from sea_export.export.modelfile import MODELFILE, has_modelfile
 from sea_export.model.gguf_diff import same_bytes
 from sea_export.model.gguf_header import GgufEntry, GgufTensor, encode_header
 from sea_export.model.gguf_parts import GgufPart, read_parts
@@ -55,6 +56,8 @@ def check_gguf(directory: Path, plan: GgufPlan) -> TensorCheck:
     longer = [part.path.name for part, base in zip(written, plan.parts, strict=True) if _rest(part) != _rest(base)]
     if longer:
         return _failed(f"files have other bytes after their tensors than the base's: {', '.join(longer)}")
+    if not has_modelfile(directory, plan.modelfile):
+        return _failed(f"{MODELFILE} is not as planned")
     wrong = [name for part, base in zip(written, plan.parts, strict=True) for name in _wrong_tensors(part, base, plan)]
     changes = plan.changes
     names = [tensor.name for part in written for tensor in part.header.tensors]

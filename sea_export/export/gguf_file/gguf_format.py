@@ -28,18 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT"]
 
 
-def _is_gguf(base: Base) -> bool:
-    return base.source is not None and base.source.suffix == ".gguf"
-
-
 def _gguf_of(base: Base) -> Path:
     """The only file of a base, or the first of its parts. Raises InputError for a base that is no GGUF file."""
-    if base.source is None or not _is_gguf(base):
+    if base.gguf is None:
         raise InputError(
             f"--format: gguf changes a .gguf file, and {base.name} is none. Choose --format merged, and convert its "
             "output with llama.cpp's convert_hf_to_gguf.py."
         )
-    return base.source
+    return base.gguf
 
 
 class _Gguf:
@@ -47,6 +43,8 @@ class _Gguf:
     library = "transformers"
     tags: tuple[str, ...] = ("gguf",)
     loads_beside_base = False
+    loads_in_transformers = True
+    names_location = False
     runs_code = False
     rounds_weights = True
     changes_source = True
@@ -81,21 +79,28 @@ class _Gguf:
         return plan.details()
 
     def disk_bytes(self, base: Base, output: Path, options: ExportOptions, *, targets: int = 0, rank: int = 0) -> int:
-        if not _is_gguf(base):
+        if base.gguf is None:
             return base.checkpoint.size  # `locate` refuses it
         from sea_export.export.gguf_file.gguf_plan import estimated_bytes
         from sea_export.model.gguf_parts import read_parts
 
-        return estimated_bytes(read_parts(_gguf_of(base)), options, targets)
+        return estimated_bytes(read_parts(base.gguf), options, targets)
 
     def write(
         self, plan: GgufPlan, base: Base, destination: Path, progress: Callable[[int], None] | None = None
     ) -> WriteReport:
         from sea_export.export.gguf_file.gguf_writer import write_gguf
+        from sea_export.export.modelfile import write_modelfile
+        from sea_export.files.digests import file_digest
 
         report = write_gguf(plan.parts, destination, plan.changes, progress)
         plan.located.files.check()  # what was checked and planned is what was written
-        return replace(report, base_digests={**base.weight_digests, **report.base_digests})
+        written = {name: file_digest(destination / name) for name in write_modelfile(destination, plan.modelfile)}
+        return replace(
+            report,
+            base_digests={**base.weight_digests, **report.base_digests},
+            digests={**report.digests, **written},
+        )
 
     def check_before_loading(self, directory: Path, plan: GgufPlan, *, trust_remote_code: bool) -> None:
         from sea_export.export.gguf_file.gguf_check import written_parts

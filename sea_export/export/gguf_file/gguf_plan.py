@@ -20,6 +20,7 @@ from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, check_fin
 from sea_export.export.gguf_file.gguf_writer import GgufChanges
 from sea_export.export.gguf_file.tensor_names import TAKEN_BIASES, tensor_namer
 from sea_export.export.merged.merge_plan import with_new_biases
+from sea_export.export.modelfile import modelfile, sampling_of_gguf
 from sea_export.export.stored_projections import StoredProjections, find_stored_projections
 from sea_export.model.architecture import OutputProjection, ProjectionWeight, decoder_layers
 from sea_export.model.base import Base
@@ -30,7 +31,15 @@ from sea_export.model.gguf_values import read_tensor
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions
 
-__all__ = ["GgufPlan", "GgufProjections", "estimated_bytes", "locate_in_gguf", "plan_gguf"]
+__all__ = [
+    "GgufPlan",
+    "GgufProjections",
+    "check_values",
+    "estimated_bytes",
+    "find_tensors",
+    "locate_in_gguf",
+    "plan_gguf",
+]
 
 # How far a value may be from the same value after the conversion of the base: rounding to bfloat16, and underflow.
 _RELATIVE, _ABSOLUTE = 2**-8, 1e-6
@@ -77,6 +86,12 @@ class GgufPlan:
     def loading_arguments(self) -> dict[str, str | bool]:
         """The arguments with which transformers loads the export: its first file, and that it has new biases."""
         return {"gguf_file": self.parts[0].path.name, **self.located.stored.config_changes}
+
+    @property
+    def modelfile(self) -> str | None:
+        """The Modelfile for Ollama; None for a model in parts, of which its documentation does not tell."""
+        first = self.parts[0]
+        return None if len(self.parts) > 1 else modelfile(first.path.name, sampling_of_gguf(first.header))
 
     def remarks(self) -> list[str]:
         """What the user should know before anything is written."""
@@ -125,10 +140,34 @@ def locate_in_gguf(
     parts = read_parts(gguf)
     files = BaseFiles(gguf.parent, [part.path.name for part in parts])
     stored = find_stored_projections(targets, base, needs_bias=needs.constant)
-    find = tensor_namer(parts, len(decoder_layers(stored.model)[1]))
+    tensors = find_tensors(base, stored, parts)
+    new_biases: dict[str, str] = {}
+    for tensor in tensors.values():
+        output_type(tensor, options.gguf_type)  # raises for one that cannot be written
+    for weight in (weight for one in stored.projections for weight in one.weights):
+        if needs.constant and weight.bias is None:
+            new_biases |= _new_bias(weight, tensors[weight.name], parts)
+    stored = with_new_biases(stored, base) if new_biases else stored
+    return GgufProjections(stored, parts, files, tensors, new_biases)
+
+
+def find_tensors(base: Base, stored: StoredProjections, parts: Sequence[GgufPart]) -> dict[str, GgufTensor]:
+    """The tensors that hold the parameters of output projections, by the names of the parameters in the model.
+
+    Args:
+        base: the base.
+        stored: the output projections.
+        parts: the files of the base.
+
+    Raises:
+        InputError: the files have no such tensor.
+    """
+    first = parts[0]
+    find = tensor_namer(
+        first.header.value("general.architecture"), first.path.name, len(decoder_layers(stored.model)[1])
+    )
     known = {tensor.name: tensor for part in parts for tensor in part.header.tensors}
     tensors: dict[str, GgufTensor] = {}
-    new_biases: dict[str, str] = {}
     for weight in (weight for one in stored.projections for weight in one.weights):
         for parameter in filter(None, (weight.name, weight.bias)):
             name = find(parameter)
@@ -137,12 +176,8 @@ def locate_in_gguf(
                     f"{parameter}: {base.name} holds it in no tensor of its own{f' ({name})' if name else ''}, and the "
                     "edit must be folded into one. Choose --format merged."
                 )
-            output_type(known[name], options.gguf_type)  # raises for one that cannot be written
             tensors[parameter] = known[name]
-        if needs.constant and weight.bias is None:
-            new_biases |= _new_bias(weight, tensors[weight.name], parts)
-    stored = with_new_biases(stored, base) if new_biases else stored
-    return GgufProjections(stored, parts, files, tensors, new_biases)
+    return tensors
 
 
 def estimated_bytes(parts: Sequence[GgufPart], options: ExportOptions, targets: int) -> int:
@@ -201,15 +236,23 @@ def plan_gguf(edit: SpectralEdit, base: Base, located: GgufProjections, options:
             if bias is not None:
                 assert weight.bias_name is not None
                 additions[located.new_biases[weight.bias_name]] = bias
-    _check_values(base, located)
+    check_values(base, located)
     first = located.parts[0].header
     targets, types = [str(target) for target in edit.targets], {one.type for one in edits.values()}
     entries = tuple(new_entries(first, base.name, targets, types))
     return GgufPlan(located, GgufChanges(edits, additions, entries))
 
 
-def _check_values(base: Base, located: GgufProjections) -> None:
-    """Checks that transformers made the parameters of the tensors that are to be edited, and in the same order."""
+def check_values(base: Base, located: GgufProjections) -> None:
+    """Checks that transformers made the parameters of the tensors that are to be edited, and in the same order.
+
+    Args:
+        base: the base.
+        located: the tensors.
+
+    Raises:
+        InputError: a parameter has other values than its tensor.
+    """
     for projection in located.projections:
         for weight in projection.weights:
             for parameter in filter(None, (weight.name, weight.bias)):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from sea_export.errors import InputError
-from sea_export.model.gguf_parts import GgufPart
 
 __all__ = ["TAKEN_BIASES", "tensor_namer"]
 
@@ -22,22 +21,21 @@ commit 069be0ae22f3 and src/models/nemotron.cpp at commit 909a16328224. Only arc
 loads from GGUF files and whose config has an entry that adds the bias."""
 
 
-def tensor_namer(parts: Sequence[GgufPart], layers: int) -> Callable[[str], str | None]:
-    """Gives the name of the tensor that holds a parameter of the model; None if the file has no such tensor.
+def tensor_namer(named: object, file: str, layers: int) -> Callable[[str], str | None]:
+    """Gives the name of the tensor that holds a parameter of a model; None if its files have no such tensor.
 
     Args:
-        parts: the files of the model.
-        layers: the number of its layers.
+        named: the architecture, as llama.cpp calls it.
+        file: the file that says so.
+        layers: the number of layers.
 
     Raises:
         InputError: the gguf package does not know the architecture.
     """
-    named = parts[0].header.value("general.architecture")
     architecture = next((key for key, name in MODEL_ARCH_NAMES.items() if name == named), None)
     if architecture is None:
         raise InputError(
-            f"{parts[0].path.name}: the gguf package does not know the architecture {named!r}. Upgrade it, or choose "
-            "--format merged."
+            f"{file}: the gguf package does not know the architecture {named!r}. Upgrade it, or choose --format merged."
         )
     names = get_tensor_name_map(architecture, layers)
 

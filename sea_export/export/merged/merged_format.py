@@ -32,6 +32,8 @@ class _Merged:
     library = "transformers"
     tags: tuple[str, ...] = ()
     loads_beside_base = False
+    loads_in_transformers = True
+    names_location = False
     runs_code = False
     rounds_weights = True
     changes_source = False
