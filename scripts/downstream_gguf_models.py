@@ -31,8 +31,9 @@ _SIZES = {
 
 TINY: dict[str, Callable[..., PretrainedConfig]] = {
     "qwen2": lambda **tokens: Qwen2Config(**_SIZES, **tokens),
+    # The size of its heads is the usual one, too: transformers scales attention by that.
     "gemma3": lambda **tokens: Gemma3TextConfig(
-        **_SIZES, **tokens, head_dim=16, query_pre_attn_scalar=16, sliding_window=16
+        **_SIZES, **tokens, head_dim=256, query_pre_attn_scalar=256, sliding_window=16
     ),
     # The width of an expert is the usual one, because transformers reads it from no GGUF file.
     "qwen3moe": lambda **tokens: Qwen3MoeConfig(**_SIZES, **tokens, head_dim=16, num_experts=4, num_experts_per_tok=2),

@@ -14,6 +14,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.benchmark_names import FREE_PROMPTS, TABLES
 from sea_export.evaluation.drawing import check_picture
 from sea_export.evaluation.evaluation_options import CompareOptions, EvaluateOptions
+from sea_export.evaluation.gguf_exports import gguf_of_export
 from sea_export.evaluation.prompts import load_prompts
 from sea_export.evaluation.run_time_edit import check_run_time_edit, is_edit
 from sea_export.export.manifest import read_manifest
@@ -43,7 +44,7 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
     check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
     models = [name for name in (model, base) if name is not None]
     for name in models:
-        check_model_name(name, adapters=True)
+        check_model_name(gguf_of_export(name), adapters=True)
     _check_in_memory(models, run)
     if run.revision is not None and all(Path(name).exists() for name in models):
         raise InputError("--revision: it belongs to a Hub id, and all models here are local paths. Leave it out.")
@@ -120,7 +121,7 @@ def check_comparison(base: str, edited: str, options: CompareOptions, run: RunOp
     check_destinations([options.html], read=[base, edited, options.prompts])
     models = [base] if is_edit(edited) else [base, edited]
     for name in models:
-        check_model_name(name, adapters=True)
+        check_model_name(gguf_of_export(name), adapters=True)
     check_run_time_edit(Path(edited) if is_edit(edited) else None, options.strength, edited)
     _check_in_memory(models, run)
     if not all(map(is_utf8, options.own_prompts)):

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sea_export.errors import InputError
-from sea_export.export.formats import export_format
-from sea_export.export.manifest import MANIFEST, read_manifest
-from sea_export.export.output import EDIT_DIRECTORY
+from sea_export.evaluation.gguf_exports import gguf_of_export
 from sea_export.model.adapter_files import ADAPTER_CONFIG, base_of_adapter, check_adapter_files
 from sea_export.model.base import Base, open_base
 from sea_export.model.compute_dtype import compute_dtype
@@ -84,24 +82,9 @@ def _adapter_and_base(model: str) -> tuple[Path | None, str]:
     """The directory of an adapter and the name of its base; None and the name itself if it is no adapter."""
     directory = Path(model).expanduser()
     if not (directory / ADAPTER_CONFIG).is_file():
-        return None, _gguf_of_export(model)
+        return None, gguf_of_export(model)
     check_adapter_files(directory)
     return directory, base_of_adapter(directory)
-
-
-def _gguf_of_export(model: str) -> str:
-    """The GGUF file in an export that is one; the name itself for every other model."""
-    directory = Path(model).expanduser()
-    if not (directory / MANIFEST).is_file() or not any(directory.glob("*.gguf")):
-        return model
-    manifest = read_manifest(directory)
-    if not export_format(manifest["format"]).loads_in_transformers:
-        raise InputError(
-            f"{model}: only llama.cpp loads it. Give {directory / EDIT_DIRECTORY}, the edit in it, which is applied to "
-            "its base at run time."
-        )
-    gguf = manifest.get("gguf")
-    return model if gguf is None else str(directory / gguf["file"])
 
 
 @contextmanager
