@@ -1,6 +1,6 @@
 """The architectures on whose models llama.cpp can put an edit, and their names there.
 
-For each of them its sources were read, at commit 0ce8cd11416c of github.com/ggml-org/llama.cpp:
+For each of them the sources of llama.cpp were read, as llama-cpp-python 0.3.36 brings them:
 
 - `src/models/NAME.cpp` multiplies by `ffn_down`, `ffn_down_exps` and `ffn_down_shexp` in `build_ffn` and
   `build_moe_ffn`, and by `attn_output` in `build_attn`, which apply a LoRA to the product;
