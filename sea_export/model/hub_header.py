@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sea_export.errors import InputError
 from sea_export.files.reading import MAXIMUM_JSON_BYTES
+from sea_export.model.safetensors_header import read_header
 
 __all__ = ["download_header"]
 
@@ -30,7 +31,7 @@ def download_header(model: str, file: str, revision: str, destination: Path) -> 
         destination: the file that is written.
 
     Raises:
-        InputError: the file is no safetensors file.
+        InputError: the file is no safetensors file, or its header is not valid.
         Exception: whatever huggingface_hub raises if the file cannot be fetched.
     """
     contents, size = _fetched(model, file, revision, 0, _FIRST_BYTES)
@@ -42,6 +43,11 @@ def download_header(model: str, file: str, revision: str, destination: Path) -> 
     with open(destination, "wb") as stream:
         stream.write(contents[:end])
         stream.truncate(size)
+    try:
+        read_header(destination)
+    except InputError as error:
+        problem = str(error).removeprefix(f"{destination}: ")
+        raise InputError(f"{model}: of its {file}, {problem}") from error
 
 
 def _fetched(model: str, file: str, revision: str, start: int, end: int) -> tuple[bytes, int]:

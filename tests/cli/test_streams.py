@@ -106,7 +106,8 @@ def test_letters_that_a_terminal_does_not_have(encoding: str, edit: Path, tmp_pa
             out.seek(0)
             told.seek(0)
             shown = (out.read() + told.read()).decode("utf-8" if encoding == "ascii" else encoding)
-            assert "σ" in shown or "φ" in shown or "\\u03c" in shown  # to ASCII, Click writes UTF-8
+            if arguments != ["inspect", edit]:  # its table has no such letters, but lines of a box
+                assert "σ" in shown or "φ" in shown or "\\u03c" in shown  # to ASCII, Click writes UTF-8
             assert "Traceback" not in shown
 
 

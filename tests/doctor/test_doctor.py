@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
-import sea_export.model.memory
+import sea_export.model.available_memory
 from sea_export.cli import main
 from sea_export.doctor import diagnose
 from sea_export.doctor.costs import active_parameters
@@ -161,7 +161,7 @@ def test_what_the_machine_has_room_for(
     assert file.stat().st_blocks * 512 < 10**6, "a header-only checkpoint takes no room"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * GIGABYTE))
-    monkeypatch.setattr(sea_export.model.memory, "_room_in_groups", lambda: [])
+    monkeypatch.setattr(sea_export.model.available_memory, "_room_in_groups", lambda: [])
     monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=disk * GIGABYTE))
     result = doctor(large, "--output", tmp_path / "out", "--layers", "last:1", "--json")

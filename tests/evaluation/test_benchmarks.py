@@ -213,7 +213,7 @@ def test_parts_are_disjoint_and_seeded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
-        ("hellaswag=x.jsonl", ["hellaswag", "truthfulqa, bbq, crows-pairs, multiple-choice, damage"]),
+        ("hellaswag=x.jsonl", ["hellaswag", "truthfulqa, bbq, crows-pairs, multiple-choice"]),
         ("bbq", ["bbq=FILE"]),
         ("bbq:chat=x.jsonl", ["bbq", "'chat'"]),
         ("truthfulqa:chat=x.csv", ["'chat'", "qa-primer, plain"]),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.evaluation.example_answers import ANSWER_TOKENS, ExampleAnswer, chosen_examples, example_answers
 
@@ -56,8 +57,8 @@ def test_prompts_without_room_for_an_answer_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit = "sea_export.evaluation.example_answers.position_limit"
-    length = len(tokenizer("Q: What boils?\nA:").input_ids)
+    (tokens,) = prompt_tokens(tokenizer, ["What boils?"])
     for room, count in ((0, 1), (-1, 0)):
-        monkeypatch.setattr(limit, lambda _, room=room: length + ANSWER_TOKENS + room)
+        monkeypatch.setattr(limit, lambda _, room=room: len(tokens) + ANSWER_TOKENS + room)
         answers = example_answers(llama, tokenizer, fit_tiny(llama), ["What boils?", "Is the moon made of " * 9])
         assert len(answers) == count

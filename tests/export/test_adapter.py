@@ -145,7 +145,7 @@ def test_loads_by_its_directory_alone_and_computes_the_edit(
 ) -> None:
     edit, model, base, output = VARIANTS[variant](), tiny_model(family), tiny_checkpoint_of(family), tmp_path / "out"
     if family in WITHOUT_BIAS and variant == "affine, calibrated":
-        with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj", "--center linear")):
+        with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj", 'center="linear"')):
             save(edit, base, output)
         assert not output.exists()
         return
@@ -353,10 +353,10 @@ def test_edits_that_no_adapter_can_hold_are_refused(tiny_checkpoint: Path, tmp_p
     fitter = SpectrumFitter("off", FeatureFunction("tanh"))
     tanh = build_layer_edit(fitter.update(random_activations(60, SIZE)).finish(), EditOptions())
     cases: list[tuple[LayerEdit, list[object]]] = [
-        (tanh, ["--feature-function identity"]),
-        (layer_edit(options=EditOptions(normalization="token")), ["--normalization calibrated"]),
-        (layer_edit(options=EditOptions(normalization="sequence")), ["--normalization calibrated"]),
-        (layer_edit(options=EditOptions(projections="positive")), ["--format merged", "--adapter-rank"]),
+        (tanh, ['feature_function="identity"']),
+        (layer_edit(options=EditOptions(normalization="token")), ['normalization="calibrated"']),
+        (layer_edit(options=EditOptions(normalization="sequence")), ['normalization="calibrated"']),
+        (layer_edit(options=EditOptions(projections="positive")), ['format="merged"', "adapter_rank="]),
         (layer_edit(random_activations(60, 32)), [32]),
     ]
     for layer, facts in cases:

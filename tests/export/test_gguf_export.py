@@ -191,7 +191,7 @@ def test_commands_know_the_format(exported: Path, tmp_path: Path) -> None:
     arguments = ("--base", file, "--format", "gguf", "--gguf-type", "F16", "--no-verify")
     saved = run("save", tmp_path / "edit", tmp_path / "saved", *arguments)
     assert_names(saved.output, "1 tensors of type Q8_0 become F16", f"llama-cli -m {tmp_path / 'saved' / 'm.gguf'}")
-    assert_names(run("inspect", output).output, "mlp")
+    assert_names(run("inspect", output).output, "1.mlp")
     compared = run("diff", file, tmp_path / "saved" / "m.gguf").output
     assert_names(compared, "blk.1.ffn_down.weight", "Q8_0", "F16", "1 tensors differ; 29 tensors and 18 keys")
     assert_names(run("diff", file, output).output, "it cannot be read")
