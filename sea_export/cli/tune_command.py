@@ -27,8 +27,8 @@ def command(
 
     Every edit gets the largest strength within the budget, or within a share of it. Settings are chosen on a part of
     the rows and reported on the others. Without --benchmark the rows are demonstrations that are not fitted on, of
-    other kinds where they have kinds. The chosen edit is better than the base on the rows that chose it, and is baked
-    into the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
+    other kinds where they have kinds. The chosen edit is not worse than the base on the rows that chose it, and is
+    baked into the checkpoint OUTPUT. MODEL is a Hub id, a local directory, or a .gguf file.
     """
     from sea_export.demonstrations.findings import log_findings
     from sea_export.demonstrations.load import read_demonstrations

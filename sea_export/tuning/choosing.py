@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from sea_export.errors import InputError, SeaExportError
@@ -9,6 +10,8 @@ from sea_export.tuning.trial import TrialResult
 from sea_export.tuning.tuning_options import PICKS
 
 __all__ = ["choose", "pareto_front"]
+
+logger = logging.getLogger(__name__)
 
 
 def pareto_front(results: Sequence[TrialResult], *, max_divergence: float, base_score: float) -> list[TrialResult]:
@@ -31,7 +34,7 @@ def pareto_front(results: Sequence[TrialResult], *, max_divergence: float, base_
 
 
 def choose(results: Sequence[TrialResult], pick: str, *, max_divergence: float, base_score: float) -> TrialResult:
-    """One result of a search, which is better than the base.
+    """One result of a search that is not worse than the base.
 
     Args:
         results: all of them.
@@ -41,16 +44,25 @@ def choose(results: Sequence[TrialResult], pick: str, *, max_divergence: float, 
         base_score: the score of the base, at divergence 0.
 
     Raises:
-        InputError: there is no trial of that number, it was cut short, or it is not better than the base.
-        SeaExportError: no trial stayed within the budget, or none that did is better than the base.
+        InputError: there is no trial of that number, it was cut short, or it is worse than the base.
+        SeaExportError: no trial stayed within the budget, or all that did are worse than the base.
     """
     if pick not in PICKS:
         return _numbered(results, pick, base_score)
     front = pareto_front(results, max_divergence=max_divergence, base_score=base_score)
     if not front:
-        if any(one.cut is None and _divergence(one) <= max_divergence for one in results):
+        within = [one for one in results if one.cut is None and _divergence(one) <= max_divergence]
+        equal = [one for one in within if _score(one) == base_score]
+        if equal:
+            logger.warning(
+                "--trials: none of %d edits is better than the base on the choosing rows. The chosen one is as good as "
+                "the base there.",
+                len(results),
+            )
+            return min(equal, key=_divergence)
+        if within:
             raise SeaExportError(
-                f"--trials: none of {len(results)} edits is better than the base on the choosing rows, so that none is "
+                f"--trials: all of {len(results)} edits are worse than the base on the choosing rows, so that none is "
                 "chosen. Give more or other demonstrations, or raise --trials."
             )
         raise SeaExportError(
@@ -67,9 +79,9 @@ def choose(results: Sequence[TrialResult], pick: str, *, max_divergence: float, 
 def _numbered(results: Sequence[TrialResult], number: str, base_score: float) -> TrialResult:
     for result in results:
         if str(result.number) == number and result.cut is None:
-            if _score(result) > base_score:
+            if _score(result) >= base_score:
                 return result
-            raise InputError(f"--pick: trial {number} is not better than the base. Choose another one.")
+            raise InputError(f"--pick: trial {number} is worse than the base. Choose another one.")
     raise InputError(f"--pick: there is no trial {number}, or it was cut short. Choose another one.")
 
 

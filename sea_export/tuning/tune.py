@@ -96,7 +96,7 @@ def tune(
 
     Raises:
         InputError: a setting, the storage or the model is not usable.
-        SeaExportError: no trial stayed within the budget, or none that did is better than the base.
+        SeaExportError: no trial stayed within the budget, or all that did are worse than the base.
     """
     kinds = searched_kinds(opened, options, export)
     bank = searched_statistics(opened, demonstrations, kinds, options, progress)

@@ -58,8 +58,16 @@ def test_picks_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("pick", ["best", "knee", "5"])
-@pytest.mark.parametrize("base", [-0.48, -0.1])
-def test_nothing_is_chosen_that_is_not_better_than_the_base(pick: str, base: float) -> None:
+def test_nothing_is_chosen_that_is_worse_than_the_base(pick: str) -> None:
     error = InputError if pick == "5" else SeaExportError
-    with pytest.raises(error, match="better than the base"):
-        choose(POINTS, pick, max_divergence=0.2, base_score=base)
+    with pytest.raises(error, match="worse than the base"):
+        choose(POINTS, pick, max_divergence=0.2, base_score=-0.1)
+
+
+@pytest.mark.parametrize("pick", ["best", "knee"])
+def test_of_equals_of_the_base_the_one_of_least_damage_is_chosen_with_a_warning(
+    pick: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    equal = results([(0.10, -0.48), (0.05, -0.48), (0.02, -0.60), (0.30, -0.48)])
+    assert choose(equal, pick, max_divergence=0.2, base_score=-0.48).number == 1
+    assert "none of 4 edits is better than the base" in caplog.text

@@ -117,7 +117,7 @@ def test_where_every_edit_is_worse_than_the_base_nothing_is_baked(tiny_checkpoin
     )
     result = run(*search)
     assert result.exit_code == 1, result.output
-    assert_names(result.stderr, "better than the base")
+    assert_names(result.stderr, "worse than the base")
     assert not output.exists()
     assert_names(result.stdout, tmp_path / "out.tune.journal", "Trial 1")
     again = run(*search)
