@@ -47,7 +47,7 @@ def download_header(model: str, file: str, revision: str, destination: Path) -> 
         read_header(destination)
     except InputError as error:
         problem = str(error).removeprefix(f"{destination}: ")
-        raise InputError(f"{model}: of its {file}, {problem}") from error
+        raise InputError(f"{model}: its {file} has no valid header: {problem}") from error
 
 
 def _fetched(model: str, file: str, revision: str, start: int, end: int) -> tuple[bytes, int]:
