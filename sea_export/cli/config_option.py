@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from sea_export.errors import InputError
+from sea_export.files.nearest_name import meant, missing
 from sea_export.files.option_file import option_file_text, read_option_file
 
 __all__ = ["config_options", "print_config_if_asked"]
@@ -59,6 +59,8 @@ def _apply(context: click.Context, option: click.Parameter, file: Path | None) -
     """Gives the command the values of a file as defaults, so that the command line comes before them."""
     if file is None:
         return
+    if not file.exists():
+        raise missing(file, "Check the path; sea-export recipes shows files to begin with.")
     values = _recorded(file, context) if _is_manifest(file) else _stated(file, context)
     context.default_map = {**(context.default_map or {}), **values}
 
@@ -84,16 +86,19 @@ def _recorded(file: Path, context: click.Context) -> dict[str, object]:
 def _stated(file: Path, context: click.Context) -> dict[str, object]:
     """The values of a YAML file, by the names that click knows."""
     stated = read_option_file(file)
-    meant = stated.pop(_COMMAND, context.info_name)
-    if meant != context.info_name:
-        raise InputError(f"{file}: it is for sea-export {meant}, not for {context.info_name}. Give it to that command.")
+    command = stated.pop(_COMMAND, context.info_name)
+    if command != context.info_name:
+        raise InputError(
+            f"{file}: it is for sea-export {command}, not for {context.info_name}. Give it to that command."
+        )
     known = _by_name(context.command)
     values: dict[str, object] = {}
     for name, value in stated.items():
         if name not in known:
-            nearest = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
-            advice = f"Did you mean {nearest[0]}?" if nearest else f"sea-export {context.info_name} --help names them."
-            raise InputError(f"{file}: {name} is no option of {context.info_name}. {advice}")
+            raise InputError(
+                f"{file}: {name} is no option of {context.info_name}{meant(name, known)}. sea-export "
+                f"{context.info_name} --help names them."
+            )
         values[str(known[name].name)] = _fitting(value, known[name], file, name)
     return values
 

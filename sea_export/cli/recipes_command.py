@@ -7,6 +7,7 @@ from importlib.resources import files
 import click
 
 from sea_export.cli.reporting import reporting_options
+from sea_export.files.nearest_name import meant
 
 __all__ = ["command"]
 
@@ -37,5 +38,6 @@ def show(name: str) -> None:
     """Print the recipe NAME."""
     recipes = _recipes()
     if name not in recipes:
-        raise click.UsageError(f"{name}: there is no such recipe. Give one of {', '.join(recipes)}.")
+        names = ", ".join(recipes)
+        raise click.UsageError(f"{name}: there is no such recipe{meant(name, recipes)}. Give one of {names}.")
     click.echo(recipes[name], nl=False)

@@ -78,8 +78,8 @@ def test_a_file_comes_before_a_preset(order: str, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "unknown": ("limt: 3", "limt is no option of fit-and-save. Did you mean limit?"),
-    "underscores": ("explained_variance: 0.9", "Did you mean explained-variance?"),
+    "unknown": ("limt: 3", "limt is no option of fit-and-save (did you mean limit?)"),
+    "underscores": ("explained_variance: 0.9", "(did you mean explained-variance?)"),
     "nothing like it": ("zzz: 3", "sea-export fit-and-save --help names them."),
     "twice": ("limit: 3\nlimit: 4", "line 2: limit occurs twice"),
     "list": ("limit: [3, 4]", "limit has 2 values, and takes one"),
@@ -102,6 +102,14 @@ def test_other_files_are_refused(text: str | bytes, message: str, tmp_path: Path
     result = run("fit-and-save", "model", "output", "--config", written(tmp_path, text))
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+def test_a_missing_file_is_told_with_what_there_is(tmp_path: Path) -> None:
+    written(tmp_path, "limit: 3")
+    result = run("fit-and-save", "model", "output", "--config", tmp_path / "option.yaml")
+    assert result.exit_code == 2
+    assert "there is no such file or directory (did you mean" in result.stderr
+    assert "options.yaml?)" in result.stderr
 
 
 def test_a_value_is_checked_as_on_the_command_line(tmp_path: Path) -> None:
