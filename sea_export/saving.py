@@ -31,6 +31,7 @@ from sea_export.verification.verification import Verification
 from sea_export.verification.verify_export import base_to_verify, model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel
 
 __all__ = ["SaveResult", "check_room_for", "locate_fit", "save", "save_checkpoint"]
@@ -46,6 +47,30 @@ class SaveResult:
     format: str
     report: WriteReport
     verification: Verification | None
+    edit: SpectralEdit
+    """The edit that was baked. It names its base."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data, without tensors."""
+        report = self.report
+        return {
+            "output": str(self.output),
+            "format": self.format,
+            "edit": self.edit.to_dict(),
+            "verification": None if self.verification is None else self.verification.to_dict(),
+            "files": dict(report.digests),
+            "tensors_edited": list(report.edited),
+            "tensors_unchanged": list(report.unchanged),
+            "tensors_added": list(report.added),
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each layer edit, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return self.edit.to_frame()
 
 
 def save(
@@ -260,7 +285,7 @@ def save_checkpoint(
             edit.save(staging / EDIT_DIRECTORY)
             write_description(staging, describe(edit, report, verification))
         base.files.check()
-    return SaveResult(output, options.format, report, verification)
+    return SaveResult(output, options.format, report, verification, edit)
 
 
 def _name_base(edit: SpectralEdit, base: Base, report: WriteReport, *, force: bool) -> SpectralEdit:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.verification.reproduce_options import ReproduceOptions
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.argument("output", type=click.Path(path_type=Path))
 @options(reproduce=ReproduceOptions)
 @reported
+@json_option
 def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     """Repeat the run that MANIFEST tells of, and tell whether its result is the same.
 
@@ -68,13 +70,14 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
                 progress=saving_progress,
                 announce=console.print,
             )
-    result = compare_runs(recorded, directory, output)
-    _print_result(result, changes, output)
+    result = replace(compare_runs(recorded, directory, output), changed_circumstances=tuple(changes))
+    _print_result(result, output)
+    give_result("reproduce", result)
     if result.verdict == DIFFERENT:
         raise click.exceptions.Exit(1)
 
 
-def _print_result(result: Reproduction, changes: Sequence[str], output: Path) -> None:
+def _print_result(result: Reproduction, output: Path) -> None:
     """Prints the verdict, what differs, and what was different in the circumstances of the two runs."""
     from sea_export.cli.terminal import console, plain_table
 
@@ -92,7 +95,7 @@ def _print_result(result: Reproduction, changes: Sequence[str], output: Path) ->
     for label, lines in (
         ("Differs", result.changed_files),
         ("Differs, but only describes the run", result.changed_descriptions),
-        ("Changed since", changes),
+        ("Changed since", result.changed_circumstances),
         ("Problem", result.problems),
     ):
         for line in lines:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions, check_conversion
 from sea_export.options import ExportOptions, check_strength
@@ -19,6 +20,7 @@ from sea_export.options import ExportOptions, check_strength
 @click.option("--strength", type=float, help="s in I + s (M - I) for each EDIT, instead of the strength that it has.")
 @options(run=RunOptions, export=ExportOptions)
 @reported
+@json_option
 def command(
     edits: tuple[str, ...],
     output: Path,
@@ -72,3 +74,4 @@ def command(
             )
     print_saved(result, edit)
     print_next_steps(result.output, base)
+    give_result("save", result)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.json_output import asked_file, give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.model.run_options import RunOptions
@@ -20,6 +21,7 @@ from sea_export.tuning.tuning_options import TuneOptions
 @click.argument("output", type=click.Path(path_type=Path))
 @options(tune=TuneOptions, data=DemonstrationOptions, run=RunOptions, export=ExportOptions)
 @reported
+@json_option
 def command(
     model: str, output: Path, tune: TuneOptions, data: DemonstrationOptions, run: RunOptions, export: ExportOptions
 ) -> None:
@@ -84,7 +86,8 @@ def command(
         )
         tuning = replace(tuning, edit=with_examples(tuning.edit, opened, counting_progress))
         print_tuning(tuning, rows)
-        write_tuning(tuning, tune, output)
+        write_tuning(tuning, tune, None if asked_file() is not None else tune.record_file(output))
         result = bake(tuning, opened, output, export, progress=saving_progress, announce=console.print)
     print_saved(result, tuning.edit)
     print_next_steps(result.output, model)
+    give_result("tune", tuning)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import single_option
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions
 
@@ -19,6 +20,7 @@ from sea_export.model.run_options import RunOptions
 @single_option(RunOptions, "threads")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
 @reported
+@json_option
 def command(
     output: str,
     base: str | None,
@@ -56,5 +58,6 @@ def command(
     if verification.measured and directory.is_dir():
         with taking_turns(directory):
             write_manifest(directory, {**read_manifest(directory), "verification": verification.record()})
+    give_result("verify", verification)
     if not verification.passed:
         raise click.exceptions.Exit(1)

@@ -41,7 +41,7 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
     base = options.against
     sources = [one.partition("=")[2] for one in options.benchmarks]
     read = (model, base, options.edit, options.text, options.judge.judge, *sources)
-    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
+    check_destinations([options.plot, options.judge.judge_cache], read=read)
     models = [name for name in (model, base) if name is not None]
     for name in models:
         check_model_name(gguf_of_export(name), adapters=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
 from sea_export.evaluation.early_checks import check_evaluation, with_base_of_edit
@@ -14,8 +15,12 @@ from sea_export.evaluation.loaded_model import open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.run_time_edit import applied, edit_name, load_run_time_edit
 from sea_export.evaluation.suite import Suite
+from sea_export.files.frames import data_frame
 from sea_export.model.run_options import RunOptions
 from sea_export.text import dtype_name
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -42,7 +47,7 @@ class Evaluation:
     judging: Judging | None = None
     strength: float | None = None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON data."""
         judging = {} if self.judging is None else {"judging": self.judging.record()}
         return {
@@ -54,6 +59,27 @@ class Evaluation:
             "benchmarks": [report.record_with_answers() for report in self.reports],
             **judging,
         }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each metric of each benchmark, with its 95 % intervals, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return data_frame([row for report in self.reports for row in report.rows_of_metrics()])
+
+    def plot(self, file: Path | str) -> None:
+        """Draws the metrics; compared with a base, their differences to it.
+
+        Args:
+            file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
+
+        Raises:
+            InputError: matplotlib is missing, or the file cannot be written.
+        """
+        from sea_export.evaluation.plots import plot_reports
+
+        plot_reports(self.reports, Path(file))
 
 
 def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Progress = no_progress) -> Evaluation:

@@ -1,14 +1,14 @@
-"""The same prompts answered by two models, and the words in which the answers differ."""
+"""The same prompts answered by two models."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sea_export.evaluation.answer_pieces import Comparison, compare_answers
 from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.early_checks import check_comparison
 from sea_export.evaluation.evaluation_options import CompareOptions
@@ -16,38 +16,14 @@ from sea_export.evaluation.generation_options import template_values
 from sea_export.evaluation.loaded_model import LoadedModel, open_loaded_model
 from sea_export.evaluation.prompts import load_prompts
 from sea_export.evaluation.run_time_edit import applied, edit_name, is_edit, load_run_time_edit
+from sea_export.files.frames import data_frame
+from sea_export.files.writing import write_result
 from sea_export.model.run_options import RunOptions
 
-__all__ = [
-    "Comparison",
-    "ModelComparison",
-    "Piece",
-    "compare_answers",
-    "compare_models",
-]
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer."""
-
-    text: str
-    changed: bool
-    """Whether the other answer has other words there."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A prompt and its two answers, in pieces."""
-
-    prompt: str
-    base: tuple[Piece, ...]
-    edited: tuple[Piece, ...]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the two answers differ."""
-        return any(piece.changed for piece in (*self.base, *self.edited))
+__all__ = ["ModelComparison", "compare_models"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +39,50 @@ class ModelComparison:
     base: str
     edited: str
     answers: tuple[Comparison, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {
+            "base": self.base,
+            "edited": self.edited,
+            "answers": [
+                {
+                    "prompt": one.prompt,
+                    "differs": one.differs,
+                    "base": one.base_text,
+                    "edited": one.edited_text,
+                    "base_pieces": [asdict(piece) for piece in one.base],
+                    "edited_pieces": [asdict(piece) for piece in one.edited],
+                }
+                for one in self.answers
+            ],
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each prompt, with both answers, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        rows = [
+            {"prompt": one.prompt, "base": one.base_text, "edited": one.edited_text, "differs": one.differs}
+            for one in self.answers
+        ]
+        return data_frame(rows)
+
+    def save_page(self, file: Path | str) -> None:
+        """Writes a web page of one file, with the answers side by side.
+
+        Args:
+            file: where.
+
+        Raises:
+            InputError: it is not to be replaced.
+            OSError: it cannot be written.
+        """
+        from sea_export.evaluation.side_by_side_page import comparison_page
+
+        write_result(Path(file), comparison_page(self.base, self.edited, self.answers))
 
 
 def compare_models(
@@ -117,16 +137,3 @@ def compare_models(
             edited_name, after = loaded.name, answered(loaded, loaded.name)
     compared = tuple(compare_answers(*row) for row in zip(prompts, before, after, strict=True))
     return ModelComparison(base=base_name, edited=edited_name, answers=compared)
-
-
-def compare_answers(prompt: str, base: str, edited: str) -> Comparison:
-    """Finds the words in which two answers differ."""
-    words = [re.findall(r"\S+\s*", text) for text in (base, edited)]
-    bare = [[word.rstrip() for word in own] for own in words]
-    pieces: tuple[list[Piece], list[Piece]] = ([], [])
-    matcher = difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False)
-    for kind, *spans in matcher.get_opcodes():
-        for own, found, (start, end) in zip(words, pieces, (spans[:2], spans[2:]), strict=True):
-            if end > start:
-                found.append(Piece("".join(own[start:end]), changed=kind != "equal"))
-    return Comparison(prompt, tuple(pieces[0]), tuple(pieces[1]))
