@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.doctor.check_options import CheckOptions
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command("check")
-@click.argument("demonstrations")
-@click.argument("model", required=False)
+@click.argument("demonstrations", shell_complete=complete_files)
+@click.argument("model", required=False, shell_complete=complete_files)
 @options(check=CheckOptions, run=RunOptions)
 @reported
 @json_option

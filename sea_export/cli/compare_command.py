@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import CompareOptions
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@click.argument("base")
-@click.argument("output")
+@click.argument("base", shell_complete=complete_files)
+@click.argument("output", shell_complete=complete_files)
 @options(compare=CompareOptions, run=RunOptions)
 @reported
 @json_option

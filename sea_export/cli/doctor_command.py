@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_files)
 @options(doctor=DoctorOptions, data=DemonstrationOptions, fit=FitOptions, run=RunOptions)
 @reported
 @json_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import asked_file, give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import EvaluateOptions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_files)
 @options(evaluate=EvaluateOptions, run=RunOptions)
 @reported
 @json_option

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import cache_option, options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.preset_option import preset_option
 from sea_export.cli.reporting import reported
@@ -17,7 +18,7 @@ from sea_export.options import FitOptions
 
 
 @click.command("fit")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_files)
 @click.argument("edit", type=click.Path(path_type=Path))
 @preset_option
 @options(data=DemonstrationOptions, fit=FitOptions, effect=EffectOptions, run=RunOptions)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
@@ -15,7 +16,7 @@ from sea_export.model.run_options import RunOptions
 
 
 @click.command("inspect")
-@click.argument("edit")
+@click.argument("edit", shell_complete=complete_files)
 @options(inspect=InspectOptions, data=DemonstrationOptions, run=RunOptions)
 @reported
 @json_option
@@ -29,7 +30,7 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     from sea_export.cli.terminal import console
     from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture
-    from sea_export.evaluation.inspection import inspect_edit
+    from sea_export.evaluation.inspection import inspect as inspect_edit
     from sea_export.files.writing import check_destinations
 
     for picture in filter(None, (inspect.plot, inspect.plot_activations)):

@@ -7,7 +7,8 @@ import click
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reporting_options
 from sea_export.files.nearest_name import meant
-from sea_export.files.recipes import Recipes, read_recipes
+from sea_export.files.recipes import Recipes
+from sea_export.files.recipes import recipes as read_recipes
 
 __all__ = ["command"]
 

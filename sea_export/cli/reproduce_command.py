@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     exit status is 1.
     """
     from sea_export.cli.early_process import early_process
-    from sea_export.export.manifest import check_base, read_manifest
+    from sea_export.export.manifest import read_manifest
     from sea_export.model.run_options import RunOptions
     from sea_export.verification.recorded_run import RecordedRun
     from sea_export.verification.repeatable import check_repeatable, locate_base
@@ -49,28 +48,19 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
         from sea_export.cli.progress import fit_progress, loaded, saving_progress
         from sea_export.cli.terminal import console, waiting
         from sea_export.fitting.distributed import ALONE
-        from sea_export.saving import check_room_for, save_checkpoint
-        from sea_export.verification.repeat_run import changed_circumstances, fit_again, open_again
-        from sea_export.verification.reproduce import DIFFERENT, compare_runs
+        from sea_export.interface.repeating import repeat
+        from sea_export.verification.reproduce import DIFFERENT
 
         begin_computing(reproduce.threads or run.computation["threads"])
-        with open_again(run, location, reproduce, scratch=output.resolve().parent) as opened:
-            check_room_for(opened.base, output, export)
-            with waiting("Comparing the base with the manifest's"):
-                check_base(opened.base, run.base["files"])
-            changes = changed_circumstances(run, opened.device)
-            edit = fit_again(run, demonstrations, loaded(opened), lambda count: fit_progress(count, ALONE))
-            save_checkpoint(
-                edit,
-                opened.base,
-                output,
-                export,
-                model=opened.model,
-                process=process,
-                progress=saving_progress,
-                announce=console.print,
-            )
-    result = replace(compare_runs(recorded, directory, output), changed_circumstances=tuple(changes))
+        result = repeat(
+            *(manifest, output, reproduce, run, demonstrations, location),
+            process=process,
+            fit_progress=lambda count: fit_progress(count, ALONE),
+            progress=saving_progress,
+            waiting=waiting,
+            prepared=loaded,
+            announce=console.print,
+        )
     _print_result(result, output)
     give_result("reproduce", result)
     if result.verdict == DIFFERENT:

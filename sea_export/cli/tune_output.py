@@ -21,11 +21,11 @@ from sea_export.tuning.tuning_rows import TuningRows
 __all__ = ["print_trial", "print_tuning", "write_tuning"]
 
 
-def print_trial(result: TrialResult, metric: str, base: Metric) -> None:
+def print_trial(result: TrialResult, base: Metric) -> None:
     """Prints the line of a trial."""
     shown = f"cut short: {result.cut}"
     if result.value is not None:
-        shown = f"{metric} {_shown(result.value, base.unit)} (base {_shown(base.value, base.unit)})"
+        shown = f"{base.name} {_shown(result.value, base.unit)} (base {_shown(base.value, base.unit)})"
     if result.divergence is not None:
         shown += f", KL {result.divergence:.4f}"
     line = f"Trial {result.number}: {shown}: {_described(result)}"

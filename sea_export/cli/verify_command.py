@@ -7,14 +7,19 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import single_option
+from sea_export.cli.completion import complete_files
 from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions
 
 
 @click.command("verify")
-@click.argument("output")
-@click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
+@click.argument("output", shell_complete=complete_files)
+@click.option(
+    "--base",
+    help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.",
+    shell_complete=complete_files,
+)
 @click.option("--revision", help="Revision of the base on the Hub.")
 @single_option(RunOptions, "layerwise")
 @single_option(RunOptions, "threads")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
-from sea_export.evaluation.early_checks import check_evaluation, with_base_of_edit
+from sea_export.evaluation.benchmark import Measurement, Progress, named_progress, no_progress
+from sea_export.evaluation.early_checks import check_evaluation, check_sources, with_base_of_edit
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.judging import ChosenJudge, Judging
-from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.evaluation.loaded_model import LoadedModel, open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.run_time_edit import applied, edit_name, load_run_time_edit
 from sea_export.evaluation.suite import Suite
@@ -22,7 +22,9 @@ from sea_export.text import dtype_name
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Evaluation", "evaluate"]
+    from sea_export.edit.spectral_edit import SpectralEdit
+
+__all__ = ["Evaluation", "evaluate", "evaluate_in_memory"]
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,53 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
                 measurements, _ = suite.measure_base(loaded.model, loaded.tokenizer, own_progress)
             else:
                 measurements = suite.measure(loaded.model, loaded.tokenizer, reference, own_progress)
+    # Judged after the models, so that one model at a time is in memory.
+    reports, judging = _judged_reports(measurements, baseline, judge, options, progress)
+    return Evaluation(name, against, dtype, edit is not None, reports, judging, options.strength)
+
+
+def evaluate_in_memory(
+    loaded: LoadedModel,
+    edit: SpectralEdit | None,
+    options: EvaluateOptions,
+    run: RunOptions,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measures a base that is in memory, or what an edit changes of it.
+
+    Args:
+        loaded: the base.
+        edit: the edit, which is applied at run time; None to measure the base alone.
+        options: what is measured. They name no models.
+        run: how a judge is opened.
+        progress: shows the progress.
+
+    Raises:
+        InputError: a benchmark or a file is not usable, or the edit does not fit the base.
+    """
+    check_sources(options)
+    suite, judge = Suite.load(options), ChosenJudge.choose(options, run)
+    name, dtype = loaded.name, dtype_name(loaded.model.dtype)
+    base, reference = suite.measure_base(loaded.model, loaded.tokenizer, named_progress(progress, "base"))
+    if edit is None:
+        reports, judging = _judged_reports(base, None, judge, options, progress)
+        return Evaluation(name, None, dtype, False, reports, judging)
+    with applied(edit, loaded):
+        edited = suite.measure(loaded.model, loaded.tokenizer, reference, named_progress(progress, "edit"))
+    reports, judging = _judged_reports(edited, base, judge, options, progress)
+    return Evaluation(name, name, dtype, True, reports, judging)
+
+
+def _judged_reports(
+    measurements: list[Measurement],
+    baseline: list[Measurement] | None,
+    judge: ChosenJudge | None,
+    options: EvaluateOptions,
+    progress: Progress,
+) -> tuple[tuple[BenchmarkReport, ...], Judging | None]:
     judging = None
-    if judge is not None:  # after the models, so that one model at a time is in memory
+    if judge is not None:
         judged, judging = judge.measure([*(baseline or ()), *measurements], progress)
         measurements = judged[-len(measurements) :]
         baseline = baseline and judged[: -len(measurements)]
-    reports = make_reports(measurements, baseline, seed=options.seed)
-    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging, options.strength)
+    return tuple(make_reports(measurements, baseline, seed=options.seed)), judging

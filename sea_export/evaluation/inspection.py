@@ -16,7 +16,7 @@ from sea_export.files.frames import data_frame
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Inspection", "inspect_edit"]
+__all__ = ["Inspection", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Inspection:
         plot_edit(SpectralEdit.load(self.directory), Path(file))
 
 
-def inspect_edit(edit: str | Path) -> Inspection:
+def inspect(edit: str | Path) -> Inspection:
     """Reads what is told of an edit.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from sea_export.model.run_options import RunOptions
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["ModelComparison", "compare_models"]
+    from sea_export.edit.spectral_edit import SpectralEdit
+
+__all__ = ["ModelComparison", "compare_in_memory", "compare_models"]
 
 
 @dataclass(frozen=True)
@@ -105,35 +107,70 @@ def compare_models(
         InputError: a model, the prompts or the page is not usable.
     """
     check_comparison(base, edited, options, run)
-    prompts = list(options.own_prompts)
-    if options.prompts is not None or not prompts:
-        prompts += load_prompts(options.prompts)
-
-    def answered(loaded: LoadedModel, name: str) -> list[str]:
-        with waiting(f"{name} answers"):
-            found = answer_prompts(
-                loaded.model,
-                loaded.tokenizer,
-                prompts,
-                template=options.template,
-                template_values=template_values(options.chat_template_kwargs),
-                new_tokens=options.new_tokens,
-            )
-        return [answer.text for answer in found]
-
     if is_edit(edited):
-        edit, edited_name = (
-            load_run_time_edit(Path(edited), options.strength),
-            edit_name(Path(edited), options.strength),
+        edit = load_run_time_edit(Path(edited), options.strength)
+        with open_loaded_model(base, run) as loaded:
+            return compare_in_memory(loaded, edit, edit_name(Path(edited), options.strength), options, waiting)
+    prompts = _prompts(options)
+    with open_loaded_model(base, run) as loaded:
+        base_name, before = loaded.name, _answered(loaded, loaded.name, prompts, options, waiting)
+    with open_loaded_model(edited, run) as loaded:
+        edited_name, after = loaded.name, _answered(loaded, loaded.name, prompts, options, waiting)
+    return _compared(base_name, edited_name, prompts, before, after)
+
+
+def compare_in_memory(
+    loaded: LoadedModel,
+    edit: SpectralEdit,
+    name: str,
+    options: CompareOptions,
+    waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> ModelComparison:
+    """The same of a base that is in memory, with and without an edit.
+
+    Args:
+        loaded: the base.
+        edit: the edit, which is applied at run time.
+        name: what the edited model is called.
+        options: see `compare_models`.
+        waiting: see `compare_models`.
+
+    Raises:
+        InputError: the prompts are not usable, or the edit does not fit the base.
+    """
+    prompts = _prompts(options)
+    before = _answered(loaded, loaded.name, prompts, options, waiting)
+    with applied(edit, loaded):
+        after = _answered(loaded, name, prompts, options, waiting)
+    return _compared(loaded.name, name, prompts, before, after)
+
+
+def _prompts(options: CompareOptions) -> list[str]:
+    own = list(options.own_prompts)
+    return own if own and options.prompts is None else [*own, *load_prompts(options.prompts)]
+
+
+def _answered(
+    loaded: LoadedModel,
+    name: str,
+    prompts: Sequence[str],
+    options: CompareOptions,
+    waiting: Callable[[str], AbstractContextManager[object]],
+) -> list[str]:
+    with waiting(f"{name} answers"):
+        found = answer_prompts(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            template=options.template,
+            template_values=template_values(options.chat_template_kwargs),
+            new_tokens=options.new_tokens,
         )
-        with open_loaded_model(base, run) as loaded:
-            base_name, before = loaded.name, answered(loaded, loaded.name)
-            with applied(edit, loaded):
-                after = answered(loaded, edited_name)
-    else:
-        with open_loaded_model(base, run) as loaded:
-            base_name, before = loaded.name, answered(loaded, loaded.name)
-        with open_loaded_model(edited, run) as loaded:
-            edited_name, after = loaded.name, answered(loaded, loaded.name)
+    return [answer.text for answer in found]
+
+
+def _compared(
+    base: str, edited: str, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+) -> ModelComparison:
     compared = tuple(compare_answers(*row) for row in zip(prompts, before, after, strict=True))
-    return ModelComparison(base=base_name, edited=edited_name, answers=compared)
+    return ModelComparison(base=base, edited=edited, answers=compared)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["Recipe", "Recipes", "read_recipes"]
+__all__ = ["Recipe", "Recipes", "recipes"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Recipes:
         return {"recipes": [asdict(one) for one in self.recipes]}
 
 
-def read_recipes() -> Recipes:
+def recipes() -> Recipes:
     """All recipes."""
     folder = files("sea_export") / "data" / "recipes"
     found = sorted(folder.iterdir(), key=lambda file: file.name)
