@@ -49,6 +49,11 @@ class LoadedBase(OpenedModel):
         return self.base.name
 
     @property
+    def directory(self) -> Path:
+        """The directory of its checkpoint on this machine."""
+        return self.base.checkpoint.directory
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
         return self.base.tokenizer
