@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import CheckpointDifference, compare_checkpoints
-from sea_export.model.gguf_model import check_gguf_package
 
 if TYPE_CHECKING:
     from sea_export.model.gguf_diff import GgufDifference
@@ -29,7 +28,9 @@ def diff(a: str | Path, b: str | Path) -> CheckpointDifference | GgufDifference:
     first, second = Path(a), Path(b)
     if ".gguf" not in (first.suffix, second.suffix):
         return compare_checkpoints(Checkpoint.open(first), Checkpoint.open(second))
+    from sea_export.model.gguf_model import check_gguf_package  # with torch, which other checkpoints need not
+
     check_gguf_package(first)
-    from sea_export.model.gguf_diff import compare_gguf  # with torch, which other checkpoints need not
+    from sea_export.model.gguf_diff import compare_gguf
 
     return compare_gguf(first, second)
