@@ -53,9 +53,10 @@ def command(demonstrations: str, model: str | None, check: CheckOptions, run: Ru
 
 
 def _opened(model: str, run: RunOptions) -> AbstractContextManager[OpenedModel]:
-    from sea_export.cli.opening import opened_model
+    from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.model.location import locate_model
 
+    begin_computing(run.threads)
     return opened_model(locate_model(model, run.revision), run, Path("check"))
 
 

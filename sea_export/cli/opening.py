@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,8 +17,6 @@ from sea_export.model.threads import Threads, use_threads
 
 __all__ = ["begin_computing", "joined_job", "opened_model"]
 
-logger = logging.getLogger(__name__)
-
 
 def begin_computing(threads: int | None) -> Threads:
     """Sets up the libraries for a command: without messages of their own, and with as many threads as help.
@@ -28,18 +25,16 @@ def begin_computing(threads: int | None) -> Threads:
         threads: how many, if the user says it.
     """
     quiet_transformers()
-    chosen = use_threads(threads)
-    logger.debug("computing with %d threads: %s.", chosen.count, chosen.reason)
-    return chosen
+    return use_threads(threads)
 
 
 @contextmanager
 def opened_model(location: ModelLocation, run: RunOptions, output: Path) -> Iterator[OpenedModel]:
-    """A model, opened as its options say, from where `locate_model` has found it.
+    """A model, opened as its options say, from where `locate_model` has found it, after `begin_computing`.
 
     Hidden states that do not fit into memory are written beside `output`, into files without a name.
     """
-    begin_computing(run.threads)
+    quiet_transformers()
     with open_located(location, run, output.resolve().parent, waiting) as opened:
         yield opened
 

@@ -42,16 +42,19 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     demonstrations = run.demonstrations(reproduce.demonstrations)
     location = locate_base(run, reproduce)
 
-    with early_process(export, RunOptions(layerwise=run.computation["layerwise"])) as process:
+    computation = RunOptions(
+        layerwise=run.computation["layerwise"], threads=reproduce.threads or run.computation["threads"]
+    )
+    with early_process(export, computation) as process:
         # Nothing before this needs torch, which takes seconds to import.
-        from sea_export.cli.opening import begin_computing
         from sea_export.cli.progress import fit_progress, loaded, saving_progress
         from sea_export.cli.terminal import console, waiting
         from sea_export.fitting.distributed import ALONE
         from sea_export.interface.repeating import repeat
+        from sea_export.model.load_model import quiet_transformers
         from sea_export.verification.reproduce import DIFFERENT
 
-        begin_computing(reproduce.threads or run.computation["threads"])
+        quiet_transformers()
         result = repeat(
             *(manifest, output, reproduce, run, demonstrations, location),
             process=process,

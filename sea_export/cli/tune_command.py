@@ -53,7 +53,7 @@ def command(
     location = locate_model(model, run.revision)
 
     # Nothing before this needs torch, which takes seconds to import.
-    from sea_export.cli.opening import opened_model
+    from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.cli.printing import print_next_steps, print_saved
     from sea_export.cli.progress import counting_progress, saving_progress
     from sea_export.cli.terminal import console
@@ -69,6 +69,7 @@ def command(
         print_tuning(tuning, rows)
         write_tuning(tuning, tune, record)
 
+    begin_computing(run.threads)
     with opened_model(location, run, output) as opened:
         console.print(f"Trials are kept in {tune.storage}: the same command goes on from them.", soft_wrap=True)
         tuned = search_and_bake(
