@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,13 +70,32 @@ def test_settings_are_searched(tiny_checkpoint: Path, demonstrations: Any, tmp_p
     assert (tmp_path / "tuned" / "sea_export.json").exists()
 
 
+CHECKERS = {
+    "mypy": ("mypy", "--strict", "--follow-imports=silent", "--ignore-missing-imports", "--config-file="),
+    "pyright": ("pyright", "--level", "error"),
+}
+
+
+def checked(checker: str, file: Path) -> subprocess.CompletedProcess[str]:
+    """The strictest check of the types of a file, whose imports count and are not checked themselves."""
+    command = [sys.executable, "-m", *CHECKERS[checker], str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    return subprocess.run(command, cwd=file.parent, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
-def test_the_example_has_types() -> None:
-    options = ("--strict", "--follow-imports=silent", "--ignore-missing-imports", "--config-file=")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, str(EXAMPLE)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_the_example_has_types(checker: str, tmp_path: Path) -> None:
+    strict = "# pyright: strict\n" if checker == "pyright" else ""
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    text = strict + EXAMPLE.read_text(encoding="utf-8")
+    right.write_text(text, encoding="utf-8")
+    wrong.write_text(text.replace("threads=1", 'threads="one"'), encoding="utf-8")
+    done = checked(checker, right)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = checked(checker, wrong)
+    assert done.returncode == 1
+    assert "threads" in done.stdout
 
 
 def test_every_command_is_a_call() -> None:
