@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,18 +91,21 @@ def test_paths_are_left_to_the_shell(words: tuple[str, ...], program: dict[str, 
     assert completed(words, program).stdout.startswith("file,")
 
 
-def test_nobody_waits_for_it(program: dict[str, str]) -> None:
-    """The best of three, because the machine may be busy."""
-    for words in (("fit", "model", "edit", "--method", "s"), ("",)):
-        durations = []
-        for _ in range(3):
-            begin = time.monotonic()
-            completed(words, program)
-            durations.append(time.monotonic() - begin)
-        assert min(durations) < SECONDS
+def processor_seconds() -> float:
+    """What the processes that this one has started, and that have ended, took of the processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize("words", [("fit", "model", "edit", "--method", "s"), ("",)], ids=["values", "commands"])
+def test_nobody_waits_for_it(words: tuple[str, ...], program: dict[str, str]) -> None:
+    """The time of the processor is counted, because the machine may be busy with something else."""
+    before = processor_seconds()
+    completed(words, program)
+    assert processor_seconds() - before < SECONDS
 
 
 def test_it_imports_nothing_large(program: dict[str, str]) -> None:
     imported = completed(("fit", "model", "edit", "--method", "s"), program, sys.executable, "-X", "importtime").stderr
-    assert "sea_export.cli.fit_command" in imported
+    assert "sea_export.cli.click_options" in imported, "the command was imported"
     assert not [name for name in ("torch", "transformers", "numpy", "pandas") if f" {name}\n" in imported]

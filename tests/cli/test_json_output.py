@@ -154,9 +154,9 @@ def test_standard_output_is_only_json(places: dict[str, str]) -> None:
 
 def test_a_result_says_what_the_command_prints(places: dict[str, str]) -> None:
     found = validated(run("inspect", places["EDIT"], "--json", "-").stdout, "inspect")
-    loaded = SpectralEdit.load(places["EDIT"])
-    assert [(one["layer"], one["component"]) for one in found["layers"]] == list(loaded.targets)
-    assert found["layers"] == loaded.to_dict()["layers"]
+    targets = SpectralEdit.load(places["EDIT"]).targets
+    assert [(one["layer"], one["component"]) for one in found["layers"]] == list(targets)
+    assert found["layers"] == sea_export.inspect(places["EDIT"]).to_dict()["layers"]
     assert found["provenance"]["options"]["layers"] == "last:3"
 
 
