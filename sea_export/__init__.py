@@ -146,7 +146,7 @@ _MODULES = {
         "SavedAndPushed",
         "push",
     ),
-    "interface.examining": ("check",),
+    "interface.examining": ("check", "diagnose"),
     "interface.fitting_and_saving": ("fit_and_save",),
     "interface.loaded_base": (
         "LoadedBase",

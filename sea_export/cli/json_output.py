@@ -66,7 +66,7 @@ def json_option(command: _Command) -> _Command:
         with results_on_standard_error() if alone else nullcontext():
             return command(*arguments, **values)
 
-    return _json_option(run)
+    return _json_option(run)  # type: ignore[return-value]
 
 
 def give_result(schema: str, result: JsonResult) -> None:
