@@ -53,7 +53,6 @@ FORMATS = {
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
-
 GRADIENT_METHODS = ("gradient", "natural-gradient")
 """The methods whose statistics are of gradients, which have several forms."""
 
