@@ -31,7 +31,9 @@ def work(model: str, rows: Path, folder: Path) -> dict[str, object]:
     found["diagnose"] = diagnosis.to_frame()
 
     with sea_export.load(model, dtype="float32", device="cpu", threads=1) as base:
-        edit: sea_export.SpectralEdit = sea_export.fit(base.model, base.tokenizer, demonstrations, layers=[2, 3])
+        edit: sea_export.SpectralEdit = sea_export.fit(
+            *(base.model, base.tokenizer, demonstrations), layers=[2, 3], progress=progress
+        )
         found["fit"] = edit.to_frame()
         answers = sea_export.compare(base, edit, prompt="Who knows?", new_tokens=4, strength=0.5, progress=progress)
         answers.save_page(folder / "answers.html")
