@@ -10,11 +10,10 @@ from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration, LoadedDemonstrations
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.errors import InputError
 from sea_export.files.records import from_record
 from sea_export.fitting.fit_base import usable_by
-from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.model.architecture import context_length
+from sea_export.model.layer_list import layers_of_edit
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, FitOptions
 
@@ -62,9 +61,5 @@ def _targets(edit: SpectralEdit, layers: str | None) -> tuple[Target, ...]:
     targets = edit.targets
     if layers is None:
         return tuple(dict.fromkeys((targets[0], targets[len(targets) // 2], targets[-1])))
-    chosen = LayerChoice.parse(layers, targets[-1].layer + 1).candidates
-    found = tuple(target for target in targets if target.layer in chosen)
-    if not found:
-        edited = ", ".join(dict.fromkeys(str(target.layer) for target in targets))
-        raise InputError(f"--plot-layers: {layers} has no layer that the edit edits. Choose from {edited}.")
-    return found
+    chosen = layers_of_edit(targets, layers, "--plot-layers")
+    return tuple(target for target in targets if target.layer in chosen)
