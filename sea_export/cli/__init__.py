@@ -29,6 +29,7 @@ _COMMANDS = (
     "evaluate",
     "tune",
     "compare",
+    "chat",
     "push",
     "reproduce",
     "doctor",

@@ -11,7 +11,7 @@ from sea_export.demonstrations.chat_template import Message, conversation_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Conversation", "conversation_tokens"]
+__all__ = ["Conversation", "conversation_tokens", "uses_roles"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,17 @@ def conversation_tokens(
     Raises:
         InputError: the chat template of the tokenizer is missing or fails.
     """
-    if template == "auto":
-        template = "none" if getattr(tokenizer, "chat_template", None) is None else "chat"
-    if template == "chat":
+    if uses_roles(tokenizer, template):
         (text,) = conversation_texts(tokenizer, [conversation.messages(prompt)], template_values)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(conversation.text(prompt, template))["input_ids"])
+
+
+def uses_roles(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a conversation goes through the chat template of the tokenizer, and is not one text.
+
+    Args:
+        tokenizer: the tokenizer.
+        template: see `conversation_tokens`.
+    """
+    return template == "chat" or (template == "auto" and getattr(tokenizer, "chat_template", None) is not None)
