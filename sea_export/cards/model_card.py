@@ -181,7 +181,7 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
         return Markdown("The edit does not tell how it was fitted.")
     origin = demonstrations.get("origin")
     source = Markdown("") if origin is None else markdown(" of {}", origin["source"])
-    edit, capture = options["edit"], options["capture"]
+    edit, capture, kept = options["edit"], options["capture"], fit.get("kept_layers")
     if options.get("method", SPECTRAL) == SPECTRAL:
         own = {
             "kept": _amount(edit, "positive"),
@@ -198,7 +198,7 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
         if options.get("damping") is not None:
             own["damping"] = f"{options['damping']:.6g}"
     settings = {
-        "layers": options["layers"],
+        "layers": options["layers"] + (f", of which only {_ranges(kept)} are edited" if kept else ""),
         "target": options["target"],
         **own,
         "centring": options["center"],

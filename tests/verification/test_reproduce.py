@@ -151,8 +151,9 @@ def test_an_edit_that_was_reduced_to_some_layers(kept: str, tiny_checkpoint: Pat
     done("save", *edits, output, "--strength", 0.4, "--layers", kept, "--base", tiny_checkpoint, "--no-verify")
     edit = SpectralEdit.load(output)
     assert {target.layer for target in edit.targets} == {int(kept)}
+    assert f"only {kept} " in (output / "README.md").read_text(encoding="utf-8")
     assert len(edit.layers[edit.targets[0]]) == (2 if kept == "3" else 1)
-    result = repeat(output, tmp_path / "again", tiny_checkpoint, pairs, pairs)
+    result = repeat(output, tmp_path / "again", tiny_checkpoint, pairs, "--demonstrations", pairs)
     assert "byte-identical" in result.output, result.output
     refused = run("save", *edits, tmp_path / "other", "--layers", "0", "--base", tiny_checkpoint)
     assert refused.exit_code == 2
