@@ -145,7 +145,7 @@ class ChatSession:
 
     def _take(self, prompt: str, earlier: tuple[Turn, ...], watch: Watch) -> Turn | None:
         if not is_text(prompt):
-            raise InputError("the prompt: it is no text. Write it in UTF-8.")
+            raise InputError("the prompt: it is empty, or not UTF-8 text. Write something else.")
         setting = self.setting
         asked = self._tokens(Conversation(self.system, tuple((one.prompt, one.base.text) for one in earlier)), prompt)
         if self._base_answer is None or self._base_answer[0] != asked:

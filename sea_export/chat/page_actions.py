@@ -12,7 +12,7 @@ from sea_export.errors import InputError
 from sea_export.evaluation.answering import Answer
 from sea_export.evaluation.side_by_side import Piece, compare_answers
 from sea_export.files.typed import type_problem
-from sea_export.text import visible
+from sea_export.text import ranges_text, visible
 
 __all__ = ["ACTIONS", "Tell", "page_state"]
 
@@ -49,7 +49,7 @@ def page_state(session: ChatSession) -> dict[str, Any]:
         "own_strength": setting.own_strength,
         "has_dial": setting.fitted.has_a_dial,
         "has_roles": session.has_roles,
-        "edited_layers": list(dict.fromkeys(target.layer for target in setting.fitted.targets)),
+        "edited_layers": ranges_text(target.layer for target in setting.fitted.targets),
         "strength": setting.strength,
         "layers": setting.layers,
         "system": session.system,
@@ -59,11 +59,11 @@ def page_state(session: ChatSession) -> dict[str, Any]:
 
 def _ask(session: ChatSession, request: Mapping[str, Any], tell: Tell) -> None:
     prompt = _checked(request, _Question)["prompt"]
-    _tell_turn(session.ask(prompt, _watch(tell)), session, tell)
+    _tell_turn(session.ask(prompt, _watch(tell)), tell)
 
 
 def _ask_again(session: ChatSession, request: Mapping[str, Any], tell: Tell) -> None:
-    _tell_turn(session.ask_again(_watch(tell)), session, tell)
+    _tell_turn(session.ask_again(_watch(tell)), tell)
 
 
 def _reset(session: ChatSession, request: Mapping[str, Any], tell: Tell) -> None:
@@ -122,7 +122,7 @@ def _watch(tell: Tell) -> Watch:
     return lambda side, text: tell({"side": side, "text": visible(text)})
 
 
-def _tell_turn(turn: Turn | None, session: ChatSession, tell: Tell) -> None:
+def _tell_turn(turn: Turn | None, tell: Tell) -> None:
     tell({"stopped": True} if turn is None else {"turn": _turn(turn)})
 
 

@@ -11,6 +11,7 @@ from sea_export.cli.chat_answers import show_answers
 from sea_export.cli.terminal import console, waiting
 from sea_export.errors import InputError
 from sea_export.files.nearest_name import meant
+from sea_export.text import ranges_text
 
 __all__ = ["COMMANDS", "ChatCommand", "take_line"]
 
@@ -78,7 +79,7 @@ def _number(argument: str) -> float | None:
 def _layers(session: ChatSession, argument: str) -> None:
     if argument:
         session.setting = session.setting.in_layers(argument)
-    edited = ", ".join(dict.fromkeys(str(target.layer) for target in session.setting.edit.targets))
+    edited = ranges_text(target.layer for target in session.setting.edit.targets)
     console.print(f"The edit is applied in layers {edited}.")
 
 

@@ -246,7 +246,7 @@ def test_asking_and_moving_the_strength(page: PageServer, session: ChatSession) 
     state = json.loads(request(page, "GET", "state").content)
     assert state["turns"] == [again]
     assert state["strength"] == 3
-    assert state["edited_layers"] == [1, 2, 3]
+    assert state["edited_layers"] == "1-3"
     assert act(page, "again", strength=0)[-1]["turn"]["edited"] == again["base"]
     part = act(page, "again", strength=3, layers="last:1")[-1]["turn"]
     assert text_of(part["edited"]) != text_of(again["edited"])

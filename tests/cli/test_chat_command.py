@@ -81,7 +81,7 @@ def test_lines_in_lines_out(chat: Callable[..., Result]) -> None:
 
 def test_commands_tell_what_holds(chat: Callable[..., Result]) -> None:
     result = chat("/strength", "/strength 0.6", "/layers last:2", "/system Be brief.", "/help")
-    assert_names(result.stdout, "strength 0.6", "layers last:2", "2, 3", "Be brief.")
+    assert_names(result.stdout, "strength 0.6", "layers 2-3", "Be brief.")
     assert all(name in result.stdout for name in ("/strength [S]", "/save OUTPUT", "/quit"))
 
 

@@ -282,7 +282,7 @@ async function begin() {
   element("no-roles").hidden = state.has_roles;
   element("system").value = state.system;
   element("layers").value = state.layers === null ? "" : state.layers;
-  element("layers-hint").textContent = `It edits ${state.edited_layers.join(", ")}. Such as last:3 or 10-20.`;
+  element("layers-hint").textContent = `The edit is in ${state.edited_layers}. Write a list such as 10-20,25, or last:3.`;
   const now = strength === null ? ownStrength : strength;
   element("strength").max = Math.max(2, Math.ceil(2 * (now === null ? 1 : now)));
   showStrength(now === null ? 1 : now);
