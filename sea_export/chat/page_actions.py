@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 from sea_export.chat.chat_session import ChatSession, Turn, Watch
 from sea_export.chat.page_requests import Refused
 from sea_export.errors import InputError
-from sea_export.evaluation.answering import Answer
 from sea_export.evaluation.side_by_side import Piece, compare_answers
 from sea_export.files.typed import type_problem
 from sea_export.text import ranges_text, visible
@@ -127,15 +126,15 @@ def _tell_turn(turn: Turn | None, tell: Tell) -> None:
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
-    compared = compare_answers(turn.prompt, turn.base.text, turn.edited.text)
+    compared = compare_answers(turn.prompt, turn.base.text, turn.edited.text, turn.base.marks, turn.edited.marks)
     return {
         "prompt": visible(turn.prompt),
         "setting": turn.setting,
-        "base": _answer(turn.base, compared.base),
-        "edited": _answer(turn.edited, compared.edited),
+        "base": _answer(compared.base, compared.base_marks),
+        "edited": _answer(compared.edited, compared.edited_marks),
     }
 
 
-def _answer(answer: Answer, pieces: tuple[Piece, ...]) -> dict[str, Any]:
+def _answer(pieces: tuple[Piece, ...], marks: tuple[str, ...]) -> dict[str, Any]:
     shown = [{"text": visible(piece.text), "changed": piece.changed} for piece in pieces]
-    return {"pieces": shown, "marks": list(answer.marks)}
+    return {"pieces": shown, "marks": list(marks)}

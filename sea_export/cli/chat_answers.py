@@ -15,7 +15,6 @@ from sea_export.chat.chat_session import ChatSession, Turn, Watch
 from sea_export.cli.marked_pieces import marked
 from sea_export.cli.stopping import first_interrupt_kept
 from sea_export.cli.terminal import console, plain_table
-from sea_export.evaluation.answering import Answer
 from sea_export.evaluation.side_by_side import compare_answers
 from sea_export.text import visible
 
@@ -47,24 +46,15 @@ def show_answers(session: ChatSession, ask: Callable[[Watch], Turn | None]) -> N
     if turn is None:
         console.print("Stopped. The prompt and its answers are not kept.")
     elif console.is_terminal:
-        compared = compare_answers(turn.prompt, turn.base.text, turn.edited.text)
-        console.print(
-            _beside_or_below(
-                names,
-                _with_marks(marked(compared.base, "red", "", ""), turn.base),
-                _with_marks(marked(compared.edited, "green", "", ""), turn.edited),
-            )
-        )
+        compared = compare_answers(turn.prompt, turn.base.text, turn.edited.text, turn.base.marks, turn.edited.marks)
+        base = marked(compared.base, compared.base_marks, "red", "", "")
+        edited = marked(compared.edited, compared.edited_marks, "green", "", "")
+        console.print(_beside_or_below(names, base, edited))
     else:
         for label, answer in (("base", turn.base), ("edited", turn.edited)):
-            text = _with_marks(Text(visible(answer.text)), answer).plain.replace("\n", "\n  ")
-            console.print(f"{label}: {text}", soft_wrap=True)
-
-
-def _with_marks(text: Text, answer: Answer) -> Text:
-    for mark in answer.marks:
-        text.append(f" [{mark}]", style="yellow")
-    return text
+            text = visible(answer.text).replace("\n", "\n  ")
+            marks = "".join(f" [{mark}]" for mark in answer.marks)
+            console.print(f"{label}: {text}{marks}", soft_wrap=True)
 
 
 @contextmanager

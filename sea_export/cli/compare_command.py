@@ -54,6 +54,12 @@ def _print_comparison(comparison: ModelComparison) -> None:
 
     table = plain_table("prompt", comparison.base, comparison.edited, show_lines=True)
     for one in comparison.answers:
-        table.add_row(one.prompt, marked(one.base, "red", "[-", "-]"), marked(one.edited, "green", "{+", "+}"))
+        table.add_row(
+            one.prompt,
+            marked(one.base, one.base_marks, "red", "[-", "-]"),
+            marked(one.edited, one.edited_marks, "green", "{+", "+}"),
+        )
     console.print(table)
     console.print(f"{sum(one.differs for one in comparison.answers)} of {len(comparison.answers)} answers differ.")
+    if others := sum(not one.alike for one in comparison.answers):
+        console.print(f"{others} of them have fewer than half of their words in common, and no words are marked there.")

@@ -37,7 +37,7 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     from sea_export.cli.terminal import console
     from sea_export.errors import SeaExportError
     from sea_export.evaluation.evaluate import evaluate as evaluate_model
-    from sea_export.evaluation.plots import plot_reports
+    from sea_export.evaluation.report_plot import plot_reports
     from sea_export.files.writing import json_text, write_result
 
     begin_computing(run.threads)

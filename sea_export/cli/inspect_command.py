@@ -56,8 +56,8 @@ def _plot_activations(
 
     from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.evaluation.activation_plot import plot_activations
     from sea_export.evaluation.edited_activations import edited_activations
-    from sea_export.evaluation.plots import plot_activations
 
     loaded = SpectralEdit.load(directory)
     begin_computing(run.threads)
@@ -70,7 +70,7 @@ def _plot_activations(
 def _plot_edit(directory: Path, picture: Path) -> None:
     from sea_export.cli.terminal import console
     from sea_export.edit.spectral_edit import SpectralEdit
-    from sea_export.evaluation.plots import plot_edit
+    from sea_export.evaluation.edit_plot import plot_edit
 
     plot_edit(SpectralEdit.load(directory), picture)
     console.print(f"Saved the picture to {picture}.")

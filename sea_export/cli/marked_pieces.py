@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["marked"]
 
 
-def marked(pieces: Iterable[Piece], color: str, before: str, after: str) -> Text:
+def marked(pieces: Iterable[Piece], marks: Iterable[str], color: str, before: str, after: str) -> Text:
     """An answer whose own words are underlined and coloured on a terminal, and in brackets elsewhere.
 
     Args:
         pieces: those of the answer.
+        marks: what is told of the answer, such as `loops`.
         color: the colour of its own words.
         before: what stands before its own words where there is no terminal.
         after: what stands behind them there.
@@ -35,4 +36,6 @@ def marked(pieces: Iterable[Piece], color: str, before: str, after: str) -> Text
         else:
             words = shown.rstrip()
             text.append(f"{before}{words}{after}{shown[len(words) :]}")
+    for mark in marks:
+        text.append(f" [{mark}]", style="yellow")
     return text

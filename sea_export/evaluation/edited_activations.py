@@ -19,6 +19,8 @@ from sea_export.options import CaptureOptions, FitOptions
 
 __all__ = ["edited_activations"]
 
+_SHOWN_TARGETS = 3
+
 
 def edited_activations(
     edit: SpectralEdit, opened: OpenedModel, demonstrations: Sequence[Demonstration], layers: str | None
@@ -31,7 +33,7 @@ def edited_activations(
         edit: the edit.
         opened: the model that it was fitted on.
         demonstrations: those to capture.
-        layers: which layers, such as `18,29`; None for the first, the middle and the last edited target.
+        layers: which layers, such as `18,29`; None for the three targets that the edit changes most.
 
     Raises:
         InputError: the edit edits none of the layers, or is an edit of another model.
@@ -57,9 +59,10 @@ def edited_activations(
 
 
 def _targets(edit: SpectralEdit, layers: str | None) -> tuple[Target, ...]:
-    """The targets to draw: of some layers, or the first, the middle and the last edited one."""
+    """The targets to draw: of some layers, or the three whose relative change is the largest."""
     targets = edit.targets
     if layers is None:
-        return tuple(dict.fromkeys((targets[0], targets[len(targets) // 2], targets[-1])))
+        changes = {target: max(one.relative_change for one in edit.layers[target]) for target in targets}
+        return tuple(sorted(sorted(targets, key=changes.__getitem__, reverse=True)[:_SHOWN_TARGETS]))
     chosen = layers_of_edit(targets, layers, "--plot-layers")
     return tuple(target for target in targets if target.layer in chosen)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from sea_export.evaluation.answering import answer_prompts
+from sea_export.evaluation.answering import Answer, answer_prompts
 from sea_export.evaluation.early_checks import check_comparison
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
@@ -26,6 +26,8 @@ __all__ = [
     "compare_models",
 ]
 
+_LEAST_IN_COMMON = 0.5
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -38,16 +40,26 @@ class Piece:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A prompt and its two answers, in pieces."""
+    """A prompt and its two answers, in pieces.
+
+    Attributes:
+        prompt: the prompt.
+        base: the answer of the base.
+        edited: the answer of the edited model.
+        differs: whether the two have different words.
+        alike: whether they have at least half of their words in common. Of other answers no piece is marked as
+            changed, because nearly all of them would be.
+        base_marks: see `sea_export.evaluation.answering.Answer.marks`.
+        edited_marks: the same of the other answer.
+    """
 
     prompt: str
     base: tuple[Piece, ...]
     edited: tuple[Piece, ...]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the two answers differ."""
-        return any(piece.changed for piece in (*self.base, *self.edited))
+    differs: bool
+    alike: bool
+    base_marks: tuple[str, ...] = ()
+    edited_marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,9 @@ def compare_models(
     if options.prompts is not None or not prompts:
         prompts += load_prompts(options.prompts)
 
-    def answered(loaded: LoadedModel, name: str) -> list[str]:
+    def answered(loaded: LoadedModel, name: str) -> list[Answer]:
         with waiting(f"{name} answers"):
-            found = answer_prompts(
+            return answer_prompts(
                 loaded.model,
                 loaded.tokenizer,
                 prompts,
@@ -99,7 +111,6 @@ def compare_models(
                 template_values=template_values(options.chat_template_kwargs),
                 new_tokens=options.new_tokens,
             )
-        return [answer.text for answer in found]
 
     if is_edit(edited):
         edit, edited_name = (
@@ -115,18 +126,49 @@ def compare_models(
             base_name, before = loaded.name, answered(loaded, loaded.name)
         with open_loaded_model(edited, run) as loaded:
             edited_name, after = loaded.name, answered(loaded, loaded.name)
-    compared = tuple(compare_answers(*row) for row in zip(prompts, before, after, strict=True))
+    compared = tuple(
+        compare_answers(prompt, one.text, other.text, one.marks, other.marks)
+        for prompt, one, other in zip(prompts, before, after, strict=True)
+    )
     return ModelComparison(base=base_name, edited=edited_name, answers=compared)
 
 
-def compare_answers(prompt: str, base: str, edited: str) -> Comparison:
-    """Finds the words in which two answers differ."""
+def compare_answers(
+    prompt: str,
+    base: str,
+    edited: str,
+    base_marks: tuple[str, ...] = (),
+    edited_marks: tuple[str, ...] = (),
+) -> Comparison:
+    """Finds the words in which two answers differ. Words of the same letters are equal, whatever their case and marks.
+
+    Args:
+        prompt: what was asked.
+        base: the answer of the base.
+        edited: the answer of the edited model.
+        base_marks: see `sea_export.evaluation.answering.Answer.marks`.
+        edited_marks: the same of the other answer.
+    """
     words = [re.findall(r"\S+\s*", text) for text in (base, edited)]
     bare = [[word.rstrip() for word in own] for own in words]
+    matcher = difflib.SequenceMatcher(None, *([_core(word) for word in own] for own in bare), autojunk=False)
+    alike = matcher.ratio() >= _LEAST_IN_COMMON
     pieces: tuple[list[Piece], list[Piece]] = ([], [])
-    matcher = difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False)
     for kind, *spans in matcher.get_opcodes():
         for own, found, (start, end) in zip(words, pieces, (spans[:2], spans[2:]), strict=True):
             if end > start:
-                found.append(Piece("".join(own[start:end]), changed=kind != "equal"))
-    return Comparison(prompt, tuple(pieces[0]), tuple(pieces[1]))
+                found.append(Piece("".join(own[start:end]), changed=alike and kind != "equal"))
+    return Comparison(
+        prompt,
+        tuple(pieces[0]),
+        tuple(pieces[1]),
+        differs=bare[0] != bare[1],
+        alike=alike,
+        base_marks=base_marks,
+        edited_marks=edited_marks,
+    )
+
+
+def _core(word: str) -> str:
+    """A word without its case and the marks at its ends; the word itself if it has nothing else."""
+    return re.sub(r"^\W+|\W+$", "", word).casefold() or word
