@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from transformers import PreTrainedModel
 
 import sea_export
-from sea_export.cli import main
+from sea_export.cli import main, stopping
 from sea_export.cli.stopping import Stopped, first_interrupt_kept, stoppable
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.files.digests import file_digests
@@ -57,7 +57,8 @@ def chat(edit: Path, tiny_checkpoint: Path) -> Callable[..., Result]:
 def answers(result: Result) -> list[str]:
     """What was answered, base and edited in turn."""
     assert result.exit_code == 0, result.output
-    return [line for line in result.stdout.splitlines() if line.startswith(("base: ", "edited: "))]
+    lines = re.findall(r"^\S.*(?:\n  .*)*", result.stdout, re.MULTILINE)  # an answer's own lines are indented
+    return [line for line in lines if line.startswith(("base: ", "edited: "))]
 
 
 def test_lines_in_lines_out(chat: Callable[..., Result]) -> None:
@@ -182,7 +183,7 @@ class Terminal:
         self.screen = ""
         os.write(self._main, keys.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 90) -> str:
+    def wait_for(self, pattern: str, seconds: float = 60) -> str:
         """All that was printed since the last keys, once it has the pattern."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.screen):
@@ -192,7 +193,7 @@ class Terminal:
                 read = os.read(self._main, 65536).decode(errors="replace")
             except OSError as error:
                 raise AssertionError(f"{pattern} has not come: {self.screen}") from error
-            self.screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read)
+            self.screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x08", "", read)  # without what moves the cursor
         return self.screen
 
     def ended(self) -> int:
@@ -225,21 +226,27 @@ def at_terminal(edit: Path, tiny_checkpoint: Path) -> Iterator[Callable[..., Ter
         one.close()
 
 
+READY = r"[\r\n]>\s*$"
+"""The end of the screen when a line can be written."""
+
+
+@pytest.mark.slow
 def test_a_chat_at_a_terminal(
     at_terminal: Callable[..., Terminal], tmp_path: Path, edit: Path, tiny_checkpoint: Path
 ) -> None:
     terminal = at_terminal("--new-tokens", 6)
-    assert_names(terminal.wait_for("> "), tiny_checkpoint.name, edit.name)
+    assert_names(terminal.wait_for(READY), tiny_checkpoint.name, edit.name)
     terminal.send(f"{PROMPT}\r")
-    table = terminal.wait_for(r"cut off(.|\s)*cut off(.|\s)*> ")
+    table = terminal.wait_for(f"\u2514(.|\\s)*{READY}")
     heading = next(line for line in table.splitlines() if tiny_checkpoint.name in line and edit.name in line)
     assert heading.index(tiny_checkpoint.name) < heading.index(edit.name), "side by side"
+    assert "cut off" in table
     terminal.send("/strenght 0.6\r")
-    assert_names(terminal.wait_for(r"Error: (.|\s)*> "), "/strenght", "/strength")
+    assert_names(terminal.wait_for(f"Error: (.|\\s)*{READY}"), "/strenght", "/strength")
     terminal.send("/strength 0.6\r")
-    assert_names(terminal.wait_for(r"The edit(.|\s)*> "), "strength 0.6")
+    assert_names(terminal.wait_for(f"The edit has(.|\\s)*{READY}"), "strength 0.6")
     terminal.send(f"/save {tmp_path / 'tried'}\r")
-    assert_names(terminal.wait_for(r"SHA-256(.|\s)*> "), "model.safetensors")
+    assert_names(terminal.wait_for(f"SHA-256(.|\\s)*{READY}"), "model.safetensors")
     sea_export.save(SpectralEdit.load(edit).with_strength(0.6), tiny_checkpoint, tmp_path / "baked")
     assert file_digests(tmp_path / "tried") == file_digests(tmp_path / "baked")
     terminal.send("/quit\r")
@@ -249,18 +256,17 @@ def test_a_chat_at_a_terminal(
 def test_interrupts(at_terminal: Callable[..., Terminal]) -> None:
     """The first stops an answer. At the prompt it empties a line that has begun, and leaves where there is none."""
     terminal = at_terminal("--new-tokens", 100_000, width=60)
-    terminal.wait_for("> ")
+    terminal.wait_for(READY)
     terminal.send(f"{PROMPT}\r")
-    terminal.wait_for("strength(.|\\s)*strength")
+    terminal.wait_for("\u2514")
     terminal.send("\x03")
-    terminal.wait_for(r"Stopped\.(.|\s)*> ")
+    terminal.wait_for(f"Stopped(.|\\s)*{READY}")
     terminal.send("/quit")
     terminal.wait_for("/quit")
     terminal.send("\x03")
     time.sleep(0.5)
     terminal.send("/strength\r")
-    assert_names(terminal.wait_for("The edit has"), "strength")
-    terminal.wait_for("> ")
+    terminal.wait_for(f"The edit has strength(.|\\s)*{READY}")
     terminal.send("\x03")
     assert terminal.ended() == 0
     assert "Traceback" not in terminal.screen
@@ -276,7 +282,8 @@ def test_the_page_ends_quietly(edit: Path, tiny_checkpoint: Path, at_terminal: C
     assert terminal.screen.strip() in ("", "^C")
 
 
-def test_a_second_interrupt_does_what_it_did() -> None:
+def test_a_second_interrupt_does_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_IMPATIENCE_SECONDS", 0)
     with stoppable():
         with first_interrupt_kept() as came:
             assert not came()
