@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -107,8 +107,9 @@ def _draw(axis: Axes, positions: _Positions, *, named: bool) -> None:
     for row, (name, values, marker, color) in enumerate(kinds):
         shown = values.numpy()
         heights = row + generator.uniform(-_HEIGHT, _HEIGHT, len(shown))
-        hollow = {"facecolor": "none", "edgecolor": color} if "edited" in name else {"color": color}
-        axis.scatter(shown, heights, s=12, marker=marker, alpha=0.45, linewidths=0.8, label=name, **hollow)
+        inside = "none" if "edited" in name else color
+        look: dict[str, Any] = {"marker": marker, "edgecolors": color, "facecolors": inside, "linewidths": 0.8}
+        axis.scatter(shown, heights, s=12, alpha=0.45, label=name, **look)
         mean = float(shown.mean())
         axis.plot([mean, mean], [row - 0.42, row + 0.42], color="black", linewidth=2)
         ends += [*np.percentile(shown, [_FEWEST, _MOST]), mean]

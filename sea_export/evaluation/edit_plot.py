@@ -79,7 +79,7 @@ def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]
     from matplotlib.colors import LogNorm
 
     rows = [_shares(layer, kind)[:_SHOWN_VALUES] for layer in layers]
-    width = max(1, *(np.count_nonzero(row > _SMALLEST_SHARE) for row in rows))
+    width = max(1, *(int(np.count_nonzero(row > _SMALLEST_SHARE)) for row in rows))
     shares = np.full((len(layers), width), np.nan)
     for row, shown in enumerate(rows):
         shares[row, : len(shown)] = np.maximum(shown[:width], _SMALLEST_SHARE)

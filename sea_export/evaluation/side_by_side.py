@@ -151,7 +151,8 @@ def compare_answers(
     """
     words = [re.findall(r"\S+\s*", text) for text in (base, edited)]
     bare = [[word.rstrip() for word in own] for own in words]
-    matcher = difflib.SequenceMatcher(None, *([_core(word) for word in own] for own in bare), autojunk=False)
+    cores = [[_core(word) for word in own] for own in bare]
+    matcher = difflib.SequenceMatcher(None, cores[0], cores[1], autojunk=False)
     alike = matcher.ratio() >= _LEAST_IN_COMMON
     pieces: tuple[list[Piece], list[Piece]] = ([], [])
     for kind, *spans in matcher.get_opcodes():

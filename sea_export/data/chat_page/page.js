@@ -301,7 +301,8 @@ async function begin() {
   asked = state.turns.length;
   element("empty").hidden = asked > 0;
   element("more").open = window.matchMedia("(min-width: 52rem)").matches;
-  element("prompt").focus();
+  element("prompt").focus({ preventScroll: true });
+  element("turns").lastElementChild?.scrollIntoView({ block: "end" });
 }
 
 begin();
