@@ -62,18 +62,17 @@ def save_setting(setting: EditSetting, source: ChatSource, output: Path, format:
 
 
 def _command(setting: EditSetting, source: ChatSource, output: Path, format: str, run: RunOptions) -> str:
-    given: dict[str, object] = {
-        "--base": source.base,
-        "--strength": setting.strength,
-        "--layers": setting.layers,
-        "--format": None if format == ExportOptions.format else format,
-        "--revision": run.revision,
-        "--dtype": None if run.dtype == RunOptions.dtype else run.dtype,
-        "--dequantize": True if run.dequantize else None,
-        "--trust-remote-code": True if run.trust_remote_code else None,
+    given: dict[str, tuple[object, object]] = {
+        "--base": (source.base, None),
+        "--strength": (setting.strength, None),
+        "--layers": (setting.layers, None),
+        "--format": (format, ExportOptions.format),
+        "--revision": (run.revision, RunOptions.revision),
+        "--dtype": (run.dtype, RunOptions.dtype),
     }
     words = ["sea-export", "save", source.place, str(output)]
-    for option, value in given.items():
-        if value is not None:
-            words += [option] if value is True else [option, str(value)]
+    for option, (value, default) in given.items():
+        words += [] if value == default else [option, str(value)]
+    switches = {"--dequantize": run.dequantize, "--trust-remote-code": run.trust_remote_code}
+    words += [option for option, given_too in switches.items() if given_too]
     return " ".join(map(shlex.quote, words))

@@ -63,11 +63,13 @@ def plot_activations(activations: Mapping[Target, Activations], edit: SpectralEd
         _draw(axis, positions, named=axis in grid[:, 0])
         before, after = (_nearer_positive(one) for one in (positions.negative, positions.negative_edited))
         axis.set_title(
-            f"layer {target.layer}, {target.component}\nnegative ones nearer the positive: {before:.0%} before, "
-            f"{after:.0%} after",
+            f"layer {target.layer}, {target.component}\nnegative nearer the positive: {before:.0%}, edited {after:.0%}",
             fontsize=10,
         )
-    figure.supxlabel("0: mean of the negative activations of the base, 1: mean of the positive ones", fontsize=9)
+    figure.supxlabel(
+        "0: mean of the negative activations of the base; 1: of the positive ones; thick lines: means; dashed: the middle",
+        fontsize=9,
+    )
     save_figure(figure, file)
 
 

@@ -111,7 +111,8 @@ def _draw_ranks(axis: Axes, layers: Sequence[LayerEdit]) -> None:
         ranks = [getattr(layer, kind).shape[1] for layer in layers]
         axis.bar(positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
     axis.set(title="Rank of the edit", ylabel="directions")
-    _legend_above(axis, columns=2)
+    axis.locator_params(axis="y", integer=True)
+    _legend_above(axis, lines=1)
 
 
 def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]) -> None:
@@ -129,14 +130,12 @@ def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[s
             )
     most = max(max(layer.positive_values.numel(), layer.negative_values.numel(), 1) for layer in layers)
     axis.set(title="Explained variance", xlabel="directions", ylabel="% of Σ σ²", xscale="log", xlim=(1, most))
-    _legend_above(axis, columns=4)
+    _legend_above(axis, lines=2)
     axis.grid(alpha=0.3)
     plain(axis)
 
 
-def _legend_above(axis: Axes, columns: int) -> None:
+def _legend_above(axis: Axes, lines: int) -> None:
     """A legend between the title and the frame, where it covers nothing."""
-    axis.set_title(axis.get_title(), pad=22)
-    axis.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2, ncols=columns, frameon=False, fontsize=8
-    )
+    axis.set_title(axis.get_title(), pad=8 + 14 * lines)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2, ncols=2, frameon=False, fontsize=8)

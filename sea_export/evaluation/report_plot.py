@@ -26,8 +26,8 @@ __all__ = ["plot_reports"]
 
 # verdict -> how a difference is drawn, and what the legend says
 _LOOKS = {
-    "better": ("^", BLUE, "better than the base"),
-    "worse": ("v", VERMILION, "worse than the base"),
+    "better": ("^", BLUE, "better"),
+    "worse": ("v", VERMILION, "worse"),
     "no measurable gain": ("o", GREY, "no measurable difference"),
     "": ("s", "black", "neither better nor worse"),
 }
@@ -74,7 +74,7 @@ def _draw(axis: Axes, metrics: Sequence[MetricReport]) -> None:
     for row, metric in enumerate(metrics):
         interval = metric.value if metric.difference is None else metric.difference
         marker, color, name = _VALUE if metric.difference is None else _LOOKS[metric.verdict]
-        _draw_interval(axis, row, interval, factor, marker, color, f"{name}, 95 % interval")
+        _draw_interval(axis, row, interval, factor, marker, color, name)
         axis.annotate(_values(metric, factor), (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axis.set_yticks(range(len(metrics)), [_name(metric) for metric in metrics])
     axis.set_ylim(len(metrics) - 0.5, -0.5)
@@ -82,7 +82,7 @@ def _draw(axis: Axes, metrics: Sequence[MetricReport]) -> None:
     if compared:
         axis.axvline(0, color="black", linewidth=1)
         shown = f"difference to the base ({'points' if unit == '%' else shown})"
-    axis.set_xlabel(shown_label(shown))
+    axis.set_xlabel(shown_label(f"{shown}, 95 % intervals"))
     axis.grid(axis="x", alpha=0.3)
     plain(axis)
 
