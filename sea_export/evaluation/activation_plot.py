@@ -67,7 +67,7 @@ def plot_activations(activations: Mapping[Target, Activations], edit: SpectralEd
             fontsize=10,
         )
     figure.supxlabel(
-        "0: mean of the negative activations of the base; 1: of the positive ones; thick lines: means; dashed: the middle",
+        "0: mean of the negative activations of the base; 1: of the positive; thick lines: means; dashed: the middle",
         fontsize=9,
     )
     save_figure(figure, file)
