@@ -18,6 +18,7 @@ from sea_export.evaluation.answering import answer_prompts
 from sea_export.files.digests import file_digests
 from sea_export.model.run_options import RunOptions
 from tests.helpers.messages import naming
+from tests.helpers.parameters import slow_but
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 from tests.helpers.tiny_models import END, hook_count
 
@@ -199,7 +200,7 @@ def test_a_conversation_that_is_too_long(tiny_checkpoint_of: Callable[[str], Pat
             session.ask("a" * 252, go_on)
 
 
-@pytest.mark.parametrize(("strength", "layers"), [(None, None), (0.6, "last:2")])
+@pytest.mark.parametrize(("strength", "layers"), slow_but([(0.6, "last:2")], [(None, None), (0.6, "last:2")]))
 def test_saving_gives_what_save_gives(
     strength: float | None,
     layers: str | None,

@@ -273,6 +273,7 @@ def test_errors_are_told_without_hyphens(page: PageServer) -> None:
         assert "--strength" not in event["error"]
 
 
+@pytest.mark.slow
 def test_saving(
     page: PageServer, session: ChatSession, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
