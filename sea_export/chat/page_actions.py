@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from sea_export.chat.chat_session import ChatSession, Turn, Watch
 from sea_export.chat.page_requests import Refused
 from sea_export.errors import InputError
-from sea_export.evaluation.side_by_side import Piece, compare_answers
+from sea_export.evaluation.answer_pieces import Piece, compare_answers
 from sea_export.files.typed import type_problem
 from sea_export.text import ranges_text, visible
 

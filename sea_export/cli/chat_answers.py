@@ -15,7 +15,7 @@ from sea_export.chat.chat_session import ChatSession, Turn, Watch
 from sea_export.cli.marked_pieces import marked
 from sea_export.cli.stopping import first_interrupt_kept
 from sea_export.cli.terminal import console, plain_table
-from sea_export.evaluation.side_by_side import compare_answers
+from sea_export.evaluation.answer_pieces import compare_answers
 from sea_export.text import visible
 
 __all__ = ["show_answers"]

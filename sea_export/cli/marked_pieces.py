@@ -11,7 +11,7 @@ from sea_export.cli.terminal import console
 from sea_export.text import visible
 
 if TYPE_CHECKING:
-    from sea_export.evaluation.side_by_side import Piece
+    from sea_export.evaluation.answer_pieces import Piece
 
 __all__ = ["marked"]
 
