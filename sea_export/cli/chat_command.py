@@ -8,12 +8,13 @@ import click
 
 from sea_export.chat.chat_options import ChatOptions
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions
 
 
 @click.command("chat")
-@click.argument("edit")
+@click.argument("edit", shell_complete=complete_files)
 @options(chat=ChatOptions, run=RunOptions)
 @reported
 def command(edit: str, chat: ChatOptions, run: RunOptions) -> None:
