@@ -24,7 +24,7 @@ from sea_export.export.formats import export_format
 from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import fits_of, further_arguments
 from sea_export.export.modelfile import MODELFILE
-from sea_export.text import interval_text
+from sea_export.text import interval_text, ranges_text
 
 __all__ = ["model_card"]
 
@@ -160,19 +160,8 @@ def _edited_targets(layers: Sequence[Mapping[str, Any]]) -> str:
     for component, name in _COMPONENT_NAMES.items():
         numbers = [int(layer) for layer, edited in targets if edited == component]
         if numbers:
-            parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}")
+            parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {ranges_text(numbers)}")
     return f"What is edited is the output of {' and '.join(parts)}, counted from 0."
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`1, 3-5` for [1, 3, 4, 5]."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _fit_description(fit: Mapping[str, Any]) -> Markdown:
@@ -181,7 +170,7 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
         return Markdown("The edit does not tell how it was fitted.")
     origin = demonstrations.get("origin")
     source = Markdown("") if origin is None else markdown(" of {}", origin["source"])
-    edit, capture = options["edit"], options["capture"]
+    edit, capture, kept = options["edit"], options["capture"], fit.get("kept_layers")
     if options.get("method", SPECTRAL) == SPECTRAL:
         own = {
             "kept": _amount(edit, "positive"),
@@ -198,7 +187,7 @@ def _fit_description(fit: Mapping[str, Any]) -> Markdown:
         if options.get("damping") is not None:
             own["damping"] = f"{options['damping']:.6g}"
     settings = {
-        "layers": options["layers"],
+        "layers": options["layers"] + (f", of which only {ranges_text(kept)} are edited" if kept else ""),
         "target": options["target"],
         **own,
         "centring": options["center"],

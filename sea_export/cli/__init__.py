@@ -30,6 +30,7 @@ _COMMANDS = (
     "evaluate",
     "tune",
     "compare",
+    "chat",
     "push",
     "reproduce",
     "doctor",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +14,6 @@ from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.model.run_options import RunOptions
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from sea_export.evaluation.answer_pieces import Piece
     from sea_export.evaluation.side_by_side import ModelComparison
 
 
@@ -54,30 +50,17 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
 
 
 def _print_comparison(comparison: ModelComparison) -> None:
+    from sea_export.cli.marked_pieces import marked
     from sea_export.cli.terminal import console, plain_table
 
     table = plain_table("prompt", comparison.base, comparison.edited, show_lines=True)
     for one in comparison.answers:
-        table.add_row(one.prompt, _marked(one.base, "red", "[-", "-]"), _marked(one.edited, "green", "{+", "+}"))
+        table.add_row(
+            one.prompt,
+            marked(one.base, one.base_marks, "red", "[-", "-]"),
+            marked(one.edited, one.edited_marks, "green", "{+", "+}"),
+        )
     console.print(table)
     console.print(f"{sum(one.differs for one in comparison.answers)} of {len(comparison.answers)} answers differ.")
-
-
-def _marked(pieces: Sequence[Piece], color: str, before: str, after: str) -> Text:
-    """An answer whose own words are underlined and coloured on a terminal, and in brackets elsewhere."""
-    from rich.text import Text
-
-    from sea_export.cli.terminal import console
-    from sea_export.text import visible
-
-    text = Text()
-    for piece in pieces:
-        shown = visible(piece.text)
-        if not piece.changed:
-            text.append(shown)
-        elif console.is_terminal:
-            text.append(shown, style=f"bold underline {color}")
-        else:
-            words = shown.rstrip()
-            text.append(f"{before}{words}{after}{shown[len(words) :]}")
-    return text
+    if others := sum(not one.alike for one in comparison.answers):
+        console.print(f"{others} of them have fewer than half of their words in common, and no words are marked there.")

@@ -60,8 +60,8 @@ def _plot_activations(
 
     from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.edit.spectral_edit import SpectralEdit
+    from sea_export.evaluation.activation_plot import plot_activations
     from sea_export.evaluation.edited_activations import edited_activations
-    from sea_export.evaluation.plots import plot_activations
 
     loaded = SpectralEdit.load(directory)
     begin_computing(run.threads)

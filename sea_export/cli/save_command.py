@@ -23,6 +23,7 @@ from sea_export.options import ExportOptions, check_strength
     shell_complete=complete_files,
 )
 @click.option("--strength", type=float, help="s in I + s (M - I) for each EDIT, instead of the strength that it has.")
+@click.option("--layers", metavar="LIST", help="Only these layers of the edit: last:K, or a list such as 10-20,25.")
 @options(run=RunOptions, export=ExportOptions)
 @reported
 @json_option
@@ -31,6 +32,7 @@ def command(
     output: Path,
     base: str | None,
     strength: float | None,
+    layers: str | None,
     run: RunOptions,
     export: ExportOptions,
 ) -> None:
@@ -39,6 +41,7 @@ def command(
     from sea_export.edit.base_of_edit import base_of_edits
     from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.export.output import check_output
+    from sea_export.model.layer_list import layers_of_edit
     from sea_export.model.location import locate_model
     from sea_export.model.quantization_methods import check_kept_storage
 
@@ -47,6 +50,9 @@ def command(
         check_strength(strength)
     check_output(output, overwrite=export.overwrite)
     stored = [read_stored_edit(Path(directory)) for directory in edits]
+    kept = (
+        None if layers is None else layers_of_edit(sorted({target for one in stored for target in one.layers}), layers)
+    )
     base = base or base_of_edits(stored)
     location = locate_model(base, run.revision)
     if export.requantize:
@@ -64,6 +70,8 @@ def command(
 
         loaded = [SpectralEdit.from_stored(one) for one in stored]
         edit = compose(loaded if strength is None else [one.with_strength(strength) for one in loaded])
+        if kept is not None:
+            edit = edit.with_layers(kept)
         log_warnings(edit.summary)
         with opened_model(location, run, output) as opened:
             check_room_for(opened.base, output, export)

@@ -60,6 +60,8 @@ class Provenance(TypedDict, total=False):
     """The record of a `sea_export.options.FitOptions`."""
     fitted_strength: float
     """The strength that was fitted, if the edit was given another one afterwards."""
+    kept_layers: list[int]
+    """The layers that the edit was reduced to, if it edits fewer than were fitted."""
     computation: _Computation
     versions: dict[str, str]
     tuning: _Tuning | None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import groupby
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.summary import LayerSummary
 from sea_export.model.targets import Target
+from sea_export.text import ranges_text
 
 __all__ = ["html_table", "one_line"]
 
@@ -23,7 +23,7 @@ def one_line(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
     """
     components = sorted({target.component for target in layers})
     edited = "; ".join(
-        f"{one} of layers {_ranges(t.layer for t in layers if t.component == one)}" for one in components
+        f"{one} of layers {ranges_text(t.layer for t in layers if t.component == one)}" for one in components
     )
     edits = [edit for own in layers.values() for edit in own]
     strengths = " and ".join(f"{strength:.4g}" for strength in sorted({edit.strength for edit in edits}))
@@ -56,11 +56,3 @@ def _cells(layer: LayerSummary) -> tuple[str, ...]:
         "" if layer.map_rank is None else str(layer.map_rank),
         f"{layer.relative_change:.2%}",
     )
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Numbers in ascending order, with a dash between the ends of each run: `2, 5-7`."""
-    runs = [
-        [number for _, number in run] for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
-    ]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

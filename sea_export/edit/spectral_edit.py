@@ -5,7 +5,7 @@ What an edit computes is in `sea_export.edit.layer_edit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -105,6 +105,21 @@ class SpectralEdit:
         """
         return self._scaled(lambda _: strength)
 
+    def with_layers(self, layers: Collection[int]) -> SpectralEdit:
+        """The same edit in some of its layers only. What was measured of it does not hold for that, and is left out.
+
+        Args:
+            layers: numbers of decoder layers. Those that are not edited do not count.
+
+        Raises:
+            InputError: none of them is edited.
+        """
+        kept = {target: edits for target, edits in self.layers.items() if target.layer in layers}
+        if len(kept) == len(self.layers):
+            return self
+        numbers = sorted({target.layer for target in kept})
+        return SpectralEdit(kept, _changed_provenance(self.provenance, lambda one: {**one, "kept_layers": numbers}))
+
     @contextmanager
     def apply(
         self,
@@ -196,7 +211,7 @@ class SpectralEdit:
             target: tuple(edit.with_strength(strength(edit.strength)) for edit in edits)
             for target, edits in self.layers.items()
         }
-        return SpectralEdit(layers, _scaled_provenance(self.provenance, strength))
+        return SpectralEdit(layers, _changed_provenance(self.provenance, lambda one: _at_strength(one, strength)))
 
 
 class EditHook:
@@ -213,16 +228,26 @@ class EditHook:
         return type(output)((edited, *output[1:])) if several else edited
 
 
-def _scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:
-    """The provenance of an edit at another strength. It names the fitted one, and nothing that was measured."""
+def _changed_provenance(
+    provenance: Mapping[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The provenance of an edit that is no longer the fitted one: changed for each fit, and without measurements."""
     if "composed" in provenance:
-        return {**provenance, "composed": [_scaled_provenance(one, strength) for one in provenance["composed"]]}
-    scaled = {name: entry for name, entry in provenance.items() if name not in ("effect", "examples")}
-    if options := provenance.get("options"):
-        fitted = options["edit"]["strength"]
-        scaled["options"] = {**options, "edit": {**options["edit"], "strength": strength(fitted)}}
-        scaled["fitted_strength"] = provenance.get("fitted_strength", fitted)
-    return scaled
+        return {**provenance, "composed": [_changed_provenance(one, change) for one in provenance["composed"]]}
+    return change({name: entry for name, entry in provenance.items() if name not in ("effect", "examples")})
+
+
+def _at_strength(provenance: dict[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:
+    """The provenance of a fit with another strength, and with the fitted one."""
+    options = provenance.get("options")
+    if not options:
+        return provenance
+    fitted = options["edit"]["strength"]
+    return {
+        **provenance,
+        "options": {**options, "edit": {**options["edit"], "strength": strength(fitted)}},
+        "fitted_strength": provenance.get("fitted_strength", fitted),
+    }
 
 
 def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:

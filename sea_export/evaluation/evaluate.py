@@ -79,7 +79,7 @@ class Evaluation:
         Raises:
             InputError: matplotlib is missing, or the file cannot be written.
         """
-        from sea_export.evaluation.plots import plot_reports
+        from sea_export.evaluation.report_plot import plot_reports
 
         plot_reports(self.reports, Path(file))
 

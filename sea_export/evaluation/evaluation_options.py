@@ -126,7 +126,7 @@ class InspectOptions:
     )
     model: str | None = option(None, "For --plot-activations: the model that the edit was fitted on.")
     plot_layers: str | None = option(
-        None, "For --plot-activations: which layers, such as 18,29; by default first to last."
+        None, "For --plot-activations: which layers, such as 18,29; by default the three that change most."
     )
     seed: int = seed_option("Seed of --limit.")
 

@@ -62,7 +62,7 @@ class Inspection:
             InputError: matplotlib is missing, or the file cannot be written.
         """
         from sea_export.edit.spectral_edit import SpectralEdit
-        from sea_export.evaluation.plots import plot_edit
+        from sea_export.evaluation.edit_plot import plot_edit
 
         plot_edit(SpectralEdit.load(self.directory), Path(file))
 

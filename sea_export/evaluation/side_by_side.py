@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.evaluation.answer_pieces import Comparison, compare_answers
-from sea_export.evaluation.answering import answer_prompts
+from sea_export.evaluation.answering import Answer, answer_prompts
 from sea_export.evaluation.early_checks import check_comparison
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
@@ -51,8 +51,11 @@ class ModelComparison:
                 {
                     "prompt": one.prompt,
                     "differs": one.differs,
+                    "alike": one.alike,
                     "base": one.base_text,
                     "edited": one.edited_text,
+                    "base_marks": list(one.base_marks),
+                    "edited_marks": list(one.edited_marks),
                     "base_pieces": [asdict(piece) for piece in one.base],
                     "edited_pieces": [asdict(piece) for piece in one.edited],
                 }
@@ -156,9 +159,9 @@ def _answered(
     prompts: Sequence[str],
     options: CompareOptions,
     waiting: Callable[[str], AbstractContextManager[object]],
-) -> list[str]:
+) -> list[Answer]:
     with waiting(f"{name} answers"):
-        found = answer_prompts(
+        return answer_prompts(
             loaded.model,
             loaded.tokenizer,
             prompts,
@@ -166,11 +169,13 @@ def _answered(
             template_values=template_values(options.chat_template_kwargs),
             new_tokens=options.new_tokens,
         )
-    return [answer.text for answer in found]
 
 
 def _compared(
-    base: str, edited: str, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]
+    base: str, edited: str, prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer]
 ) -> ModelComparison:
-    compared = tuple(compare_answers(*row) for row in zip(prompts, before, after, strict=True))
+    compared = tuple(
+        compare_answers(prompt, one.text, other.text, one.marks, other.marks)
+        for prompt, one, other in zip(prompts, before, after, strict=True)
+    )
     return ModelComparison(base=base, edited=edited, answers=compared)

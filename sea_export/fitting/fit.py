@@ -19,8 +19,8 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics, edit_method
-from sea_export.fitting.layer_choice import kept_by_signature
 from sea_export.model.architecture import OutputProjection
+from sea_export.model.layer_list import kept_by_signature
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
 from sea_export.text import dtype_name

@@ -42,6 +42,8 @@ class RecordedFit:
     """The strength that was fitted; None for the one in `options`."""
     examples: Mapping[str, Any] | None = None
     """What the model answered before and after; None if it was not asked."""
+    kept_layers: tuple[int, ...] | None = None
+    """The layers that the edit was reduced to; None for all that were fitted."""
 
     @property
     def fitted_options(self) -> FitOptions:
@@ -201,7 +203,7 @@ def _positions(left_out: str) -> list[int]:
 
 def _fit(member: Mapping[str, Any]) -> RecordedFit:
     options, demonstrations = from_record(FitOptions, member["options"]), member["demonstrations"]
-    origin = demonstrations.get("origin")
+    origin, kept = demonstrations.get("origin"), member.get("kept_layers")
     return RecordedFit(
         options,
         None if origin is None else from_record(DemonstrationOrigin, origin),
@@ -210,4 +212,5 @@ def _fit(member: Mapping[str, Any]) -> RecordedFit:
         member.get("effect"),
         member.get("fitted_strength"),
         member.get("examples"),
+        None if kept is None else tuple(kept),
     )

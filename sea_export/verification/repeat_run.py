@@ -84,6 +84,10 @@ def fit_again(
             fitted = fit_base(opened, fitted_on, fit.fitted_options, advance).edit()
         if fit.fitted_strength is not None:
             fitted = fitted.with_strength(fit.options.edit.strength)
+        if fit.kept_layers is not None:
+            if not any(target.layer in fit.kept_layers for target in fitted.targets):
+                continue  # it was one of several edits, and nothing of it is left in their product
+            fitted = fitted.with_layers(fit.kept_layers)
         edit = with_weight_digests(fitted, opened.base)
         # Searches and measurements are not repeated, only what they chose.
         found = {"tuning": fit.tuning, "effect": fit.effect, "examples": fit.examples}

@@ -22,10 +22,11 @@ from sea_export.edit.summary import no_op_warning
 from sea_export.errors import InputError
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength
-from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, left_out_note
+from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
+from sea_export.model.layer_list import LayerChoice, kept_by_signature
 from sea_export.model.load_model import skeleton
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, TARGETS, CaptureOptions, EditOptions, FitOptions
