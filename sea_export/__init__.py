@@ -24,26 +24,34 @@ if TYPE_CHECKING:
     from sea_export.edit.layer_edit import LayerEdit
     from sea_export.edit.spectral_edit import SpectralEdit, compose
     from sea_export.errors import InputError, SeaExportError
+    from sea_export.extraction.extract import Extraction, extract
     from sea_export.fitting.fit import fit
     from sea_export.hub.push import Pushed, push
     from sea_export.model.targets import Target
+    from sea_export.patches.apply_patch import apply_patch
+    from sea_export.patches.make_patch import MadePatch, make_patch
     from sea_export.saving import SaveResult, save
     from sea_export.verification.verification import Verification
     from sea_export.verification.verify import verify
 
 __all__ = [
     "Demonstration",
+    "Extraction",
     "InputError",
     "LayerEdit",
+    "MadePatch",
     "Pushed",
     "SaveResult",
     "SeaExportError",
     "SpectralEdit",
     "Target",
     "Verification",
+    "apply_patch",
     "compose",
+    "extract",
     "fit",
     "load_demonstrations",
+    "make_patch",
     "open_layerwise",
     "push",
     "save",
@@ -57,9 +65,12 @@ _MODULES = {
     "edit.layer_edit": ("LayerEdit",),
     "edit.spectral_edit": ("SpectralEdit", "compose"),
     "errors": ("InputError", "SeaExportError"),
+    "extraction.extract": ("Extraction", "extract"),
     "fitting.fit": ("fit",),
     "hub.push": ("Pushed", "push"),
     "model.targets": ("Target",),
+    "patches.apply_patch": ("apply_patch",),
+    "patches.make_patch": ("MadePatch", "make_patch"),
     "saving": ("SaveResult", "save"),
     "verification.verification": ("Verification",),
     "verification.verify": ("verify",),

@@ -31,6 +31,8 @@ _COMMANDS = (
     "compare",
     "push",
     "reproduce",
+    "extract",
+    "patch",
     "doctor",
     "check",
     "recipes",

@@ -51,6 +51,19 @@ class _Tuning(TypedDict):
     trials: int
 
 
+class _Checkpoint(TypedDict):
+    name: str
+    revision: str | None
+    weights: dict[str, str]
+    """SHA-256, in hexadecimal, by file name."""
+
+
+class _Extracted(TypedDict):
+    """See `sea_export.extraction.extract.extract`. The first checkpoint is the base."""
+
+    checkpoint: _Checkpoint
+
+
 class Provenance(TypedDict, total=False):
     """Where an edit comes from."""
 
@@ -67,5 +80,7 @@ class Provenance(TypedDict, total=False):
     """See `sea_export.effect.measure.measured_edit`."""
     examples: dict[str, Any] | None
     """See `sea_export.evaluation.example_answers.with_examples`."""
+    extracted: _Extracted
+    """The second of the two checkpoints that the edit was found between, if it was not fitted."""
     composed: list[Provenance]
     """The edits whose product it is. It has no other entry then but its base."""

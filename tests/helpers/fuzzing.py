@@ -31,6 +31,7 @@ from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.manifest import read_manifest
+from sea_export.files.digests import file_digests
 from sea_export.files.reading import read_json
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, check_adapter_files
@@ -44,12 +45,14 @@ from sea_export.model.run_options import MOST_THREADS
 from sea_export.model.safetensors_header import read_header
 from sea_export.model.targets import Target
 from sea_export.options import FORMATS, ExportOptions, FitOptions
+from sea_export.patches.apply_patch import apply_patch
 from sea_export.saving import locate_fit, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.changed_files import changed_bytes, changed_json, changed_safetensors, changed_text, text_of
 from tests.helpers.checkpoint_files import INDEX, tensors_of_many_dtypes
 from tests.helpers.fuzzed_hub import HUB_PROPERTIES
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.patch_files import description_of, patch_bytes, with_description
 from tests.helpers.template_folders import scratch_folder, template_folder
 from tests.helpers.tiny_edits import spectral_edit
 from tests.helpers.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
@@ -139,6 +142,18 @@ def manifest_is_read_or_refused(text: bytes) -> None:
         manifest = read_manifest(folder)
         assert isinstance(getattr(torch, manifest["base"]["dtype"]), torch.dtype)
         assert isinstance(manifest["base"]["name"], str)
+
+
+def patch_is_applied_or_refused(contents: bytes) -> None:
+    with scratch_folder() as folder:
+        (folder / "p.safetensors").write_bytes(contents)
+        try:
+            apply_patch(template_folder("model"), folder / "p.safetensors", folder / "out")
+        except InputError:
+            assert {file.name for file in folder.iterdir()} == {"p.safetensors"}, "nothing is written"
+            raise
+        told = {name: file["sha256"] for name, file in description_of(contents)["files"].items()}
+        assert file_digests(folder / "out") == told
 
 
 def json_is_read_as_python_reads_it(text: bytes) -> None:
@@ -396,5 +411,14 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
     "cache": (cache_is_read_or_refused, changed_safetensors(_cache_file)),
     "model card of a base": (base_card_is_read, changed_bytes(_CARD) | changed_json(_CARD_METADATA).map(card_of)),
     "GGUF": (gguf_is_converted_and_edited_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
+    "patch": (patch_is_applied_or_refused, changed_safetensors(patch_bytes)),
+    "description of a patch": (
+        patch_is_applied_or_refused,
+        st.deferred(
+            lambda: changed_json(description_of(patch_bytes())).map(
+                lambda changed: with_description(patch_bytes(), changed)
+            )
+        ),
+    ),
     **HUB_PROPERTIES,
 }
