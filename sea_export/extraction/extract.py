@@ -132,13 +132,13 @@ def extract_from_bases(a: Base, b: Base, progress: Progress = no_progress) -> Ex
     for one in (a, b):
         one.files.begin_digests(one.checkpoint.weight_files)
     difference = compare_checkpoints(a.checkpoint, b.checkpoint)
-    if difference.same_weights:
+    zero = _zero_biases(b.checkpoint, difference)
+    writers = _writers(a, difference, set(difference.tensors_only_in_b) - zero)
+    others = _others(difference, zero.union(*(writer.tensors for writer in writers)))
+    if not writers and not others:
         raise InputError(
             f"{b.name}: it holds the weights of {a.name}, and nothing lies between them. Give another model."
         )
-    zero = _zero_biases(b.checkpoint, difference)
-    writers = _writers(a, difference, set(difference.tensors_only_in_b) - zero)
-    known = {name for writer in writers for name in writer.tensors} | zero
     with progress("Comparing output projections", len(writers)) as advance:
         changes = []
         for writer in writers:
@@ -146,7 +146,7 @@ def extract_from_bases(a: Base, b: Base, progress: Progress = no_progress) -> Ex
             advance(1)
     for one in (a, b):
         one.files.check()
-    return Extraction(a.name, b.name, tuple(changes), _others(difference, known), _provenance(a, b))
+    return Extraction(a.name, b.name, tuple(changes), others, _provenance(a, b))
 
 
 def _check_alike(a: Base, b: Base) -> None:
@@ -161,10 +161,10 @@ def _check_alike(a: Base, b: Base) -> None:
             f"{b.name}: it is of the architecture {b.config.model_type}, and {a.name} is of {a.config.model_type}. "
             "Give two checkpoints of one architecture."
         )
-    one, other = (
+    first, second = (
         {key: value for key, value in base.checkpoint.config.items() if key not in _NOT_COMPARED} for base in (a, b)
     )
-    differing = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    differing = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
     if differing:
         logger.warning(
             "%s: entries of its config.json differ from those of %s, and no edit holds them: %s.",

@@ -92,8 +92,12 @@ def make_patch(
     output, file = Path(output), Path(file)
     check_patch_destination(file, overwrite=overwrite)
     manifest = read_manifest(output)
-    check_destinations([file], read=[output, base])
     location = _locate(output, manifest, base, revision)
+    for folder in (output, location.path):
+        if file.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{file}: it lies in {folder}, to which no file may be added. Choose another place for it."
+            )
     base_digests, directory = _base_digests(output, manifest, location), directory_of(location)
     if problems := check_files(output, manifest["files"]).problems:
         raise InputError(f"{output}: {problems[0]}. Give the output as it was written.")

@@ -177,7 +177,7 @@ def read_patch(path: Path) -> Patch:
 
 def _checked(path: Path, described: Any, tensors: Mapping[str, StoredTensor]) -> Patch:
     """Raises ValueError, with the reason, if a description contradicts itself or the tensors of its file."""
-    if problem := type_problem(described, _Description, ""):
+    if problem := type_problem(described, _Description, "its description"):
         raise ValueError(problem)
     base = described["base"]
     base_files = {name: BaseFile(one["size"], one["sha256"]) for name, one in base["files"].items()}
@@ -187,9 +187,10 @@ def _checked(path: Path, described: Any, tensors: Mapping[str, StoredTensor]) ->
     }
     _check_names(base_files)
     _check_names(files)
-    for name, file in (*base_files.items(), *files.items()):
-        if not _SHA256.fullmatch(file.sha256) or file.size < 0:
-            raise ValueError(f"it gives no SHA-256 or no size for {name}")
+    for told in (base["files"], described["files"]):
+        for name, one in told.items():
+            if not _SHA256.fullmatch(one["sha256"]) or one["size"] < 0:
+                raise ValueError(f"it gives no SHA-256 or no size for {name}")
     if MANIFEST not in files:
         raise ValueError(f"it makes no {MANIFEST}")
     for name, file in files.items():
@@ -206,7 +207,11 @@ def _check_names(names: Mapping[str, object]) -> None:
     """Raises ValueError for a path that leads out of a directory, or that no directory can have beside the others."""
     for name in names:
         parts = name.split("/")
-        if any(part in ("", ".", "..") or len(part.encode(errors="replace")) > _MAXIMUM_NAME_BYTES for part in parts):
+        # Nobody's patch makes hooks of a repository, which git would run.
+        if any(
+            part.lower() in ("", ".", "..", ".git") or len(part.encode(errors="replace")) > _MAXIMUM_NAME_BYTES
+            for part in parts
+        ):
             raise ValueError(f"{name[:100]!r} is not the name of a file in a directory")
         if not is_utf8(name) or not name.isprintable() or "\\" in name:
             raise ValueError(f"{name[:100]!r} is not the name of a file in a directory")

@@ -109,6 +109,7 @@ PATCHES: dict[str, Callable[[bytes], bytes]] = {
     "without the manifest": described(lambda whole: whole["files"].pop("sea_export.json") and None),
     "that leads up": renamed("../secret"),
     "that leads up from a folder": renamed("sea_edit/../../secret"),
+    "into a repository": renamed(".git/hooks/pre-commit"),
     "at an absolute path": renamed("/tmp/secret"),
     "into itself": renamed("."),
     "to no name": renamed(""),
