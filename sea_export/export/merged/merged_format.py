@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,20 @@ class _Merged:
     ) -> StoredProjections:
         from sea_export.export.merged.merge_plan import check_unquantized, with_new_biases
         from sea_export.export.stored_projections import find_stored_projections
+        from sea_export.model.compatible_config import added_entries
         from sea_export.model.quantized_storage import quantized_weights
 
         if not options.requantize:
             check_unquantized(base)
         quantized = quantized_weights(base) if options.requantize else None
         stored = find_stored_projections(targets, base, needs_bias=needs.constant, quantized=quantized)
-        return with_new_biases(stored, base) if needs.constant else stored
+        if needs.constant:
+            stored = with_new_biases(stored, base)
+        if not options.compatible_config:
+            return stored
+        return replace(
+            stored, config_changes={**stored.config_changes, **added_entries(base.checkpoint.config, base.name)}
+        )
 
     def plan(
         self,
