@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from sea_export.cards.base_card import license_warning
 from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_spectral
 from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
+from sea_export.cards.extracted_text import extracted_text
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
 from sea_export.cards.programs import programs
 from sea_export.demonstrations.tables import is_file_name
@@ -63,6 +64,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
         "added_biases": len(manifest.get("added_tensors", [])),
+        "fitted": any("extracted" not in fit for fit in fits),
         "here": not manifest.get("repository"),
         "repository": python_text(manifest.get("repository") or "."),
         "multimodal": base["model_class"] == MULTIMODAL,
@@ -176,6 +178,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _fit_description(fit: Mapping[str, Any]) -> Markdown:
+    if extracted := fit.get("extracted"):
+        return extracted_text(extracted)
     demonstrations, options = fit.get("demonstrations"), fit.get("options")
     if not demonstrations or not options:
         return Markdown("The edit does not tell how it was fitted.")

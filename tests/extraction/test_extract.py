@@ -129,6 +129,16 @@ def test_where_the_edit_comes_from_is_told(tiny_checkpoint: Path, tmp_path: Path
     assert provenance["extracted"]["checkpoint"]["weights"] == {WEIGHTS: manifest["files"][WEIGHTS]}
 
 
+def test_the_card_tells_it_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    written = exported(low_rank(MLP_TARGETS, 2), tiny_checkpoint, tmp_path / "theirs")
+    edit = sea_export.extract(tiny_checkpoint, written).edit
+    card = (exported(edit, tiny_checkpoint, tmp_path / "ours") / "README.md").read_text(encoding="utf-8")
+    digest = edit.provenance["extracted"]["checkpoint"]["weights"][WEIGHTS]
+    assert_names(card, "theirs", f"{digest[:16]}…", "sea-export extract", "rank")
+    for word in ("demonstrations", "spectral", "fitted on"):
+        assert word not in card.lower(), word
+
+
 # Mixtures
 
 
