@@ -6,7 +6,8 @@ experts, whose inputs stand side by side in W.
 **The rank** is read from the singular values of W_B - W_A: it is the number of those that rounding alone does not make
 (`sea_export.extraction.storage_units`). An edit of rank k gives a change of rank k, and rounding the result to the
 storage adds a matrix of errors. A rank counts as low if the two factors of D are smaller than D, 2k < d, and if it is
-below half of the number of inputs. D = U Uᵀ (W_B - W_A) W_A⁺, with U the left singular vectors of the change.
+below half of the number of inputs. D = U Uᵀ (W_B - W_A) W_A⁺, with U the left singular vectors of the change. What D
+does in directions that outputs hardly have is known as badly as rounding allows, and matters as little.
 
 **The constant** is what is left of the change of the biases. It counts if it is larger than what rounding makes: half a
 unit of each bias, and what the rounding of the weights does to D b_A, at most its largest singular value times the norm

