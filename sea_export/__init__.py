@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from sea_export.demonstrations.demonstration import Demonstration
     from sea_export.demonstrations.load import load_demonstrations
     from sea_export.edit.layer_edit import LayerEdit
-    from sea_export.edit.spectral_edit import SpectralEdit, compose
+    from sea_export.edit.spectral_edit import SpectralEdit, compose, load_edit
     from sea_export.errors import InputError, SeaExportError
     from sea_export.fitting.fit import fit
     from sea_export.hub.push import Pushed, push
+    from sea_export.importing.import_edit import import_edit
     from sea_export.model.targets import Target
     from sea_export.saving import SaveResult, save
     from sea_export.verification.verification import Verification
@@ -43,7 +44,9 @@ __all__ = [
     "Verification",
     "compose",
     "fit",
+    "import_edit",
     "load_demonstrations",
+    "load_edit",
     "open_layerwise",
     "push",
     "save",
@@ -55,10 +58,11 @@ _MODULES = {
     "demonstrations.demonstration": ("Demonstration",),
     "demonstrations.load": ("load_demonstrations",),
     "edit.layer_edit": ("LayerEdit",),
-    "edit.spectral_edit": ("SpectralEdit", "compose"),
+    "edit.spectral_edit": ("SpectralEdit", "compose", "load_edit"),
     "errors": ("InputError", "SeaExportError"),
     "fitting.fit": ("fit",),
     "hub.push": ("Pushed", "push"),
+    "importing.import_edit": ("import_edit",),
     "model.targets": ("Target",),
     "saving": ("SaveResult", "save"),
     "verification.verification": ("Verification",),

@@ -56,8 +56,8 @@ def hub_base(base: Mapping[str, Any]) -> str | None:
 
 def is_spectral(manifest: Mapping[str, Any]) -> bool:
     """Whether a spectral fit made the edit, or a part of it."""
-    methods = {(fit.get("options") or {}).get("method", SPECTRAL) for fit in fits_of(manifest["edit"])}
-    return SPECTRAL in methods
+    fits = [fit for fit in fits_of(manifest["edit"]) if "imported" not in fit]
+    return any((fit.get("options") or {}).get("method", SPECTRAL) == SPECTRAL for fit in fits)
 
 
 def _model_name(manifest: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def check_fold(model: PreTrainedModel, projections: Sequence[OutputProjection], 
         structure = _structure(model, projection.module_name, projection)
         if structure not in checked:
             runnable = runnable or with_random_weights(model)
-            _check_projection(runnable, projection, needs_bias=needs_bias)
+            _check_projection(runnable, projection, needs_bias=needs_bias and projection.target.in_decoder)
             checked.add(structure)
 
 
@@ -68,6 +68,8 @@ def _structure(model: nn.Module, module_name: str, projection: OutputProjection)
 
 def _first_like(model: PreTrainedModel, projection: OutputProjection) -> OutputProjection:
     """The output projection of equal structure in the first layer that has one, so that little of the model runs."""
+    if not projection.target.in_decoder:
+        return projection
     layers_name, layers = decoder_layers(model)
     own = f"{layers_name}.{projection.target.layer}."
     for index, layer in enumerate(layers[: projection.target.layer]):

@@ -34,6 +34,7 @@ __all__ = [
     "Located",
     "StorageError",
     "TensorCheck",
+    "check_blocks_alone",
     "check_foldable",
     "export_format",
     "formats",
@@ -368,6 +369,20 @@ def export_format(name: str) -> ExportFormat[Any, Any]:
 def formats() -> list[ExportFormat[Any, Any]]:
     """All formats, in the order of the registry."""
     return [export_format(name) for name in FORMATS]
+
+
+def check_blocks_alone(targets: Iterable[Target], format: str) -> None:
+    """Raises InputError for an edit of the embedding, which only a merge holds.
+
+    Args:
+        targets: what is to be edited.
+        format: the name of the format that is to hold it.
+    """
+    if not all(target.in_decoder for target in targets):
+        raise InputError(
+            f"--format: {format} cannot hold an edit of the embedding. Choose --format merged, or leave it out of the "
+            "edit."
+        )
 
 
 def check_foldable(fit: FitOptions) -> None:
