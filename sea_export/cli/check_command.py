@@ -47,8 +47,9 @@ def command(demonstrations: str, model: str | None, check: CheckOptions, run: Ru
 
         found += leakage_findings(read, check)
         if model is not None:
-            from sea_export.cli.opening import opened_model
+            from sea_export.cli.opening import begin_computing, opened_model
 
+            begin_computing(run.threads)
             with opened_model(locate_model(model, run.revision), run, Path("check")) as opened:
                 found += model_findings(read, opened, check)
     _print_findings(found, len(read), as_json=check.as_json)

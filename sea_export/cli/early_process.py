@@ -18,15 +18,18 @@ __all__ = ["early_process"]
 def early_process(export: ExportOptions, run: RunOptions) -> Iterator[CleanProcess]:
     """A context for the process that verifies an output. It ends with the context at the latest.
 
-    It is begun at once, before torch is imported here, so that both processes import it at the same time. Where there
-    will be no verification, or none that transformers takes part in, where one layer at a time is in memory, which may
-    be short, and in a job of several processes, of which only the first one verifies, it is begun only if it gets a
-    task.
+    It is begun while this process opens the model, so that both import transformers at the same time. The number of
+    threads is chosen before, because the trial must meet a processor that nothing here keeps busy. Where there will be
+    no verification, or none that transformers takes part in, where one layer at a time is in memory, which may be
+    short, and in a job of several processes, of which only the first one verifies, it is begun only if it gets a task.
 
     Args:
         export: whether the output is verified.
-        run: whether one layer at a time is in memory.
+        run: the number of threads, and whether one layer at a time is in memory.
     """
+    from sea_export.model.threads import use_threads
+
+    use_threads(run.threads)
     with CleanProcess() as process:
         loaded = export.verify and export_format(export.format).loads_in_transformers
         if loaded and not run.layerwise and process_count() == 1:

@@ -52,7 +52,7 @@ def command(
 
     # Nothing before this needs torch, which takes seconds to import.
     from sea_export.cli.layer_table import print_layers
-    from sea_export.cli.opening import joined_job, opened_model
+    from sea_export.cli.opening import begin_computing, joined_job, opened_model
     from sea_export.cli.printing import print_commands, print_effect, print_examples
     from sea_export.cli.progress import counting_progress, fit_progress, loaded
     from sea_export.cli.terminal import console
@@ -62,6 +62,7 @@ def command(
     from sea_export.evaluation.example_answers import with_examples
     from sea_export.fitting.fit_base import fit_base, usable_by, with_weight_digests
 
+    begin_computing(run.threads)
     with joined_job() as processes, opened_model(location, run, edit) as opened:
         usable = usable_by(opened.base, read, fit.template)
         demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)

@@ -83,12 +83,13 @@ def _plot_activations(
     demonstrations = read_demonstrations(data, inspect.seed)
     location = locate_model(model, run.revision)
 
-    from sea_export.cli.opening import opened_model
+    from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.edit.spectral_edit import SpectralEdit
     from sea_export.evaluation.edited_activations import edited_activations
     from sea_export.evaluation.plots import plot_activations
 
     loaded = SpectralEdit.load(directory)
+    begin_computing(run.threads)
     with opened_model(location, run, picture) as opened:
         activations = edited_activations(loaded, opened, demonstrations, inspect.plot_layers)
     plot_activations(activations, loaded, picture)

@@ -29,18 +29,16 @@ def begin_computing(threads: int | None) -> Threads:
         threads: how many, if the user says it.
     """
     quiet_transformers()
-    chosen = use_threads(threads)
-    logger.debug("computing with %d threads: %s.", chosen.count, chosen.reason)
-    return chosen
+    return use_threads(threads)
 
 
 @contextmanager
 def opened_model(location: ModelLocation, run: RunOptions, output: Path) -> Iterator[OpenedModel]:
-    """A model, opened as its options say, from where `locate_model` has found it.
+    """A model, opened as its options say, from where `locate_model` has found it, after `begin_computing`.
 
     Hidden states that do not fit into memory are written beside `output`, into files without a name.
     """
-    begin_computing(run.threads)
+    quiet_transformers()
     logger.debug("opening %s.", location.name)
     dtype, device = parse_dtype(run.dtype), local_device(choose_device(run.device))
     with ExitStack() as stack:

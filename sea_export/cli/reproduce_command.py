@@ -41,17 +41,20 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     demonstrations = run.demonstrations(reproduce.demonstrations)
     location = locate_base(run, reproduce)
 
-    with early_process(export, RunOptions(layerwise=run.computation["layerwise"])) as process:
+    computation = RunOptions(
+        layerwise=run.computation["layerwise"], threads=reproduce.threads or run.computation["threads"]
+    )
+    with early_process(export, computation) as process:
         # Nothing before this needs torch, which takes seconds to import.
-        from sea_export.cli.opening import begin_computing
         from sea_export.cli.progress import fit_progress, loaded, saving_progress
         from sea_export.cli.terminal import console, waiting
         from sea_export.fitting.distributed import ALONE
+        from sea_export.model.load_model import quiet_transformers
         from sea_export.saving import check_room_for, save_checkpoint
         from sea_export.verification.repeat_run import changed_circumstances, fit_again, open_again
         from sea_export.verification.reproduce import DIFFERENT, compare_runs
 
-        begin_computing(reproduce.threads or run.computation["threads"])
+        quiet_transformers()
         with open_again(run, location, reproduce, scratch=output.resolve().parent) as opened:
             check_room_for(opened.base, output, export)
             with waiting("Comparing the base with the manifest's"):

@@ -51,7 +51,7 @@ def command(
     location = locate_model(model, run.revision)
 
     # Nothing before this needs torch, which takes seconds to import.
-    from sea_export.cli.opening import opened_model
+    from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.cli.printing import print_next_steps, print_saved
     from sea_export.cli.progress import counting_progress, loaded, saving_progress
     from sea_export.cli.terminal import console
@@ -66,6 +66,7 @@ def command(
 
     split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
     rows = TuningRows.load(tune, split.held_out)
+    begin_computing(run.threads)
     with opened_model(location, run, output) as opened:
         check_room_for(opened.base, output, export)
         usable = usable_by(opened.base, read, tune.template)

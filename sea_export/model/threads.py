@@ -6,6 +6,7 @@ more than they compute. So the same product is timed with one thread and with al
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 import torch
 
 __all__ = ["Threads", "half_of_the_threads", "processors", "use_threads"]
+
+logger = logging.getLogger(__name__)
 
 _VARIABLE = "OMP_NUM_THREADS"
 # The shape of the product that is timed, and how often. A typical time counts, because other programs come and go.
@@ -41,6 +44,7 @@ def use_threads(wanted: int | None) -> Threads:
     """
     threads = _chosen(wanted)
     torch.set_num_threads(threads.count)
+    logger.debug("computing with %d threads: %s.", threads.count, threads.reason)
     return threads
 
 
@@ -52,7 +56,11 @@ def _chosen(wanted: int | None) -> Threads:
         return Threads(available, f"as {_VARIABLE} says")
     if available == 1:
         return Threads(1, "there is one processor")
-    if _seconds(available) < _MARGIN * _seconds(1):
+    seconds: dict[int, list[float]] = {available: [], 1: []}
+    for _ in range(_RUNS):  # by turns, so that both meet the same other programs
+        for threads, own in seconds.items():
+            own.append(_seconds(threads))
+    if statistics.median(seconds[available]) < _MARGIN * statistics.median(seconds[1]):
         return Threads(available, "faster than 1 in a trial")
     return Threads(1, f"{available} were not faster in a trial")
 
@@ -61,12 +69,10 @@ def _seconds(threads: int) -> float:
     """How long one product takes with some threads."""
     torch.set_num_threads(threads)
     left, right = torch.ones(_ROWS, _COLUMNS), torch.ones(_COLUMNS, _COLUMNS)
-    seconds = []
-    for _ in range(_RUNS + 1):  # the first one prepares
-        start = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    left @ right  # the first one prepares
+    start = time.perf_counter()
+    left @ right
+    return time.perf_counter() - start
 
 
 def processors() -> int:
