@@ -22,6 +22,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.edit.vector_edit import vector_layer_edit
 from sea_export.errors import InputError
 from sea_export.export.stream_sums import LARGEST_SUM_ERROR, sum_errors
+from sea_export.fitting.edit_method import errors_of
 from sea_export.fitting.fit_base import with_weight_digests
 from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.importing.ablation_check import check_ablation
@@ -122,10 +123,8 @@ def _of_layers(
         _check_sums(base, targets.values())
     edits = {}
     for layer, target in targets.items():
-        try:
+        with errors_of(target):
             edits[target] = [vector_layer_edit(vectors[layer], meaning, options.coefficient)]
-        except InputError as error:
-            raise InputError(f"layer {layer}, {error}") from error
     return edits
 
 
