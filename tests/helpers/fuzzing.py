@@ -360,13 +360,13 @@ def _of_model(file: str) -> Any:
     return json.loads((template_folder("model") / file).read_text(encoding="utf-8"))
 
 
-_VECTORS: dict[str, Callable[[str], st.SearchStrategy[bytes]]] = {
-    "v.gguf": lambda file: changed_bytes(vector_file(file)),
-    "v.safetensors": lambda file: changed_safetensors(functools.partial(vector_file, file)),
-    "v.npy": lambda file: changed_bytes(vector_file(file)),
-    "v.npz": lambda file: changed_bytes(vector_file(file)),
-    "v.json": lambda file: changed_text(json.loads(vector_file(file))),
-    "v.pt": lambda file: changed_bytes(vector_file(file)),
+_VECTORS = {
+    ".gguf": st.deferred(lambda: changed_bytes(vector_file("v.gguf"))),
+    ".safetensors": changed_safetensors(lambda: vector_file("v.safetensors")),
+    ".npy": st.deferred(lambda: changed_bytes(vector_file("v.npy"))),
+    ".npz": st.deferred(lambda: changed_bytes(vector_file("v.npz"))),
+    ".json": st.deferred(lambda: changed_text(json.loads(vector_file("v.json")))),
+    ".pt": st.deferred(lambda: changed_bytes(vector_file("v.pt"))),
 }
 
 PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
@@ -420,11 +420,8 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
     "cache": (cache_is_read_or_refused, changed_safetensors(_cache_file)),
     "model card of a base": (base_card_is_read, changed_bytes(_CARD) | changed_json(_CARD_METADATA).map(card_of)),
     **{
-        f"vectors in {file}": (
-            functools.partial(vectors_are_read_or_refused, file=file),
-            st.deferred(functools.partial(changes, file)),
-        )
-        for file, changes in _VECTORS.items()
+        f"vectors in {form}": (functools.partial(vectors_are_read_or_refused, file=f"v{form}"), files)
+        for form, files in _VECTORS.items()
     },
     "GGUF": (gguf_is_converted_and_edited_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
     **HUB_PROPERTIES,
