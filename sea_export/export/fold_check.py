@@ -55,7 +55,7 @@ def check_fold(model: PreTrainedModel, projections: Sequence[OutputProjection], 
         structure = _structure(model, projection.module_name, projection)
         if structure not in checked:
             runnable = runnable or with_random_weights(model)
-            _check_projection(runnable, projection, needs_bias=needs_bias and projection.target.in_decoder)
+            _check_projection(runnable, projection, needs_bias=needs_bias)
             checked.add(structure)
 
 

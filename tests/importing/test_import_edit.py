@@ -284,3 +284,24 @@ def test_outputs_tell_where_the_edit_is_from(checkpoint_of: Callable[[str], Path
         RecordedRun.of(manifest)
     half = (edit * 0.5).provenance["imported"]
     assert half["coefficient"] == 0.75
+
+
+def test_only_blocks_that_get_a_constant_get_biases(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model, base = model_of("llama"), checkpoint_of("llama")
+    (direction, vector) = vectors(model, [0, 2]).values()
+    unit = direction / direction.norm()
+    (tmp_path / "v.json").write_text(json.dumps(direction.tolist()))
+    torch.save({2: vector}, tmp_path / "v.pt")
+    ablated = import_edit(tmp_path / "v.json", base, as_="ablate")
+    both = sea_export.compose([import_edit(tmp_path / "v.pt", base, as_="add"), ablated])
+    sea_export.save(both, base, tmp_path / "out", verify=False)
+    assert {name.split(".")[3] for name in read_manifest(tmp_path / "out")["added_tensors"]} == {"mlp"}
+
+    def removed(h: Tensor) -> Tensor:
+        return h - (h @ unit)[..., None] * unit
+
+    writers = [model.get_input_embeddings(), *blocks_of(model, "attention"), *blocks_of(model, "mlp")]
+    change = dict.fromkeys(writers, removed) | {blocks_of(model, "mlp")[2]: lambda h: removed(h + vector)}
+    with hooked(change):
+        expected = logits(model)
+    check_equal(logits(loaded(tmp_path / "out")), expected, logits(model))

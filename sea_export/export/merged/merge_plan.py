@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
 from sea_export.model.quantization_methods import REQUANTIZABLE
-from sea_export.model.targets import EMBEDDING
+from sea_export.model.targets import COMPONENTS, EMBEDDING
 from sea_export.model.tied_head import tied_head
 
 __all__ = ["Fold", "MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
@@ -79,17 +79,20 @@ def check_unquantized(base: Base) -> None:
         )
 
 
-def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
+def with_new_biases(
+    stored: StoredProjections, base: Base, components: Collection[str] = COMPONENTS
+) -> StoredProjections:
     """The same, with new biases for those output projections that have none, and the config entries that add them.
 
     Args:
         stored: what was found for the targets of an affine edit.
         base: the base.
+        components: the kinds of blocks to which it adds a constant.
 
     Raises:
         InputError: the architecture has no such switch, or the checkpoint has no name for a new bias.
     """
-    blocks = [one for one in stored.projections if one.target.in_decoder]
+    blocks = [one for one in stored.projections if one.target.component in components]
     without_bias = [one for one in blocks if any(weight.bias is None for weight in one.weights)]
     if not without_bias:
         return stored

@@ -52,8 +52,11 @@ class _Merged:
         if not options.requantize:
             check_unquantized(base)
         quantized = quantized_weights(base) if options.requantize else None
-        stored = find_stored_projections(targets, base, needs_bias=needs.constant, quantized=quantized)
-        return with_new_biases(stored, base) if needs.constant else stored
+        components = needs.constant_components if needs.constant else frozenset()
+        stored = find_stored_projections(
+            targets, base, needs_bias=needs.constant, components=components, quantized=quantized
+        )
+        return with_new_biases(stored, base, components) if needs.constant else stored
 
     def plan(
         self,
