@@ -372,14 +372,18 @@ class ExportOptions:
         "base is changed in place.",
         format="custom-code",
     )
-
     requantize: bool = option(
         False,
         "Fold into quantized weights of the base in their own storage (FP8 in blocks, MXFP4); all other bytes stay as "
         "they are.",
         format="merged",
     )
-
+    compatible_config: bool = option(
+        False,
+        "Add the entries of config.json that mlx-lm and mistral.rs look for, and transformers 5 writes elsewhere: "
+        "rope_theta and rope_scaling.",
+        format="merged",
+    )
     base_id: str | None = option(
         None,
         "The Hub id of which a local base is a copy, for the model card: name, link and license. By default as the "

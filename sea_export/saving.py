@@ -62,6 +62,7 @@ def save(
     verify: bool = ExportOptions.verify,
     link: bool = ExportOptions.link,
     requantize: bool = ExportOptions.requantize,
+    compatible_config: bool = ExportOptions.compatible_config,
     base_id: str | None = ExportOptions.base_id,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
@@ -86,6 +87,8 @@ def save(
         verify: verify the output before it gets its final name.
         link: with `custom-code`, make hard links to the weight files of the base instead of copies.
         requantize: with `merged`, fold into quantized weights of the base in their own storage.
+        compatible_config: with `merged`, add entries of config.json that programs other than transformers look for: see
+            `sea_export.model.compatible_config`.
         base_id: the Hub id of which a local base is a copy, for the model card; None to take it from its files.
         trust_remote_code: whether code that comes with the base may run.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
@@ -110,6 +113,7 @@ def save(
         verify=verify,
         link=link,
         requantize=requantize,
+        compatible_config=compatible_config,
         base_id=base_id,
     )
     check_conversion(dequantize=dequantize, requantize=requantize)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sea_export.cards.markdown import Markdown
 from sea_export.export.formats import export_format
-from sea_export.export.llama_cpp import llama_cpp_command
+from sea_export.export.llama_cpp import conversion_commands, llama_cpp_command
 
 __all__ = ["Program", "programs"]
 
@@ -71,7 +71,7 @@ def _of_checkpoint(here: str, *, own_code: bool, trust: bool) -> list[Program]:
         *found,
         Program(
             "llama.cpp, from a local copy",
-            Markdown("python convert_hf_to_gguf.py OUTPUT --outfile model.gguf\nllama-cli -m model.gguf"),
+            Markdown("\n".join((*conversion_commands("OUTPUT", "model"), "llama-cli -m model-Q4_K_M.gguf"))),
         ),
         Program("CTranslate2", Markdown(f"ct2-transformers-converter --model {here} --output_dir converted{convert}")),
     ]

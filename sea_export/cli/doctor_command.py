@@ -86,6 +86,8 @@ def _print_model(model: ModelDiagnosis) -> None:
     for one in model.formats:
         if one.problem is not None:
             console.print(f"{one.format}: {one.problem}", soft_wrap=True)
+    for remark in model.remarks:
+        console.print(remark, soft_wrap=True)
     console.print(
         "Time is an estimate from small measurements on this machine as it is now: fit, writing and verification, "
         "without the measuring of effect and damage.",

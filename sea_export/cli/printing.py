@@ -12,7 +12,7 @@ from sea_export.cli.layer_table import print_layers
 from sea_export.cli.terminal import console, errors, plain_table
 from sea_export.errors import printable
 from sea_export.export.formats import export_format
-from sea_export.export.llama_cpp import llama_cpp_command
+from sea_export.export.llama_cpp import conversion_commands, llama_cpp_command
 from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
 from sea_export.export.modelfile import MODELFILE
 from sea_export.export.output import EDIT_DIRECTORY
@@ -150,6 +150,10 @@ def print_next_steps(output: Path, base: str, *, pushed: bool = False) -> None:
     if not pushed and (manifest["base"]["revision"] is not None or not format.names_location):
         commands["Publish it"] = ("push", output, "ORG/NAME")
     print_commands(commands)
+    if not (format.runs_code or format.loads_beside_base or format.changes_source):
+        console.print("For llama.cpp and Ollama, with the programs of llama.cpp:")
+        for command in conversion_commands(str(output), output.name):
+            console.print(f"  {command}", soft_wrap=True)
 
 
 def print_commands(commands: Mapping[str, Sequence[object]]) -> None:

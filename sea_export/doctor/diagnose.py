@@ -34,6 +34,7 @@ from sea_export.fitting.layer_choice import choose_targets
 from sea_export.model.architecture import decoder_layers
 from sea_export.model.available_memory import available_memory
 from sea_export.model.base import Base
+from sea_export.model.compatible_config import missing_entries
 from sea_export.model.compute_dtype import compute_dtype
 from sea_export.model.header_only import header_only_base
 from sea_export.model.load_model import check_quantizer, choose_device, parse_dtype
@@ -89,6 +90,7 @@ class ModelDiagnosis:
         layerwise: whether the fit would have one layer at a time in memory.
         formats: one for each format.
         speed: what was measured.
+        remarks: what else is to know about the model, in sentences.
     """
 
     name: str
@@ -104,6 +106,7 @@ class ModelDiagnosis:
     layerwise: bool
     formats: tuple[FormatDiagnosis, ...]
     speed: Speed
+    remarks: tuple[str, ...]
 
     @property
     def works(self) -> bool:
@@ -235,6 +238,17 @@ def diagnose_model(
         layerwise=layerwise,
         formats=tuple(found),
         speed=speed,
+        remarks=_remarks(base),
+    )
+
+
+def _remarks(base: Base) -> tuple[str, ...]:
+    missing = ", ".join(missing_entries(base.checkpoint.config))
+    if not missing:
+        return ()
+    return (
+        f"config.json has {missing} in rope_parameters only, where mlx-lm and mistral.rs do not look: they would "
+        "compute with a value of their own. For them add --compatible-config.",
     )
 
 

@@ -1,4 +1,4 @@
-"""How llama.cpp is started with an output, in words for the terminal and for the model card."""
+"""How llama.cpp is given an output, in words for the terminal and for the model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["llama_cpp_command"]
+__all__ = ["conversion_commands", "llama_cpp_command"]
 
 _OPTIONS = {"sea-lora.gguf": "--lora", "sea-control-vector.gguf": "--control-vector"}
 
@@ -27,6 +27,20 @@ def llama_cpp_command(manifest: Mapping[str, Any], output: PurePath | None = Non
         files = [f"{_OPTIONS[file]} {_quoted(folder, file)}" for file in beside["files"]]
         return " ".join((f"llama-cli -m {_quoted(PurePath(), beside['base_file'])}", *files))
     return None
+
+
+def conversion_commands(output: str, name: str) -> tuple[str, str]:
+    """The commands of llama.cpp that make a GGUF file of a plain checkpoint and quantize it.
+
+    Args:
+        output: the checkpoint.
+        name: how to call the files, without their ending.
+    """
+    whole, quantized = shlex.quote(f"{name}-F16.gguf"), shlex.quote(f"{name}-Q4_K_M.gguf")
+    return (
+        f"python convert_hf_to_gguf.py {shlex.quote(output)} --outtype f16 --outfile {whole}",
+        f"llama-quantize {whole} {quantized} Q4_K_M",
+    )
 
 
 def _quoted(folder: PurePath, file: str) -> str:

@@ -46,7 +46,16 @@ __all__ = [
 MANIFEST = "sea_export.json"
 _MANIFEST_VERSION = 1
 # The options of an export that decide what is written.
-_EXPORT_OPTIONS = ("adapter_rank", "adapter_padding", "gguf_type", "verify", "force", "requantize", "base_id")
+_EXPORT_OPTIONS = (
+    "adapter_rank",
+    "adapter_padding",
+    "gguf_type",
+    "verify",
+    "force",
+    "requantize",
+    "compatible_config",
+    "base_id",
+)
 
 
 def make_manifest(

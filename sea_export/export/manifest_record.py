@@ -17,6 +17,7 @@ class _Export(TypedDict, total=False):
     force: bool
     trust_remote_code: bool
     requantize: bool
+    compatible_config: bool
     base_id: str | None
 
 

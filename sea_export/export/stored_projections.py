@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ class StoredProjections:
     """The biases that `config_changes` add (on `meta`, by stored name), for edits that need them."""
     bias_names: Mapping[str, str] = field(default_factory=dict)
     """Name in the model -> name in the checkpoint, of those new biases."""
-    config_changes: Mapping[str, bool] = field(default_factory=dict)
-    """The config entries that make the architecture read new biases."""
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
+    """New values for entries of config.json: those that make the architecture read new biases, and others that the
+    format adds."""
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     """The weights that are folded in their quantized storage, by their names among the parts of `parameters`."""
 

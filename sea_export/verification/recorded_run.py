@@ -155,6 +155,7 @@ class RecordedRun:
             gguf_type=recorded.get("gguf_type", ExportOptions.gguf_type),
             verify=recorded["verify"],
             requantize=recorded.get("requantize", False),
+            compatible_config=recorded.get("compatible_config", False),
             base_id=recorded.get("base_id"),
         )
         records = [manifest["versions"], *(member["versions"] for member in members)]

@@ -102,6 +102,7 @@ class SoundOutput:
             adapter_padding=self.manifest.get("export", {}).get("adapter_padding", ExportOptions.adapter_padding),
             gguf_type=self.manifest.get("export", {}).get("gguf_type", ExportOptions.gguf_type),
             requantize=self.manifest.get("export", {}).get("requantize", False),
+            compatible_config=self.manifest.get("export", {}).get("compatible_config", False),
         )
         with open_base(
             self.base,

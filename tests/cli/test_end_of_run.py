@@ -68,6 +68,7 @@ def test_what_is_known_comes_before_what_to_do(finished: tuple[Path, str]) -> No
     )
     places = [said.index(words) for words in (*order, "sea-export compare", "sea-export evaluate", "sea-export push")]
     assert places == sorted(places)
+    assert_names(said, "convert_hf_to_gguf.py", "llama-quantize", "out-F16.gguf", "out-Q4_K_M.gguf")
     assert 2 <= said.count("  before: ") <= 3
     examples = json.loads((output / "sea_export.json").read_text(encoding="utf-8"))["edit"]["examples"]
     assert examples["prompts"] == 12

@@ -279,8 +279,19 @@ def test_gradients_pass_through_the_edit_with_and_without_checkpointing(variant:
             model.gradient_checkpointing_enable()
         tokens = torch.tensor([PROMPT])
         model(tokens, labels=tokens).loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        gradients.append({name: parameter.grad for name, parameter in trained.items()})
     plain, checkpointed = gradients
     for name, gradient in plain.items():
         assert gradient.abs().sum() > 0, name
         torch.testing.assert_close(checkpointed[name], gradient)
+
+
+def test_fine_tuning_leaves_the_edit_as_it_is(custom_code_of) -> None:
+    output, _ = custom_code_of("llama")
+    model = load(output)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tensors = {name for name, _ in model.state_dict().items() if ".sea_edit." in name}
+    assert tensors
+    assert not trained & tensors
+    assert trained

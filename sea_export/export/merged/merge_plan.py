@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class MergePlan:
     """Stored name of a tensor -> the fold of the edit into it."""
     additions: Mapping[str, Tensor]
     """New tensors by name: biases that an `affine` edit needs, and a head that shared the edited embedding."""
-    config_changes: Mapping[str, bool]
-    """The config entries that make the architecture read them."""
+    config_changes: Mapping[str, Any]
+    """New values for entries of config.json, such as those that make the architecture read them."""
     requantized: Mapping[str, RequantizedFold] = field(default_factory=dict)
     """Name of a quantized weight -> the fold of the edit into it, in its own storage."""
     parameters: Mapping[str, StoredParameter] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class _Merged:
     ) -> StoredProjections:
         from sea_export.export.merged.merge_plan import check_unquantized, with_new_biases
         from sea_export.export.stored_projections import find_stored_projections
+        from sea_export.model.compatible_config import added_entries
         from sea_export.model.quantized_storage import quantized_weights
 
         if not options.requantize:
@@ -56,7 +58,13 @@ class _Merged:
         stored = find_stored_projections(
             targets, base, needs_bias=needs.constant, components=components, quantized=quantized
         )
-        return with_new_biases(stored, base, components) if needs.constant else stored
+        if needs.constant:
+            stored = with_new_biases(stored, base, components)
+        if not options.compatible_config:
+            return stored
+        return replace(
+            stored, config_changes={**stored.config_changes, **added_entries(base.checkpoint.config, base.name)}
+        )
 
     def plan(
         self,
