@@ -377,12 +377,7 @@ def formats() -> list[ExportFormat[Any, Any]]:
 
 
 def check_blocks_alone(targets: Iterable[Target], format: str) -> None:
-    """Raises InputError for an edit of the embedding, which only a merge holds.
-
-    Args:
-        targets: what is to be edited.
-        format: the name of the format that is to hold it.
-    """
+    """Raises InputError for an edit of the embedding, which only a merge holds, in the format of another name."""
     if not all(target.in_decoder for target in targets):
         raise InputError(
             f"--format: {format} cannot hold an edit of the embedding. Choose --format merged, or leave it out of the "

@@ -48,9 +48,9 @@ def load_pickle(path: Path) -> object:
     Raises:
         InputError: the file is missing or damaged, or needs code to be run.
     """
-    with open_file(path) as stream:
-        zipped = zipfile.is_zipfile(stream)
     with refused_by_library(f"{path}: it is damaged", remedy="Download it again."):
+        with open_file(path) as stream:
+            zipped = zipfile.is_zipfile(stream)  # raises an error for some damaged archives
         for program in _zipped_pickles(path) if zipped else _old_pickles(path):
             _check(program, path)
         loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
