@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from sea_export.demonstrations.demonstration import Demonstration
     from sea_export.demonstrations.load import load_demonstrations
     from sea_export.edit.layer_edit import LayerEdit
-    from sea_export.edit.spectral_edit import SpectralEdit, compose
+    from sea_export.edit.spectral_edit import SpectralEdit, compose, load_edit
     from sea_export.errors import InputError, SeaExportError
     from sea_export.extraction.extract import Extraction, extract
     from sea_export.fitting.fit import fit
     from sea_export.hub.push import Pushed, push
+    from sea_export.importing.import_edit import import_edit
     from sea_export.model.targets import Target
     from sea_export.patches.apply_patch import apply_patch
     from sea_export.patches.make_patch import MadePatch, make_patch
@@ -50,7 +51,9 @@ __all__ = [
     "compose",
     "extract",
     "fit",
+    "import_edit",
     "load_demonstrations",
+    "load_edit",
     "make_patch",
     "open_layerwise",
     "push",
@@ -63,11 +66,12 @@ _MODULES = {
     "demonstrations.demonstration": ("Demonstration",),
     "demonstrations.load": ("load_demonstrations",),
     "edit.layer_edit": ("LayerEdit",),
-    "edit.spectral_edit": ("SpectralEdit", "compose"),
+    "edit.spectral_edit": ("SpectralEdit", "compose", "load_edit"),
     "errors": ("InputError", "SeaExportError"),
     "extraction.extract": ("Extraction", "extract"),
     "fitting.fit": ("fit",),
     "hub.push": ("Pushed", "push"),
+    "importing.import_edit": ("import_edit",),
     "model.targets": ("Target",),
     "patches.apply_patch": ("apply_patch",),
     "patches.make_patch": ("MadePatch", "make_patch"),

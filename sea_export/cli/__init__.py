@@ -22,6 +22,7 @@ __all__ = ["main"]
 _COMMANDS = (
     "fit-and-save",
     "fit",
+    "import",
     "save",
     "verify",
     "inspect",

@@ -38,9 +38,10 @@ def command(a: str, b: str, edit: Path, trust_remote_code: bool, threads: int | 
     sea-export extract org/model somebody/model-edited edit
     sea-export save edit adapter --base org/model --format adapter
 
-    For each MLP and attention block whose weights differ it prints the singular values of the difference, and how far
-    the nearest matrix of each rank is from it. If rounding to the storage explains all that an edit leaves, the edit is
-    written. Else, as after a full fine-tuning, it exits with 1 and says what no edit of low rank makes.
+    For each MLP and attention block whose weights differ, and for the embedding, it prints the singular values of the
+    difference, and how far the nearest matrix of each rank is from it. If rounding to the storage explains all that an
+    edit leaves, the edit is written. Else, as after a full fine-tuning, it exits with 1 and says what no edit of low
+    rank makes.
     """
     from sea_export.export.output import check_output, check_room, staged_output
     from sea_export.model.location import locate_model

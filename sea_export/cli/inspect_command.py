@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,13 +13,16 @@ from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.evaluation.evaluation_options import InspectOptions
 from sea_export.model.run_options import RunOptions
 
+if TYPE_CHECKING:
+    from sea_export.edit.stored_edit import StoredEdit
+
 
 @click.command("inspect")
 @click.argument("edit")
 @options(inspect=InspectOptions, data=DemonstrationOptions, run=RunOptions)
 @reported
 def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run: RunOptions) -> None:
-    """Show ranks, spectra and relative change of each layer of EDIT.
+    """Show ranks, spectra and relative change of each layer of EDIT, and of several edits what their product keeps.
 
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
@@ -34,14 +38,39 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
         check_picture(picture)
     check_destinations([inspect.plot, inspect.plot_activations], read=[edit, inspect.model, data.demonstrations])
     directory = fetch_edit(edit)
-    summary = read_stored_edit(directory).summary  # without torch, which takes longer than everything else here
+    stored = read_stored_edit(directory)
+    summary = stored.summary  # without torch, which takes longer than everything else here
     if inspect.plot_activations is not None and inspect.model is not None:
         _plot_activations(directory, inspect.model, inspect.plot_activations, inspect, data, run)
     print_layers(summary)
+    if any(len(edits) > 1 for edits in stored.layers.values()):
+        _print_composition(stored)
     print_storage_errors(directory)
     log_warnings(summary)
     if inspect.plot is not None:
         _plot_edit(directory, inspect.plot)
+
+
+def _print_composition(stored: StoredEdit) -> None:
+    """Prints how much of each edit the product of several has, where a layer has several."""
+    from sea_export.cli.terminal import console, plain_table
+    from sea_export.edit.layer_algebra import kept_of_each
+    from sea_export.edit.spectral_edit import SpectralEdit
+
+    edit = SpectralEdit.from_stored(stored)
+    table = plain_table("layer", "edit", "strength", "kept")
+    for target in edit.targets:
+        edits = edit.layers[target]
+        if len(edits) > 1 and all(one.why_unfoldable is None for one in edits):
+            for number, (one, kept) in enumerate(zip(edits, kept_of_each(edits), strict=True), 1):
+                table.add_row(str(target), str(number), f"{one.strength:.4g}", "" if kept is None else f"{kept:.1%}")
+    console.print("Several edits are applied to one layer, one after the other:")
+    console.print(table)
+    console.print(
+        "  kept: how much of the change of this edit the product of all has; 100% is all of it, 0% none, below 0% the "
+        "opposite, and more than 100% where another edit changes the same",
+        soft_wrap=True,
+    )
 
 
 def _plot_activations(

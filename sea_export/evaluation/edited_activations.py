@@ -59,7 +59,9 @@ def edited_activations(
 
 def _targets(edit: SpectralEdit, layers: str | None) -> tuple[Target, ...]:
     """The targets to draw: of some layers, or the first, the middle and the last edited one."""
-    targets = edit.targets
+    targets = tuple(target for target in edit.targets if target.in_decoder)
+    if not targets:
+        raise InputError("--plot-activations: the edit changes no decoder layer, so that there is nothing to draw.")
     if layers is None:
         return tuple(dict.fromkeys((targets[0], targets[len(targets) // 2], targets[-1])))
     chosen = LayerChoice.parse(layers, targets[-1].layer + 1).candidates

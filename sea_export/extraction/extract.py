@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sea_export.edit.edited_layers import EditedLayers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.benchmark import Progress, no_progress
@@ -24,7 +25,8 @@ from sea_export.model.base import Base, open_base
 from sea_export.model.bias_switch import BIAS_SWITCHES
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import CheckpointDifference, compare_checkpoints
-from sea_export.model.targets import COMPONENTS, Target
+from sea_export.model.targets import COMPONENTS, EMBEDDING, Target
+from sea_export.model.tied_head import tied_head
 from sea_export.versions import library_versions
 
 __all__ = ["Extraction", "extract", "extract_from_bases"]
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 _NAMED = 3
 _NOT_COMPARED = (
     *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+    "tie_word_embeddings",
     *(switch for switches in BIAS_SWITCHES.values() for switch in switches),
 )
 """Entries of config.json that say nothing of what is computed, or that an edit turns on."""
@@ -80,7 +83,7 @@ class Extraction:
                 "checkpoint that differs from its base by an edit alone."
             )
         found = {one.target: (one.edit,) for one in self.writers if one.edit is not None}
-        return SpectralEdit(found, self.provenance)
+        return SpectralEdit(EditedLayers(found), self.provenance)
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:
@@ -133,8 +136,10 @@ def extract_from_bases(a: Base, b: Base, progress: Progress = no_progress) -> Ex
         one.files.begin_digests(one.checkpoint.weight_files)
     difference = compare_checkpoints(a.checkpoint, b.checkpoint)
     zero = _zero_biases(b.checkpoint, difference)
-    writers = _writers(a, difference, set(difference.tensors_only_in_b) - zero)
-    others = _others(difference, zero.union(*(writer.tensors for writer in writers)))
+    tied, untied = tied_head(a.skeleton), _untied_head(a, b, difference)
+    added = set(difference.tensors_only_in_b) - zero - untied
+    writers = _writers(a, difference, added, with_embedding=tied is None or bool(untied))
+    others = _others(difference, zero.union(untied, *(writer.tensors for writer in writers)))
     if not writers and not others:
         raise InputError(
             f"{b.name}: it holds the weights of {a.name}, and nothing lies between them. Give another model."
@@ -174,19 +179,20 @@ def _check_alike(a: Base, b: Base) -> None:
         )
 
 
-def _writers(a: Base, difference: CheckpointDifference, added: set[str]) -> list[Writer]:
+def _writers(a: Base, difference: CheckpointDifference, added: set[str], *, with_embedding: bool) -> list[Writer]:
     """The output projections whose tensors differ, after the numerical check that their fold edits their outputs.
 
-    `added` are the tensors that only B has, and that are not zero.
+    `added` are the tensors that only B has, and that are not zero. The embedding is one of them unless its head has the
+    same weight in both.
     """
     differing = added | difference.tensors_changed.keys()
     missing = {*difference.tensors_only_in_a, *difference.tensors_of_other_form}
-    targets = sorted(
-        Target(layer, component) for component in COMPONENTS for layer in layers_with(a.skeleton, component)
-    )
+    targets = [Target(layer, component) for component in COMPONENTS for layer in layers_with(a.skeleton, component)]
+    if with_embedding:
+        targets.append(EMBEDDING)
     layout = stored_layout(a.skeleton, a.checkpoint)
     found = []
-    for projection in a.output_projections(targets):
+    for projection in a.output_projections(sorted(targets)):
         writer = _writer(projection, layout, added)
         if differing.intersection(writer.tensors) and not missing.intersection(writer.tensors):
             found.append((projection, writer))
@@ -206,6 +212,17 @@ def _writer(projection: OutputProjection, layout: StoredLayout, added: Iterable[
         new_biases=tuple(name for name in map(layout.new_bias_name, missing if added else ()) if name in added),
         is_mixture=len(weights) > 1 or any(weight.experts for weight in projection.weights),
     )
+
+
+def _untied_head(a: Base, b: Base, difference: CheckpointDifference) -> set[str]:
+    """The name of a head that only B stores, as the embedding that A's head shares; empty if there is none."""
+    head = tied_head(a.skeleton)
+    if head is None or head not in difference.tensors_only_in_b:
+        return set()
+    layout = stored_layout(a.skeleton, a.checkpoint)
+    (projection,) = a.output_projections([EMBEDDING])
+    (part,) = layout.find(projection.weights[0].name, -1).parts
+    return {head} if b.checkpoint.read(head).equal(a.checkpoint.read(part)) else set()
 
 
 def _zero_biases(b: Checkpoint, difference: CheckpointDifference) -> set[str]:

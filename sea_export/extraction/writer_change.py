@@ -267,7 +267,7 @@ def _edit(size: int, change: _Map, shift: Tensor | None, *, relative_change: flo
         positive_values=torch.zeros(0),
         negative_values=torch.zeros(0),
         relative_change=relative_change,
-        signature=0.0,
+        signature=None,
         reader_error=None,
         left=change.left.float().contiguous() if has_map else None,
         right=change.right.float().contiguous() if has_map else None,

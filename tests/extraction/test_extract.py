@@ -20,7 +20,7 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.extraction.extract import Extraction
 from sea_export.model.checkpoint import Checkpoint
-from sea_export.model.targets import Target
+from sea_export.model.targets import EMBEDDING, Target
 from tests.helpers.low_rank_edits import low_rank, matrix_of
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.tiny_edits import MLP_TARGETS, TARGET_SETS, constant_edit
@@ -82,6 +82,20 @@ def test_an_edit_comes_back(dtype: torch.dtype, tolerance: float, rank: int, tmp
 def test_an_edit_of_another_family_comes_back(family: str, tiny_checkpoint_of: Callable, tmp_path: Path) -> None:
     base, edit = tiny_checkpoint_of(family), low_rank(BOTH, 2)
     assert_found(sea_export.extract(base, exported(edit, base, tmp_path / "b")), edit, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen3"])
+def test_an_edit_of_the_embedding_comes_back(family: str, tiny_checkpoint_of: Callable, tmp_path: Path) -> None:
+    """Also where the head shared its weight in the base."""
+    base, edit = tiny_checkpoint_of(family), low_rank([EMBEDDING, *MLP_TARGETS], 2)
+    assert_found(sea_export.extract(base, exported(edit, base, tmp_path / "b")), edit, tolerance=1e-3)
+
+
+def test_an_embedding_that_changes_its_head_too_is_denied(tiny_checkpoint_of: Callable, tmp_path: Path) -> None:
+    base, name = tiny_checkpoint_of("llama-tied"), "model.embed_tokens.weight"
+    change = torch.eye(24) + matrix_of(low_rank([EMBEDDING], 1).layers[EMBEDDING]).float()
+    written = changed_copy(base, tmp_path / "b", lambda held: held.update({name: held[name] @ change.T}))
+    denied(sea_export.extract(base, written), name)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "llama-bias"])
@@ -206,9 +220,9 @@ def test_a_full_fine_tuning_is_denied(dtype: torch.dtype, tmp_path: Path) -> Non
     base = stored_as(dtype, "llama", tmp_path / "a")
     tuned = changed_copy(base, tmp_path / "b", moved((), 0.02))
     found = sea_export.extract(base, tuned)
-    assert len(found.writers) == 8
+    assert len(found.writers) == 9
     assert all(one.rank > 12 and one.edit is None and one.problem for one in found.writers)
-    assert "model.embed_tokens.weight" in found.others
+    assert "lm_head.weight" in found.others
     assert not {DOWN, OUTPUT} & found.others.keys()
     denied(found, "b", "tensors", "0.attention")
 
@@ -245,9 +259,7 @@ def test_a_change_of_the_size_of_rounding_is_denied(tmp_path: Path) -> None:
     denied(sea_export.extract(base, changed_copy(base, tmp_path / "b", change)), "1.mlp")
 
 
-@pytest.mark.parametrize(
-    "name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"]
-)
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"])
 def test_tensors_that_no_edit_changes_are_named(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     written = exported(low_rank(MLP_TARGETS, 2), tiny_checkpoint, tmp_path / "b")
     tuned = changed_copy(written, tmp_path / "c", moved([name], 0.02))
@@ -319,7 +331,7 @@ def test_the_command_says_that_there_is_none(tiny_checkpoint: Path, tmp_path: Pa
     tuned = changed_copy(tiny_checkpoint, tmp_path / "b", moved((), 0.02))
     result = run("extract", tiny_checkpoint, tuned, tmp_path / "edit")
     assert result.exit_code == 1
-    assert_names(result.stdout, "3.attention", "singular values", "model.embed_tokens.weight")
+    assert_names(result.stdout, "3.attention", "singular values", "model.layers.0.mlp.up_proj.weight")
     assert_names(result.stderr, "Error: b", "low rank")
     assert not (tmp_path / "edit").exists()
 
