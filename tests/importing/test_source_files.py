@@ -173,7 +173,7 @@ WRONG: dict[str, tuple[str, bytes]] = {
     "complex numbers": ("v.pt", saved({1: torch.ones(SIZE, dtype=torch.complex64)})),
     "a tensor larger than its numbers": ("v.pt", saved({1: torch.ones(1).expand(10**9)})),
     "a number alone": ("v.pt", saved(3)),
-    "an archive of several disks": ("v.pt", b"PK\6\7" + bytes(8) + b"\1" + bytes(7) + b"PK\5\6" + bytes(18)),
+    "an archive of several disks": ("v.pt", b"PK\6\7\1" + bytes(15) + b"PK\5\6" + bytes(18)),
     "integers": ("v.safetensors", save({"1": torch.ones(SIZE, dtype=torch.int32)})),
     "no GGUF": ("v.gguf", b"GGUF"),
     "no form": ("v.txt", b""),
