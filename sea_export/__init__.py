@@ -33,15 +33,17 @@ if TYPE_CHECKING:
     from sea_export.doctor.demonstration_check import DemonstrationCheck
     from sea_export.doctor.diagnose import Diagnosis
     from sea_export.edit.layer_edit import LayerEdit
-    from sea_export.edit.spectral_edit import SpectralEdit, compose
+    from sea_export.edit.spectral_edit import SpectralEdit, compose, load_edit
     from sea_export.effect.effect_options import EffectOptions
     from sea_export.errors import InputError, SeaExportError
     from sea_export.evaluation.evaluate import Evaluation
     from sea_export.evaluation.inspection import Inspection, inspect
     from sea_export.evaluation.side_by_side import ModelComparison
+    from sea_export.extraction.extract import Extraction, extract
     from sea_export.files.recipes import Recipes, recipes
     from sea_export.fitting.fit import fit
     from sea_export.hub.push import Pushed, SavedAndPushed, push
+    from sea_export.importing.import_edit import import_edit
     from sea_export.interface.examining import check, diagnose
     from sea_export.interface.fitting_and_saving import fit_and_save
     from sea_export.interface.loaded_base import LoadedBase, load
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from sea_export.model.run_options import RunOptions
     from sea_export.model.targets import Target
     from sea_export.options import CaptureOptions, EditOptions, ExportOptions, FitOptions
+    from sea_export.patches.apply_patch import apply_patch
+    from sea_export.patches.make_patch import MadePatch, make_patch
     from sea_export.saving import SaveResult, save
     from sea_export.verification.reproduce import Reproduction
     from sea_export.verification.verification import Verification
@@ -72,12 +76,14 @@ __all__ = [
     "EffectOptions",
     "Evaluation",
     "ExportOptions",
+    "Extraction",
     "FitOptions",
     "GgufDifference",
     "InputError",
     "Inspection",
     "LayerEdit",
     "LoadedBase",
+    "MadePatch",
     "ModelComparison",
     "ProgressCallback",
     "Pushed",
@@ -92,17 +98,22 @@ __all__ = [
     "TunedModel",
     "Verification",
     "__version__",
+    "apply_patch",
     "check",
     "compare",
     "compose",
     "diagnose",
     "diff",
     "evaluate",
+    "extract",
     "fit",
     "fit_and_save",
+    "import_edit",
     "inspect",
     "load",
     "load_demonstrations",
+    "load_edit",
+    "make_patch",
     "open_layerwise",
     "push",
     "recipes",
@@ -114,6 +125,7 @@ __all__ = [
 
 _MODULES = {
     "capture.offloaded": ("open_layerwise",),
+    "capture.progress_callback": ("ProgressCallback",),
     "demonstrations.demonstration": ("Demonstration",),
     "demonstrations.demonstration_options": ("DemonstrationOptions",),
     "demonstrations.load": ("load_demonstrations",),
@@ -123,6 +135,7 @@ _MODULES = {
     "edit.spectral_edit": (
         "SpectralEdit",
         "compose",
+        "load_edit",
     ),
     "effect.effect_options": ("EffectOptions",),
     "errors": (
@@ -134,8 +147,11 @@ _MODULES = {
         "Inspection",
         "inspect",
     ),
-    "capture.progress_callback": ("ProgressCallback",),
     "evaluation.side_by_side": ("ModelComparison",),
+    "extraction.extract": (
+        "Extraction",
+        "extract",
+    ),
     "files.recipes": (
         "Recipes",
         "recipes",
@@ -146,7 +162,11 @@ _MODULES = {
         "SavedAndPushed",
         "push",
     ),
-    "interface.examining": ("check", "diagnose"),
+    "importing.import_edit": ("import_edit",),
+    "interface.examining": (
+        "check",
+        "diagnose",
+    ),
     "interface.fitting_and_saving": ("fit_and_save",),
     "interface.loaded_base": (
         "LoadedBase",
@@ -171,6 +191,11 @@ _MODULES = {
         "EditOptions",
         "ExportOptions",
         "FitOptions",
+    ),
+    "patches.apply_patch": ("apply_patch",),
+    "patches.make_patch": (
+        "MadePatch",
+        "make_patch",
     ),
     "saving": (
         "SaveResult",

@@ -35,7 +35,7 @@ class EditSetting:
             InputError: see `SpectralEdit.with_strength` and `layers_of_edit`.
         """
         edit = self.fitted if self.strength is None else self.fitted.with_strength(self.strength)
-        return edit if self.layers is None else edit.with_layers(layers_of_edit(edit.targets, self.layers))
+        return edit if self.layers is None else edit.only(layers_of_edit(edit.targets, self.layers))
 
     @property
     def own_strength(self) -> float | None:

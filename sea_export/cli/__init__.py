@@ -23,6 +23,7 @@ __all__ = ["main"]
 _COMMANDS = (
     "fit-and-save",
     "fit",
+    "import",
     "save",
     "verify",
     "inspect",
@@ -33,6 +34,8 @@ _COMMANDS = (
     "chat",
     "push",
     "reproduce",
+    "extract",
+    "patch",
     "doctor",
     "check",
     "recipes",

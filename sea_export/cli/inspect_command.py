@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.evaluation.evaluation_options import InspectOptions
 from sea_export.model.run_options import RunOptions
 
+if TYPE_CHECKING:
+    from sea_export.edit.stored_edit import StoredEdit
+
 
 @click.command("inspect")
 @click.argument("edit", shell_complete=complete_files)
@@ -21,13 +25,14 @@ from sea_export.model.run_options import RunOptions
 @reported
 @json_option
 def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run: RunOptions) -> None:
-    """Show ranks, spectra and relative change of each layer of EDIT.
+    """Show ranks, spectra and relative change of each layer of EDIT, and of several edits what their product keeps.
 
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
     from sea_export.cli.layer_table import print_layers
     from sea_export.cli.printing import print_storage_errors
     from sea_export.cli.terminal import console
+    from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture
     from sea_export.evaluation.inspection import inspect as inspect_edit
@@ -40,12 +45,36 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     if inspect.plot_activations is not None and inspect.model is not None:
         _plot_activations(found.directory, inspect.model, inspect.plot_activations, inspect, data, run)
     print_layers(found.layers)
+    if len({layer.target for layer in found.layers}) < len(found.layers):
+        _print_composition(read_stored_edit(found.directory))
     print_storage_errors(found.storage_errors)
     log_warnings(found.layers)
     if inspect.plot is not None:
         found.plot(inspect.plot)
         console.print(f"Saved the picture to {inspect.plot}.")
     give_result("inspect", found)
+
+
+def _print_composition(stored: StoredEdit) -> None:
+    """Prints how much of each edit the product of several has, where a layer has several."""
+    from sea_export.cli.terminal import console, plain_table
+    from sea_export.edit.layer_algebra import kept_of_each
+    from sea_export.edit.spectral_edit import SpectralEdit
+
+    edit = SpectralEdit.from_stored(stored)
+    table = plain_table("layer", "edit", "strength", "kept")
+    for target in edit.targets:
+        edits = edit.layers[target]
+        if len(edits) > 1 and all(one.why_unfoldable is None for one in edits):
+            for number, (one, kept) in enumerate(zip(edits, kept_of_each(edits), strict=True), 1):
+                table.add_row(str(target), str(number), f"{one.strength:.4g}", "" if kept is None else f"{kept:.1%}")
+    console.print("Several edits are applied to one layer, one after the other:")
+    console.print(table)
+    console.print(
+        "  kept: how much of the change of this edit the product of all has; 100% is all of it, 0% none, below 0% the "
+        "opposite, and more than 100% where another edit changes the same",
+        soft_wrap=True,
+    )
 
 
 def _plot_activations(

@@ -49,9 +49,9 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
         _draw_ranks(axes[1, 1], layers)
     positions = np.arange(len(layers))
     change, signature = axes[-1]
-    change.bar(positions, [100 * layer.relative_change for layer in layers], color=GREY)
+    change.bar(positions, [100 * (layer.relative_change or 0) for layer in layers], color=GREY)
     change.set(title="Relative change of neutral activations", ylabel="%")
-    signature.bar(positions, [layer.signature for layer in layers], color=GREY)
+    signature.bar(positions, [layer.signature or 0 for layer in layers], color=GREY)
     signature.set(title="Signature", ylabel="sum of singular values" if spectral else "norm")
     for axis in (*([axes[1, 1]] if spectral else []), change, signature):
         _label_layers(axis.xaxis, labels)
@@ -61,7 +61,7 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
 
 
 def _layer_label(target: Target) -> str:
-    return f"{target.layer}" if target.component == "mlp" else f"{target.layer} a"
+    return {"mlp": f"{target.layer}", "attention": f"{target.layer} a"}.get(target.component, "e")
 
 
 def _layer_axis(labels: Sequence[str]) -> str:

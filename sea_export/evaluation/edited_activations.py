@@ -10,6 +10,7 @@ from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration, LoadedDemonstrations
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
 from sea_export.files.records import from_record
 from sea_export.fitting.fit_base import usable_by
 from sea_export.model.architecture import context_length
@@ -60,9 +61,11 @@ def edited_activations(
 
 def _targets(edit: SpectralEdit, layers: str | None) -> tuple[Target, ...]:
     """The targets to draw: of some layers, or the three whose relative change is the largest."""
-    targets = edit.targets
+    targets = tuple(target for target in edit.targets if target.in_decoder)
+    if not targets:
+        raise InputError("--plot-activations: the edit changes no decoder layer, so that there is nothing to draw.")
     if layers is None:
-        changes = {target: max(one.relative_change for one in edit.layers[target]) for target in targets}
+        changes = {target: max(one.relative_change or 0 for one in edit.layers[target]) for target in targets}
         return tuple(sorted(sorted(targets, key=changes.__getitem__, reverse=True)[:_SHOWN_TARGETS]))
     chosen = layers_of_edit(targets, layers, "--plot-layers")
     return tuple(target for target in targets if target.layer in chosen)

@@ -15,6 +15,7 @@ from sea_export.capture.layerwise import LayerSource, ModelInMemory, layer_sourc
 from sea_export.capture.progress_callback import ProgressCallback, progress_of
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
 from sea_export.demonstrations.load import DemonstrationData, demonstrations_of
+from sea_export.edit.edited_layers import EditedLayers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
@@ -179,7 +180,7 @@ class Fit:
             target: tuple(layer.with_strength(strength) for layer in edits)
             for target, edits in self._own_edit.layers.items()
         }
-        return SpectralEdit(scaled)
+        return SpectralEdit(EditedLayers(scaled))
 
     @cached_property
     def _own_edit(self) -> SpectralEdit:
@@ -260,7 +261,7 @@ def edit_from_statistics(
         layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
     kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
     edits = edit_method(options.method).layer_edits(kept, options)
-    return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
+    return SpectralEdit(EditedLayers({target: (edit,) for target, edit in edits.items()}), dict(provenance or {}))
 
 
 def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sea_export.errors import InputError
+from sea_export.model.layer_numbers import layer_range
 from sea_export.model.targets import Target
 
 __all__ = ["LayerChoice", "kept_by_signature", "layers_of_edit"]
@@ -48,16 +49,15 @@ def _part(part: str, text: str, count: int) -> range:
         number = _number(match[2], match[3], count)
         _check_number(number, part, count)
         return range(count - number, count) if match[1] == "last" else range(number)
-    match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-    if not match or int(match[2] or match[1]) < int(match[1]):
+    found = layer_range(part)
+    if found is None:
         raise InputError(
             f"--layers: {text!r} is not understood at {part!r}. Write all, last:K, first:K, signature:K, or a "
             "list such as last:6,10-20,25."
         )
-    last = int(match[2] or match[1])
-    if last >= count:
-        raise InputError(f"--layers: {text} names layer {last}, which does not exist. Choose 0 to {count - 1}.")
-    return range(int(match[1]), last + 1)
+    if found[-1] >= count:
+        raise InputError(f"--layers: {text} names layer {found[-1]}, which does not exist. Choose 0 to {count - 1}.")
+    return found
 
 
 def kept_by_signature(text: str, count: int) -> int | None:
@@ -95,7 +95,9 @@ def layers_of_edit(targets: Sequence[Target], text: str, option: str = "--layers
     Raises:
         InputError: the list is not understood, or names no edited layer.
     """
-    edited = tuple(dict.fromkeys(target.layer for target in targets))
+    edited = tuple(dict.fromkeys(target.layer for target in targets if target.in_decoder))
+    if not edited:
+        raise InputError(f"{option}: the edit changes no decoder layer, so that there is none to choose. Leave it out.")
     if text.startswith("signature:"):
         raise InputError(f"{option}: {text} chooses layers in a fit. Write all, last:K, first:K, or a list of layers.")
     named = LayerChoice.parse(text, edited[-1] + 1).candidates

@@ -215,7 +215,7 @@ def test_saving_gives_what_save_gives(
     saved = session.save(tmp_path / "tried")
     expected = edit if strength is None else edit.with_strength(strength)
     if layers is not None:
-        expected = expected.with_layers((2, 3))
+        expected = expected.only((2, 3))
     sea_export.save(expected, tiny_checkpoint, tmp_path / "baked")
     digests = file_digests(tmp_path / "tried")
     assert digests == file_digests(tmp_path / "baked")

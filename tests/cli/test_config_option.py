@@ -18,6 +18,7 @@ COMMANDS = [name for name in main.list_commands(click.Context(main)) if name != 
 ARGUMENTS = {
     "inspect": ["edit"], "verify": ["output"], "evaluate": ["model", "--benchmark", "damage"], "doctor": ["model"],
     "chat": ["edit"],
+    "import": ["source", "edit", "--model", "model"],
 }  # fmt: skip
 
 

@@ -185,16 +185,16 @@ def test_what_was_measured_does_not_hold_at_another_strength():
 def test_some_layers_of_an_edit(llama):
     fit = {"options": {"edit": {"strength": 1.0}}, "effect": {"held_out": 1}, "base": {"name": "org/tiny"}}
     edit = SpectralEdit(spectral_edit(MLP_TARGETS, normalization="none").layers, provenance=fit)
-    part = edit.with_layers((3, 7))
+    part = edit.only((3, 7))
     assert part.targets == (MLP_TARGETS[1],)
     assert part.layers[MLP_TARGETS[1]] is edit.layers[MLP_TARGETS[1]]
-    assert part.provenance == {"options": fit["options"], "base": fit["base"], "kept_layers": [3]}
-    assert edit.with_layers((0, 1, 2, 3)) is edit
-    assert part.with_strength(0.5).provenance["kept_layers"] == [3]
-    both = compose([edit, edit]).with_layers((1,))
-    assert [one["kept_layers"] for one in both.provenance["composed"]] == [[1], [1]]
+    assert part.provenance == {"options": fit["options"], "base": fit["base"], "targets": ["3.mlp"]}
+    assert edit.only((0, 1, 2, 3)) is edit
+    assert part.with_strength(0.5).provenance["targets"] == ["3.mlp"]
+    both = compose([edit, edit]).only((1,))
+    assert both.provenance["targets"] == ["1.mlp"]
     with pytest.raises(InputError):
-        edit.with_layers((0,))
+        edit.only((0,))
     ids = torch.arange(5, 15)[None]
     with torch.no_grad(), part.apply(llama):
         found = llama(ids).logits

@@ -148,16 +148,17 @@ def test_an_edit_that_was_reduced_to_some_layers(kept: str, tiny_checkpoint: Pat
     done("fit", tiny_checkpoint, tmp_path / "all", *common, "--layers", "1-3")
     output = tmp_path / "out"
     edits = (tmp_path / "last", tmp_path / "all")
-    done("save", *edits, output, "--strength", 0.4, "--layers", kept, "--base", tiny_checkpoint, "--no-verify")
+    done("save", *edits, output, "--strength", 0.4, "--only", kept, "--base", tiny_checkpoint, "--no-verify")
     edit = SpectralEdit.load(output)
     assert {target.layer for target in edit.targets} == {int(kept)}
-    assert f"only {kept} " in (output / "README.md").read_text(encoding="utf-8")
+    card = " ".join((output / "README.md").read_text(encoding="utf-8").split())
+    assert f"layer {kept}, counted from 0. The edit was fitted for more layers" in card
     assert len(edit.layers[edit.targets[0]]) == (2 if kept == "3" else 1)
     result = repeat(output, tmp_path / "again", tiny_checkpoint, pairs, "--demonstrations", pairs)
     assert "byte-identical" in result.output, result.output
-    refused = run("save", *edits, tmp_path / "other", "--layers", "0", "--base", tiny_checkpoint)
+    refused = run("save", *edits, tmp_path / "other", "--only", "0", "--base", tiny_checkpoint)
     assert refused.exit_code == 2
-    assert_names(refused.stderr, "--layers", "1, 2, 3")
+    assert_names(refused.stderr, "--only", "1, 2, 3")
 
 
 def test_the_choice_of_a_search_is_repeated_and_told(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
