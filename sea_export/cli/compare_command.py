@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.model.run_options import RunOptions
@@ -15,14 +17,16 @@ from sea_export.model.run_options import RunOptions
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from sea_export.evaluation.side_by_side import ModelComparison, Piece
+    from sea_export.evaluation.answer_pieces import Piece
+    from sea_export.evaluation.side_by_side import ModelComparison
 
 
 @click.command("compare")
-@click.argument("base")
-@click.argument("output")
+@click.argument("base", shell_complete=complete_files)
+@click.argument("output", shell_complete=complete_files)
 @options(compare=CompareOptions, run=RunOptions)
 @reported
+@json_option
 def command(base: str, output: str, compare: CompareOptions, run: RunOptions) -> None:
     """Answer the same prompts with BASE and with OUTPUT, greedily, and mark the words that differ.
 
@@ -39,16 +43,14 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     from sea_export.cli.opening import begin_computing
     from sea_export.cli.terminal import console, waiting
     from sea_export.evaluation.side_by_side import compare_models
-    from sea_export.evaluation.side_by_side_page import comparison_page
-    from sea_export.files.writing import write_result
 
     begin_computing(run.threads)
     comparison = compare_models(base, output, compare, run, waiting)
     _print_comparison(comparison)
     if compare.html is not None:
-        page = comparison_page(comparison.base, comparison.edited, comparison.answers)
-        write_result(compare.html, page)
+        comparison.save_page(compare.html)
         console.print(f"Wrote the page {compare.html}.")
+    give_result("compare", comparison)
 
 
 def _print_comparison(comparison: ModelComparison) -> None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.evaluation.evaluation_options import InspectOptions
 from sea_export.model.run_options import RunOptions
 
-if TYPE_CHECKING:
-    from sea_export.edit.stored_edit import StoredEdit
-
 
 @click.command("inspect")
-@click.argument("edit")
+@click.argument("edit", shell_complete=complete_files)
 @options(inspect=InspectOptions, data=DemonstrationOptions, run=RunOptions)
 @reported
+@json_option
 def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run: RunOptions) -> None:
     """Show ranks, spectra and relative change of each layer of EDIT, and of several edits what their product keeps.
 
@@ -28,36 +27,36 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     """
     from sea_export.cli.layer_table import print_layers
     from sea_export.cli.printing import print_storage_errors
-    from sea_export.edit.stored_edit import read_stored_edit
+    from sea_export.cli.terminal import console
     from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture
-    from sea_export.export.fetch import fetch_edit
+    from sea_export.evaluation.inspection import inspect as inspect_edit
     from sea_export.files.writing import check_destinations
 
     for picture in filter(None, (inspect.plot, inspect.plot_activations)):
         check_picture(picture)
     check_destinations([inspect.plot, inspect.plot_activations], read=[edit, inspect.model, data.demonstrations])
-    directory = fetch_edit(edit)
-    stored = read_stored_edit(directory)
-    summary = stored.summary  # without torch, which takes longer than everything else here
+    found = inspect_edit(edit)  # without torch, which takes longer than everything else here
     if inspect.plot_activations is not None and inspect.model is not None:
-        _plot_activations(directory, inspect.model, inspect.plot_activations, inspect, data, run)
-    print_layers(summary)
-    if any(len(edits) > 1 for edits in stored.layers.values()):
-        _print_composition(stored)
-    print_storage_errors(directory)
-    log_warnings(summary)
+        _plot_activations(found.directory, inspect.model, inspect.plot_activations, inspect, data, run)
+    print_layers(found.layers)
+    if len({layer.target for layer in found.layers}) < len(found.layers):
+        _print_composition(found.directory)
+    print_storage_errors(found.storage_errors)
+    log_warnings(found.layers)
     if inspect.plot is not None:
-        _plot_edit(directory, inspect.plot)
+        found.plot(inspect.plot)
+        console.print(f"Saved the picture to {inspect.plot}.")
+    give_result("inspect", found)
 
 
-def _print_composition(stored: StoredEdit) -> None:
+def _print_composition(directory: Path) -> None:
     """Prints how much of each edit the product of several has, where a layer has several."""
     from sea_export.cli.terminal import console, plain_table
     from sea_export.edit.layer_algebra import kept_of_each
     from sea_export.edit.spectral_edit import SpectralEdit
 
-    edit = SpectralEdit.from_stored(stored)
+    edit = SpectralEdit.load(directory)
     table = plain_table("layer", "edit", "strength", "kept")
     for target in edit.targets:
         edits = edit.layers[target]
@@ -93,13 +92,4 @@ def _plot_activations(
     with opened_model(location, run, picture) as opened:
         activations = edited_activations(loaded, opened, demonstrations, inspect.plot_layers)
     plot_activations(activations, loaded, picture)
-    console.print(f"Saved the picture to {picture}.")
-
-
-def _plot_edit(directory: Path, picture: Path) -> None:
-    from sea_export.cli.terminal import console
-    from sea_export.edit.spectral_edit import SpectralEdit
-    from sea_export.evaluation.plots import plot_edit
-
-    plot_edit(SpectralEdit.load(directory), picture)
     console.print(f"Saved the picture to {picture}.")

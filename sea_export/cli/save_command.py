@@ -7,20 +7,27 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions, check_conversion
 from sea_export.options import ExportOptions, check_strength
 
 
 @click.command("save")
-@click.argument("edits", nargs=-1, required=True, metavar="EDIT...")
+@click.argument("edits", nargs=-1, required=True, metavar="EDIT...", shell_complete=complete_files)
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id that the edit names.")
+@click.option(
+    "--base",
+    help="Hub id, directory or .gguf file of the base; by default the Hub id that the edit names.",
+    shell_complete=complete_files,
+)
 @click.option("--strength", type=float, help="s in I + s (M - I) for each EDIT, instead of the strength that it has.")
 @click.option("--only", metavar="LAYERS", help="Bake the edits of these layers alone: a list such as 10-20,25.")
 @click.option("--except", "without", metavar="LAYERS", help="Leave the edits of these layers out: a list.")
 @options(run=RunOptions, export=ExportOptions)
 @reported
+@json_option
 def command(
     edits: tuple[str, ...],
     output: Path,
@@ -100,3 +107,4 @@ def command(
             )
     print_saved(result, edit)
     print_next_steps(result.output, base)
+    give_result("save", result)

@@ -25,11 +25,13 @@ from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.edit.summary import LayerSummary
 from sea_export.edit.vector_edit import vector_layer_edit
 from sea_export.errors import InputError
+from sea_export.files.frames import data_frame
 from sea_export.model.architecture import OutputProjection, find_output_projections
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.options import TARGETS, check_choice
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel
 
 __all__ = ["SpectralEdit", "combined", "compose", "load_edit"]
@@ -202,6 +204,18 @@ class SpectralEdit:
                     f"{projection.module_name}: it gives {projection.size} features, and the edit has {size}. Give the "
                     "model that the edit was fitted on."
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is told about the edit, without its tensors, as plain JSON data."""
+        return {"layers": [layer.to_dict() for layer in self.summary], "provenance": dict(self.provenance)}
+
+    def to_frame(self) -> DataFrame:
+        """A row for each layer edit, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return data_frame([layer.to_dict() for layer in self.summary])
 
     def save(self, directory: Path | str) -> None:
         """Writes `sea_edit.safetensors` and `sea_edit.json`. The same edit gives the same bytes.

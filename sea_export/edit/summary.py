@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sea_export.model.targets import Target
 
@@ -41,6 +42,10 @@ class LayerSummary:
     """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
     normalization: str
     """What is normalized at run time."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {**self.target._asdict(), **{name: one for name, one in asdict(self).items() if name != "target"}}
 
 
 def no_op_warning(layers: Sequence[LayerSummary]) -> str | None:

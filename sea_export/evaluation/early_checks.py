@@ -24,7 +24,7 @@ from sea_export.model.location import check_model_name, locate_model
 from sea_export.model.run_options import RunOptions
 from sea_export.text import is_utf8
 
-__all__ = ["check_comparison", "check_evaluation", "locate_models", "with_base_of_edit"]
+__all__ = ["check_comparison", "check_evaluation", "check_sources", "locate_models", "with_base_of_edit"]
 
 
 def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> None:
@@ -41,7 +41,7 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
     base = options.against
     sources = [one.partition("=")[2] for one in options.benchmarks]
     read = (model, base, options.edit, options.text, options.judge.judge, *sources)
-    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
+    check_destinations([options.plot, options.judge.judge_cache], read=read)
     models = [name for name in (model, base) if name is not None]
     for name in models:
         check_model_name(gguf_of_export(name), adapters=True)
@@ -53,6 +53,19 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
         read_manifest(Path(model))
     if options.plot is not None:
         check_picture(options.plot)
+    check_sources(options)
+    locate_models(models, run)
+
+
+def check_sources(options: EvaluateOptions) -> None:
+    """Refuses rows and texts that are missing or cannot be read.
+
+    Args:
+        options: they name the rows and the texts.
+
+    Raises:
+        InputError: see above.
+    """
     for name, _, source in (one.partition("=") for one in options.benchmarks):
         if source and name.partition(":")[0] in TABLES:
             check_source(source)
@@ -60,7 +73,6 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
             load_prompts(source)
     if options.text is not None:
         load_texts(options.text)
-    locate_models(models, run)
 
 
 def with_base_of_edit(model: str, options: EvaluateOptions) -> tuple[str, EvaluateOptions]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, StrictUndefined
 
-from sea_export.evaluation.side_by_side import Comparison
+from sea_export.evaluation.answer_pieces import Comparison
 from sea_export.text import visible
 
 __all__ = ["comparison_page"]

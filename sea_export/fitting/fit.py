@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.capture.layerwise import LayerSource, ModelInMemory, layer_source
+from sea_export.capture.progress_callback import ProgressCallback, progress_of
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
 from sea_export.demonstrations.load import DemonstrationData, demonstrations_of
 from sea_export.edit.edited_layers import EditedLayers
@@ -69,7 +70,7 @@ def fit(
     batch_tokens: int = CaptureOptions.batch_tokens,
     seed: int = CaptureOptions.seed,
     cache: Path | str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> SpectralEdit:
     """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
 
@@ -107,7 +108,7 @@ def fit(
         seed: seed of `position="random"`.
         cache: a directory that keeps captured activations, and statistics of gradients. A fit of layers that are in it
             already runs no pass. Its truncation, strength, normalization, centring, rank and damping may differ.
-        progress: told the number of demonstrations that each batch has finished.
+        progress: told a stage, how much of it is done, and how much there is to do.
 
     Returns:
         The edit. Its tensors are float32, on the CPU.
@@ -146,7 +147,10 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_any_strength(model, tokenizer, demonstrations_of(demonstrations), options, progress, cache=cache).edit()
+    read = demonstrations_of(demonstrations)
+    with progress_of(progress)("Reading demonstrations", len(read)) as advance:
+        fitted = fit_any_strength(model, tokenizer, read, options, advance, cache=cache)
+    return fitted.edit()
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def fit_any_strength(
         tokenizer: see `fit`.
         demonstrations: see `fit`.
         options: all options of the fit.
-        progress: see `fit`.
+        progress: told the number of demonstrations that each batch has finished.
         projections: the output projections of the targets that `options` choose; they are searched for if None.
         cache: see `fit`.
         processes: those that share the demonstrations.

@@ -15,10 +15,11 @@ import sea_export
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.evaluation.answer_pieces import compare_answers
 from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.prompts import load_prompts
-from sea_export.evaluation.side_by_side import compare_answers, compare_models
+from sea_export.evaluation.side_by_side import compare_models
 from sea_export.evaluation.side_by_side_page import comparison_page
 from sea_export.model.run_options import RunOptions
 from tests.helpers.messages import assert_names, naming

@@ -289,10 +289,13 @@ def test_a_fitted_edit_moves_the_model(llama, tokenizer, demonstrations):
 
 
 def test_progress_counts_every_demonstration(llama, tokenizer, demonstrations):
-    told: list[int] = []
-    fit(llama, tokenizer, demonstrations, layers="all", batch_tokens=50, progress=told.append)
-    assert sum(told) == len(demonstrations)
-    assert len(told) > 1
+    told: list[tuple[str, int, int]] = []
+    fit(llama, tokenizer, demonstrations, layers="all", batch_tokens=50, progress=lambda *stage: told.append(stage))
+    done = [count for _, count, _ in told]
+    assert done == sorted(done)
+    assert {(stage, total) for stage, _, total in told} == {("Reading demonstrations", len(demonstrations))}
+    assert (done[0], done[-1]) == (0, len(demonstrations))
+    assert len(told) > 2
 
 
 def test_a_special_token_at_the_beginning_is_read_like_any_other(llama, beginning_tokenizer, tokenizer, demonstrations):
