@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +13,6 @@ from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.evaluation.evaluation_options import InspectOptions
 from sea_export.model.run_options import RunOptions
-
-if TYPE_CHECKING:
-    from sea_export.edit.stored_edit import StoredEdit
 
 
 @click.command("inspect")
@@ -32,7 +28,6 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     from sea_export.cli.layer_table import print_layers
     from sea_export.cli.printing import print_storage_errors
     from sea_export.cli.terminal import console
-    from sea_export.edit.stored_edit import read_stored_edit
     from sea_export.edit.summary import log_warnings
     from sea_export.evaluation.drawing import check_picture
     from sea_export.evaluation.inspection import inspect as inspect_edit
@@ -46,7 +41,7 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
         _plot_activations(found.directory, inspect.model, inspect.plot_activations, inspect, data, run)
     print_layers(found.layers)
     if len({layer.target for layer in found.layers}) < len(found.layers):
-        _print_composition(read_stored_edit(found.directory))
+        _print_composition(found.directory)
     print_storage_errors(found.storage_errors)
     log_warnings(found.layers)
     if inspect.plot is not None:
@@ -55,13 +50,13 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     give_result("inspect", found)
 
 
-def _print_composition(stored: StoredEdit) -> None:
+def _print_composition(directory: Path) -> None:
     """Prints how much of each edit the product of several has, where a layer has several."""
     from sea_export.cli.terminal import console, plain_table
     from sea_export.edit.layer_algebra import kept_of_each
     from sea_export.edit.spectral_edit import SpectralEdit
 
-    edit = SpectralEdit.from_stored(stored)
+    edit = SpectralEdit.load(directory)
     table = plain_table("layer", "edit", "strength", "kept")
     for target in edit.targets:
         edits = edit.layers[target]

@@ -305,3 +305,17 @@ def test_only_blocks_that_get_a_constant_get_biases(checkpoint_of: Callable[[str
     with hooked(change):
         expected = logits(model)
     check_equal(logits(loaded(tmp_path / "out")), expected, logits(model))
+
+
+@pytest.mark.parametrize("family", slow_but(("llama-tied",), ("llama", "llama-tied")))
+def test_an_edited_embedding_is_verified_layer_by_layer(
+    family: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = checkpoint_of(family)
+    (tmp_path / "v.json").write_text(json.dumps([1.0] * 23 + [2.0]))
+    edit = import_edit(tmp_path / "v.json", base, as_="ablate")
+    result = sea_export.save(edit, base, tmp_path / "out", layerwise=True)
+    assert result.verification is not None
+    assert result.verification.passed
+    assert result.verification.fold_error.max_logit_difference < 1e-4
+    assert result.verification.effect.max_logit_difference > 0.1

@@ -100,7 +100,7 @@ def test_the_example_has_types(checker: str, tmp_path: Path) -> None:
 def test_every_command_is_a_call() -> None:
     with click.Context(main) as context:
         commands = {name.replace("-", "_") for name in main.list_commands(context)}
-    known = {"doctor": "diagnose"}
+    known = {"doctor": "diagnose", "import": "import_edit"}
     assert {known.get(name, name) for name in commands} <= set(sea_export.__all__)
 
 
