@@ -17,7 +17,7 @@ from sea_export.demonstrations.neutral_text import load_texts
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.effect.effect_options import EffectOptions
 from sea_export.effect.meters import LayerMeter, Meter, WholeMeter
-from sea_export.effect.strength import StrengthStep
+from sea_export.effect.strength import StrengthStep, first_strength
 from sea_export.evaluation.benchmark import Measurement, Progress, no_progress
 from sea_export.evaluation.demonstration_margins import MARGIN, DemonstrationMargins
 from sea_export.evaluation.report import make_reports
@@ -64,9 +64,9 @@ def _measured(
 ) -> SpectralEdit:
     meter = _meter(fit, opened, options, progress)
     steps: tuple[StrengthStep, ...] = ()
-    strength, change = options.strength, fit.edit().relative_change
-    if strength is None and change > 0:
-        steps, damage = meter.search(fit, options.max_kl, _FIRST_CHANGE / change)
+    strength, start = options.strength, first_strength(_FIRST_CHANGE, fit.edit().relative_change)
+    if strength is None and start is not None:
+        steps, damage = meter.search(fit, options.max_kl, start)
         edit = fit.edit(steps[-1].strength)
     else:
         edit = fit.edit(strength)

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 from sea_export.errors import SeaExportError
 
-__all__ = ["StrengthStep", "strength_by_grids", "strength_by_secants"]
+__all__ = ["StrengthStep", "first_strength", "strength_by_grids", "strength_by_secants"]
 
 _SECANT_STEPS, _GRID_STEPS = 24, 6
 # The KL that is accepted, and the one that is aimed at, as shares of the budget.
 _LOWEST, _AIM = 0.85, 0.95
 # On a part of the text, a KL within this factor of the budget is near enough to go on with all of it.
 _NEAR = 1.5
+# What float32 rounds, relatively: a smaller change of activations is none.
+_ROUNDING = 2.0**-23
 # One step changes the strength by at most this factor, either way.
 _LARGEST_STEP = 8.0
 # The exponents of the strength that a secant may give. A quadratic has 2.
@@ -37,6 +39,16 @@ class StrengthStep:
     """Mean KL from the base, in nats per token."""
     whole: bool
     """Whether it is of all of the text."""
+
+
+def first_strength(aim: float, change: float) -> float | None:
+    """The strength at which a search begins; None for an edit that changes nothing, at any strength.
+
+    Args:
+        aim: the relative change of activations that the first trial should make.
+        change: the one that the edit makes at strength 1.
+    """
+    return aim / change if change > _ROUNDING else None
 
 
 def strength_by_secants(

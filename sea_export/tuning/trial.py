@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.effect.strength import strength_by_secants
+from sea_export.effect.strength import first_strength, strength_by_secants
 from sea_export.errors import SeaExportError, first_line
 from sea_export.evaluation.benchmark import Benchmark, Measurement, with_rows
 from sea_export.evaluation.divergence import Divergence, RepeatedDivergence, joined, joined_metric
@@ -180,8 +180,8 @@ class Tuner:
 
     def _within(self, budget: float, fit: Fit) -> tuple[float, SpectralEdit, Divergence]:
         """The largest strength within a budget, the edit of that strength, and its divergence."""
-        change = fit.edit().relative_change
-        if not change > 0:
+        start = first_strength(_FIRST_CHANGE * budget**0.5, fit.edit().relative_change)
+        if start is None:
             raise SeaExportError("the edit: it changes nothing, at any strength. Choose other settings.")
         found: dict[float, Divergence] = {}
 
@@ -190,7 +190,7 @@ class Tuner:
             found[strength] = self.divergence(fit.trial_edit(strength), limit, whole=whole)
             return found[strength].largest.value
 
-        strength = strength_by_secants(budget, measure, _FIRST_CHANGE * budget**0.5 / change)[-1].strength
+        strength = strength_by_secants(budget, measure, start)[-1].strength
         return strength, fit.trial_edit(strength), found[strength]
 
     def _measured(self, part: int, edit: SpectralEdit | None = None) -> Metric:

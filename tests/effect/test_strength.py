@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from sea_export.effect.strength import strength_by_grids, strength_by_secants
+from sea_export.effect.strength import first_strength, strength_by_grids, strength_by_secants
 from sea_export.errors import SeaExportError
 
 CURVES: dict[str, Callable[[float], float]] = {
@@ -65,3 +65,10 @@ def test_a_curve_that_never_comes_near_is_an_error(value: float) -> None:
         strength_by_secants(0.1, lambda strength, whole: value, 1.0)
     with pytest.raises(SeaExportError, match="--max-kl"):
         strength_by_grids(0.1, lambda strengths: [value] * len(strengths), 1.0)
+
+
+def test_an_edit_that_changes_only_what_is_rounded_has_no_strength() -> None:
+    assert first_strength(0.1, 0.5) == 0.2
+    assert first_strength(0.1, 1e-5) == pytest.approx(1e4)
+    assert first_strength(0.1, 5e-16) is None
+    assert first_strength(0.1, 0.0) is None
