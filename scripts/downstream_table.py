@@ -22,8 +22,12 @@ LLAMA_CPP = Environment(
     # What its converters ask for.
     ("transformers==4.57.6", "numpy==2.2.6", "sentencepiece==0.2.1", "protobuf==4.25.8", TORCH),
     source="llama-cpp-python==0.3.36",
-    # The library alone, without multimodal models and tools.
-    variables={"CMAKE_ARGS": "-DLLAVA_BUILD=OFF", "SKBUILD_BUILD_TARGETS": "llama;llama-common"},
+    # The library alone, without multimodal models and tools, for processors with AVX2: its kernels for AMX end the
+    # process on virtual machines that do not let programs use AMX.
+    variables={
+        "CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF",
+        "SKBUILD_BUILD_TARGETS": "llama;llama-common",
+    },
 )
 MLX_LM = Environment("mlx-lm-0.32.2", ("mlx-lm==0.32.2", "mlx[cpu]==0.32.4"))
 OPENVINO = Environment(
