@@ -47,7 +47,7 @@ ONNX = Environment(
         "onnxruntime==1.31.1",
         "onnx==1.23.2",
         "onnx-ir==1.1.0",
-        "transformers==4.57.6",
+        "transformers==5.24.0",
         TORCH,
     ),
 )
@@ -60,8 +60,6 @@ NO_BIAS = {
     "0.17.1": "'NoneType' object has no attribute 'data'",
     "0.21.2": "Impossible to merge LoRA with `lora_bias=True`",
 }
-# Its llama reads rope_theta at the top level of config.json, where transformers 5 does not write it.
-ROPE_THETA = "it computes with a rope_theta of 10000 where config.json has 100000 in rope_parameters"
 PROGRAMS = (
     *(
         Program(
@@ -136,8 +134,9 @@ PROGRAMS = (
         "transformers serve 5.24.0",
         NEW,
         "transformers_serve_probe.py",
-        loads=("merged", "merged, affine", "custom code"),
-        refuses={UNTRUSTED: UNTRUSTED_CODE},
+        loads=("merged", "merged, affine"),
+        # It looks for the class in transformers itself, whatever is trusted.
+        refuses={"custom code": "module transformers has no attribute SeaLlamaForCausalLM"},
     ),
     Program(
         "PEFT 0.21.2, fine-tuning",
@@ -152,24 +151,24 @@ PROGRAMS = (
         loads=("merged", "merged, affine", "merged, compatible config"),
         refuses={
             "adapter": "object has no attribute 'num_layers'",
-            "custom code": "Model type sea_llama not supported",
+            "custom code": "No safetensors found",
         },
-        alters={"merged, new config": ROPE_THETA},
+        alters={"merged, new config": "it computes with a rope_theta of 10000, and not with that in rope_parameters"},
     ),
     Program(
         "mistral.rs 0.9.5",
         MISTRAL_RS,
         "mistral_rs_probe.py",
-        loads=("merged", "merged, affine", "merged, compatible config"),
-        refuses={"custom code": "SeaLlamaForCausalLM"},
-        alters={"merged, new config": ROPE_THETA},
+        loads=("merged", "merged, compatible config"),
+        refuses={"merged, new config": "missing field `rope_theta`", "custom code": "SeaLlamaForCausalLM"},
+        alters={"merged, affine": "its llama reads no biases, which hold a part of the edit"},
     ),
     Program(
         "LitGPT 0.5.13",
         LITGPT,
         "litgpt_probe.py",
         loads=("merged",),
-        refuses={"merged, affine": "bias"},
+        refuses={"merged, affine": "_proj.bias'", "custom code": "sea_edit"},
     ),
     Program(
         "ONNX Runtime GenAI 0.18.0",

@@ -23,11 +23,11 @@ def probe(request: dict) -> list[list[int]]:
     tokenizer = Tokenizer(converted)
     tokens = []
     for prompt in request["prompts"]:
-        prompt_tokens = tokenizer.encode(prompt)
+        prompt_tokens = tokenizer.encode(prompt, bos=False)  # it would begin with a token that the model is not given
         length = len(prompt_tokens) + request["tokens"]
         model.max_seq_length = length
         model.set_kv_cache(batch_size=1)
-        said = generate(model, prompt_tokens, length, temperature=0.0, include_prompt=False)
+        said = generate(model, prompt_tokens, length, top_k=1, include_prompt=False)
         tokens.append(said.tolist())
         model.clear_kv_cache()
     return tokens
