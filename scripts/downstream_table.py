@@ -142,7 +142,7 @@ PROGRAMS = (
         "PEFT 0.21.2, fine-tuning",
         NEW,
         "fine_tuning_probe.py",
-        loads=("merged", "merged, affine", "custom code", "custom code, tanh"),
+        loads=("merged", "custom code"),
     ),
     Program(
         "mlx-lm 0.32.2 (CPU)",
@@ -189,7 +189,7 @@ PROGRAMS = (
             f"{name}, {kind}",
             environment,
             "quantization_probe.py",
-            loads=("merged", "merged, affine", "custom code"),
+            loads=("merged",),
             measure="logits",
             call=call,
         )
