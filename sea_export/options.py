@@ -53,7 +53,6 @@ FORMATS = {
 }
 """The registry of export formats: name -> the module whose FORMAT is the `ExportFormat` of that name."""
 
-
 GRADIENT_METHODS = ("gradient", "natural-gradient")
 """The methods whose statistics are of gradients, which have several forms."""
 
@@ -374,8 +373,7 @@ class ExportOptions:
     )
     requantize: bool = option(
         False,
-        "Fold into quantized weights of the base in their own storage (FP8 in blocks, MXFP4); all other bytes stay as "
-        "they are.",
+        "Fold into quantized weights of the base in their own storage (FP8 in blocks, MXFP4); every other byte stays.",
         format="merged",
     )
     compatible_config: bool = option(
@@ -386,8 +384,7 @@ class ExportOptions:
     )
     base_id: str | None = option(
         None,
-        "The Hub id of which a local base is a copy, for the model card: name, link and license. By default as the "
-        "files of the base tell it.",
+        "The Hub id of which a local base is a copy, for the model card; by default as the files of the base tell it.",
         metavar="ORG/NAME",
     )
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.capture.offloaded import StoredModel, check_layers_loadable
+from sea_export.capture.opened_model import OpenedModel
+from sea_export.capture.progress_callback import ProgressCallback, progress_of
 from sea_export.cards.base_card import base_facts, base_metadata, license_warning
 from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
@@ -31,6 +33,7 @@ from sea_export.verification.verification import Verification
 from sea_export.verification.verify_export import base_to_verify, model_to_verify, unrounded_model, verify_export
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel
 
 __all__ = ["SaveResult", "check_room_for", "locate_fit", "save", "save_checkpoint"]
@@ -46,11 +49,35 @@ class SaveResult:
     format: str
     report: WriteReport
     verification: Verification | None
+    edit: SpectralEdit
+    """The edit that was baked. It names its base."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data, without tensors."""
+        report = self.report
+        return {
+            "output": str(self.output),
+            "format": self.format,
+            "edit": self.edit.to_dict(),
+            "verification": None if self.verification is None else self.verification.to_dict(),
+            "files": dict(report.digests),
+            "tensors_edited": list(report.edited),
+            "tensors_unchanged": list(report.unchanged),
+            "tensors_added": list(report.added),
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each layer edit, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return self.edit.to_frame()
 
 
 def save(
     edit: SpectralEdit,
-    base: str | Path,
+    base: str | Path | OpenedModel,
     output: str | Path,
     *,
     format: str = ExportOptions.format,
@@ -69,12 +96,13 @@ def save(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     dequantize: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> SaveResult:
     """Bakes an edit into a checkpoint that plain transformers loads.
 
     Args:
         edit: the edit. `sea_export.compose` combines several edits into one.
-        base: the model it was fitted on: a Hub id, a local directory, or a `.gguf` file.
+        base: the model it was fitted on: a Hub id, a local directory, a `.gguf` file, or what `sea_export.load` opened.
         output: the directory to write.
         format: `merged`, `adapter`, `custom-code`, `gguf` for a `.gguf` base, or `gguf-adapter`. With `adapter`, a
             local base is named by its absolute path, because it could not be loaded otherwise. Give a Hub id to publish
@@ -95,6 +123,7 @@ def save(
         revision: the revision of the base on the Hub.
         dtype: the dtype in which a `.gguf` or dequantized base is written (bfloat16 if None).
         dequantize: convert the quantized weights of the base to plain ones.
+        progress: told a stage, how much of it is done, and how much there is to do.
 
     Returns:
         What was written.
@@ -117,17 +146,30 @@ def save(
         base_id=base_id,
     )
     check_conversion(dequantize=dequantize, requantize=requantize)
+    if isinstance(base, OpenedModel) and (revision is not None or dtype is not None or dequantize or trust_remote_code):
+        raise InputError(
+            "base: it is open, and is not opened again. Leave revision, dtype, dequantize and trust_remote_code out."
+        )
     check_output(Path(output), overwrite=overwrite)
-    with open_base(
-        str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
-    ) as opened:
+    with (
+        nullcontext(base.base)
+        if isinstance(base, OpenedModel)
+        else open_base(
+            str(base), revision=revision, dtype=dtype, dequantize=dequantize, trust_remote_code=trust_remote_code
+        ) as opened
+    ):
         if warning := license_warning(opened.name, base_metadata(opened)):
             logger.warning("%s.", warning)
         check_room_for(opened, Path(output), options)
         with CleanProcess() as process:
             if verify and export_format(format).loads_in_transformers:
                 process.begin()  # it imports what it needs while the output is written
-            return save_checkpoint(edit, opened, Path(output), options, layerwise=layerwise, process=process)
+            return save_checkpoint(
+                *(edit, opened, Path(output), options),
+                layerwise=layerwise,
+                process=process,
+                progress=progress_of(progress),
+            )
 
 
 def check_room_for(base: Base, output: Path, options: ExportOptions) -> None:
@@ -264,7 +306,7 @@ def save_checkpoint(
             edit.save(staging / EDIT_DIRECTORY)
             write_description(staging, describe(edit, report, verification))
         base.files.check()
-    return SaveResult(output, options.format, report, verification)
+    return SaveResult(output, options.format, report, verification, edit)
 
 
 def _name_base(edit: SpectralEdit, base: Base, report: WriteReport, *, force: bool) -> SpectralEdit:

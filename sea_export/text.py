@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch  # it loads slowly, and `--help` does not need it
 
-__all__ = ["dtype_name", "interval_text", "is_text", "is_utf8", "visible"]
+__all__ = ["dtype_name", "interval_text", "is_text", "is_utf8", "ranges_text", "visible"]
 
 # Characters that reorder the text around them, so that a reader sees other words than a program reads.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -77,3 +78,16 @@ def interval_text(interval: Sequence[float] | None, unit: str, *, signed: bool =
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Whole numbers in ascending order, with a hyphen between the ends of each run, such as `2, 5-7`.
+
+    Args:
+        numbers: the numbers, in any order. Those that come twice are told once.
+    """
+    runs = [
+        [number for _, number in run]
+        for _, run in groupby(enumerate(sorted(set(numbers))), lambda pair: pair[1] - pair[0])
+    ]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

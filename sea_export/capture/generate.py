@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from sea_export.capture.batching import PrefixCacheMode, PromptedCompletions, needs_equal_lengths
 from sea_export.capture.forward import cache_arguments, filled_cache, input_device, selected_rows
@@ -32,6 +33,7 @@ def greedy_continuations(
     batch_tokens: int = 2048,
     past_the_end: bool = False,
     progress: Callable[[int], None] | None = None,
+    goes_on: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[tuple[int, ...]]:
     """Continuations of prompts in which every token is the likeliest one.
 
@@ -45,6 +47,7 @@ def greedy_continuations(
         past_the_end: never choose the end-of-sequence token, so that every continuation has `new_tokens` tokens.
             Otherwise a continuation ends before that token, but has at least one token.
         progress: told the number of prompts that a batch has finished.
+        goes_on: for one prompt: given its continuation after each token, it says whether another token is wanted.
 
     Returns:
         One continuation for each prompt, without the prompt.
@@ -55,6 +58,7 @@ def greedy_continuations(
         prompts,
         batch_tokens,
         progress,
+        goes_on,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens if past_the_end else None,
         do_sample=False,
@@ -93,6 +97,7 @@ def sampled_continuations(
             prompts,
             batch_tokens,
             None,
+            None,
             max_new_tokens=new_tokens,
             do_sample=True,
             top_k=0,
@@ -120,10 +125,11 @@ def _generated(
     prompts: Sequence[Sequence[int]],
     batch_tokens: int,
     progress: Callable[[int], None] | None,
+    goes_on: Callable[[Sequence[int]], bool] | None,
     **settings: Any,
 ) -> list[list[int]]:
     """What `generate` adds to each prompt, padding included."""
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     config = GenerationConfig(**settings)
     device = next(model.parameters()).device
@@ -141,14 +147,29 @@ def _generated(
             ids[row, :shared] = torch.tensor(prompts[index][:shared])
             ids[row, start:] = torch.tensor(prompts[index][shared:])
             mask[row, :shared] = mask[row, start:] = 1
+        watched = {}
+        if goes_on is not None:
+            watched["stopping_criteria"] = StoppingCriteriaList([_ends_when_unwanted(width, goes_on)])
         begun = {} if cache is None else cache_arguments(model, selected_rows(cache, [0] * len(batch)), fills=True)
         with _own_settings_replaced(model, config):
-            generated = cast("Any", model).generate(input_ids=ids.to(device), attention_mask=mask.to(device), **begun)
+            generated = cast("Any", model).generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), **begun, **watched
+            )
         for row, index in enumerate(batch):
             continuations[index] = generated[row, width:].tolist()
         if progress is not None:
             progress(len(batch))
     return [continuations[index] for index in range(len(prompts))]
+
+
+def _ends_when_unwanted(width: int, goes_on: Callable[[Sequence[int]], bool]) -> Callable[..., Tensor]:
+    """What `generate` asks after each token whether it ends. The prompt has `width` tokens."""
+
+    def ends(ids: Tensor, scores: object, **_: object) -> Tensor:
+        unwanted = not goes_on(ids[0, width:].tolist())
+        return torch.full((len(ids),), unwanted, device=ids.device, dtype=torch.bool)
+
+    return ends
 
 
 def _shared_beginning(model: PreTrainedModel, prompts: Sequence[Sequence[int]], batch_tokens: int) -> tuple[int, Any]:

@@ -29,8 +29,8 @@ from sea_export.capture.lockstep import END, ForwardHook, HiddenStates, Suspende
 from sea_export.capture.prefix_cache import prefix_cache_mode
 from sea_export.capture.reader import ActivationReader
 from sea_export.demonstrations.tokenize import TokenizedDemonstration
+from sea_export.edit.edit_hook import EditHook
 from sea_export.edit.layer_edit import LayerEdit
-from sea_export.edit.spectral_edit import EditHook
 from sea_export.errors import SeaExportError
 from sea_export.model.architecture import OutputProjection, decoder_layers
 from sea_export.model.targets import Target

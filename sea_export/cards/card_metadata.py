@@ -14,7 +14,7 @@ from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
 from sea_export.model.location import is_hub_id
 
-__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_spectral"]
+__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_fitted", "is_spectral"]
 
 MULTIMODAL = "AutoModelForImageTextToText"
 SPECTRAL = "spectral"
@@ -54,10 +54,19 @@ def hub_base(base: Mapping[str, Any]) -> str | None:
     return str(name) if name is not None and is_hub_id(name) else None
 
 
+def is_fitted(fit: Mapping[str, Any]) -> bool:
+    """Whether an edit, or a part of one, was fitted, and neither imported nor extracted.
+
+    Args:
+        fit: its provenance.
+    """
+    return not {"imported", "extracted"} & fit.keys()
+
+
 def is_spectral(manifest: Mapping[str, Any]) -> bool:
     """Whether a spectral fit made the edit, or a part of it."""
-    methods = {(fit.get("options") or {}).get("method", SPECTRAL) for fit in fits_of(manifest["edit"])}
-    return SPECTRAL in methods
+    fits = [fit for fit in fits_of(manifest["edit"]) if is_fitted(fit)]
+    return any((fit.get("options") or {}).get("method", SPECTRAL) == SPECTRAL for fit in fits)
 
 
 def _model_name(manifest: Mapping[str, Any]) -> str:

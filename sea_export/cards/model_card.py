@@ -14,8 +14,10 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
-from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_spectral
+from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_fitted, is_spectral
 from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
+from sea_export.cards.extracted_text import extracted_text
+from sea_export.cards.imported_text import imported_text, listed
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
 from sea_export.cards.programs import programs
 from sea_export.demonstrations.tables import is_file_name
@@ -24,7 +26,7 @@ from sea_export.export.formats import export_format
 from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import fits_of, further_arguments
 from sea_export.export.modelfile import MODELFILE
-from sea_export.text import interval_text
+from sea_export.text import interval_text, ranges_text
 
 __all__ = ["model_card"]
 
@@ -53,6 +55,9 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = manifest.get("evaluation")
     fits = list(fits_of(manifest["edit"]))
     spectral = is_spectral(manifest)
+    added = manifest.get("added_tensors", [])
+    heads = [name for name in added if not name.endswith(".bias")]
+    changes = [layer["relative_change"] for layer in manifest["layers"] if layer["relative_change"] is not None]
     return {
         "title": f"{(base_model or base['name']).rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
@@ -62,7 +67,10 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "chat": bool(base.get("chat")),
         "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
-        "added_biases": len(manifest.get("added_tensors", [])),
+        "added_biases": len(added) - len(heads),
+        "untied": bool(heads),
+        "fitted": any(map(is_fitted, fits)),
+        "extracted": any("extracted" in fit for fit in fits),
         "here": not manifest.get("repository"),
         "repository": python_text(manifest.get("repository") or "."),
         "multimodal": base["model_class"] == MULTIMODAL,
@@ -74,7 +82,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "modelfile": MODELFILE in manifest["files"],
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
-        "places": _edited_targets(manifest["layers"]),
+        "places": _edited_targets(manifest["layers"], restricted="targets" in manifest["edit"]),
+        "composition": _composition(manifest["edit"]),
         "fits": [_fit_description(fit) for fit in fits],
         "effects": [
             sentence if len(fits) == 1 else f"Edit {number} by itself: {sentence}"
@@ -82,7 +91,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
             if fit.get("effect")
             for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
         ],
-        "changes": _range_of([layer["relative_change"] for layer in manifest["layers"]]),
+        "changes": _range_of(changes) if changes else None,
         "examples": [example for fit in fits for example in _examples(fit)] if len(fits) == 1 else [],
         "example_rule": EXAMPLE_RULE.format(prompts=_example_count(fits)),
         "programs": programs(manifest, base_model),
@@ -154,28 +163,31 @@ def _gguf_contents(gguf: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _edited_targets(layers: Sequence[Mapping[str, Any]]) -> str:
+def _edited_targets(layers: Sequence[Mapping[str, Any]], *, restricted: bool) -> str:
     targets = dict.fromkeys(tuple(row["target"].split(".")) for row in layers)
-    parts = []
+    parts = ["the embedding of tokens"] if any(component == "embedding" for _, component in targets) else []
     for component, name in _COMPONENT_NAMES.items():
         numbers = [int(layer) for layer, edited in targets if edited == component]
         if numbers:
-            parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}")
-    return f"What is edited is the output of {' and '.join(parts)}, counted from 0."
+            parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {ranges_text(numbers)}")
+    left_out = " The edit was fitted for more layers, of which the others were left out." if restricted else ""
+    return f"What is edited is the output of {listed(parts)}, counted from 0.{left_out}"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """`1, 3-5` for [1, 3, 4, 5]."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+def _composition(edit: Mapping[str, Any]) -> str | None:
+    """How the baked edit was made of several; None if it is one."""
+    if "composed" not in edit:
+        return None
+    if edit.get("composition") == "sum":
+        return "The changes of several edits are added up:"
+    return "Several edits are applied one after the other:"
 
 
 def _fit_description(fit: Mapping[str, Any]) -> Markdown:
+    if extracted := fit.get("extracted"):
+        return extracted_text(extracted)
+    if imported := fit.get("imported"):
+        return imported_text(imported)
     demonstrations, options = fit.get("demonstrations"), fit.get("options")
     if not demonstrations or not options:
         return Markdown("The edit does not tell how it was fitted.")
@@ -236,14 +248,15 @@ def _amount(edit: Mapping[str, Any], kind: str) -> str:
 
 def _layer_table(layers: Sequence[Mapping[str, Any]]) -> Markdown:
     """A table of the layers, with the columns that say something of one of them."""
-    spectral = any(row["positive_variance"] is not None for row in layers)
+    spectral = any(row["positive_rank"] or row["negative_rank"] for row in layers)
     mapped = any(row.get("map_rank") is not None for row in layers)
+    measured = any(row["relative_change"] is not None for row in layers)
     header = (
         "layer",
         *(("directions kept", "directions dropped") if spectral else ()),
         *(("rank",) if mapped else ()),
         "strength",
-        "relative change",
+        *(("relative change",) if measured else ()),
     )
     rows = [
         (
@@ -251,11 +264,15 @@ def _layer_table(layers: Sequence[Mapping[str, Any]]) -> Markdown:
             *(_directions(row) if spectral else ()),
             *((str(row.get("map_rank") or ""),) if mapped else ()),
             f"{row['strength']:.6g}",
-            f"{row['relative_change']:.1%}",
+            *((_percent(row["relative_change"]),) if measured else ()),
         )
         for row in layers
     ]
     return table(header, rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _directions(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from sea_export.cli.json_output import give_error
 from sea_export.cli.reporting import reporting_options, tell_failure
 from sea_export.cli.stopping import Stopped, Stops, stoppable
 from sea_export.cli.streams import lasting_streams
@@ -22,6 +23,7 @@ __all__ = ["main"]
 _COMMANDS = (
     "fit-and-save",
     "fit",
+    "import",
     "save",
     "verify",
     "inspect",
@@ -29,8 +31,11 @@ _COMMANDS = (
     "evaluate",
     "tune",
     "compare",
+    "chat",
     "push",
     "reproduce",
+    "extract",
+    "patch",
     "doctor",
     "check",
     "recipes",
@@ -74,7 +79,10 @@ class _CommandGroup(click.Group):
                 result = super().invoke(context)
                 sys.stdout.flush()
                 return result
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            give_error(context, error.format_message(), error.exit_code)
+            raise  # click tells it
+        except (click.exceptions.Exit, click.Abort):
             raise  # click handles these
         except (Exception, Stopped) as error:
             context.exit(tell_failure(context, stops.meant(error)))
@@ -94,4 +102,9 @@ def _printable_messages() -> Iterator[None]:
 @click.version_option(package_name="sea-export")
 @reporting_options
 def main() -> None:
-    """Fit a spectral edit of a language model's activations and bake it into a checkpoint that loads anywhere."""
+    """Fit a spectral edit of a language model's activations and bake it into a checkpoint that loads anywhere.
+
+    Exit status: 0 if the job is done; 1 if it failed, or if verify, check, doctor or reproduce has found something
+    wrong; 2 for bad usage or bad input, before anything is written; 130 if it was stopped by Ctrl-C, and 128 and the
+    number of the signal for another one.
+    """

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sea_export.cli.completion import completer
 from sea_export.options import option_name
 
 __all__ = ["cache_option", "options", "single_option", "visibility_option"]
@@ -95,6 +96,7 @@ def _click_option(item: Field[Any], annotation: Any) -> _Decorator:
         show_default=default not in (None, (), MISSING),
         metavar=details["metavar"],
         help=details["help"],
+        shell_complete=completer(name, details["metavar"]) if annotation is str else None,
     )
 
 

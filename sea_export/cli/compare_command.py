@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.model.run_options import RunOptions
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from sea_export.evaluation.side_by_side import ModelComparison, Piece
+    from sea_export.evaluation.side_by_side import ModelComparison
 
 
 @click.command("compare")
-@click.argument("base")
-@click.argument("output")
+@click.argument("base", shell_complete=complete_files)
+@click.argument("output", shell_complete=complete_files)
 @options(compare=CompareOptions, run=RunOptions)
 @reported
+@json_option
 def command(base: str, output: str, compare: CompareOptions, run: RunOptions) -> None:
     """Answer the same prompts with BASE and with OUTPUT, greedily, and mark the words that differ.
 
@@ -39,43 +39,28 @@ def command(base: str, output: str, compare: CompareOptions, run: RunOptions) ->
     from sea_export.cli.opening import begin_computing
     from sea_export.cli.terminal import console, waiting
     from sea_export.evaluation.side_by_side import compare_models
-    from sea_export.evaluation.side_by_side_page import comparison_page
-    from sea_export.files.writing import write_result
 
     begin_computing(run.threads)
     comparison = compare_models(base, output, compare, run, waiting)
     _print_comparison(comparison)
     if compare.html is not None:
-        page = comparison_page(comparison.base, comparison.edited, comparison.answers)
-        write_result(compare.html, page)
+        comparison.save_page(compare.html)
         console.print(f"Wrote the page {compare.html}.")
+    give_result("compare", comparison)
 
 
 def _print_comparison(comparison: ModelComparison) -> None:
+    from sea_export.cli.marked_pieces import marked
     from sea_export.cli.terminal import console, plain_table
 
     table = plain_table("prompt", comparison.base, comparison.edited, show_lines=True)
     for one in comparison.answers:
-        table.add_row(one.prompt, _marked(one.base, "red", "[-", "-]"), _marked(one.edited, "green", "{+", "+}"))
+        table.add_row(
+            one.prompt,
+            marked(one.base, one.base_marks, "red", "[-", "-]"),
+            marked(one.edited, one.edited_marks, "green", "{+", "+}"),
+        )
     console.print(table)
     console.print(f"{sum(one.differs for one in comparison.answers)} of {len(comparison.answers)} answers differ.")
-
-
-def _marked(pieces: Sequence[Piece], color: str, before: str, after: str) -> Text:
-    """An answer whose own words are underlined and coloured on a terminal, and in brackets elsewhere."""
-    from rich.text import Text
-
-    from sea_export.cli.terminal import console
-    from sea_export.text import visible
-
-    text = Text()
-    for piece in pieces:
-        shown = visible(piece.text)
-        if not piece.changed:
-            text.append(shown)
-        elif console.is_terminal:
-            text.append(shown, style=f"bold underline {color}")
-        else:
-            words = shown.rstrip()
-            text.append(f"{before}{words}{after}{shown[len(words) :]}")
-    return text
+    if others := sum(not one.alike for one in comparison.answers):
+        console.print(f"{others} of them have fewer than half of their words in common, and no words are marked there.")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.doctor.doctor_options import DoctorOptions
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_files)
 @options(doctor=DoctorOptions, data=DemonstrationOptions, fit=FitOptions, run=RunOptions)
 @reported
+@json_option
 def command(
     model: str | None, doctor: DoctorOptions, data: DemonstrationOptions, fit: FitOptions, run: RunOptions
 ) -> None:
@@ -40,16 +43,13 @@ def command(
     from sea_export.cli.opening import begin_computing
     from sea_export.cli.terminal import waiting
     from sea_export.doctor.diagnose import diagnose
-    from sea_export.files.writing import json_text
 
     threads = begin_computing(run.threads)
     diagnosis = diagnose(model, doctor.output, data, fit, run, waiting, threads=threads)
-    if doctor.as_json:
-        click.echo(json_text(diagnosis.record()), nl=False)
-    else:
-        _print_machine(diagnosis.machine)
-        if diagnosis.model is not None:
-            _print_model(diagnosis.model)
+    _print_machine(diagnosis.machine)
+    if diagnosis.model is not None:
+        _print_model(diagnosis.model)
+    give_result("doctor", diagnosis)
     if diagnosis.model is not None and not diagnosis.model.works:
         raise click.exceptions.Exit(1)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import asked_file, give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.model.run_options import RunOptions
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_files)
 @options(evaluate=EvaluateOptions, run=RunOptions)
 @reported
+@json_option
 def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     """Measure MODEL on benchmarks, alone or against its base, with 95 % intervals and paired tests.
 
@@ -29,6 +32,8 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     """
     from sea_export.evaluation.early_checks import check_evaluation, with_base_of_edit
 
+    if (file := asked_file()) is not None:
+        evaluate = evaluate.with_verdicts_beside(file)
     check_evaluation(*with_base_of_edit(model, evaluate), run)  # here too, before torch is imported
 
     from sea_export.cards.record_evaluation import record_evaluation
@@ -37,17 +42,13 @@ def command(model: str, evaluate: EvaluateOptions, run: RunOptions) -> None:
     from sea_export.cli.terminal import console
     from sea_export.errors import SeaExportError
     from sea_export.evaluation.evaluate import evaluate as evaluate_model
-    from sea_export.evaluation.plots import plot_reports
-    from sea_export.files.writing import json_text, write_result
 
     begin_computing(run.threads)
     evaluation = evaluate_model(model, evaluate, run, counting_progress)
     _print_reports(evaluation.reports)
-    if evaluate.json_file is not None:
-        write_result(evaluate.json_file, json_text(evaluation.record()))
-        console.print(f"Wrote the metrics to {evaluate.json_file}.")
+    give_result("evaluate", evaluation)
     if evaluate.plot is not None:
-        plot_reports(evaluation.reports, evaluate.plot)
+        evaluation.plot(evaluate.plot)
         console.print(f"Saved the picture to {evaluate.plot}.")
     if evaluate.record and evaluation.against is not None:
         record_evaluation(

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import cache_option, options, visibility_option
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.preset_option import preset_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
@@ -18,7 +20,7 @@ from sea_export.options import ExportOptions, FitOptions
 
 
 @click.command("fit-and-save")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_files)
 @click.argument("output", type=click.Path(path_type=Path))
 @preset_option
 @options(data=DemonstrationOptions, fit=FitOptions, effect=EffectOptions, run=RunOptions, export=ExportOptions)
@@ -26,6 +28,7 @@ from sea_export.options import ExportOptions, FitOptions
 @click.option("--push", "repo_id", metavar="REPO_ID", help="Push OUTPUT to this repository of the Hub afterwards.")
 @visibility_option
 @reported
+@json_option
 def command(
     model: str,
     output: Path,
@@ -79,7 +82,7 @@ def command(
         from sea_export.evaluation.example_answers import with_examples
         from sea_export.fitting.fit_base import fit_base, usable_by
         from sea_export.fitting.layer_choice import choose_targets
-        from sea_export.hub.push import prepare_push
+        from sea_export.hub.push import SavedAndPushed, prepare_push
         from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
         with joined_job() as processes, opened_model(location, run, output) as opened:
@@ -117,5 +120,5 @@ def command(
             )
     print_saved(result, edit)
     print_next_steps(result.output, model, pushed=repo_id is not None)
-    if repo_id is not None:
-        push_saved(output, repo_id, public=public)
+    pushed = None if repo_id is None else push_saved(output, repo_id, public=public)
+    give_result("fit-and-save", SavedAndPushed(result, pushed))

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import cache_option, options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.preset_option import preset_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
@@ -16,13 +18,14 @@ from sea_export.options import FitOptions
 
 
 @click.command("fit")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_files)
 @click.argument("edit", type=click.Path(path_type=Path))
 @preset_option
 @options(data=DemonstrationOptions, fit=FitOptions, effect=EffectOptions, run=RunOptions)
 @cache_option
 @click.option("--overwrite", is_flag=True, help="Replace an edit that sea-export wrote before.")
 @reported
+@json_option
 def command(
     model: str,
     edit: Path,
@@ -83,6 +86,7 @@ def command(
     print_effect(result)
     print_examples(result)
     console.print(f"Saved the edit to {edit}.", soft_wrap=True)
+    give_result("fit", result)
     trust = ("--trust-remote-code",) if run.trust_remote_code else ()
     half = f"{result.provenance['options']['edit']['strength'] / 2:.3g}"
     print_commands(

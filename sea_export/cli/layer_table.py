@@ -14,7 +14,8 @@ __all__ = ["print_layers"]
 
 _COLUMNS = {
     "layer": "",
-    "directions": "kept of the positive activations / dropped of the negative ones, of so many that each have",
+    "directions": "kept of the positive activations / dropped of the negative ones, of so many that each have; of an "
+    "imported edit, kept / removed",
     "first": "share of the positive activations' squared spectrum that the first direction alone explains",
     "rank": "rank of the map that is added",
     "change": "how much the edit changes activations there, relative to their size",
@@ -45,12 +46,13 @@ def print_layers(layers: Sequence[LayerSummary]) -> None:
 def _cells(layer: LayerSummary) -> tuple[str, ...]:
     """One text a column; an empty one where the layer has no such value."""
     spectral = layer.spectrum > 0
+    ranks = f"{layer.positive_rank} / {layer.negative_rank}"
     return (
         str(layer.target),
-        f"{layer.positive_rank} / {layer.negative_rank} of {layer.spectrum}" if spectral else "",
+        f"{ranks} of {layer.spectrum}" if spectral else ranks if layer.positive_rank or layer.negative_rank else "",
         f"{layer.first_share:.2%}" if spectral else "",
         "" if layer.map_rank is None else str(layer.map_rank),
-        f"{layer.relative_change:.2%}",
-        f"{layer.signature:.4g}",
+        "" if layer.relative_change is None else f"{layer.relative_change:.2%}",
+        "" if layer.signature is None else f"{layer.signature:.4g}",
         "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
     )

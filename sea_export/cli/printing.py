@@ -13,7 +13,7 @@ from sea_export.cli.terminal import console, errors, plain_table
 from sea_export.errors import printable
 from sea_export.export.formats import export_format
 from sea_export.export.llama_cpp import conversion_commands, llama_cpp_command
-from sea_export.export.manifest import MANIFEST, further_arguments, read_manifest
+from sea_export.export.manifest import further_arguments, read_manifest
 from sea_export.export.modelfile import MODELFILE
 from sea_export.export.output import EDIT_DIRECTORY
 
@@ -34,11 +34,12 @@ __all__ = [
 ]
 
 
-def print_storage_errors(directory: Path) -> None:
-    """Prints what the storage of requantized weights does to the edit, if an output has a manifest that says so."""
-    if not (directory / MANIFEST).is_file():
-        return
-    errors_of = (read_manifest(directory).get("verification") or {}).get("storage_errors", {})
+def print_storage_errors(errors_of: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints what the storage of requantized weights does to the edit, if there are such.
+
+    Args:
+        errors_of: name of a weight -> its errors.
+    """
     table = plain_table(
         *("requantized weight", "error of the folded weight", "about the error of the base's", "change kept")
     )

@@ -1,31 +1,40 @@
-"""Progress of commands: bars on a terminal, and elsewhere a line every 30 seconds."""
+"""Progress of commands: bars on a terminal, and elsewhere what `sea_export.cli.stages` tells."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
-from rich.filesize import decimal
-from rich.progress import DownloadColumn, MofNCompleteColumn, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from sea_export.capture.opened_model import OpenedModel
-from sea_export.cli.terminal import progress_bar, told_regularly, waiting
+from sea_export.cli.consoles import errors
+from sea_export.cli.stages import Stage, shows_bars, told, waiting
 from sea_export.fitting.distributed import Processes
 from sea_export.text import visible
 
-__all__ = ["counting_progress", "fit_progress", "loaded", "saving_progress"]
+__all__ = ["counting_progress", "fit_progress", "loaded", "progress_bar", "saving_progress"]
 
 
 @contextmanager
 def counting_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar that counts to `total`. Its value is told how many more are done."""
-    counted = _Counted(description, total)
-    with told_regularly(counted.line), progress_bar(MofNCompleteColumn()) as progress:
+    stage = Stage(description, total, "items")
+    with told(stage), progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task(visible(description), total=total)
 
         def advance(count: int) -> None:
-            counted.done += count
+            stage.advance(count)
             progress.advance(task, count)
 
         yield advance
@@ -35,24 +44,24 @@ def counting_progress(description: str, total: int) -> Iterator[Callable[[int], 
 def fit_progress(demonstrations: int, processes: Processes) -> Iterator[Callable[[int], None]]:
     """A progress bar over the demonstrations that this process reads, with their number per second.
 
-    What follows when all of them are read has no number, and is told by another name.
+    What follows when all of them are read has no number, and is a stage of its own.
     """
     columns = (MofNCompleteColumn(), TextColumn("demonstrations"), TextColumn("{task.fields[rate]}"))
-    counted = _Counted("Reading demonstrations", math.ceil(demonstrations / processes.count))
-
-    def line() -> str:
-        return counted.description if counted.done >= counted.total else counted.line()
-
-    with told_regularly(line), progress_bar(*columns) as progress:
-        task = progress.add_task(counted.description, total=counted.total, rate="")
+    reading = Stage("Reading demonstrations", math.ceil(demonstrations / processes.count), "items")
+    with ExitStack() as stages, progress_bar(*columns) as progress:
+        stages.enter_context(told(reading))
+        task = progress.add_task(reading.name, total=reading.total, rate="")
 
         def advance(count: int) -> None:
-            counted.done += count
-            if counted.done >= counted.total:
-                counted.description = "Fitting"
+            read = reading.done < reading.total
+            reading.advance(count)
+            if read and reading.done >= reading.total:
+                stages.pop_all().close()
+                stages.enter_context(told(Stage("Fitting")))
             speed = progress.tasks[task].speed
             rate = f"{speed:.1f}/s" if speed else ""
-            progress.update(task, advance=count, rate=rate, description=counted.description)
+            description = "Fitting" if reading.done >= reading.total else reading.name
+            progress.update(task, advance=count, rate=rate, description=description)
 
         yield advance
 
@@ -60,16 +69,16 @@ def fit_progress(demonstrations: int, processes: Processes) -> Iterator[Callable
 @contextmanager
 def saving_progress(stage: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """The progress of a stage of a save: a bar over its bytes, or only its name if they are not counted (0)."""
-    counted = _Counted(stage, total_bytes, in_bytes=True)
     if not total_bytes:
         with waiting(stage):
             yield lambda count: None
         return
-    with told_regularly(counted.line), progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+    counted = Stage(stage, total_bytes, "bytes")
+    with told(counted), progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(visible(stage), total=total_bytes)
 
         def advance(count: int) -> None:
-            counted.done += count
+            counted.advance(count)
             progress.advance(task, count)
 
         yield advance
@@ -86,12 +95,14 @@ def loaded(opened: OpenedModel) -> OpenedModel:
     return opened
 
 
-class _Counted:
-    """How far work has come, as a line of text."""
-
-    def __init__(self, description: str, total: int, *, in_bytes: bool = False) -> None:
-        self.description, self.total, self.done = description, total, 0
-        self._text = decimal if in_bytes else str
-
-    def line(self) -> str:
-        return f"{self.description}: {self._text(self.done)} of {self._text(self.total)}"
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A progress bar with the given columns. It is visible only on a terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not shows_bars(),
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import visibility_option
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 
 
@@ -17,6 +18,7 @@ from sea_export.cli.reporting import reported
 @click.option("--revision", help="Branch to push to; it is made if there is none. By default the main one.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of changing the main branch.")
 @reported
+@json_option
 def command(output: Path, repo_id: str, public: bool, revision: str | None, create_pr: bool) -> None:
     """Push the checkpoint OUTPUT to the Hub repository REPO_ID, which is made if there is none.
 
@@ -25,4 +27,5 @@ def command(output: Path, repo_id: str, public: bool, revision: str | None, crea
     """
     from sea_export.cli.push_output import push_output
 
-    push_output(output, repo_id, public=public, revision=revision, create_pr=create_pr)
+    pushed = push_output(output, repo_id, public=public, revision=revision, create_pr=create_pr)
+    give_result("push", pushed)

@@ -7,14 +7,14 @@ from pathlib import Path
 from sea_export.cli.terminal import console
 from sea_export.errors import SeaExportError
 from sea_export.export.manifest import further_arguments, read_manifest
-from sea_export.hub.push import push
+from sea_export.hub.push import Pushed, push
 
 __all__ = ["push_output", "push_saved"]
 
 
 def push_output(
     output: Path, repo_id: str, *, public: bool, revision: str | None = None, create_pr: bool = False
-) -> None:
+) -> Pushed:
     """Pushes an output, and prints where it is and how it is loaded from there."""
 
     def announce(remark: str) -> None:
@@ -31,12 +31,13 @@ def push_output(
     named = f', revision="{pushed.revision}"' if pushed.revision != "main" else ""
     arguments = further_arguments(read_manifest(output))
     console.print(f'  AutoModelForCausalLM.from_pretrained("{there.repo_id}"{named}{arguments})', soft_wrap=True)
+    return pushed
 
 
-def push_saved(output: Path, repo_id: str, *, public: bool) -> None:
+def push_saved(output: Path, repo_id: str, *, public: bool) -> Pushed:
     """Pushes an output that was just saved. If that fails, the error says how to push it later."""
     try:
-        push_output(output, repo_id, public=public)
+        return push_output(output, repo_id, public=public)
     except SeaExportError as error:
         again = f"sea-export push {output} {repo_id}{' --public' if public else ''}"
         raise SeaExportError(

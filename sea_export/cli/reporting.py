@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from sea_export.cli.config_option import config_options, print_config_if_asked
+from sea_export.cli.json_output import give_error
+from sea_export.cli.stages import progress_option
 from sea_export.cli.stopping import Stopped
 from sea_export.cli.terminal import print_error, set_verbosity
 from sea_export.errors import SeaExportError, first_line, reason
@@ -40,8 +42,8 @@ def reporting_options(command: _Command) -> _Command:
 
 
 def reported(command: _Command) -> _Command:
-    """Adds the options that every command has: these three, with which it prints as much as they say, and `--config`
-    with `--print-config`."""
+    """Adds the options that every command has: these three, with which it prints as much as they say, `--progress`, and
+    `--config` with `--print-config`."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **values: Any) -> Any:
@@ -51,7 +53,7 @@ def reported(command: _Command) -> _Command:
         with set_verbosity(verbose=_asked(context, "verbose"), quiet=_asked(context, "quiet")):
             return command(*arguments, **values)
 
-    return reporting_options(config_options(run))  # type: ignore[return-value]
+    return reporting_options(config_options(progress_option(run)))  # type: ignore[return-value]
 
 
 def tell_failure(context: click.Context, error: Exception | Stopped) -> int:
@@ -68,19 +70,26 @@ def tell_failure(context: click.Context, error: Exception | Stopped) -> int:
         print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
         for name, value in _circumstances(context).items():
             print(f"{name}: {visible(str(value))}", file=sys.stderr)
+    message, status = _told(error)
+    print_error(message)
+    give_error(context, message, status)
+    return status
+
+
+def _told(error: Exception | Stopped) -> tuple[str, int]:
+    """What is told of an error, and the exit status."""
     if isinstance(error, (SeaExportError, Stopped)):
-        print_error(str(error))
-        return error.exit_code
+        return str(error), error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        print_error(_NO_MEMORY)
+        message = _NO_MEMORY
     elif isinstance(error, OSError):
-        print_error(reason(error))
+        message = reason(error)
     else:
-        print_error(
+        message = (
             f"{type(error).__name__}: {first_line(error)}. The program does not expect this error. Run it again with "
             "--debug, and report the output."
         )
-    return SeaExportError.exit_code
+    return message, SeaExportError.exit_code
 
 
 def _circumstances(context: click.Context) -> dict[str, object]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.verification.reproduce_options import ReproduceOptions
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("output", type=click.Path(path_type=Path))
 @options(reproduce=ReproduceOptions)
 @reported
+@json_option
 def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     """Repeat the run that MANIFEST tells of, and tell whether its result is the same.
 
@@ -29,7 +30,7 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
     exit status is 1.
     """
     from sea_export.cli.early_process import early_process
-    from sea_export.export.manifest import check_base, read_manifest
+    from sea_export.export.manifest import read_manifest
     from sea_export.model.run_options import RunOptions
     from sea_export.verification.recorded_run import RecordedRun
     from sea_export.verification.repeatable import check_repeatable, locate_base
@@ -49,35 +50,27 @@ def command(manifest: Path, output: Path, reproduce: ReproduceOptions) -> None:
         from sea_export.cli.progress import fit_progress, loaded, saving_progress
         from sea_export.cli.terminal import console, waiting
         from sea_export.fitting.distributed import ALONE
+        from sea_export.interface.repeating import repeat
         from sea_export.model.load_model import quiet_transformers
-        from sea_export.saving import check_room_for, save_checkpoint
-        from sea_export.verification.repeat_run import changed_circumstances, fit_again, open_again
-        from sea_export.verification.reproduce import DIFFERENT, compare_runs
+        from sea_export.verification.reproduce import DIFFERENT
 
         quiet_transformers()
-        with open_again(run, location, reproduce, scratch=output.resolve().parent) as opened:
-            check_room_for(opened.base, output, export)
-            with waiting("Comparing the base with the manifest's"):
-                check_base(opened.base, run.base["files"])
-            changes = changed_circumstances(run, opened.device)
-            edit = fit_again(run, demonstrations, loaded(opened), lambda count: fit_progress(count, ALONE))
-            save_checkpoint(
-                edit,
-                opened.base,
-                output,
-                export,
-                model=opened.model,
-                process=process,
-                progress=saving_progress,
-                announce=console.print,
-            )
-    result = compare_runs(recorded, directory, output)
-    _print_result(result, changes, output)
+        result = repeat(
+            *(manifest, output, reproduce, run, demonstrations, location),
+            process=process,
+            fit_progress=lambda count: fit_progress(count, ALONE),
+            progress=saving_progress,
+            waiting=waiting,
+            prepared=loaded,
+            announce=console.print,
+        )
+    _print_result(result, output)
+    give_result("reproduce", result)
     if result.verdict == DIFFERENT:
         raise click.exceptions.Exit(1)
 
 
-def _print_result(result: Reproduction, changes: Sequence[str], output: Path) -> None:
+def _print_result(result: Reproduction, output: Path) -> None:
     """Prints the verdict, what differs, and what was different in the circumstances of the two runs."""
     from sea_export.cli.terminal import console, plain_table
 
@@ -95,7 +88,7 @@ def _print_result(result: Reproduction, changes: Sequence[str], output: Path) ->
     for label, lines in (
         ("Differs", result.changed_files),
         ("Differs, but only describes the run", result.changed_descriptions),
-        ("Changed since", changes),
+        ("Changed since", result.changed_circumstances),
         ("Problem", result.problems),
     ):
         for line in lines:

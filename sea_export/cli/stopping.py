@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Stopped", "Stops", "stoppable"]
+__all__ = ["Stopped", "Stops", "first_interrupt_kept", "stoppable"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPATIENCE_SECONDS = 2.0
@@ -20,6 +20,7 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
+        self.by_interrupt = number == signal.SIGINT
 
 
 class Stops:
@@ -65,3 +66,28 @@ def stoppable(stops: Stops | None = None) -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def first_interrupt_kept() -> Iterator[Callable[[], bool]]:
+    """A context in which the first Ctrl-C raises nothing. Those that follow do what they did before.
+
+    Yields:
+        a function that says whether it came.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    came = False
+
+    def keep(number: int, frame: types.FrameType | None) -> None:
+        nonlocal came
+        if not came:
+            came = True
+        elif callable(before):
+            before(number, frame)
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, keep)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)

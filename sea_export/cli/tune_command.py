@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from sea_export.cli.click_options import options
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import asked_file, give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
 from sea_export.model.run_options import RunOptions
@@ -16,10 +17,11 @@ from sea_export.tuning.tuning_options import TuneOptions
 
 
 @click.command("tune")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_files)
 @click.argument("output", type=click.Path(path_type=Path))
 @options(tune=TuneOptions, data=DemonstrationOptions, run=RunOptions, export=ExportOptions)
 @reported
+@json_option
 def command(
     model: str, output: Path, tune: TuneOptions, data: DemonstrationOptions, run: RunOptions, export: ExportOptions
 ) -> None:
@@ -53,39 +55,31 @@ def command(
     # Nothing before this needs torch, which takes seconds to import.
     from sea_export.cli.opening import begin_computing, opened_model
     from sea_export.cli.printing import print_next_steps, print_saved
-    from sea_export.cli.progress import counting_progress, loaded, saving_progress
+    from sea_export.cli.progress import counting_progress, saving_progress
     from sea_export.cli.terminal import console
     from sea_export.cli.tune_output import print_trial, print_tuning, write_tuning
-    from sea_export.demonstrations.hold_out import hold_out
-    from sea_export.evaluation.example_answers import with_examples
-    from sea_export.fitting.fit_base import usable_by
-    from sea_export.saving import check_room_for
-    from sea_export.tuning.tune import bake
-    from sea_export.tuning.tune import tune as search
+    from sea_export.interface.searching import held_out_of, search_and_bake
+    from sea_export.tuning.tune import Tuning
     from sea_export.tuning.tuning_rows import TuningRows
 
-    split = hold_out(read, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
-    rows = TuningRows.load(tune, split.held_out)
+    TuningRows.load(tune, held_out_of(read, tune).held_out)  # raises, before the model is opened
+    record = None if asked_file() is not None else tune.record_file(output)
+
+    def found(tuning: Tuning, rows: TuningRows) -> None:
+        print_tuning(tuning, rows)
+        write_tuning(tuning, tune, record)
+
     begin_computing(run.threads)
     with opened_model(location, run, output) as opened:
-        check_room_for(opened.base, output, export)
-        usable = usable_by(opened.base, read, tune.template)
-        if len(usable) < len(read):
-            split = hold_out(usable, tune.held_out if tune.benchmark is None else 0.0, tune.seed)
-            rows = TuningRows.load(tune, split.held_out)
         console.print(f"Trials are kept in {tune.storage}: the same command goes on from them.", soft_wrap=True)
-        tuning = search(
-            loaded(opened),
-            split.fitted,
-            rows,
-            tune,
-            export,
+        tuned = search_and_bake(
+            *(opened, read, tune, output, export),
             progress=counting_progress,
-            tell=lambda result, base: print_trial(result, rows.metric, base),
+            saving_progress=saving_progress,
+            tell=print_trial,
+            found=found,
+            announce=console.print,
         )
-        tuning = replace(tuning, edit=with_examples(tuning.edit, opened, counting_progress))
-        print_tuning(tuning, rows)
-        write_tuning(tuning, tune, output)
-        result = bake(tuning, opened, output, export, progress=saving_progress, announce=console.print)
-    print_saved(result, tuning.edit)
-    print_next_steps(result.output, model)
+    print_saved(tuned.saved, tuned.tuning.edit)
+    print_next_steps(tuned.saved.output, model)
+    give_result("tune", tuned)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sea_export.cli.json_output import result_text
 from sea_export.cli.terminal import console, plain_table
 from sea_export.evaluation.divergence import DIVERGENCE
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport
-from sea_export.files.writing import json_text, write_result
+from sea_export.files.writing import write_result
 from sea_export.options import GRADIENT_METHODS
 from sea_export.text import interval_text
-from sea_export.tuning.search_plot import plot_search
 from sea_export.tuning.trial import TrialResult
 from sea_export.tuning.tune import Tuning
 from sea_export.tuning.tuning_options import TuneOptions
@@ -21,11 +21,11 @@ from sea_export.tuning.tuning_rows import TuningRows
 __all__ = ["print_trial", "print_tuning", "write_tuning"]
 
 
-def print_trial(result: TrialResult, metric: str, base: Metric) -> None:
+def print_trial(result: TrialResult, base: Metric) -> None:
     """Prints the line of a trial."""
     shown = f"cut short: {result.cut}"
     if result.value is not None:
-        shown = f"{metric} {_shown(result.value, base.unit)} (base {_shown(base.value, base.unit)})"
+        shown = f"{base.name} {_shown(result.value, base.unit)} (base {_shown(base.value, base.unit)})"
     if result.divergence is not None:
         shown += f", KL {result.divergence:.4f}"
     line = f"Trial {result.number}: {shown}: {_described(result)}"
@@ -39,14 +39,20 @@ def print_tuning(tuning: Tuning, rows: TuningRows) -> None:
         _print_reports(part.name, len(part.benchmark.rows), tuning.reports[part.name], rows.metric)
 
 
-def write_tuning(tuning: Tuning, options: TuneOptions, output: Path) -> None:
-    """Writes the picture of a search, if it is asked for, and its record."""
+def write_tuning(tuning: Tuning, options: TuneOptions, record: Path | None) -> None:
+    """Writes the picture of a search, if it is asked for, and its record.
+
+    Args:
+        tuning: the search.
+        options: they name the picture.
+        record: the file of the record; None for none.
+    """
     if options.plot is not None:
-        plot_search(tuning, options.plot)
+        tuning.plot(options.plot)
         console.print(f"Saved the picture to {options.plot}.")
-    file = options.record_file(output)
-    write_result(file, json_text(tuning.record()))
-    console.print(f"Wrote settings and metrics to {file}.")
+    if record is not None:
+        write_result(record, result_text("tune", tuning))
+        console.print(f"Wrote settings and metrics to {record}.")
 
 
 def _described(result: TrialResult) -> str:

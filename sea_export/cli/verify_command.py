@@ -7,18 +7,25 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import single_option
+from sea_export.cli.completion import complete_files
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions
 
 
 @click.command("verify")
-@click.argument("output")
-@click.option("--base", help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.")
+@click.argument("output", shell_complete=complete_files)
+@click.option(
+    "--base",
+    help="Hub id, directory or .gguf file of the base; by default the Hub id in the manifest.",
+    shell_complete=complete_files,
+)
 @click.option("--revision", help="Revision of the base on the Hub.")
 @single_option(RunOptions, "layerwise")
 @single_option(RunOptions, "threads")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the base model.")
 @reported
+@json_option
 def command(
     output: str,
     base: str | None,
@@ -56,5 +63,6 @@ def command(
     if verification.measured and directory.is_dir():
         with taking_turns(directory):
             write_manifest(directory, {**read_manifest(directory), "verification": verification.record()})
+    give_result("verify", verification)
     if not verification.passed:
         raise click.exceptions.Exit(1)

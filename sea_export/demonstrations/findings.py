@@ -44,7 +44,7 @@ class Finding:
         more = f" and {len(self.rows) - _NAMED:,} more" if len(self.rows) > _NAMED else ""
         return f"{self.name}: {self.problem}{f' ({named}{more})' if named else ''}. {self.advice}"
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As an object of JSON."""
         return {**asdict(self), "rows": list(self.rows)}
 

@@ -34,7 +34,6 @@ class CheckOptions:
     limit: int | None = same_option(DemonstrationOptions, "limit")
     skip_bad_rows: bool = same_option(DemonstrationOptions, "skip_bad_rows")
     seed: int = seed_option("Seed of --limit.")
-    as_json: bool = option(False, "Print everything as JSON.", name="json")
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from sea_export.doctor.speed import Speed, measure_speed
 from sea_export.errors import SeaExportError
 from sea_export.export.formats import ExportFormat, formats
 from sea_export.export.output import check_output
+from sea_export.files.frames import data_frame
 from sea_export.fitting.collect import demonstrations_to_fit
 from sea_export.fitting.distributed import local_device
 from sea_export.fitting.fit_base import usable_by
@@ -46,6 +47,8 @@ from sea_export.saving import check_room_for, locate_fit
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from sea_export.model.targets import Target
 
 __all__ = ["Diagnosis", "FormatDiagnosis", "ModelDiagnosis", "diagnose", "diagnose_model"]
@@ -113,8 +116,8 @@ class ModelDiagnosis:
         """Whether any format would work."""
         return any(one.works for one in self.formats)
 
-    def record(self) -> dict[str, Any]:
-        """All of it as plain JSON data, under the names that `doctor --json` has for it."""
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
         return {"places" if name == "targets" else name: value for name, value in asdict(self).items()}
 
 
@@ -125,9 +128,18 @@ class Diagnosis:
     machine: Machine
     model: ModelDiagnosis | None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON data."""
-        return {"machine": asdict(self.machine), "model": None if self.model is None else self.model.record()}
+        return {"machine": asdict(self.machine), "model": None if self.model is None else self.model.to_dict()}
+
+    def to_frame(self) -> DataFrame:
+        """A row for each format of an output, as a data frame of pandas; no row without a model.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        formats = () if self.model is None else self.model.formats
+        return data_frame([asdict(one) for one in formats], [item.name for item in fields(FormatDiagnosis)])
 
 
 def diagnose(

@@ -12,7 +12,6 @@ __all__ = ["DoctorOptions"]
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What would be written, and in which form the diagnosis is printed."""
+    """What would be written."""
 
     output: Path = option(Path("sea-export-output"), "What would be written: its disk is looked at.")
-    as_json: bool = option(False, "Print everything as JSON.", name="json")

@@ -64,11 +64,11 @@ class LayerEdit:
     """(r+,) all singular values of Ω+ (of Ω- for `projections="reversed"`), for reports."""
     negative_values: Tensor
     """(r-,) all singular values of Ω- (of Ω+ for `projections="reversed"`), for reports."""
-    relative_change: float
+    relative_change: float | None
     """‖edited H0 - H0‖ / ‖H0‖, Frobenius norms, without a normalization that is done at run time. The numerator is of
-    centred activations if the edit is centred."""
-    signature: float
-    """The signature of the target: see `sea_export.fitting.spectrum.signature`."""
+    centred activations if the edit is centred. None if it was not measured."""
+    signature: float | None
+    """The signature of the target: see `sea_export.fitting.spectrum.signature`. None if it was not measured."""
     reader_error: float | None
     """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
     feature_function: str = "identity"
@@ -239,10 +239,10 @@ class LayerEdit:
         ratio = strength / self.strength
         return replace(
             self,
-            identity=1 - strength if self.projections == "positive" else 1.0,
+            identity=1 - strength if self.projections == "positive" else 1 + (self.identity - 1) * ratio,
             strength=strength,
             shift=None if self.shift is None else self.shift * ratio,
-            relative_change=self.relative_change * abs(ratio),
+            relative_change=None if self.relative_change is None else self.relative_change * abs(ratio),
         )
 
     def require_foldable(self) -> None:

@@ -51,6 +51,33 @@ class _Tuning(TypedDict):
     trials: int
 
 
+class _Checkpoint(TypedDict):
+    name: str
+    revision: str | None
+    weights: dict[str, str]
+    """SHA-256, in hexadecimal, by file name."""
+
+
+class _Extracted(TypedDict):
+    """See `sea_export.extraction.extract.extract`. The first checkpoint is the base."""
+
+    checkpoint: _Checkpoint
+
+
+class _Imported(TypedDict):
+    """See `sea_export.importing.import_edit.import_edit`."""
+
+    source: str
+    sha256: str
+    form: str
+    meaning: str
+    coefficient: float
+    site: str
+    numbering: str | None
+    source_layer: int | None
+    layers: list[int]
+
+
 class Provenance(TypedDict, total=False):
     """Where an edit comes from."""
 
@@ -67,5 +94,15 @@ class Provenance(TypedDict, total=False):
     """See `sea_export.effect.measure.measured_edit`."""
     examples: dict[str, Any] | None
     """See `sea_export.evaluation.example_answers.with_examples`."""
+    extracted: _Extracted
+    """The second of the two checkpoints that the edit was found between, if it was not fitted."""
+    imported: _Imported
+    """What was imported, if the edit was not fitted."""
+    targets: list[str]
+    """The targets that were kept of it, if others were left out."""
     composed: list[Provenance]
-    """The edits whose product it is. It has no other entry then but its base."""
+    """The edits that it was made of. It has no other entries then but its base, its targets, and the next two."""
+    composition: str
+    """`sum` if their changes were added up; else it is their product."""
+    strength: float
+    """What the sum was scaled by."""

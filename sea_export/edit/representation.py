@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import groupby
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.summary import LayerSummary
-from sea_export.model.targets import Target
+from sea_export.model.targets import EMBEDDING, Target
+from sea_export.text import ranges_text
 
 __all__ = ["html_table", "one_line"]
 
@@ -21,14 +21,18 @@ def one_line(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
     Args:
         layers: the edits of each target.
     """
-    components = sorted({target.component for target in layers})
+    components = sorted({target.component for target in layers if target.in_decoder})
     edited = "; ".join(
-        f"{one} of layers {_ranges(t.layer for t in layers if t.component == one)}" for one in components
+        [
+            *(["embedding"] if EMBEDDING in layers else []),
+            *(f"{one} of layers {ranges_text(t.layer for t in layers if t.component == one)}" for one in components),
+        ]
     )
     edits = [edit for own in layers.values() for edit in own]
     strengths = " and ".join(f"{strength:.4g}" for strength in sorted({edit.strength for edit in edits}))
-    change = max(edit.relative_change for edit in edits)
-    return f"SpectralEdit({edited}; hidden size {edits[0].size}; strength {strengths}; relative change {change:.1%})"
+    changes = [edit.relative_change for edit in edits if edit.relative_change is not None]
+    change = f"; relative change {max(changes):.1%}" if changes else ""
+    return f"SpectralEdit({edited}; hidden size {edits[0].size}; strength {strengths}{change})"
 
 
 def html_table(layers: Mapping[Target, Sequence[LayerEdit]]) -> str:
@@ -54,13 +58,5 @@ def _cells(layer: LayerSummary) -> tuple[str, ...]:
         str(layer.positive_rank),
         str(layer.negative_rank),
         "" if layer.map_rank is None else str(layer.map_rank),
-        f"{layer.relative_change:.2%}",
+        "" if layer.relative_change is None else f"{layer.relative_change:.2%}",
     )
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Numbers in ascending order, with a dash between the ends of each run: `2, 5-7`."""
-    runs = [
-        [number for _, number in run] for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
-    ]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

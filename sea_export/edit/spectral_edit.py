@@ -12,22 +12,29 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
+from sea_export.edit.combined_provenance import combined_provenance, is_sum, restricted_provenance, scaled_provenance
+from sea_export.edit.edit_hook import EditHook
+from sea_export.edit.edited_layers import EditedLayers, product_of_layers, sum_of_layers
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.python_words import python_words
 from sea_export.edit.representation import html_table, one_line
 from sea_export.edit.storage import layers_of, write_edit
 from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.edit.summary import LayerSummary
+from sea_export.edit.vector_edit import vector_layer_edit
 from sea_export.errors import InputError
+from sea_export.files.frames import data_frame
 from sea_export.model.architecture import OutputProjection, find_output_projections
-from sea_export.model.targets import Target
+from sea_export.model.targets import COMPONENTS, Target
+from sea_export.options import TARGETS, check_choice
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from transformers import PreTrainedModel
 
-__all__ = ["EditHook", "SpectralEdit", "compose"]
+__all__ = ["SpectralEdit", "combined", "compose", "load_edit"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,13 +42,24 @@ class SpectralEdit:
     """A fitted edit of a model: for each target the layer edits that are applied to its output, one after the other.
 
     A fit gives each target one layer edit, and composition gives more. `provenance` is plain JSON data: the base model,
-    the digest of the demonstrations and every option. `edit * 0.5` is the edit at half its strength.
+    the digest of the demonstrations and every option.
+
+    Linear edits are a vector space of changes. `edit * 0.5` is the edit at half its strength. `a + b` changes what a
+    changes and what b changes: M = I + (Mₐ - I) + (M_b - I), and the constants are added. `-edit` takes the change off,
+    as steering in the other direction does: it is not the inverse, so that `edit` and then `-edit` is the base only
+    where no change acts on another. `a - b` is `a + (-b)`, and `a - a` changes nothing. The product, where b acts on
+    what a gives, is `compose([a, b])`; for constants alone both are the same.
+
+    `edit.layers[12].matrix()` is M of layer 12, and `.constant()` what is added there.
     """
 
-    layers: Mapping[Target, tuple[LayerEdit, ...]]
+    layers: EditedLayers
+    """Target -> its layer edits. A plain mapping may be given."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, EditedLayers):
+            object.__setattr__(self, "layers", EditedLayers(self.layers))
         if not self.layers or not all(self.layers.values()):
             raise InputError("the edit: it has no layer, or a layer without an edit. Fit it again.")
 
@@ -57,6 +75,18 @@ class SpectralEdit:
             return self._scaled(lambda strength: factor * strength)
 
     __rmul__ = __mul__
+
+    def __neg__(self) -> SpectralEdit:
+        return self * -1.0
+
+    def __add__(self, other: SpectralEdit) -> SpectralEdit:
+        if not isinstance(other, SpectralEdit):
+            return NotImplemented
+        with python_words():
+            return _total([self, other])
+
+    def __sub__(self, other: SpectralEdit) -> SpectralEdit:
+        return self + -other if isinstance(other, SpectralEdit) else NotImplemented
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -81,8 +111,10 @@ class SpectralEdit:
 
     @property
     def relative_change(self) -> float:
-        """The largest relative change of any layer. If it is tiny, the edit does nothing."""
-        return max(edit.relative_change for edits in self.layers.values() for edit in edits)
+        """The largest relative change of any layer that was measured; 0 if none was. If it is tiny, the edit does
+        nothing."""
+        changes = (edit.relative_change for edits in self.layers.values() for edit in edits)
+        return max((change for change in changes if change is not None), default=0.0)
 
     @property
     def summary(self) -> tuple[LayerSummary, ...]:
@@ -102,6 +134,32 @@ class SpectralEdit:
             InputError: see `LayerEdit.with_strength`.
         """
         return self._scaled(lambda _: strength)
+
+    def only(self, layers: Iterable[int]) -> SpectralEdit:
+        """The same edit of some decoder layers alone.
+
+        Args:
+            layers: their numbers, counted from 0. Those that the edit does not change may be among them.
+
+        Raises:
+            InputError: nothing of the edit is left.
+        """
+        kept = set(layers)
+        return self._restricted([target for target in self.targets if target.in_decoder and target.layer in kept])
+
+    def without(self, layers: Iterable[int]) -> SpectralEdit:
+        """The same edit without some decoder layers.
+
+        Args:
+            layers: see `only`.
+
+        Raises:
+            InputError: nothing of the edit is left.
+        """
+        left_out = set(layers)
+        return self._restricted(
+            [target for target in self.targets if not (target.in_decoder and target.layer in left_out)]
+        )
 
     @contextmanager
     def apply(
@@ -147,6 +205,18 @@ class SpectralEdit:
                     "model that the edit was fitted on."
                 )
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is told about the edit, without its tensors, as plain JSON data."""
+        return {"layers": [layer.to_dict() for layer in self.summary], "provenance": dict(self.provenance)}
+
+    def to_frame(self) -> DataFrame:
+        """A row for each layer edit, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return data_frame([layer.to_dict() for layer in self.summary])
+
     def save(self, directory: Path | str) -> None:
         """Writes `sea_edit.safetensors` and `sea_edit.json`. The same edit gives the same bytes.
 
@@ -175,40 +245,73 @@ class SpectralEdit:
         Args:
             stored: what `sea_export.edit.stored_edit.read_stored_edit` gave.
         """
-        return cls(layers_of(stored), stored.provenance)
+        return cls(EditedLayers(layers_of(stored)), stored.provenance)
+
+    @classmethod
+    def from_vectors(
+        cls,
+        vectors: Mapping[int, Tensor],
+        kind: str = "add",
+        *,
+        coefficient: float = 1.0,
+        target: str = "mlp",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> SpectralEdit:
+        """An edit made of vectors, such as those of another tool for steering.
+
+        What is changed is the output of the MLP or of the attention block of each layer. A vector that belongs to the
+        residual stream after a layer can be added to the output of its MLP where nothing but sums follows, and
+        `sea_export.import_edit` checks that on the model.
+
+        Args:
+            vectors: decoder layer, counted from 0 -> (d,) one vector, or (k, d) several.
+            kind: `add`, `ablate` or `project` (both remove what the output has along the vectors), or `keep` (it keeps
+                nothing else). See `sea_export.edit.vector_edit`.
+            coefficient: the strength of the edit.
+            target: `mlp`, `attention` or `both`.
+            provenance: where the vectors are from, as plain JSON data.
+
+        Raises:
+            InputError: a vector is zero or not finite, or an argument is wrong.
+        """
+        with python_words():
+            check_choice("target", target, TARGETS)
+            components = COMPONENTS if target == "both" else (target,)
+            layers = {
+                Target(layer, component): (vector_layer_edit(of_layer, kind, coefficient),)
+                for layer, of_layer in vectors.items()
+                for component in components
+            }
+            return cls(EditedLayers(layers), dict(provenance or {}))
 
     def _scaled(self, strength: Callable[[float], float]) -> SpectralEdit:
         layers = {
             target: tuple(edit.with_strength(strength(edit.strength)) for edit in edits)
             for target, edits in self.layers.items()
         }
-        return SpectralEdit(layers, _scaled_provenance(self.provenance, strength))
+        return SpectralEdit(EditedLayers(layers), scaled_provenance(self.provenance, strength))
+
+    def _restricted(self, targets: Sequence[Target]) -> SpectralEdit:
+        if not targets:
+            raise InputError(
+                f"the edit: nothing of it is left; it changes {', '.join(map(str, self.targets))}. Choose other layers."
+            )
+        if len(targets) == len(self.layers):
+            return self
+        layers = EditedLayers({target: self.layers[target] for target in targets})
+        return SpectralEdit(layers, restricted_provenance(self.provenance, targets))
 
 
-class EditHook:
-    """Forward hook that replaces the output of a module, or the first of several outputs, by the edited one."""
+def load_edit(directory: Path | str) -> SpectralEdit:
+    """Reads an edit.
 
-    def __init__(self, edits: Sequence[LayerEdit]) -> None:
-        self.edits = edits
+    Args:
+        directory: what `SpectralEdit.save` or a command wrote, or a checkpoint that sea-export wrote.
 
-    def __call__(self, module: torch.nn.Module, inputs: object, output: Any) -> Any:
-        several = isinstance(output, (tuple, list))
-        edited = output[0] if several else output
-        for edit in self.edits:
-            edited = edit.apply(edited)
-        return type(output)((edited, *output[1:])) if several else edited
-
-
-def _scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:
-    """The provenance of an edit at another strength. It names the fitted one, and nothing that was measured."""
-    if "composed" in provenance:
-        return {**provenance, "composed": [_scaled_provenance(one, strength) for one in provenance["composed"]]}
-    scaled = {name: entry for name, entry in provenance.items() if name not in ("effect", "examples")}
-    if options := provenance.get("options"):
-        fitted = options["edit"]["strength"]
-        scaled["options"] = {**options, "edit": {**options["edit"], "strength": strength(fitted)}}
-        scaled["fitted_strength"] = provenance.get("fitted_strength", fitted)
-    return scaled
+    Raises:
+        InputError: there is no edit, or it is damaged or of a later format.
+    """
+    return SpectralEdit.load(directory)
 
 
 def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
@@ -222,22 +325,32 @@ def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
     """
     if len(edits) == 1:
         return edits[0]
-    sizes = {edit.size for member in edits for layer in member.layers.values() for edit in layer}
-    if len(sizes) > 1:
-        raise InputError(f"edits: they have different hidden sizes {sorted(sizes)}. Give edits of the same model.")
-    bases = [member.provenance.get("base") or {} for member in edits]
-    known = {tuple(sorted(base["weights"].values())): base.get("name") for base in bases if base.get("weights")}
-    if len(known) > 1:
-        raise InputError(
-            f"edits: they were fitted on different weights ({', '.join(map(str, known.values()))}). Fit all of them on "
-            "the same base."
+    provenance = combined_provenance([edit.provenance for edit in edits], as_sum=False)
+    return SpectralEdit(product_of_layers([edit.layers for edit in edits]), provenance)
+
+
+def combined(provenance: Mapping[str, Any], fitted: Iterator[SpectralEdit]) -> SpectralEdit:
+    """An edit that was made of others, made again.
+
+    Args:
+        provenance: its record.
+        fitted: the edits that it was made of in the end, in the order of their records.
+
+    Raises:
+        InputError: see `compose`.
+    """
+    if "composed" not in provenance:
+        edit = next(fitted)
+    else:
+        members = [combined(member, fitted) for member in provenance["composed"]]
+        edit = (
+            _total(members).with_strength(provenance.get("strength", 1.0)) if is_sum(provenance) else compose(members)
         )
-    layers: dict[Target, tuple[LayerEdit, ...]] = {}
-    for member in edits:
-        for target, layer in member.layers.items():
-            layers[target] = layers.get(target, ()) + layer
-    provenance = {
-        "base": edits[0].provenance.get("base"),
-        "composed": [dict(member.provenance) for member in edits],
-    }
-    return SpectralEdit(layers=layers, provenance=provenance)
+    kept = provenance.get("targets")
+    return edit if kept is None else edit._restricted([target for target in edit.targets if str(target) in kept])
+
+
+def _total(edits: Sequence[SpectralEdit]) -> SpectralEdit:
+    """The edit whose change is the sum of the changes of all edits, at strength 1."""
+    provenance = combined_provenance([edit.provenance for edit in edits], as_sum=True)
+    return SpectralEdit(sum_of_layers([edit.layers for edit in edits]), provenance)

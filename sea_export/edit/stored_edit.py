@@ -45,8 +45,8 @@ _FACTORS = ("positive", "negative")
 _MAPS = ("left", "right")
 _VECTORS = ("scale", "shift", "reader")
 _SPECTRA = ("positive_values", "negative_values")
-_NUMBERS = ("identity", "strength", "relative_change", "signature")
-_NUMBERS_OR_NONE = ("reader_error",)
+_NUMBERS = ("identity", "strength")
+_NUMBERS_OR_NONE = ("relative_change", "signature", "reader_error")
 _DEFAULTS: Mapping[str, str | float] = {
     "feature_function": "identity",
     "length_scale": 1.0,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sea_export.model.targets import Target
 
@@ -33,14 +34,18 @@ class LayerSummary:
     """The number of singular values of Ω+; 0 for an edit of another method than the spectral one."""
     first_share: float
     """The share of their squares that the first one has."""
-    relative_change: float
-    """‖edited H0 - H0‖ / ‖H0‖."""
-    signature: float
-    """The signature of the target."""
+    relative_change: float | None
+    """‖edited H0 - H0‖ / ‖H0‖; None if it was not measured."""
+    signature: float | None
+    """The signature of the target; None if it was not measured."""
     reader_error: float | None
     """Held-out root mean square of uᵀh - 1, for `center="linear"`."""
     normalization: str
     """What is normalized at run time."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {**self.target._asdict(), **{name: one for name, one in asdict(self).items() if name != "target"}}
 
 
 def no_op_warning(layers: Sequence[LayerSummary]) -> str | None:
@@ -49,8 +54,8 @@ def no_op_warning(layers: Sequence[LayerSummary]) -> str | None:
     Args:
         layers: those of the edit, at least one.
     """
-    change = max(layer.relative_change for layer in layers)
-    if change >= _NO_OP_CHANGE:
+    changes = [layer.relative_change for layer in layers if layer.relative_change is not None]
+    if len(changes) < len(layers) or (change := max(changes)) >= _NO_OP_CHANGE:
         return None
     shares = [layer.first_share for layer in layers if layer.spectrum]
     if not shares:
@@ -71,11 +76,11 @@ def broken_warning(layers: Sequence[LayerSummary]) -> str | None:
     Args:
         layers: those of the edit, at least one.
     """
-    strongest = max(layers, key=lambda layer: layer.relative_change)
-    if strongest.relative_change <= _BROKEN_CHANGE:
+    change, target = max((layer.relative_change or 0.0, layer.target) for layer in layers)
+    if change <= _BROKEN_CHANGE:
         return None
     return (
-        f"the edit: it changes activations of {strongest.target} by {strongest.relative_change:.1f} times their size. "
+        f"the edit: it changes activations of {target} by {change:.1f} times their size. "
         "A model that is changed so much hardly speaks any more, and rounding alone can make its verification fail. "
         "Give a lower --strength."
     )

@@ -90,8 +90,8 @@ def predict_by_layer(
 
 
 def _applied(edit: SpectralEdit | None, layer: int | None, model: Any, projections: Sequence[OutputProjection]) -> Any:
-    """A context in which the part of an edit that is about one layer is applied."""
-    edits = {} if edit is None else {one: edit.layers[one] for one in edit.layers if one.layer == layer}
+    """A context in which the part of an edit that is about one layer is applied. None is what comes before all."""
+    edits = None if edit is None else edit.layers.part(layer)
     if not edits:
         return nullcontext()
     return SpectralEdit(edits).apply(model, [one for one in projections if one.target in edits])

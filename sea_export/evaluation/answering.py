@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from sea_export.capture.generate import end_tokens, greedy_continuations
 from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.errors import InputError
+from sea_export.evaluation.answers import is_loop
 from sea_export.model.architecture import position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Answer", "answer_prompts"]
+__all__ = ["Answer", "answer_prompts", "answer_tokens"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Answer:
     """Without the token that ends a text."""
     cut_off: bool
     """Whether it was as long as an answer may be, and had not ended."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is told beside it: `loops` if it repeats itself to its end, `cut off` if it had not ended."""
+        found = {"loops": is_loop(self.tokens), "cut off": self.cut_off}
+        return tuple(mark for mark, is_so in found.items() if is_so)
 
 
 def answer_prompts(
@@ -59,17 +66,65 @@ def answer_prompts(
     """
     tokens = prompt_tokens(tokenizer, prompts, template, template_values)
     _check_lengths(tokens, new_tokens, position_limit(model))
-    ends = end_tokens(model)
     continuations = greedy_continuations(
         model, tokens, new_tokens=new_tokens, batch_tokens=batch_tokens, progress=progress
     )
-    answers = []
-    for continuation in continuations:
-        # A continuation has at least one token, which ends the text if the answer is empty.
-        own = () if continuation[0] in ends else continuation
-        text = str(tokenizer.decode(list(own), skip_special_tokens=True)).strip()
-        answers.append(Answer(text, own, cut_off=len(own) == new_tokens))
-    return answers
+    return [_answer(model, tokenizer, continuation, new_tokens) for continuation in continuations]
+
+
+def answer_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    *,
+    new_tokens: int,
+    goes_on: Callable[[str], bool],
+) -> Answer | None:
+    """A model's greedy answer to one prompt, which is watched as it grows.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompt: the tokens after which the answer begins.
+        new_tokens: the largest length of the answer, in tokens. It is shorter where the model's context ends.
+        goes_on: told the text of the answer after each token; it says whether another one is wanted.
+
+    Returns:
+        The answer; None if `goes_on` has ended it.
+
+    Raises:
+        InputError: the prompt is empty, or leaves no room for an answer in the model's context.
+    """
+    context = position_limit(model)
+    longest = new_tokens if context is None else min(new_tokens, context - len(prompt))
+    if not prompt:
+        raise InputError("the prompt: the tokenizer makes no tokens of it. Write something else.")
+    if longest < 1:
+        raise InputError(
+            f"the conversation: it has {len(prompt)} tokens, and the model reads {context} with the answer. Begin a "
+            "new one."
+        )
+    wanted = True
+
+    def watched(tokens: Sequence[int]) -> bool:
+        nonlocal wanted
+        wanted = wanted and goes_on(_text(tokenizer, tokens))
+        return wanted
+
+    (continuation,) = greedy_continuations(model, [prompt], new_tokens=longest, goes_on=watched)
+    return _answer(model, tokenizer, continuation, longest) if wanted else None
+
+
+def _answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continuation: tuple[int, ...], new_tokens: int
+) -> Answer:
+    # A continuation has at least one token, which ends the text if the answer is empty.
+    own = () if continuation[0] in end_tokens(model) else continuation
+    return Answer(_text(tokenizer, own), own, cut_off=len(own) == new_tokens)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
 def _check_lengths(prompts: Sequence[Sequence[int]], new_tokens: int, context: int | None) -> None:

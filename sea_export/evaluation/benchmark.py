@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sea_export.capture.batching import PromptedCompletions
+from sea_export.capture.progress_callback import Progress, no_progress
 from sea_export.errors import InputError
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.scoring import completion_log_likelihoods
@@ -30,15 +30,6 @@ __all__ = [
     "split_rows",
     "with_rows",
 ]
-
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Is given what is measured and the number of items. Gives a context whose value is told how many items are done."""
-
-
-def no_progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A `Progress` that shows nothing."""
-    return nullcontext(lambda count: None)
 
 
 def named_progress(progress: Progress, name: str) -> Progress:

@@ -24,7 +24,14 @@ from sea_export.model.location import check_model_name, locate_model
 from sea_export.model.run_options import RunOptions
 from sea_export.text import is_utf8
 
-__all__ = ["check_comparison", "check_evaluation", "locate_models", "with_base_of_edit"]
+__all__ = [
+    "check_comparison",
+    "check_evaluation",
+    "check_in_memory",
+    "check_sources",
+    "locate_models",
+    "with_base_of_edit",
+]
 
 
 def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> None:
@@ -41,11 +48,11 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
     base = options.against
     sources = [one.partition("=")[2] for one in options.benchmarks]
     read = (model, base, options.edit, options.text, options.judge.judge, *sources)
-    check_destinations([options.json_file, options.plot, options.verdict_file], read=read)
+    check_destinations([options.plot, options.judge.judge_cache], read=read)
     models = [name for name in (model, base) if name is not None]
     for name in models:
         check_model_name(gguf_of_export(name), adapters=True)
-    _check_in_memory(models, run)
+    check_in_memory(models, run)
     if run.revision is not None and all(Path(name).exists() for name in models):
         raise InputError("--revision: it belongs to a Hub id, and all models here are local paths. Leave it out.")
     check_run_time_edit(options.edit, options.strength, model)
@@ -53,6 +60,19 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
         read_manifest(Path(model))
     if options.plot is not None:
         check_picture(options.plot)
+    check_sources(options)
+    locate_models(models, run)
+
+
+def check_sources(options: EvaluateOptions) -> None:
+    """Refuses rows and texts that are missing or cannot be read.
+
+    Args:
+        options: they name the rows and the texts.
+
+    Raises:
+        InputError: see above.
+    """
     for name, _, source in (one.partition("=") for one in options.benchmarks):
         if source and name.partition(":")[0] in TABLES:
             check_source(source)
@@ -60,7 +80,6 @@ def check_evaluation(model: str, options: EvaluateOptions, run: RunOptions) -> N
             load_prompts(source)
     if options.text is not None:
         load_texts(options.text)
-    locate_models(models, run)
 
 
 def with_base_of_edit(model: str, options: EvaluateOptions) -> tuple[str, EvaluateOptions]:
@@ -123,12 +142,18 @@ def check_comparison(base: str, edited: str, options: CompareOptions, run: RunOp
     for name in models:
         check_model_name(gguf_of_export(name), adapters=True)
     check_run_time_edit(Path(edited) if is_edit(edited) else None, options.strength, edited)
-    _check_in_memory(models, run)
+    check_in_memory(models, run)
     if not all(map(is_utf8, options.own_prompts)):
         raise InputError("--prompt: it is not UTF-8 text. Write it in UTF-8.")
     locate_models(models, run)
 
 
-def _check_in_memory(models: list[str], run: RunOptions) -> None:
+def check_in_memory(models: Sequence[str], run: RunOptions) -> None:
+    """Raises InputError if a model would not be in memory as a whole.
+
+    Args:
+        models: the names of the models.
+        run: how they are opened.
+    """
     if run.layerwise:
         raise InputError(f"--layerwise: {models[0]} has to be in memory as a whole for this. Leave --layerwise out.")

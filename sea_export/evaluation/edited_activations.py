@@ -13,12 +13,14 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.files.records import from_record
 from sea_export.fitting.fit_base import usable_by
-from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.model.architecture import context_length
+from sea_export.model.layer_list import layers_of_edit
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, FitOptions
 
 __all__ = ["edited_activations"]
+
+_SHOWN_TARGETS = 3
 
 
 def edited_activations(
@@ -32,7 +34,7 @@ def edited_activations(
         edit: the edit.
         opened: the model that it was fitted on.
         demonstrations: those to capture.
-        layers: which layers, such as `18,29`; None for the first, the middle and the last edited target.
+        layers: which layers, such as `18,29`; None for the three targets that the edit changes most.
 
     Raises:
         InputError: the edit edits none of the layers, or is an edit of another model.
@@ -58,13 +60,12 @@ def edited_activations(
 
 
 def _targets(edit: SpectralEdit, layers: str | None) -> tuple[Target, ...]:
-    """The targets to draw: of some layers, or the first, the middle and the last edited one."""
-    targets = edit.targets
+    """The targets to draw: of some layers, or the three whose relative change is the largest."""
+    targets = tuple(target for target in edit.targets if target.in_decoder)
+    if not targets:
+        raise InputError("--plot-activations: the edit changes no decoder layer, so that there is nothing to draw.")
     if layers is None:
-        return tuple(dict.fromkeys((targets[0], targets[len(targets) // 2], targets[-1])))
-    chosen = LayerChoice.parse(layers, targets[-1].layer + 1).candidates
-    found = tuple(target for target in targets if target.layer in chosen)
-    if not found:
-        edited = ", ".join(dict.fromkeys(str(target.layer) for target in targets))
-        raise InputError(f"--plot-layers: {layers} has no layer that the edit edits. Choose from {edited}.")
-    return found
+        changes = {target: max(one.relative_change or 0 for one in edit.layers[target]) for target in targets}
+        return tuple(sorted(sorted(targets, key=changes.__getitem__, reverse=True)[:_SHOWN_TARGETS]))
+    chosen = layers_of_edit(targets, layers, "--plot-layers")
+    return tuple(target for target in targets if target.layer in chosen)

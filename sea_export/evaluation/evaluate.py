@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sea_export.evaluation.benchmark import Progress, named_progress, no_progress
-from sea_export.evaluation.early_checks import check_evaluation, with_base_of_edit
+from sea_export.evaluation.benchmark import Measurement, Progress, named_progress, no_progress
+from sea_export.evaluation.early_checks import check_evaluation, check_sources, with_base_of_edit
 from sea_export.evaluation.evaluation_options import EvaluateOptions
 from sea_export.evaluation.judging import ChosenJudge, Judging
-from sea_export.evaluation.loaded_model import open_loaded_model
+from sea_export.evaluation.loaded_model import LoadedModel, open_loaded_model
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.run_time_edit import applied, edit_name, load_run_time_edit
 from sea_export.evaluation.suite import Suite
+from sea_export.files.frames import data_frame
 from sea_export.model.run_options import RunOptions
 from sea_export.text import dtype_name
 
-__all__ = ["Evaluation", "evaluate"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from sea_export.edit.spectral_edit import SpectralEdit
+
+__all__ = ["Evaluation", "evaluate", "evaluate_in_memory"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Evaluation:
     judging: Judging | None = None
     strength: float | None = None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON data."""
         judging = {} if self.judging is None else {"judging": self.judging.record()}
         return {
@@ -54,6 +61,27 @@ class Evaluation:
             "benchmarks": [report.record_with_answers() for report in self.reports],
             **judging,
         }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each metric of each benchmark, with its 95 % intervals, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return data_frame([row for report in self.reports for row in report.rows_of_metrics()])
+
+    def plot(self, file: Path | str) -> None:
+        """Draws the metrics; compared with a base, their differences to it.
+
+        Args:
+            file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
+
+        Raises:
+            InputError: matplotlib is missing, or the file cannot be written.
+        """
+        from sea_export.evaluation.report_plot import plot_reports
+
+        plot_reports(self.reports, Path(file))
 
 
 def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Progress = no_progress) -> Evaluation:
@@ -90,10 +118,53 @@ def evaluate(model: str, options: EvaluateOptions, run: RunOptions, progress: Pr
                 measurements, _ = suite.measure_base(loaded.model, loaded.tokenizer, own_progress)
             else:
                 measurements = suite.measure(loaded.model, loaded.tokenizer, reference, own_progress)
+    # Judged after the models, so that one model at a time is in memory.
+    reports, judging = _judged_reports(measurements, baseline, judge, options, progress)
+    return Evaluation(name, against, dtype, edit is not None, reports, judging, options.strength)
+
+
+def evaluate_in_memory(
+    loaded: LoadedModel,
+    edit: SpectralEdit | None,
+    options: EvaluateOptions,
+    run: RunOptions,
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measures a base that is in memory, or what an edit changes of it.
+
+    Args:
+        loaded: the base.
+        edit: the edit, which is applied at run time; None to measure the base alone.
+        options: what is measured. They name no models.
+        run: how a judge is opened.
+        progress: shows the progress.
+
+    Raises:
+        InputError: a benchmark or a file is not usable, or the edit does not fit the base.
+    """
+    check_sources(options)
+    suite, judge = Suite.load(options), ChosenJudge.choose(options, run)
+    name, dtype = loaded.name, dtype_name(loaded.model.dtype)
+    base, reference = suite.measure_base(loaded.model, loaded.tokenizer, named_progress(progress, "base"))
+    if edit is None:
+        reports, judging = _judged_reports(base, None, judge, options, progress)
+        return Evaluation(name, None, dtype, False, reports, judging)
+    with applied(edit, loaded):
+        edited = suite.measure(loaded.model, loaded.tokenizer, reference, named_progress(progress, "edit"))
+    reports, judging = _judged_reports(edited, base, judge, options, progress)
+    return Evaluation(name, name, dtype, True, reports, judging)
+
+
+def _judged_reports(
+    measurements: list[Measurement],
+    baseline: list[Measurement] | None,
+    judge: ChosenJudge | None,
+    options: EvaluateOptions,
+    progress: Progress,
+) -> tuple[tuple[BenchmarkReport, ...], Judging | None]:
     judging = None
-    if judge is not None:  # after the models, so that one model at a time is in memory
+    if judge is not None:
         judged, judging = judge.measure([*(baseline or ()), *measurements], progress)
         measurements = judged[-len(measurements) :]
         baseline = baseline and judged[: -len(measurements)]
-    reports = make_reports(measurements, baseline, seed=options.seed)
-    return Evaluation(name, against, dtype, edit is not None, tuple(reports), judging, options.strength)
+    return tuple(make_reports(measurements, baseline, seed=options.seed)), judging

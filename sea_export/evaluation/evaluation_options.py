@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sea_export.errors import InputError
@@ -48,7 +48,6 @@ class EvaluateOptions:
     limit: int | None = option(None, "Use a seeded sample of that many rows of each benchmark.", minimum=2)
     seed: int = seed_option("Seed of --limit, of intervals and of tests.")
     batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
-    json_file: Path | None = option(None, "Write all figures here.", name="json", path="file")
     plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG).", path="file")
     record: bool = option(False, "Write the figures into the manifest and the model card of MODEL.")
     generation: GenerationOptions = field(default_factory=GenerationOptions)
@@ -80,17 +79,18 @@ class EvaluateOptions:
                 "--record: it keeps the metrics of an export beside those of its base. Give --against, and no --edit."
             )
 
-    @property
-    def verdict_file(self) -> Path | None:
-        """The file that keeps the verdicts of a judge; None if there is no judge, or to keep them in memory only.
+    def with_verdicts_beside(self, results: Path) -> EvaluateOptions:
+        """The same options, with the verdicts of a judge kept beside a file of results, if no other file is given.
+
+        Args:
+            results: the file.
 
         Raises:
             InputError: the results are to be written to something that must not be replaced.
         """
-        own, results = self.judge.judge_cache, self.json_file
-        if self.judge.judge is None or own is not None or results is None or is_stream(results):
-            return own
-        return results.with_suffix(".verdicts.jsonl")
+        if self.judge.judge is None or self.judge.judge_cache is not None or is_stream(results):
+            return self
+        return replace(self, judge=replace(self.judge, judge_cache=results.with_suffix(".verdicts.jsonl")))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class InspectOptions:
     )
     model: str | None = option(None, "For --plot-activations: the model that the edit was fitted on.")
     plot_layers: str | None = option(
-        None, "For --plot-activations: which layers, such as 18,29; by default first to last."
+        None, "For --plot-activations: which layers, such as 18,29; by default the three that change most."
     )
     seed: int = seed_option("Seed of --limit.")
 

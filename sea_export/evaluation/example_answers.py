@@ -17,8 +17,7 @@ from sea_export.capture.offloaded import StoredModel
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.prompt_template import prompt_tokens
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.evaluation.answering import Answer, answer_prompts
-from sea_export.evaluation.answers import is_loop
+from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.benchmark import Progress, no_progress
 from sea_export.evaluation.prompts import load_prompts
 from sea_export.evaluation.scoring import completion_log_likelihoods
@@ -40,7 +39,7 @@ class ExampleAnswer:
     Attributes:
         prompt: the prompt.
         base: the answer of the base.
-        base_marks: `cut off` if it was as long as it may be, `loops` if it repeats itself to its end.
+        base_marks: see `Answer.marks`.
         edited: the answer of the edited model.
         edited_marks: the same of it.
         surprise: how unlikely the base finds the edited answer, in nats per token; None if it is empty, or
@@ -118,9 +117,9 @@ def example_answers(
         ExampleAnswer(
             prompt,
             before.text,
-            _marks(before),
+            before.marks,
             after.text,
-            _marks(after),
+            after.marks,
             _surprise(next(likelihoods)[0], len(after.tokens)) if after.tokens else None,
         )
         for prompt, before, after in zip(texts, base, edited, strict=True)
@@ -129,11 +128,6 @@ def example_answers(
 
 def _surprise(log_likelihood: float, length: int) -> float | None:
     return -log_likelihood / length if math.isfinite(log_likelihood) else None
-
-
-def _marks(answer: Answer) -> tuple[str, ...]:
-    found = {"loops": is_loop(answer.tokens), "cut off": answer.cut_off}
-    return tuple(mark for mark, is_so in found.items() if is_so)
 
 
 def chosen_examples(answers: Sequence[ExampleAnswer]) -> list[ExampleAnswer]:

@@ -62,13 +62,13 @@ class ChosenJudge:
         """The judge, checked before any model is loaded; None if the options name none.
 
         Args:
-            options: `judge`, `json_file`, `batch_tokens` and `generation` are used.
+            options: `judge`, `batch_tokens` and `generation` are used.
             run: how a judge on this machine is opened. Its revision is that of another model, and is not used.
 
         Raises:
             InputError: the judge is no model, or the file of its verdicts cannot be used.
         """
-        model, url, file = options.judge.judge, options.judge.judge_url, options.verdict_file
+        model, url, file = options.judge.judge, options.judge.judge_url, options.judge.judge_cache
         if model is None:
             return None
         if file is not None:

@@ -64,6 +64,20 @@ class BenchmarkReport:
         """The metric of that name over all rows."""
         return next(metric for metric in self.metrics if metric.title == name)
 
+    def rows_of_metrics(self) -> list[dict[str, Any]]:
+        """A row of a table for each metric: values, and the lower and the upper end of their intervals."""
+        rows = []
+        for metric in self.metrics:
+            named = {"benchmark": self.benchmark, "rows": self.rows, "metric": metric.name, "group": metric.group}
+            values = {"value": metric.value, "base": metric.base, "difference": metric.difference}
+            ends = {
+                f"{name}{end}": None if interval is None else interval[index]
+                for name, interval in values.items()
+                for index, end in enumerate(("", "_low", "_high"))
+            }
+            rows.append({**named, "unit": metric.unit, **ends, "p_value": metric.p_value, "verdict": metric.verdict})
+        return rows
+
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON data, under the names that manifests and `--json` files have for it."""
         figures = [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sea_export.edit.spectral_edit import SpectralEdit
     from sea_export.evaluation.loaded_model import LoadedModel
 
-__all__ = ["applied", "check_run_time_edit", "edit_name", "is_edit", "load_run_time_edit"]
+__all__ = ["applied", "check_run_time_edit", "edit_name", "is_edit", "load_run_time_edit", "warn_of_other_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,21 @@ def applied(edit: SpectralEdit, base: LoadedModel) -> Iterator[None]:
     Raises:
         InputError: it does not fit the model.
     """
+    warn_of_other_base(edit, base)
+    with edit.apply(base.model):
+        yield
+
+
+def warn_of_other_base(edit: SpectralEdit, base: LoadedModel) -> None:
+    """Tells in a warning if a model in memory is not the one that an edit was fitted on.
+
+    Args:
+        edit: the edit.
+        base: the model.
+    """
     fitted_on: Mapping[str, object] = edit.provenance.get("base") or {}
     weights = fitted_on.get("weights")
     if isinstance(weights, dict) and sorted(weights.values()) != sorted(base.weight_digests().values()):
         logger.warning(
             "%s: its weights are not those of %s, on which the edit was fitted.", base.name, fitted_on.get("name")
         )
-    with edit.apply(base.model):
-        yield

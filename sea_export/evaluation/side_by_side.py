@@ -1,53 +1,31 @@
-"""The same prompts answered by two models, and the words in which the answers differ."""
+"""The same prompts answered by two models."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sea_export.evaluation.answering import answer_prompts
+from sea_export.evaluation.answer_pieces import Comparison, compare_answers
+from sea_export.evaluation.answering import Answer, answer_prompts
 from sea_export.evaluation.early_checks import check_comparison
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.generation_options import template_values
 from sea_export.evaluation.loaded_model import LoadedModel, open_loaded_model
 from sea_export.evaluation.prompts import load_prompts
 from sea_export.evaluation.run_time_edit import applied, edit_name, is_edit, load_run_time_edit
+from sea_export.files.frames import data_frame
+from sea_export.files.writing import write_result
 from sea_export.model.run_options import RunOptions
 
-__all__ = [
-    "Comparison",
-    "ModelComparison",
-    "Piece",
-    "compare_answers",
-    "compare_models",
-]
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
+    from sea_export.edit.spectral_edit import SpectralEdit
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer."""
-
-    text: str
-    changed: bool
-    """Whether the other answer has other words there."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A prompt and its two answers, in pieces."""
-
-    prompt: str
-    base: tuple[Piece, ...]
-    edited: tuple[Piece, ...]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the two answers differ."""
-        return any(piece.changed for piece in (*self.base, *self.edited))
+__all__ = ["ModelComparison", "compare_in_memory", "compare_models"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +41,53 @@ class ModelComparison:
     base: str
     edited: str
     answers: tuple[Comparison, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {
+            "base": self.base,
+            "edited": self.edited,
+            "answers": [
+                {
+                    "prompt": one.prompt,
+                    "differs": one.differs,
+                    "alike": one.alike,
+                    "base": one.base_text,
+                    "edited": one.edited_text,
+                    "base_marks": list(one.base_marks),
+                    "edited_marks": list(one.edited_marks),
+                    "base_pieces": [asdict(piece) for piece in one.base],
+                    "edited_pieces": [asdict(piece) for piece in one.edited],
+                }
+                for one in self.answers
+            ],
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each prompt, with both answers, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        rows = [
+            {"prompt": one.prompt, "base": one.base_text, "edited": one.edited_text, "differs": one.differs}
+            for one in self.answers
+        ]
+        return data_frame(rows)
+
+    def save_page(self, file: Path | str) -> None:
+        """Writes a web page of one file, with the answers side by side.
+
+        Args:
+            file: where.
+
+        Raises:
+            InputError: it is not to be replaced.
+            OSError: it cannot be written.
+        """
+        from sea_export.evaluation.side_by_side_page import comparison_page
+
+        write_result(Path(file), comparison_page(self.base, self.edited, self.answers))
 
 
 def compare_models(
@@ -85,48 +110,72 @@ def compare_models(
         InputError: a model, the prompts or the page is not usable.
     """
     check_comparison(base, edited, options, run)
-    prompts = list(options.own_prompts)
-    if options.prompts is not None or not prompts:
-        prompts += load_prompts(options.prompts)
-
-    def answered(loaded: LoadedModel, name: str) -> list[str]:
-        with waiting(f"{name} answers"):
-            found = answer_prompts(
-                loaded.model,
-                loaded.tokenizer,
-                prompts,
-                template=options.template,
-                template_values=template_values(options.chat_template_kwargs),
-                new_tokens=options.new_tokens,
-            )
-        return [answer.text for answer in found]
-
     if is_edit(edited):
-        edit, edited_name = (
-            load_run_time_edit(Path(edited), options.strength),
-            edit_name(Path(edited), options.strength),
+        edit = load_run_time_edit(Path(edited), options.strength)
+        with open_loaded_model(base, run) as loaded:
+            return compare_in_memory(loaded, edit, edit_name(Path(edited), options.strength), options, waiting)
+    prompts = _prompts(options)
+    with open_loaded_model(base, run) as loaded:
+        base_name, before = loaded.name, _answered(loaded, loaded.name, prompts, options, waiting)
+    with open_loaded_model(edited, run) as loaded:
+        edited_name, after = loaded.name, _answered(loaded, loaded.name, prompts, options, waiting)
+    return _compared(base_name, edited_name, prompts, before, after)
+
+
+def compare_in_memory(
+    loaded: LoadedModel,
+    edit: SpectralEdit,
+    name: str,
+    options: CompareOptions,
+    waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> ModelComparison:
+    """The same of a base that is in memory, with and without an edit.
+
+    Args:
+        loaded: the base.
+        edit: the edit, which is applied at run time.
+        name: what the edited model is called.
+        options: see `compare_models`.
+        waiting: see `compare_models`.
+
+    Raises:
+        InputError: the prompts are not usable, or the edit does not fit the base.
+    """
+    prompts = _prompts(options)
+    before = _answered(loaded, loaded.name, prompts, options, waiting)
+    with applied(edit, loaded):
+        after = _answered(loaded, name, prompts, options, waiting)
+    return _compared(loaded.name, name, prompts, before, after)
+
+
+def _prompts(options: CompareOptions) -> list[str]:
+    own = list(options.own_prompts)
+    return own if own and options.prompts is None else [*own, *load_prompts(options.prompts)]
+
+
+def _answered(
+    loaded: LoadedModel,
+    name: str,
+    prompts: Sequence[str],
+    options: CompareOptions,
+    waiting: Callable[[str], AbstractContextManager[object]],
+) -> list[Answer]:
+    with waiting(f"{name} answers"):
+        return answer_prompts(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            template=options.template,
+            template_values=template_values(options.chat_template_kwargs),
+            new_tokens=options.new_tokens,
         )
-        with open_loaded_model(base, run) as loaded:
-            base_name, before = loaded.name, answered(loaded, loaded.name)
-            with applied(edit, loaded):
-                after = answered(loaded, edited_name)
-    else:
-        with open_loaded_model(base, run) as loaded:
-            base_name, before = loaded.name, answered(loaded, loaded.name)
-        with open_loaded_model(edited, run) as loaded:
-            edited_name, after = loaded.name, answered(loaded, loaded.name)
-    compared = tuple(compare_answers(*row) for row in zip(prompts, before, after, strict=True))
-    return ModelComparison(base=base_name, edited=edited_name, answers=compared)
 
 
-def compare_answers(prompt: str, base: str, edited: str) -> Comparison:
-    """Finds the words in which two answers differ."""
-    words = [re.findall(r"\S+\s*", text) for text in (base, edited)]
-    bare = [[word.rstrip() for word in own] for own in words]
-    pieces: tuple[list[Piece], list[Piece]] = ([], [])
-    matcher = difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False)
-    for kind, *spans in matcher.get_opcodes():
-        for own, found, (start, end) in zip(words, pieces, (spans[:2], spans[2:]), strict=True):
-            if end > start:
-                found.append(Piece("".join(own[start:end]), changed=kind != "equal"))
-    return Comparison(prompt, tuple(pieces[0]), tuple(pieces[1]))
+def _compared(
+    base: str, edited: str, prompts: Sequence[str], before: Sequence[Answer], after: Sequence[Answer]
+) -> ModelComparison:
+    compared = tuple(
+        compare_answers(prompt, one.text, other.text, one.marks, other.marks)
+        for prompt, one, other in zip(prompts, before, after, strict=True)
+    )
+    return ModelComparison(base=base, edited=edited, answers=compared)

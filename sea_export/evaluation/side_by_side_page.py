@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, StrictUndefined
 
-from sea_export.evaluation.side_by_side import Comparison
+from sea_export.evaluation.answer_pieces import Comparison
 from sea_export.text import visible
 
 __all__ = ["comparison_page"]
@@ -17,7 +17,7 @@ _PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ base }} and {{ edited }}</title>
+<title>The same prompts answered by {{ base }} and by {{ edited }}</title>
 <style>
   :root { color-scheme: light dark; }
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -28,13 +28,17 @@ _PAGE = """\
   .answers h2 { font-size: .8rem; margin: 0; opacity: .7; font-weight: 600; }
   .answers p { margin: .2rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
   del { background: #d55e0033; text-decoration: line-through; text-decoration-color: #d55e00; }
+  .answers .note { font-size: .8rem; opacity: .7; }
+  .mark { font-size: .8rem; padding: 0 .4rem; border: 1px solid #8888; border-radius: .3rem; white-space: nowrap; }
   ins { background: #0072b233; text-decoration: underline; text-decoration-color: #0072b2; }
 </style>
 </head>
 <body>
-<h1>{{ base }} and {{ edited }}</h1>
-<p>{{ different }} of {{ comparisons | length }} greedy answers differ. <del>Struck through</del>: only in the answer of
-{{ base }}. <ins>Underlined</ins>: only in that of {{ edited }}.</p>
+<h1>The same prompts answered by {{ base }} and by {{ edited }}</h1>
+<p>Both language models answered {{ comparisons | length }} prompts, each word being the one that the model finds
+likeliest. {{ different }} of {{ comparisons | length }} answers differ. <del>Struck through</del>: words that only
+{{ base }} says. <ins>Underlined</ins>: words that only {{ edited }} says. Case and punctuation do not count, and where
+two answers have fewer than half of their words in common, no words are marked.</p>
 {% for one in comparisons %}
 <section>
 <p class="prompt" dir="auto">{{ one.prompt }}</p>
@@ -42,11 +46,13 @@ _PAGE = """\
 <div><h2>{{ base }}</h2>
 <p dir="auto">{% for piece in one.base %}\
 {% if piece.changed %}<del>{{ piece.text }}</del>{% else %}{{ piece.text }}{% endif %}\
-{% endfor %}</p></div>
+{% endfor %}{% for mark in one.base_marks %} <span class="mark">{{ mark }}</span>{% endfor %}</p></div>
 <div><h2>{{ edited }}</h2>
 <p dir="auto">{% for piece in one.edited %}\
 {% if piece.changed %}<ins>{{ piece.text }}</ins>{% else %}{{ piece.text }}{% endif %}\
-{% endfor %}</p></div>
+{% endfor %}{% for mark in one.edited_marks %} <span class="mark">{{ mark }}</span>{% endfor %}</p>
+{% if one.differs and not one.alike %}<p class="note">Another answer than that of {{ base }}.</p>{% endif %}\
+</div>
 </div>
 </section>
 {% endfor %}

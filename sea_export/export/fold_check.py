@@ -68,6 +68,8 @@ def _structure(model: nn.Module, module_name: str, projection: OutputProjection)
 
 def _first_like(model: PreTrainedModel, projection: OutputProjection) -> OutputProjection:
     """The output projection of equal structure in the first layer that has one, so that little of the model runs."""
+    if not projection.target.in_decoder:
+        return projection
     layers_name, layers = decoder_layers(model)
     own = f"{layers_name}.{projection.target.layer}."
     for index, layer in enumerate(layers[: projection.target.layer]):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sea_export.edit.layer_form import why_unfoldable
 from sea_export.errors import InputError
+from sea_export.model.targets import COMPONENTS
 from sea_export.options import FORMATS, ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "Located",
     "StorageError",
     "TensorCheck",
+    "check_blocks_alone",
     "check_foldable",
     "export_format",
     "formats",
@@ -62,6 +64,8 @@ class EditNeeds:
     """Whether it adds a constant, so that output projections need biases (`center="affine"`)."""
     row_scales: bool
     """Whether it scales features (`normalization`)."""
+    constant_components: frozenset[str] = frozenset(COMPONENTS)
+    """The kinds of blocks to which it adds a constant, if to any."""
 
     @classmethod
     def of_fit(cls, options: FitOptions) -> EditNeeds:
@@ -80,7 +84,9 @@ class EditNeeds:
             edit: the edit.
         """
         scales = [layer.scale for layers in edit.layers.values() for layer in layers]
-        return cls(edit.needs_bias, any(scale is not None and bool((scale != 1).any()) for scale in scales))
+        scaled = any(scale is not None and bool((scale != 1).any()) for scale in scales)
+        adding = {target for target, layers in edit.layers.items() if any(layer.needs_bias for layer in layers)}
+        return cls(bool(adding), scaled, frozenset(target.component for target in adding))
 
 
 class Located(Protocol):
@@ -368,6 +374,15 @@ def export_format(name: str) -> ExportFormat[Any, Any]:
 def formats() -> list[ExportFormat[Any, Any]]:
     """All formats, in the order of the registry."""
     return [export_format(name) for name in FORMATS]
+
+
+def check_blocks_alone(targets: Iterable[Target], format: str) -> None:
+    """Raises InputError for an edit of the embedding, which only a merge holds, in the format of another name."""
+    if not all(target.in_decoder for target in targets):
+        raise InputError(
+            f"--format: {format} cannot hold an edit of the embedding. Choose --format merged, or leave it out of the "
+            "edit."
+        )
 
 
 def check_foldable(fit: FitOptions) -> None:

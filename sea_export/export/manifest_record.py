@@ -49,8 +49,8 @@ class _Layer(_NamedLayer, total=False):
     strength: float
     feature_function: str
     normalization: str
-    relative_change: float
-    signature: float
+    relative_change: float | None
+    signature: float | None
     reader_error: float | None
 
 

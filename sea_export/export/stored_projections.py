@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from sea_export.model.architecture import OutputProjection
 from sea_export.model.base import Base
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.quantized_storage import QuantizedWeight, check_requantizable, with_plain_weights
-from sea_export.model.targets import Target
+from sea_export.model.targets import COMPONENTS, Target
 from sea_export.text import dtype_name
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def find_stored_projections(
     base: Base,
     *,
     needs_bias: bool,
+    components: Collection[str] = COMPONENTS,
     quantized: Mapping[str, QuantizedWeight] | None = None,
 ) -> StoredProjections:
     """Finds the output projections of targets, checks the fold numerically, and finds their stored tensors.
@@ -66,6 +67,7 @@ def find_stored_projections(
         targets: what is to be edited.
         base: the base.
         needs_bias: whether the edit adds a constant (`center="affine"`).
+        components: the kinds of blocks to which it does.
         quantized: the weights of a quantized base that is to be folded in its own storage; None for any other one.
 
     Raises:
@@ -75,7 +77,9 @@ def find_stored_projections(
     """
     model = base.skeleton
     projections = base.output_projections(targets)
-    check_fold(model, projections, needs_bias=needs_bias)
+    for biased in (False, True):
+        own = [one for one in projections if (needs_bias and one.target.component in components) == biased]
+        check_fold(model, own, needs_bias=biased)
     layout = stored_layout(model, with_plain_weights(base.checkpoint, quantized or {}))
     parameters: dict[str, StoredParameter] = {}
     unknown = base.is_quantized and quantized is None

@@ -11,7 +11,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_appendable",
     "check_destinations",
+    "complete_file",
     "flush",
     "is_stream",
     "json_text",
@@ -215,12 +217,27 @@ def _check_writable(file: Path) -> bool:
     return stream
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Puts a complete file in the place of an older one. What a killed run has left beside it goes."""
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """The path of a file that is to be written, and that becomes `path` when the context ends without an error.
+
+    Until then an older file stays, whose permissions it gets. What a killed run has left beside it goes.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with scratch_directory(_UNFINISHED, path.parent) as scratch:
-        unfinished = scratch / "file"
-        unfinished.write_bytes(data)
+        unfinished = scratch / path.name
+        yield unfinished
         if path.exists():
             unfinished.chmod(stat.S_IMODE(path.stat().st_mode))
         flush(unfinished)
         unfinished.replace(path)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    with complete_file(path) as unfinished:
+        unfinished.write_bytes(data)

@@ -20,8 +20,8 @@ from sea_export.fitting.collect_gradients import curvature_items, margin_statist
 from sea_export.fitting.edit_method import FinishedStatistics, activation_method, edit_method, errors_of
 from sea_export.fitting.fit import Fit, computation_record
 from sea_export.fitting.gradient_statistics import GradientStatistics, MarginStatistics, NeutralStatistics
-from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.model.architecture import context_length, decoder_layers, find_output_projections
+from sea_export.model.layer_list import LayerChoice
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.options import FitOptions
 from sea_export.versions import library_versions

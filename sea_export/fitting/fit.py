@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sea_export.capture.layerwise import LayerSource, ModelInMemory, layer_source
+from sea_export.capture.progress_callback import ProgressCallback, progress_of
 from sea_export.demonstrations.demonstration import Demonstration, demonstrations_record
 from sea_export.demonstrations.load import DemonstrationData, demonstrations_of
+from sea_export.edit.edited_layers import EditedLayers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.distributed import ALONE, Processes
 from sea_export.fitting.edit_method import FinishedStatistics, edit_method
-from sea_export.fitting.layer_choice import kept_by_signature
 from sea_export.model.architecture import OutputProjection
+from sea_export.model.layer_list import kept_by_signature
 from sea_export.model.targets import Target
 from sea_export.options import CaptureOptions, EditOptions, FitOptions
 from sea_export.text import dtype_name
@@ -68,7 +70,7 @@ def fit(
     batch_tokens: int = CaptureOptions.batch_tokens,
     seed: int = CaptureOptions.seed,
     cache: Path | str | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> SpectralEdit:
     """Fits a spectral edit (Qiu et al. 2024, arXiv 2405.09719). The words are those of the command line.
 
@@ -106,7 +108,7 @@ def fit(
         seed: seed of `position="random"`.
         cache: a directory that keeps captured activations, and statistics of gradients. A fit of layers that are in it
             already runs no pass. Its truncation, strength, normalization, centring, rank and damping may differ.
-        progress: told the number of demonstrations that each batch has finished.
+        progress: told a stage, how much of it is done, and how much there is to do.
 
     Returns:
         The edit. Its tensors are float32, on the CPU.
@@ -145,7 +147,10 @@ def fit(
             normalization=normalization,
         ),
     )
-    return fit_any_strength(model, tokenizer, demonstrations_of(demonstrations), options, progress, cache=cache).edit()
+    read = demonstrations_of(demonstrations)
+    with progress_of(progress)("Reading demonstrations", len(read)) as advance:
+        fitted = fit_any_strength(model, tokenizer, read, options, advance, cache=cache)
+    return fitted.edit()
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class Fit:
             target: tuple(layer.with_strength(strength) for layer in edits)
             for target, edits in self._own_edit.layers.items()
         }
-        return SpectralEdit(scaled)
+        return SpectralEdit(EditedLayers(scaled))
 
     @cached_property
     def _own_edit(self) -> SpectralEdit:
@@ -204,7 +209,7 @@ def fit_any_strength(
         tokenizer: see `fit`.
         demonstrations: see `fit`.
         options: all options of the fit.
-        progress: see `fit`.
+        progress: told the number of demonstrations that each batch has finished.
         projections: the output projections of the targets that `options` choose; they are searched for if None.
         cache: see `fit`.
         processes: those that share the demonstrations.
@@ -256,7 +261,7 @@ def edit_from_statistics(
         layers = sorted(layers, key=lambda layer: signatures[layer], reverse=True)[:keep]
     kept = {target: one for target, one in sorted(statistics.items()) if target.layer in layers}
     edits = edit_method(options.method).layer_edits(kept, options)
-    return SpectralEdit(layers={target: (edit,) for target, edit in edits.items()}, provenance=dict(provenance or {}))
+    return SpectralEdit(EditedLayers({target: (edit,) for target, edit in edits.items()}), dict(provenance or {}))
 
 
 def computation_record(source: LayerSource, processes: Processes = ALONE) -> dict[str, Any]:

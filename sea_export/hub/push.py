@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
     from sea_export.model.base import Base
+    from sea_export.saving import SaveResult
 
-__all__ = ["Pushed", "check_published_base", "prepare_push", "push"]
+__all__ = ["Pushed", "SavedAndPushed", "check_published_base", "prepare_push", "push"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ class Pushed:
     url: str
     revision: str
     changed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        where = {name: getattr(self.destination, name) for name in ("repo_id", "branch", "private")}
+        return {**where, "url": self.url, "revision": self.revision, "changed": self.changed}
+
+
+@dataclass(frozen=True)
+class SavedAndPushed:
+    """An output that was saved, and its push; None if it was not pushed."""
+
+    saved: SaveResult
+    pushed: Pushed | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {**self.saved.to_dict(), "pushed": None if self.pushed is None else self.pushed.to_dict()}
 
 
 def push(

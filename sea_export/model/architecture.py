@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sea_export.errors import InputError
 from sea_export.model.block_names import BLOCKS, KINDS, OF_MANY_KINDS, OUTPUT_MAPS
-from sea_export.model.targets import COMPONENTS, Target
+from sea_export.model.targets import COMPONENTS, EMBEDDING, Target
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -185,7 +185,8 @@ def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -
 
     Args:
         model: the model, on any device (`meta` included).
-        targets: what is to be edited.
+        targets: what is to be edited. The weight of the embedding may be shared with the head
+            (`sea_export.model.tied_head`).
 
     Raises:
         InputError: a layer does not exist, its block or the linear map that ends it is not recognised, or an edit of
@@ -197,6 +198,9 @@ def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -
     stacked = any(parameter.ndim > 2 and "experts" in name for name, parameter in layers.named_parameters())
     projections = []
     for target in targets:
+        if target == EMBEDDING:
+            projections.append(_embedding(model, size))
+            continue
         if not 0 <= target.layer < len(layers):
             raise InputError(
                 f"layer {target.layer}: it does not exist, because the model has layers 0 to {len(layers) - 1}. Choose "
@@ -223,6 +227,15 @@ def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -
             module_name = weights[0].module
         projections.append(OutputProjection(target, module_name, size, weights, stacked and target.component == "mlp"))
     return projections
+
+
+def _embedding(model: PreTrainedModel, size: int) -> OutputProjection:
+    """The embedding of tokens, whose weight (vocabulary, d) is what it gives. A head may share it."""
+    module = model.get_input_embeddings()
+    name = next(name for name, one in model.named_modules() if one is module)
+    if not isinstance(module, nn.Embedding) or module.embedding_dim != size:
+        raise _unsupported(name, f"it is no embedding of tokens that gives {size} features")
+    return OutputProjection(EMBEDDING, name, size, (ProjectionWeight(f"{name}.weight", -1, None),))
 
 
 def _block(layer: nn.Module, component: str) -> str | None:

@@ -16,10 +16,10 @@ from sea_export.model.targets import COMPONENTS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["bias_switch"]
+__all__ = ["BIAS_SWITCHES", "bias_switch"]
 
-# Config entries that add biases to linear maps, for the families that have them.
-_BIAS_SWITCHES = {"mlp": ("mlp_bias", "use_mlp_bias"), "attention": ("attention_bias",)}
+BIAS_SWITCHES = {"mlp": ("mlp_bias", "use_mlp_bias"), "attention": ("attention_bias",)}
+"""Config entries that add biases to linear maps, by component, for the families that have them."""
 
 
 def bias_switch(
@@ -43,7 +43,7 @@ def bias_switch(
     switched = copy.deepcopy(model.config)
     changes: dict[str, bool] = {}
     for component in sorted({one.target.component for one in projections}, key=COMPONENTS.index):
-        for switch in _BIAS_SWITCHES[component]:
+        for switch in BIAS_SWITCHES[component]:
             if getattr(switched, switch, None) is False:
                 setattr(switched, switch, True)
                 changes[switch] = True

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from sea_export.errors import SeaExportError
+from sea_export.files.frames import data_frame
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.model_files import walk_files
 from sea_export.model.safetensors_header import StoredTensor, read_header
 from sea_export.model.stored_dtypes import numbers_in
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = [
     "CheckpointDifference",
@@ -77,6 +81,35 @@ class CheckpointDifference:
         return not (
             self.tensors_only_in_a or self.tensors_only_in_b or self.tensors_of_other_form or self.tensors_changed
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        changed = [{"name": name, **asdict(change)} for name, change in self.tensors_changed.items()]
+        other_form = [
+            {"name": name, "a": _form(a), "b": _form(b)} for name, (a, b) in self.tensors_of_other_form.items()
+        ]
+        return {
+            "kind": "safetensors",
+            "same_weights": self.same_weights,
+            "tensors_changed": changed,
+            "tensors_of_other_form": other_form,
+            "tensors_only_in_a": list(self.tensors_only_in_a),
+            "tensors_only_in_b": list(self.tensors_only_in_b),
+            "tensors_identical": self.tensors_identical,
+            "metadata_changed": list(self.metadata_changed),
+            "files_changed": list(self.files_changed),
+            "files_only_in_a": list(self.files_only_in_a),
+            "files_only_in_b": list(self.files_only_in_b),
+            "files_identical": self.files_identical,
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each tensor that differs, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return data_frame(self.to_dict()["tensors_changed"], ["name", "maximum", "relative"])
 
     def not_kept(self, files: Iterable[str]) -> set[str]:
         """Those of some files of a that b lacks, or has with other bytes."""
@@ -193,6 +226,10 @@ def _quantized_differences(
 
     found = weight_differences(first, second, str(methods.pop()), changed)
     return {name: TensorDifference(*difference) for name, difference in found.items()}
+
+
+def _form(tensor: StoredTensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": tensor.stored_as}
 
 
 def _same_form(a: StoredTensor, b: StoredTensor) -> bool:

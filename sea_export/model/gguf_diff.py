@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sea_export.errors import SeaExportError
+from sea_export.files.frames import data_frame
 from sea_export.model.diff import TensorDifference
 from sea_export.model.gguf_header import GgufTensor
 from sea_export.model.gguf_parts import GgufPart, read_parts
 from sea_export.model.gguf_values import read_tensor
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["GgufDifference", "compare_gguf", "same_bytes"]
 
@@ -44,6 +49,43 @@ class GgufDifference:
     keys_only_in_b: tuple[str, ...]
     keys_changed: tuple[str, ...]
     keys_identical: int
+
+    @property
+    def same_weights(self) -> bool:
+        """Whether both hold the same tensors with the same bytes."""
+        return not (
+            self.tensors_only_in_a or self.tensors_only_in_b or self.tensors_of_other_shape or self.tensors_changed
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {
+            "kind": "gguf",
+            "same_weights": self.same_weights,
+            "tensors_changed": [
+                {"name": name, **asdict(change), "type_in_a": a.type.name, "type_in_b": b.type.name}
+                for name, (a, b, change) in self.tensors_changed.items()
+            ],
+            "tensors_of_other_form": [
+                {"name": name, "a": _form(a), "b": _form(b)} for name, (a, b) in self.tensors_of_other_shape.items()
+            ],
+            "tensors_only_in_a": list(self.tensors_only_in_a),
+            "tensors_only_in_b": list(self.tensors_only_in_b),
+            "tensors_identical": self.tensors_identical,
+            "keys_changed": list(self.keys_changed),
+            "keys_only_in_a": list(self.keys_only_in_a),
+            "keys_only_in_b": list(self.keys_only_in_b),
+            "keys_identical": self.keys_identical,
+        }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each tensor that differs, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        columns = ["name", "maximum", "relative", "type_in_a", "type_in_b"]
+        return data_frame(self.to_dict()["tensors_changed"], columns)
 
 
 def compare_gguf(a: Path, b: Path) -> GgufDifference:
@@ -113,6 +155,10 @@ def same_bytes(path_a: Path, a: GgufTensor, path_b: Path, b: GgufTensor) -> bool
                 return False
             left -= count
     return True
+
+
+def _form(tensor: GgufTensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": tensor.type.name}
 
 
 def _tensors(parts: tuple[GgufPart, ...]) -> dict[str, tuple[GgufPart, GgufTensor]]:

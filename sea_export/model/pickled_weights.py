@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from sea_export.errors import InputError, refused_by_library
+from sea_export.files.archives import directory_bytes
 from sea_export.files.reading import open_file
 
-__all__ = ["load_pickled_weights"]
+__all__ = ["is_stored", "load_pickle", "load_pickled_weights"]
 
 # Enough for the names, shapes and positions of some 20 000 tensors in one file.
 _MAXIMUM_PICKLE_BYTES = 4_000_000
@@ -38,6 +39,24 @@ _ALLOWED = {
 }
 
 
+def load_pickle(path: Path) -> object:
+    """What one pickled file holds, if that is tensors, numbers, texts, and lists and maps of them.
+
+    Args:
+        path: the file. Tensors are mapped into memory where its format allows.
+
+    Raises:
+        InputError: the file is missing or damaged, or needs code to be run.
+    """
+    with refused_by_library(f"{path}: it is damaged", remedy="Download it again."):
+        with open_file(path) as stream:
+            zipped = zipfile.is_zipfile(stream)  # raises an error for some damaged archives
+        for program in _zipped_pickles(path) if zipped else _old_pickles(path):
+            _check(program, path)
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return loaded
+
+
 def load_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one pickled file by name, mapped into memory where its format allows.
 
@@ -47,12 +66,7 @@ def load_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: the file is missing or damaged, holds something other than weights, or needs code to be run.
     """
-    with open_file(path) as stream:
-        zipped = zipfile.is_zipfile(stream)
-    with refused_by_library(f"{path}: it is damaged", remedy="Download it again."):
-        for program in _zipped_pickles(path) if zipped else _old_pickles(path):
-            _check(program, path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    state = load_pickle(path)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
@@ -61,15 +75,25 @@ def load_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
             "again."
         )
     for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+        if not is_stored(tensor):
             raise InputError(f"{path}: it stores fewer values of {name} than its shape has. Download it again.")
     return state
 
 
+def is_stored(tensor: torch.Tensor) -> bool:
+    """Whether all values of a tensor are in its file. A small file can describe a large tensor by strides of 0.
+
+    Args:
+        tensor: what was loaded.
+    """
+    return tensor.layout == torch.strided and tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
 def _zipped_pickles(path: Path) -> Iterator[bytes]:
     """The programs in a file in the format of PyTorch 1.6 and later, which is an uncompressed zip archive."""
-    if _directory_bytes(path) > _MAXIMUM_DIRECTORY_BYTES:
-        raise ValueError("it is an archive of too many files")
+    with open_file(path) as stream:
+        if directory_bytes(stream) > _MAXIMUM_DIRECTORY_BYTES:
+            raise ValueError("it is an archive of too many files")
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
@@ -78,21 +102,6 @@ def _zipped_pickles(path: Path) -> Iterator[bytes]:
                 if entry.file_size > _MAXIMUM_PICKLE_BYTES:
                     raise ValueError(f"its {entry.filename} is larger than that of any weights")
                 yield archive.read(entry)
-
-
-def _directory_bytes(path: Path) -> int:
-    """The size in bytes of a zip archive's list of files, as the end of the archive gives it.
-
-    It is checked first, because zipfile reads the whole list into memory.
-    """
-    with open_file(path) as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - 70_000))
-        tail = stream.read()
-    end = tail.rfind(b"PK\5\6")
-    listed = int.from_bytes(tail[end + 12 : end + 16], "little")
-    large = tail.rfind(b"PK\6\6", 0, end)  # for a large archive, the record before it has the sizes
-    return max(listed, int.from_bytes(tail[large + 40 : large + 48], "little")) if large >= 0 else listed
 
 
 def _old_pickles(path: Path) -> Iterator[bytes]:
@@ -116,8 +125,8 @@ def _check(program: bytes, path: Path) -> None:
             raise ValueError(f"it is in protocol {argument}, which torch does not write")
         if name == "GLOBAL" and not _is_allowed(str(argument)):
             raise InputError(
-                f"{path}: to read it, code would have to run ({argument}), which could do anything. Use a copy of the "
-                "model in safetensors."
+                f"{path}: to read it, code would have to run ({argument}), which could do anything. Use a copy in "
+                "safetensors."
             )
         # Nested tuples that all refer to one tuple are small to store, and take endless time to compare.
         if name.endswith("PUT") and previous.startswith("TUPLE"):

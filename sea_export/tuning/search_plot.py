@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sea_export.evaluation.drawing import (
     BLUE,
@@ -19,13 +19,36 @@ from sea_export.evaluation.drawing import (
 )
 
 if TYPE_CHECKING:
+    from sea_export.evaluation.metrics import Metric
+    from sea_export.tuning.study import SearchSettings
     from sea_export.tuning.trial import TrialResult
-    from sea_export.tuning.tune import Tuning
 
-__all__ = ["plot_search"]
+__all__ = ["DrawnSearch", "plot_search"]
 
 
-def plot_search(tuning: Tuning, file: Path) -> None:
+class DrawnSearch(Protocol):
+    """What is drawn of a search: see `sea_export.tuning.tune.Tuning`."""
+
+    @property
+    def settings(self) -> SearchSettings: ...
+
+    @property
+    def base(self) -> Metric: ...
+
+    @property
+    def trials(self) -> Sequence[TrialResult]: ...
+
+    @property
+    def front(self) -> Sequence[TrialResult]: ...
+
+    @property
+    def chosen(self) -> TrialResult: ...
+
+    @property
+    def default(self) -> TrialResult | None: ...
+
+
+def plot_search(tuning: DrawnSearch, file: Path) -> None:
     """Draws what the trials of a search gave on the choosing rows: the metric against the divergence.
 
     Args:

@@ -12,7 +12,8 @@ from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.errors import InputError
 from sea_export.evaluation.benchmark import Progress
 from sea_export.fitting.bank import StatisticsBank
-from sea_export.fitting.layer_choice import LayerChoice, choose_targets
+from sea_export.fitting.layer_choice import choose_targets
+from sea_export.model.layer_list import LayerChoice
 from sea_export.options import (
     CENTERS,
     FORMS,

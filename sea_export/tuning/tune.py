@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.cards.record_evaluation import record_evaluation
@@ -16,6 +16,7 @@ from sea_export.evaluation.benchmark import Progress, named_progress, no_progres
 from sea_export.evaluation.metrics import Metric
 from sea_export.evaluation.report import BenchmarkReport, make_reports
 from sea_export.evaluation.suite import Suite
+from sea_export.files.frames import data_frame
 from sea_export.fitting.fit_base import with_base
 from sea_export.options import SITES, TARGETS, ExportOptions, FitOptions
 from sea_export.saving import SaveResult, save_checkpoint
@@ -28,6 +29,9 @@ from sea_export.tuning.study import SearchSettings, open_study
 from sea_export.tuning.trial import TrialResult, Tuner
 from sea_export.tuning.tuning_options import TuneOptions
 from sea_export.tuning.tuning_rows import REPORTING, Part, TuningRows
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Tuning", "bake", "tune"]
 
@@ -58,7 +62,7 @@ class Tuning:
     edit: SpectralEdit
     reports: Mapping[str, Mapping[str, Sequence[BenchmarkReport]]]
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it but the edit, as plain JSON data."""
         return {
             "settings": self.settings.record(),
@@ -71,6 +75,33 @@ class Tuning:
                 for part, edits in self.reports.items()
             },
         }
+
+    def to_frame(self) -> DataFrame:
+        """A row for each trial, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        rows = []
+        for trial in self.trials:
+            own = {name: value for name, value in trial.record().items() if name != "options"}
+            named = ("method", "form", "rank", "layers", "target", "center", "damping")
+            settings = {name: getattr(trial.candidate.options, name) for name in named}
+            rows.append({**own, **settings, "chosen": trial == self.chosen})
+        return data_frame(rows)
+
+    def plot(self, file: Path | str) -> None:
+        """Draws the trials: score against KL from the base.
+
+        Args:
+            file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
+
+        Raises:
+            InputError: matplotlib is missing, or the file cannot be written.
+        """
+        from sea_export.tuning.search_plot import plot_search
+
+        plot_search(self, Path(file))
 
 
 def tune(

@@ -66,9 +66,6 @@ class TuneOptions:
     centers: tuple[str, ...] = option((), "Try these only; repeatable.", CENTERS, name="center")
     pick: str = option("best", "best, knee, or the number of a trial.")
     plot: Path | None = option(None, "Write a picture (PNG, PDF, SVG) of score against KL.", path="file")
-    json_file: Path | None = option(
-        None, "Write settings and figures here; by default OUTPUT.tune.json.", name="json", path="file"
-    )
     template: str = option(FitOptions.template, "How demonstrations become text.", TEMPLATES)
     batch_tokens: int = same_option(CaptureOptions, "batch_tokens")
     seed: int = seed_option("Seed of the search and of all samples.")
@@ -93,8 +90,8 @@ class TuneOptions:
             raise InputError(f"--choosing: {self.choosing} is no share of the rows. Give a number between 0 and 1.")
 
     def record_file(self, output: Path) -> Path:
-        """The file for settings and metrics of a search whose edit is baked into `output`."""
-        return self.json_file or Path(f"{output.resolve()}.tune.json")
+        """The file for settings and metrics of a search whose edit is baked into `output`, if no other one is named."""
+        return Path(f"{output.resolve()}.tune.json")
 
     def kept_beside(self, output: Path) -> TuneOptions:
         """The same options, with the trials kept beside `output` if no other file is given."""

@@ -59,6 +59,8 @@ COMPARED_TOKENS = 32
 SEQUENCE_TOKENS = 40
 """The length of all sequences in tokens. Equal lengths need no padding, which would cause rounding too."""
 
+_AT_ONCE_IN_HALF_PRECISION = 2
+
 # The largest mean KL divergence (nats) and the smallest top-1 agreement that rounding may cause.
 _TOLERANCES = {
     torch.float32: (1e-8, 1.0),
@@ -258,7 +260,8 @@ def compared_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) 
 
     Args:
         model: the model.
-        sequences: token ids, all of one length. They are computed in one batch.
+        sequences: token ids, all of one length. They are computed in one batch, but in half precision a few at a time:
+            there a product with the whole vocabulary takes several times the memory of its result.
 
     Returns:
         (sequences, compared tokens, vocabulary), float32, on the CPU.
@@ -266,8 +269,9 @@ def compared_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) 
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = COMPARED_TOKENS + 1
-    device = next(model.parameters()).device
-    return compared(model(torch.tensor(sequences, device=device), **options).logits)
+    at_once = len(sequences) if model.dtype.itemsize >= 4 else _AT_ONCE_IN_HALF_PRECISION
+    batches = torch.tensor(sequences, device=next(model.parameters()).device).split(at_once)
+    return torch.cat([compared(model(batch, **options).logits) for batch in batches])
 
 
 def compared(logits: Tensor) -> Tensor:

@@ -142,6 +142,10 @@ def _logits_by_layer(
 
         return advance_together(turns())
 
+    def part(layer: int | None) -> SpectralEdit | None:
+        edits = edit.layers.part(layer)
+        return SpectralEdit(edits) if edits else None
+
     decoder = model.base_model
     states = HiddenStates(source.layer_device, directory=None)
     stop_before_the_head: dict[object, tuple[nn.Module, ForwardHook]] = {
@@ -152,11 +156,10 @@ def _logits_by_layer(
             stack.callback(one.close)
         stack.enter_context(stops_installed(model, states, stop_before_the_head))
         with source.embedding():
-            stop = advance(model)
+            stop = advance(model, part(None))
         while isinstance(stop, int):
-            edits = {target: layers for target, layers in edit.layers.items() if target.layer == stop}
             with source.layer(stop):
-                stop = advance(model, SpectralEdit(edits) if edits else None)
+                stop = advance(model, part(stop))
         with source.head():
             advance(model)
     return logits

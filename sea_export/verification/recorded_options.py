@@ -25,12 +25,17 @@ def recorded_options(run: RecordedRun) -> dict[str, object]:
         the manifest does not have it either.
 
     Raises:
-        InputError: the run has several fits, or demonstrations that were changed after reading, or the manifest was
-            changed.
+        InputError: the run has several fits, or a part of one, or demonstrations that were changed after reading, or
+            the manifest was changed.
     """
     if len(run.fits) != 1:
         raise InputError(
             f"{MANIFEST}: it tells of {len(run.fits)} fits, which no single command has. Repeat the run with "
+            "sea-export reproduce."
+        )
+    if "targets" in run.edit:
+        raise InputError(
+            f"{MANIFEST}: only some layers of its edit were baked, which no single command does. Repeat the run with "
             "sea-export reproduce."
         )
     fit = run.fits[0]

@@ -88,7 +88,9 @@ class RecordedRun:
     """A whole run."""
 
     fits: tuple[RecordedFit, ...]
-    """The fits whose product was baked, in the order of their application."""
+    """The fits of which the baked edit was made, in the order of their records."""
+    edit: Mapping[str, Any]
+    """The record of the baked edit, which says how it was made of them."""
     base: Mapping[str, Any]
     """What the manifest says about the base."""
     export: ExportOptions
@@ -123,6 +125,12 @@ class RecordedRun:
                 f"{MANIFEST}: the edit was fitted on another base than it was baked into (--force), and the manifest "
                 "does not name that one, so that the run cannot be repeated. Fit the edit again."
             )
+        if imported := next((member["imported"] for member in members if "imported" in member), None):
+            raise InputError(
+                f"{MANIFEST}: the edit was imported from {imported['source']} (SHA-256 {imported['sha256'][:12]}…), "
+                f"and not fitted. Import that file again, as {imported['meaning']} with coefficient "
+                f"{imported['coefficient']:g}, and bake it with sea-export save."
+            )
         if not all({"options", "demonstrations", "computation"} <= member.keys() for member in members):
             raise InputError(
                 f"{MANIFEST}: it does not say how the edit was fitted. Bake the edit again with sea-export save "
@@ -153,7 +161,9 @@ class RecordedRun:
         records = [manifest["versions"], *(member["versions"] for member in members)]
         versions = {name: frozenset(record[name] for record in records) for name in manifest["versions"]}
         fits = tuple(_fit(member) for member in members)
-        return cls(fits, manifest["base"], export, recorded["trust_remote_code"], computations[0], versions)
+        return cls(
+            fits, manifest["edit"], manifest["base"], export, recorded["trust_remote_code"], computations[0], versions
+        )
 
     def export_options(self, *, overwrite: bool) -> ExportOptions:
         """How the repeated run is baked: as the first one, but for whether an existing output is replaced."""

@@ -11,7 +11,7 @@ import torch
 
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.demonstrations.demonstration import Demonstration
-from sea_export.edit.spectral_edit import SpectralEdit, compose
+from sea_export.edit.spectral_edit import SpectralEdit, combined
 from sea_export.edit.summary import log_warnings
 from sea_export.fitting.fit_base import fit_base, with_weight_digests
 from sea_export.model.base import open_base
@@ -73,7 +73,7 @@ def fit_again(
         progress: given a number of demonstrations, a context whose value is told how many are done.
 
     Returns:
-        Their product.
+        The edit that was made of them.
 
     Raises:
         InputError: see `sea_export.fitting.fit.fit`.
@@ -91,7 +91,7 @@ def fit_again(
         edit = replace(edit, provenance={**edit.provenance, **known})
         log_warnings(edit.summary)
         edits.append(edit)
-    return compose(edits)
+    return combined(run.edit, iter(edits))
 
 
 def changed_circumstances(run: RecordedRun, device: str) -> list[str]:

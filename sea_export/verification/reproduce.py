@@ -8,9 +8,9 @@ although the edit is the same. They are therefore compared by what the edit does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,10 +18,14 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.export.manifest import fits_of, read_manifest
 from sea_export.files.digests import file_digest
+from sea_export.files.frames import data_frame
 from sea_export.model.checkpoint import CARD
 from sea_export.model.diff import TensorDifference, compare_files
 from sea_export.model.load_model import dtype_named
 from sea_export.model.model_files import gguf_part_names
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["DIFFERENT", "EQUAL_TO_ROUNDING", "IDENTICAL", "Reproduction", "compare_runs"]
 
@@ -52,6 +56,7 @@ class Reproduction:
             dtype of the computation, which is half of its digits. Stored tensors may differ by one more unit of their
             own dtype.
         problems: why the verdict is `DIFFERENT`.
+        changed_circumstances: what was different in the two runs, and may change the last digits of a result.
     """
 
     verdict: str
@@ -62,6 +67,20 @@ class Reproduction:
     edit: Mapping[str, float]
     tolerance: float
     problems: tuple[str, ...]
+    changed_circumstances: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        tensors = [{"file": file, "name": name, **asdict(one)} for (file, name), one in self.tensors.items()]
+        return {**asdict(self), "tensors": tensors}
+
+    def to_frame(self) -> DataFrame:
+        """A row for each tensor that differs, as a data frame of pandas.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return data_frame(self.to_dict()["tensors"], ["file", "name", "maximum", "relative"])
 
 
 def compare_runs(manifest: Mapping[str, Any], directory: Path, output: Path) -> Reproduction:

@@ -63,6 +63,10 @@ class Verification:
         """Whether the predictions were compared, because files and tensors are as they should be."""
         return self.effect is not None
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {"passed": self.passed, **asdict(self)}
+
     def record(self) -> dict[str, Any]:
         """All fields as plain JSON data, under their names in the manifest."""
         return _renamed(asdict(self))

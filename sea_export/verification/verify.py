@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sea_export.capture.progress_callback import ProgressCallback, waiting_of
 from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.errors import InputError
 from sea_export.export.fetch import fetch_output
@@ -135,6 +136,7 @@ def verify(
     revision: str | None = None,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Verification:
     """Verifies a checkpoint that sea-export wrote: all its files, its tensors, and its predictions.
 
@@ -145,16 +147,19 @@ def verify(
         trust_remote_code: whether code may run that comes with the base, or that is in the output and is not what this
             version of sea-export writes.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
+        progress: told a stage, how much of it is done, and how much there is to do.
 
     Raises:
         InputError: sea-export did not write the output, the base is not available or another one, or code is not
             trusted.
         SeaExportError: plain transformers cannot load the checkpoint.
     """
-    found = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    waiting = waiting_of(progress)
+    with waiting("Comparing files"):
+        found = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
     if isinstance(found, Verification):
         return found
-    with CleanProcess() as process:
+    with CleanProcess() as process, waiting("Verifying"):
         if found.format.loads_in_transformers:
             process.begin()  # it imports what it needs while the base is compared with the manifest
         return found.verify(process, layerwise=layerwise)

@@ -67,3 +67,17 @@ def test_samples_follow_the_seed(llama: PreTrainedModel) -> None:
     state = torch.random.get_rng_state()
     sampled_continuations(llama, PROMPTS, new_tokens=2, seed=3)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_continuation_that_is_watched(llama: PreTrainedModel) -> None:
+    """It is told each token, ends where it is not wanted, and is the same one otherwise."""
+    (whole,) = greedy_continuations(llama, PROMPTS[:1], new_tokens=NEW_TOKENS)
+    seen: list[tuple[int, ...]] = []
+    (watched,) = greedy_continuations(
+        llama, PROMPTS[:1], new_tokens=NEW_TOKENS, goes_on=lambda tokens: seen.append(tuple(tokens)) or True
+    )
+    assert watched == whole
+    assert seen == [whole[:length] for length in range(1, len(seen) + 1)]
+    assert len(seen) == NEW_TOKENS
+    (ended,) = greedy_continuations(llama, PROMPTS[:1], new_tokens=NEW_TOKENS, goes_on=lambda tokens: len(tokens) < 2)
+    assert ended == whole[:2]

@@ -42,7 +42,7 @@ def test_findings_are_printed_with_what_to_do(file: Path) -> None:
 
 
 def test_they_are_also_json(file: Path) -> None:
-    record = json.loads(run(file, "--json").stdout)
+    record = json.loads(run(file, "--json", "-").stdout)
     assert record["demonstrations"] == 31
     assert record["findings"][0]["rows"] == ["rows.jsonl, row 31"]
 
@@ -68,7 +68,7 @@ def test_a_model_shows_rows_that_were_swapped(tiny_checkpoint: Path, tmp_path: P
     rows[12] = rows[12] | {"positive": sides[1], "negative": sides[0]}
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    result = run(file, tiny_checkpoint, "--template", "none", "--layer", 1, "--json")
+    result = run(file, tiny_checkpoint, "--template", "none", "--layer", 1, "--json", "-")
     assert result.exit_code == 1, result.output
     labels = [one for one in json.loads(result.stdout)["findings"] if one["name"] == "labels"]
     assert [one["rows"] for one in labels] == [["rows.jsonl, row 13"]]

@@ -17,6 +17,8 @@ from tests.helpers.parameters import UNMEASURED
 COMMANDS = [name for name in main.list_commands(click.Context(main)) if name != "recipes"]
 ARGUMENTS = {
     "inspect": ["edit"], "verify": ["output"], "evaluate": ["model", "--benchmark", "damage"], "doctor": ["model"],
+    "chat": ["edit"],
+    "import": ["source", "edit", "--model", "model"],
 }  # fmt: skip
 
 

@@ -17,12 +17,10 @@ READ_OR_LOOKED_AT = {"evaluate --edit", "doctor --output"}
 DIRECTORIES = {"fit --cache", "fit-and-save --cache"}
 WRITTEN = {
     "compare --html": "page.html",
-    "evaluate --json": "figures.json",
     "evaluate --judge-cache": "verdicts.jsonl",
     "evaluate --plot": "picture.png",
     "inspect --plot": "picture.svg",
     "inspect --plot-activations": "picture.pdf",
-    "tune --json": "settings.json",
     "tune --plot": "picture.png",
     "tune --storage": "study.log",
 }
@@ -31,7 +29,18 @@ ARGUMENTS = {
     "evaluate": ["MODEL", "--benchmark", "truthfulqa-generation=ROWS", "--judge", "MODEL"],
     "inspect": ["EDIT", "--model", "MODEL", "--demonstrations", "ROWS"],
     "tune": ["MODEL", "OUTPUT", "--benchmark", "multiple-choice=ROWS"],
+    "check": ["ROWS"],
+    "diff": ["MODEL", "MODEL"],
+    "doctor": ["MODEL"],
+    "fit": ["MODEL", "OUTPUT"],
+    "fit-and-save": ["MODEL", "OUTPUT"],
+    "push": ["OUTPUT", "name"],
+    "recipes": [],
+    "reproduce": ["MODEL", "OUTPUT"],
+    "save": ["EDIT", "OUTPUT", "--base", "MODEL"],
+    "verify": ["OUTPUT"],
 }
+WRITTEN |= {f"{command} --json": "result.json" for command in ARGUMENTS}
 
 
 def test_no_option_that_names_a_path_is_forgotten() -> None:

@@ -63,6 +63,8 @@ def test_refusals(edit: Path, exported: Path, tiny_checkpoint: Path, tmp_path: P
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     changed = shutil.copytree(exported, tmp_path / "changed")
     (changed / "config.json").write_text("{}")
+    vectors = tmp_path / "adapter" / "v.json"
+    vectors.write_text("[1, 2]")
     taken, rows = tmp_path / "taken", ("--demonstrations", tmp_path / "missing.jsonl")
     commands: list[tuple[object, ...]] = [
         *((command, one, out) for command in ("fit", "fit-and-save", "tune") for one in (missing, taken, edit)),
@@ -92,6 +94,15 @@ def test_refusals(edit: Path, exported: Path, tiny_checkpoint: Path, tmp_path: P
         ("save", edit, out, "--base", base, "--requantize"),
         ("save", edit, out),
         ("save", edit, taken, "--base", base),
+        ("save", f"{edit}*0", out, "--base", base),
+        ("save", edit, out, "--base", base, "--only", "last:2"),
+        ("import", missing, out, "--model", base),
+        ("import", vectors, out, "--model", base),
+        ("import", vectors, taken, "--model", base, "--as", "add"),
+        ("import", vectors, out, "--model", missing, "--as", "add"),
+        ("import", vectors, out, "--model", base, "--as", "keep"),
+        ("import", changed / "config.json", out, "--model", base, "--as", "add", "--coefficient", "0"),
+        ("import", tmp_path / "adapter", out, "--model", base, "--as", "add"),
         ("verify", missing),
         ("verify", edit),
         ("verify", exported),
@@ -103,6 +114,11 @@ def test_refusals(edit: Path, exported: Path, tiny_checkpoint: Path, tmp_path: P
         ("inspect", edit, "--plot", tmp_path / "picture.doc"),
         ("inspect", edit, "--plot-activations", tmp_path / "picture.png"),
         ("inspect", edit, "--plot-activations", tmp_path / "picture.png", "--model", missing),
+        *(("chat", one) for one in (missing, base, edit, exported)),
+        ("chat", edit, "--base", missing),
+        ("chat", edit, "--base", base, "--layers", "0"),
+        ("chat", edit, "--base", base, "--port", "80"),
+        ("save", edit, out, "--base", base, "--layers", "0"),
         ("diff", base, missing),
         ("diff", edit, base),
         ("evaluate", missing, "--benchmark", "damage"),
@@ -138,6 +154,15 @@ def test_refusals(edit: Path, exported: Path, tiny_checkpoint: Path, tmp_path: P
         ("compare", base, base, "--html", missing / "page.html"),
         ("push", missing, "name"),
         ("push", exported, "name", "--create-pr", "--revision", "branch"),
+        ("extract", missing, base, out),
+        ("extract", base, missing, out),
+        ("extract", base, base, taken),
+        ("patch", "make", missing, tmp_path / "p.safetensors"),
+        ("patch", "make", exported, tmp_path / "p.bin"),
+        ("patch", "make", exported, missing / "p.safetensors"),
+        ("patch", "apply", base, missing, out),
+        ("patch", "apply", base, base / "model.safetensors", out),
+        ("patch", "apply", base, missing, taken),
         ("reproduce", missing, out),
         ("reproduce", tmp_path / "missing.json", out),
         ("reproduce", exported, out),

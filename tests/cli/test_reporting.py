@@ -181,10 +181,10 @@ def test_progress_is_for_terminals() -> None:
 
 SLOW_TALK = """
 import time
-from sea_export.cli import terminal
+from sea_export.cli import stages
 from sea_export.cli.progress import counting_progress, saving_progress
 from sea_export.cli.terminal import set_verbosity, waiting
-terminal._SECONDS_BETWEEN_LINES = 0.2
+stages._SECONDS_BETWEEN_LINES = 0.2
 with set_verbosity(verbose=False, quiet=QUIET):
     with counting_progress("some work", 10) as advance:
         advance(4)

@@ -25,7 +25,7 @@ from sea_export.demonstrations.tables import read_table
 from sea_export.demonstrations.tokenize import TokenizedDemonstration, tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
-from sea_export.evaluation.side_by_side import compare_answers
+from sea_export.evaluation.answer_pieces import compare_answers
 from sea_export.evaluation.side_by_side_page import comparison_page
 from sea_export.export.manifest import read_manifest
 from sea_export.fitting.fit import fit

@@ -59,7 +59,7 @@ OF_SAFETENSORS = {"merged", "adapter", "custom-code", "gguf-adapter"}
 
 
 def diagnosis(*arguments: object) -> dict[str, Any]:
-    result = doctor(*arguments, "--json")
+    result = doctor(*arguments, "--json", "-")
     assert result.stdout, result.stderr
     return json.loads(result.stdout)["model"]
 
@@ -78,7 +78,7 @@ def test_the_machine() -> None:
     assert result.exit_code == 0, result.output
     for words in ("python: 3", "torch: ", "transformers: ", "sea-export: ", "device cpu", "GB free", "disk of "):
         assert words in result.stdout
-    assert json.loads(doctor("--json").stdout)["model"] is None
+    assert json.loads(doctor("--json", "-").stdout)["model"] is None
 
 
 def test_a_base_that_works(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_what_the_machine_has_room_for(
     monkeypatch.setattr(sea_export.model.available_memory, "_room_in_groups", lambda: [])
     monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=disk * GIGABYTE))
-    result = doctor(large, "--output", tmp_path / "out", "--layers", "last:1", "--json")
+    result = doctor(large, "--output", tmp_path / "out", "--layers", "last:1", "--json", "-")
     assert result.exit_code == (0 if working else 1), "1: no format works"
     model = json.loads(result.stdout)["model"]
     assert model["layerwise"] is layerwise
@@ -304,7 +304,7 @@ def test_it_never_says_yes_to_what_a_run_refuses(
         count_case()
         if "--output" not in options:
             options += ["--output", tmp_path / "out"]
-        result = doctor(base, *options, "--json")
+        result = doctor(base, *options, "--json", "-")
         assert result.exit_code in (1, 2), what
         if result.exit_code == 1:
             model = json.loads(result.stdout)["model"]

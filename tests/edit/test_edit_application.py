@@ -182,6 +182,26 @@ def test_what_was_measured_does_not_hold_at_another_strength():
     assert all("effect" not in one for one in both.provenance["composed"])
 
 
+def test_some_layers_of_an_edit(llama):
+    fit = {"options": {"edit": {"strength": 1.0}}, "effect": {"held_out": 1}, "base": {"name": "org/tiny"}}
+    edit = SpectralEdit(spectral_edit(MLP_TARGETS, normalization="none").layers, provenance=fit)
+    part = edit.only((3, 7))
+    assert part.targets == (MLP_TARGETS[1],)
+    assert part.layers[MLP_TARGETS[1]] is edit.layers[MLP_TARGETS[1]]
+    assert part.provenance == {"options": fit["options"], "base": fit["base"], "targets": ["3.mlp"]}
+    assert edit.only((0, 1, 2, 3)) is edit
+    assert part.with_strength(0.5).provenance["targets"] == ["3.mlp"]
+    both = compose([edit, edit]).only((1,))
+    assert both.provenance["targets"] == ["1.mlp"]
+    with pytest.raises(InputError):
+        edit.only((0,))
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad(), part.apply(llama):
+        found = llama(ids).logits
+    with torch.no_grad(), SpectralEdit({MLP_TARGETS[1]: edit.layers[MLP_TARGETS[1]]}).apply(llama):
+        assert torch.equal(llama(ids).logits, found)
+
+
 @pytest.mark.parametrize("strength", [math.nan, math.inf, 1e31])
 def test_a_strength_out_of_range_is_refused(strength):
     edit = SpectralEdit({MLP_TARGETS[0]: (layer_edit(),)})

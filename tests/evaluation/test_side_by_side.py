@@ -15,10 +15,11 @@ import sea_export
 from sea_export.cli import main
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.evaluation.answer_pieces import compare_answers
 from sea_export.evaluation.answering import answer_prompts
 from sea_export.evaluation.evaluation_options import CompareOptions
 from sea_export.evaluation.prompts import load_prompts
-from sea_export.evaluation.side_by_side import compare_answers, compare_models
+from sea_export.evaluation.side_by_side import compare_models
 from sea_export.evaluation.side_by_side_page import comparison_page
 from sea_export.model.run_options import RunOptions
 from tests.helpers.messages import assert_names, naming
@@ -32,10 +33,33 @@ def test_words_that_differ_are_marked() -> None:
     one = compare_answers(
         "?", "The moon is made of rock.\n\nIt is cold.", "The moon is made of cheese.\n\nIt is cold and old."
     )
-    assert [piece.text for piece in one.base if piece.changed] == ["rock.\n\n", "cold."]
-    assert [piece.text for piece in one.edited if piece.changed] == ["cheese.\n\n", "cold and old."]
+    assert [piece.text for piece in one.base if piece.changed] == ["rock.\n\n"]
+    assert [piece.text for piece in one.edited if piece.changed] == ["cheese.\n\n", "and old."]
     assert "".join(piece.text for piece in one.base) == "The moon is made of rock.\n\nIt is cold."
     assert one.differs
+    assert one.alike
+
+
+def test_case_and_punctuation_are_not_marked() -> None:
+    one = compare_answers("?", "Yes, it is: 'cold'!", "yes it is cold.")
+    assert one.differs
+    assert not [piece for piece in (*one.base, *one.edited) if piece.changed]
+    marks = compare_answers("?", "It costs - 5 $.", "It costs + 5 $.")
+    assert [piece.text for piece in marks.base if piece.changed] == ["- "]
+
+
+def test_answers_that_have_little_in_common_have_no_marked_words() -> None:
+    """Nearly all words would be marked, and nobody would see what differs."""
+    one = compare_answers("?", "The moon is made of rock.", "I do not know what the moon is.", ("loops",), ("cut off",))
+    assert one.differs
+    assert not one.alike
+    assert not [piece for piece in (*one.base, *one.edited) if piece.changed]
+    page = comparison_page("org/base", "org/edited", [one])
+    assert "Another answer" in page
+    assert page.count('class="mark"') == 2
+    assert "loops" in page
+    assert "cut off" in page
+    assert "Another answer" not in comparison_page("org/base", "org/edited", [compare_answers("?", "Yes.", "Yes.")])
 
 
 def test_equal_answers_have_no_marks() -> None:
@@ -71,7 +95,7 @@ def test_the_page_escapes_whatever_was_written() -> None:
     assert "img" not in reader.tags
     assert attack in reader.text
     assert reader.tags.count("del") == reader.tags.count("ins") == 2  # one each in the explanation
-    assert "1 of 1 greedy answers differ" in re.sub(r"\s+", " ", reader.text)
+    assert "1 of 1 answers differ" in re.sub(r"\s+", " ", reader.text)
 
 
 def test_answers_are_greedy_and_in_the_template(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -130,11 +154,13 @@ def test_compare_prints_both_answers_and_writes_a_page(
     assert result.exit_code == 0, result.output
     assert_names(result.output, "2 of 2")
     assert "What boils?" in result.output
-    assert "[-" in result.output
+    assert "[-" in result.output or "fewer than half" in result.output
+    assert "[cut off]" in result.output
     assert Reader(page.read_text(encoding="utf-8")).tags.count("section") == 2
     same = run("compare", tiny_checkpoint, tiny_checkpoint, *prompts, "--new-tokens", 8)
     assert_names(same.output, "0 of 2")
     assert "[-" not in same.output
+    assert "fewer than half" not in same.output
 
 
 def test_an_edit_is_compared_with_its_base(

@@ -22,10 +22,11 @@ from sea_export.edit.summary import no_op_warning
 from sea_export.errors import InputError
 from sea_export.fitting.collect import collect_statistics
 from sea_export.fitting.fit import edit_from_statistics, fit, fit_any_strength
-from sea_export.fitting.layer_choice import LayerChoice, choose_targets, kept_by_signature, left_out_note
+from sea_export.fitting.layer_choice import choose_targets, left_out_note
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.architecture import find_output_projections
+from sea_export.model.layer_list import LayerChoice, kept_by_signature
 from sea_export.model.load_model import skeleton
 from sea_export.model.targets import Target
 from sea_export.options import CENTERS, TARGETS, CaptureOptions, EditOptions, FitOptions
@@ -289,10 +290,13 @@ def test_a_fitted_edit_moves_the_model(llama, tokenizer, demonstrations):
 
 
 def test_progress_counts_every_demonstration(llama, tokenizer, demonstrations):
-    told: list[int] = []
-    fit(llama, tokenizer, demonstrations, layers="all", batch_tokens=50, progress=told.append)
-    assert sum(told) == len(demonstrations)
-    assert len(told) > 1
+    told: list[tuple[str, int, int]] = []
+    fit(llama, tokenizer, demonstrations, layers="all", batch_tokens=50, progress=lambda *stage: told.append(stage))
+    done = [count for _, count, _ in told]
+    assert done == sorted(done)
+    assert {(stage, total) for stage, _, total in told} == {("Reading demonstrations", len(demonstrations))}
+    assert (done[0], done[-1]) == (0, len(demonstrations))
+    assert len(told) > 2
 
 
 def test_a_special_token_at_the_beginning_is_read_like_any_other(llama, beginning_tokenizer, tokenizer, demonstrations):

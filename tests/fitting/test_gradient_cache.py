@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,11 +112,16 @@ def test_another_model_is_not_taken_for_the_same(fit) -> None:
 def test_progress_is_complete_whatever_is_cached(
     llama, tokenizer, demonstrations: tuple[Demonstration, ...], tmp_path: Path
 ) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def tell(*stage: Any) -> None:
+        told.append(stage)
+
     for layers in ("1", "1", "1-2"):
-        told: list[int] = []
+        told.clear()
         options = {**GRADIENT, "layers": layers}
-        sea_export.fit(llama, tokenizer, demonstrations, cache=tmp_path, progress=told.append, **options)
-        assert sum(told) == len(demonstrations)
+        sea_export.fit(llama, tokenizer, demonstrations, cache=tmp_path, progress=tell, **options)
+        assert told[-1][1:] == (len(demonstrations), len(demonstrations))
 
 
 def test_an_interrupted_fit_keeps_what_it_has_finished(fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 import sea_export.fitting.collect
 import sea_export.model.base
+import sea_export.patches.apply_patch
+import sea_export.patches.make_patch
 import sea_export.saving
 from sea_export.edit.spectral_edit import SpectralEdit
 from tests.helpers.checkpoint_files import contents_of
 from tests.helpers.faults import End, Fault, Script, inject_into_command
-from tests.helpers.faulty_exports import FaultyExport, faulty_gguf_export, spread
+from tests.helpers.faulty_exports import FaultyExport, FaultyPatch, faulty_gguf_export, spread
 from tests.helpers.parameters import UNMEASURED
 
 pytestmark = pytest.mark.slow
@@ -122,6 +124,72 @@ def test_writes_of_a_gguf_export_that_fail(gguf_export, count_case):
 @pytest.mark.guarantee(SHORT)
 def test_reads_of_a_gguf_base_that_end_early(gguf_export, count_case):
     gguf_export.inject(lambda end: [*spread("short", end.reads, 3), *spread("end", end.reads, 3)], count_case)
+
+
+@pytest.fixture(params=[("merged", False), ("merged", True), ("custom-code", False)], ids=str)
+def patched(request, tiny_checkpoint, tiny_sharded_checkpoint, edit_directory, directories, tmp_path) -> FaultyPatch:
+    format, overwrite = request.param
+    base = tiny_checkpoint if format == "custom-code" else tiny_sharded_checkpoint
+    output, patch = tmp_path / "first", tmp_path / "p.safetensors"
+    sea_export.save(SpectralEdit.load(edit_directory), base, output, format=format, verify=False)
+    sea_export.make_patch(output, patch, base=base)
+    point = (sea_export.patches.apply_patch, "staged_output")
+    return FaultyPatch(format, base, patch, *directories, overwrite, point)
+
+
+@pytest.mark.guarantee(KILLED)
+def test_kills_of_a_patch_that_is_applied(patched, count_case):
+    patched.inject(lambda end: over_all("SIGKILL", end, 12, patched), count_case)
+
+
+@pytest.mark.guarantee(STOPPED)
+def test_signals_to_a_patch_that_is_applied(patched, count_case):
+    patched.inject(lambda end: [*spread("SIGTERM", end.changes, 3), *spread("SIGINT", end.changes, 3)], count_case)
+
+
+@pytest.mark.guarantee(FULL)
+def test_writes_of_a_patch_that_fail(patched, count_case):
+    def faults(end: End) -> list[Fault]:
+        failing = [fault for kind in ("ENOSPC", "EIO") for fault in spread(kind, end.changes, 4)]
+        return [*failing, *spread("limit", max(patched.sizes()), 3)]
+
+    patched.inject(faults, count_case)
+
+
+@pytest.mark.guarantee(SHORT)
+def test_reads_of_a_patch_that_end_early(patched, count_case):
+    patched.inject(lambda end: [*spread("short", end.reads, 4), *spread("end", end.reads, 4)], count_case)
+
+
+@pytest.mark.guarantee("A patch that is killed while it is made is whole or absent, and the next run makes it")
+def test_kills_of_a_patch_that_is_made(tiny_checkpoint, edit_directory, directories, tmp_path, count_case):
+    output, patch = tmp_path / "first", directories[0] / "p.safetensors"
+    sea_export.save(SpectralEdit.load(edit_directory), tiny_checkpoint, output, verify=False)
+
+    def script() -> Script:
+        undisturbed = yield Fault()
+        assert undisturbed.status == 0, undisturbed.message
+        whole = patch.read_bytes()
+        for kind in ("SIGKILL", "ENOSPC"):
+            for fault in spread(kind, undisturbed.changes, 8):
+                count_case()
+                patch.unlink()
+                end = yield fault
+                assert not patch.exists() or patch.read_bytes() == whole
+                assert end.status == {"SIGKILL": 137, "ENOSPC": 1}[kind] or patch.exists()
+                if not patch.exists():
+                    end = yield Fault()
+                    assert end.status == 0, end.message
+                assert patch.read_bytes() == whole
+                assert [path.name for path in directories[0].iterdir()] == ["p.safetensors"]
+
+    inject_into_command(
+        ["patch", "make", str(output), str(patch), "--base", str(tiny_checkpoint)],
+        script(),
+        base=tiny_checkpoint,
+        directories=directories,
+        point=(sea_export.patches.make_patch, "complete_file"),
+    )
 
 
 @pytest.mark.guarantee(KILLED)

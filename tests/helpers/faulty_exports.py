@@ -58,6 +58,11 @@ class FaultyExport:
     def output(self) -> Path:
         return self.directory / "out"
 
+    def command(self) -> list[object]:
+        """The command that makes the output, without the option to replace an older one."""
+        command = ["save", self.edit, self.output, "--base", self.base / self.file]
+        return [*command, "--no-verify", "--format", self.format]
+
     def sizes(self) -> list[int]:
         """Bytes of the files of the output that is there."""
         return [path.stat().st_size for path in self.output.rglob("*") if path.is_file()]
@@ -76,14 +81,12 @@ class FaultyExport:
             faults: gives the faults, from how an undisturbed run ended.
             count_case: called for each.
         """
-        arguments = ["save", self.edit, self.output, "--base", self.base / self.file]
-        arguments += ["--no-verify", "--format", self.format]
         options = ["--overwrite"] if self.overwrite else []
         self._prepare()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(self.temporary))
             inject_into_command(
-                [*map(str, arguments), *options],
+                [*map(str, self.command()), *options],
                 self._script(faults, count_case),
                 base=self.base,
                 directories=(self.directory, self.temporary),
@@ -167,6 +170,14 @@ class FaultyExport:
 
     def _others(self) -> list[Path]:
         return [path for path in (*self.directory.iterdir(), *self.temporary.iterdir()) if path != self.output]
+
+
+@dataclass(frozen=True)
+class FaultyPatch(FaultyExport):
+    """The application of a patch, whose file stands in the place of the edit."""
+
+    def command(self) -> list[object]:
+        return ["patch", "apply", self.base, self.edit, self.output]
 
 
 def faulty_gguf_export(

@@ -31,8 +31,12 @@ from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.manifest import read_manifest
+from sea_export.files.digests import file_digests
 from sea_export.files.reading import read_json
 from sea_export.fitting.layer_choice import choose_targets
+from sea_export.importing.import_options import ImportOptions
+from sea_export.importing.source_file import read_source_file
+from sea_export.importing.source_vectors import source_vectors
 from sea_export.model.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, check_adapter_files
 from sea_export.model.base import open_base
 from sea_export.model.checkpoint import Checkpoint
@@ -44,15 +48,18 @@ from sea_export.model.run_options import MOST_THREADS
 from sea_export.model.safetensors_header import read_header
 from sea_export.model.targets import Target
 from sea_export.options import FORMATS, ExportOptions, FitOptions
+from sea_export.patches.apply_patch import apply_patch
 from sea_export.saving import locate_fit, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.changed_files import changed_bytes, changed_json, changed_safetensors, changed_text, text_of
 from tests.helpers.checkpoint_files import INDEX, tensors_of_many_dtypes
 from tests.helpers.fuzzed_hub import HUB_PROPERTIES
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.patch_files import description_of, patch_bytes, with_description
 from tests.helpers.template_folders import scratch_folder, template_folder
 from tests.helpers.tiny_edits import spectral_edit
 from tests.helpers.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.helpers.vector_files import VECTOR_LAYERS, VECTOR_SIZE, vector_file
 
 # Files
 
@@ -141,6 +148,18 @@ def manifest_is_read_or_refused(text: bytes) -> None:
         assert isinstance(manifest["base"]["name"], str)
 
 
+def patch_is_applied_or_refused(contents: bytes) -> None:
+    with scratch_folder() as folder:
+        (folder / "p.safetensors").write_bytes(contents)
+        try:
+            apply_patch(template_folder("model"), folder / "p.safetensors", folder / "out")
+        except InputError:
+            assert {file.name for file in folder.iterdir()} == {"p.safetensors"}, "nothing is written"
+            raise
+        told = {name: file["sha256"] for name, file in description_of(contents)["files"].items()}
+        assert file_digests(folder / "out") == told
+
+
 def json_is_read_as_python_reads_it(text: bytes) -> None:
     with scratch_folder() as folder:
         (folder / "a.json").write_bytes(text)
@@ -184,6 +203,17 @@ def _gguf_file() -> bytes:
     with scratch_folder() as folder:
         write_gguf(folder / "m.gguf")
         return (folder / "m.gguf").read_bytes()
+
+
+def vectors_are_read_or_refused(contents: bytes, file: str) -> None:
+    with scratch_folder() as folder:
+        (folder / file).write_bytes(contents)
+        read = read_source_file(folder / file)
+        assert all(array.dtype == torch.float64 for array in read.arrays.values())
+        found = source_vectors(read, VECTOR_LAYERS, VECTOR_SIZE, ImportOptions())
+        for rows in [found.alone] if found.by_layer is None else found.by_layer.values():
+            assert rows is not None
+            assert rows.shape[1] == VECTOR_SIZE
 
 
 def run_is_repeatable_or_refused(text: bytes) -> None:
@@ -345,6 +375,15 @@ def _of_model(file: str) -> Any:
     return json.loads((template_folder("model") / file).read_text(encoding="utf-8"))
 
 
+_VECTORS = {
+    ".gguf": st.deferred(lambda: changed_bytes(vector_file("v.gguf"))),
+    ".safetensors": changed_safetensors(lambda: vector_file("v.safetensors")),
+    ".npy": st.deferred(lambda: changed_bytes(vector_file("v.npy"))),
+    ".npz": st.deferred(lambda: changed_bytes(vector_file("v.npz"))),
+    ".json": st.deferred(lambda: changed_text(json.loads(vector_file("v.json")))),
+    ".pt": st.deferred(lambda: changed_bytes(vector_file("v.pt"))),
+}
+
 PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
     "safetensors header": (header_is_read_as_safetensors_reads_it, changed_safetensors(_header_file)),
     "shard index": (
@@ -395,6 +434,19 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
     "chat template": (template_is_rendered_or_refused, changed_bytes(_TEMPLATE)),
     "cache": (cache_is_read_or_refused, changed_safetensors(_cache_file)),
     "model card of a base": (base_card_is_read, changed_bytes(_CARD) | changed_json(_CARD_METADATA).map(card_of)),
+    **{
+        f"vectors in {form}": (functools.partial(vectors_are_read_or_refused, file=f"v{form}"), files)
+        for form, files in _VECTORS.items()
+    },
     "GGUF": (gguf_is_converted_and_edited_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
+    "patch": (patch_is_applied_or_refused, changed_safetensors(patch_bytes)),
+    "description of a patch": (
+        patch_is_applied_or_refused,
+        st.deferred(
+            lambda: changed_json(description_of(patch_bytes())).map(
+                lambda changed: with_description(patch_bytes(), changed)
+            )
+        ),
+    ),
     **HUB_PROPERTIES,
 }

@@ -186,3 +186,22 @@ def _add_tokenizer(writer: Any) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template("{{ messages[0]['content'] }}")
+
+
+def write_control_vector(path: Path, vectors: Mapping[int, torch.Tensor]) -> None:
+    """A control vector as llama.cpp and repeng write it: a tensor `direction.N` for each layer.
+
+    Args:
+        path: the file to write.
+        vectors: (d,) by layer.
+    """
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", "llama")
+    writer.add_uint32("controlvector.layer_count", len(vectors))
+    for layer, vector in vectors.items():
+        writer.add_tensor(f"direction.{layer}", vector.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

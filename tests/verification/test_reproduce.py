@@ -140,6 +140,27 @@ def test_an_edit_that_was_given_another_strength(tiny_checkpoint: Path, pairs: P
     assert files(output) == files(tmp_path / "again")
 
 
+@pytest.mark.parametrize("kept", ["3", "1"])
+def test_an_edit_that_was_reduced_to_some_layers(kept: str, tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
+    """Of the product of two edits, one of which may have none of these layers."""
+    common = ("--demonstrations", pairs, "--prompt-field", "ask", *FIT)
+    done("fit", tiny_checkpoint, tmp_path / "last", *common)
+    done("fit", tiny_checkpoint, tmp_path / "all", *common, "--layers", "1-3")
+    output = tmp_path / "out"
+    edits = (tmp_path / "last", tmp_path / "all")
+    done("save", *edits, output, "--strength", 0.4, "--only", kept, "--base", tiny_checkpoint, "--no-verify")
+    edit = SpectralEdit.load(output)
+    assert {target.layer for target in edit.targets} == {int(kept)}
+    card = " ".join((output / "README.md").read_text(encoding="utf-8").split())
+    assert f"layer {kept}, counted from 0. The edit was fitted for more layers" in card
+    assert len(edit.layers[edit.targets[0]]) == (2 if kept == "3" else 1)
+    result = repeat(output, tmp_path / "again", tiny_checkpoint, pairs, "--demonstrations", pairs)
+    assert "byte-identical" in result.output, result.output
+    refused = run("save", *edits, tmp_path / "other", "--only", "0", "--base", tiny_checkpoint)
+    assert refused.exit_code == 2
+    assert_names(refused.stderr, "--only", "1, 2, 3")
+
+
 def test_the_choice_of_a_search_is_repeated_and_told(tiny_checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     tuning = {"benchmark": "x", "rows": 7, "metric": "MC2", "max_kl": 0.2, "trials": 30, "pick": "best"}
     done("fit", tiny_checkpoint, tmp_path / "edit", "--demonstrations", pairs, "--prompt-field", "ask", *FIT)

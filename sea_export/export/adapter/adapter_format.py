@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
-from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import (
+    BaseMoved,
+    EditInMemory,
+    EditNeeds,
+    ExportFormat,
+    TensorCheck,
+    check_blocks_alone,
+    check_foldable,
+)
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.text import is_utf8
 
@@ -60,6 +68,8 @@ class _Adapter:
                 f"{base.location}: an adapter tells the path of its base, and this one is not UTF-8 text. Rename the "
                 "directory, or choose --format merged."
             )
+        targets = tuple(targets)
+        check_blocks_alone(targets, self.name)
         stored = find_stored_projections(targets, base, needs_bias=needs.constant)
         scaled = needs.row_scales and options.adapter_rank is None
         check_adapter(base, stored, needs_bias=needs.constant, scaled=scaled)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_blocks_alone
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class _CustomCode:
                 f"{base.name}: it comes with code of its own ({code}), which loading the export would run. Read it, "
                 "and allow it with --trust-remote-code, or choose --format merged."
             )
+        targets = tuple(targets)
+        check_blocks_alone(targets, self.name)
         return find_edited_modules(targets, base)
 
     def plan(

@@ -302,6 +302,8 @@ def _origin(edit: SpectralEdit, base: Base) -> str:
         lines.append(
             f"Fitted on {int(demonstrations['count'])} demonstrations, SHA-256 {_harmless(demonstrations['sha256'])}."
         )
+    if imported := edit.provenance.get("imported"):
+        lines.append(f"Imported from {_harmless(imported['source'])}, SHA-256 {_harmless(imported['sha256'])}.")
     if any("sequence" in kind for kind in kinds):
         lines.append(
             "Its normalization takes norms over all tokens of a forward call: results depend on the batch and on\n"

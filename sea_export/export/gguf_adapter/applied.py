@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gguf import Keys
-from torch import Tensor, nn
+from torch import Tensor
 
 from sea_export.edit.fold import with_parameters
 from sea_export.export.gguf_adapter.llama_cpp_files import (
@@ -19,12 +19,13 @@ from sea_export.export.gguf_adapter.llama_cpp_files import (
     read_tensors,
 )
 from sea_export.export.gguf_file.tensor_names import tensor_namer
+from sea_export.export.stream_sums import added_to_output
 from sea_export.model.architecture import OutputProjection, decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["added_to_output", "with_gguf_adapter"]
+__all__ = ["with_gguf_adapter"]
 
 
 @contextmanager
@@ -66,25 +67,3 @@ def _adapted_weights(
             stored, change = model.get_parameter(weight.name), alpha / b.shape[-1] * (b @ a)
             adapted[weight.name] = stored + (change.mT if weight.transposed else change).to(stored)
     return adapted
-
-
-@contextmanager
-def added_to_output(module: nn.Module, vector: Tensor) -> Iterator[None]:
-    """A context in which a vector is added to the output of a module, or to the first of its outputs.
-
-    Args:
-        module: the module.
-        vector: (d,)
-    """
-
-    def add(_: nn.Module, inputs: object, output: Any) -> Any:
-        several = isinstance(output, (tuple, list))
-        first = output[0] if several else output
-        moved = first + vector.to(first)
-        return type(output)((moved, *output[1:])) if several else moved
-
-    handle = module.register_forward_hook(add, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()

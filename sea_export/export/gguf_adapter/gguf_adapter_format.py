@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import (
+    BaseMoved,
+    EditInMemory,
+    EditNeeds,
+    ExportFormat,
+    TensorCheck,
+    check_blocks_alone,
+    check_foldable,
+)
 from sea_export.export.gguf_adapter.gguf_adapter_limits import NO_ROW_SCALES
 from sea_export.options import ExportOptions, FitOptions
 
@@ -55,6 +63,8 @@ class _GgufAdapter:
     ) -> AdaptedProjections:
         from sea_export.export.gguf_adapter.gguf_adapter_plan import locate_for_llama_cpp
 
+        targets = tuple(targets)
+        check_blocks_alone(targets, self.name)
         return locate_for_llama_cpp(base, targets, needs)
 
     def plan(

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import (
+    BaseMoved,
+    EditInMemory,
+    EditNeeds,
+    ExportFormat,
+    TensorCheck,
+    check_blocks_alone,
+    check_foldable,
+)
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -58,6 +66,8 @@ class _Gguf:
     ) -> GgufProjections:
         from sea_export.export.gguf_file.gguf_plan import locate_in_gguf
 
+        targets = tuple(targets)
+        check_blocks_alone(targets, self.name)
         return locate_in_gguf(base, _gguf_of(base), targets, needs, options)
 
     def plan(

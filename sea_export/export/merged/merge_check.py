@@ -99,7 +99,9 @@ def check_merge(directory: Path, base: Checkpoint, plan: MergePlan, *, converted
     if not converted and (other := _other_files(written, base, plan, difference)):
         problems.append(f"files are not the base's: {', '.join(other)}")
     changed, added = len(difference.tensors_changed), len(difference.tensors_only_in_b)
-    biases = f" and {added} biases are added" if added else ""
+    heads = sum(not name.endswith(".bias") for name in difference.tensors_only_in_b)
+    new = [f"{added - heads} biases"] if added > heads else []
+    biases = f" and {' and '.join([*new, *(['the head'] if heads else [])])} are added" if added else ""
     kept = _average(error.kept for error in requantized.values())
     if requantized and not kept >= _LEAST_KEPT:
         problems.append(

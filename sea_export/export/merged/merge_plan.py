@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.base import Base
 from sea_export.model.bias_switch import bias_switch
 from sea_export.model.quantization_methods import REQUANTIZABLE
+from sea_export.model.targets import COMPONENTS, EMBEDDING
+from sea_export.model.tied_head import tied_head
 
 __all__ = ["Fold", "MergePlan", "check_unquantized", "plan_merge", "with_new_biases"]
 
@@ -48,7 +50,7 @@ class MergePlan:
     edits: Mapping[str, Fold]
     """Stored name of a tensor -> the fold of the edit into it."""
     additions: Mapping[str, Tensor]
-    """New tensors by name: biases that an `affine` edit needs."""
+    """New tensors by name: biases that an `affine` edit needs, and a head that shared the edited embedding."""
     config_changes: Mapping[str, Any]
     """New values for entries of config.json, such as those that make the architecture read them."""
     requantized: Mapping[str, RequantizedFold] = field(default_factory=dict)
@@ -77,17 +79,21 @@ def check_unquantized(base: Base) -> None:
         )
 
 
-def with_new_biases(stored: StoredProjections, base: Base) -> StoredProjections:
+def with_new_biases(
+    stored: StoredProjections, base: Base, components: Collection[str] = COMPONENTS
+) -> StoredProjections:
     """The same, with new biases for those output projections that have none, and the config entries that add them.
 
     Args:
         stored: what was found for the targets of an affine edit.
         base: the base.
+        components: the kinds of blocks to which it adds a constant.
 
     Raises:
         InputError: the architecture has no such switch, or the checkpoint has no name for a new bias.
     """
-    without_bias = [one for one in stored.projections if any(weight.bias is None for weight in one.weights)]
+    blocks = [one for one in stored.projections if one.target.component in components]
+    without_bias = [one for one in blocks if any(weight.bias is None for weight in one.weights)]
     if not without_bias:
         return stored
     config_changes, appearing = bias_switch(stored.model, without_bias, trust_remote_code=base.trust_remote_code)
@@ -136,7 +142,24 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, base: Base) -> Mer
         for name, parameter in stored.parameters.items()
         if any(part in requantized for part in parameter.parts)
     }
-    return MergePlan(edits, additions, stored.config_changes, requantized, parameters)
+    untied, switched = _untied_head(stored, base)
+    return MergePlan(edits, additions | untied, {**stored.config_changes, **switched}, requantized, parameters)
+
+
+def _untied_head(stored: StoredProjections, base: Base) -> tuple[dict[str, Tensor], dict[str, bool]]:
+    """The weight of a head that loses the embedding that it shared, and the config entry that makes it its own."""
+    embedding = next((one for one in stored.projections if one.target == EMBEDDING), None)
+    head = None if embedding is None else tied_head(stored.model)
+    if embedding is None or head is None:
+        return {}, {}
+    if stored.model.config.get_text_config(decoder=True) is not stored.model.config:
+        raise InputError(
+            f"{head}: it shares the weight of the embedding, which only a model without other parts can have changed. "
+            "Leave the embedding out of the edit."
+        )
+    (part,) = stored.parameters[embedding.weights[0].name].parts
+    untied = {} if head in base.checkpoint.tensors else {head: base.checkpoint.read(part)}
+    return untied, {"tie_word_embeddings": False}
 
 
 def _dtype_of(part: str, stored: StoredProjections, base: Base) -> torch.dtype:

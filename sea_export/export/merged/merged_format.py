@@ -54,9 +54,12 @@ class _Merged:
         if not options.requantize:
             check_unquantized(base)
         quantized = quantized_weights(base) if options.requantize else None
-        stored = find_stored_projections(targets, base, needs_bias=needs.constant, quantized=quantized)
+        components = needs.constant_components if needs.constant else frozenset()
+        stored = find_stored_projections(
+            targets, base, needs_bias=needs.constant, components=components, quantized=quantized
+        )
         if needs.constant:
-            stored = with_new_biases(stored, base)
+            stored = with_new_biases(stored, base, components)
         if not options.compatible_config:
             return stored
         return replace(

@@ -1,0 +1,57 @@
+"""What a model card says of vectors that were imported: from which file, and what they were taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sea_export.cards.markdown import Markdown, markdown
+
+__all__ = ["imported_text", "listed"]
+
+_SITES = {
+    "residual": "the residual stream after its layer",
+    "mlp": "what the MLP of its layer gives",
+    "attention": "what the attention block of its layer gives",
+}
+_DIGEST_DIGITS = 16
+
+
+def imported_text(imported: Mapping[str, Any]) -> Markdown:
+    """The source of an imported edit, and what it means, in a sentence.
+
+    Args:
+        imported: the entry of the manifest that tells it.
+    """
+    site, meaning = imported["site"], imported["meaning"]
+    place = _SITES[site]
+    if meaning == "add":
+        does = f"each vector is added to {place}"
+    elif meaning == "ablate" and site == "residual":
+        does = "a direction is removed from everything that the embedding, the attention blocks and the MLPs write"
+    elif meaning == "keep":
+        does = f"directions are all that is kept of {place}"
+    else:
+        does = f"directions are removed from {place}"
+    of_layer = imported["source_layer"]
+    used = "" if of_layer is None else f", its vector {of_layer}"
+    text = "Imported from {} ({}, SHA-256 {}…){}, and taken for this: {}, with coefficient {}."
+    return markdown(
+        text,
+        imported["source"],
+        imported["form"],
+        imported["sha256"][:_DIGEST_DIGITS],
+        used,
+        does,
+        f"{imported['coefficient']:.6g}",
+    )
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Some things in words: `a, b and c`.
+
+    Args:
+        parts: at least one.
+    """
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

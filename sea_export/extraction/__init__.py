@@ -1,0 +1,1 @@
+"""The edit that lies between two checkpoints, where there is one."""
