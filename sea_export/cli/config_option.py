@@ -35,7 +35,7 @@ def print_config_if_asked(context: click.Context) -> None:
     """
     if not context.meta.get(_ASKED):
         return
-    values: dict[str, object] = {_COMMAND: str(context.command.name)}
+    values: dict[str, object] = {_COMMAND: _name(context)}
     for name, parameter in _by_name(context.command).items():
         value = context.params.get(str(parameter.name))
         if value is not None and value != ():
@@ -79,25 +79,23 @@ def _recorded(file: Path, context: click.Context) -> dict[str, object]:
     recorded = recorded_options(RecordedRun.of(read_manifest(file)))
     values = {name: value for name, value in recorded.items() if name in own}
     if not values:
-        raise InputError(f"{file}: none of its options is one of {context.info_name}. Give it to fit-and-save.")
+        raise InputError(f"{file}: none of its options is one of {_name(context)}. Give it to fit-and-save.")
     return values
 
 
 def _stated(file: Path, context: click.Context) -> dict[str, object]:
     """The values of a YAML file, by the names that click knows."""
     stated = read_option_file(file)
-    command = stated.pop(_COMMAND, context.info_name)
-    if command != context.info_name:
-        raise InputError(
-            f"{file}: it is for sea-export {command}, not for {context.info_name}. Give it to that command."
-        )
+    command = stated.pop(_COMMAND, _name(context))
+    if command != _name(context):
+        raise InputError(f"{file}: it is for sea-export {command}, not for {_name(context)}. Give it to that command.")
     known = _by_name(context.command)
     values: dict[str, object] = {}
     for name, value in stated.items():
         if name not in known:
             raise InputError(
-                f"{file}: {name} is no option of {context.info_name}{meant(name, known)}. sea-export "
-                f"{context.info_name} --help names them."
+                f"{file}: {name} is no option of {_name(context)}{meant(name, known)}. sea-export "
+                f"{_name(context)} --help names them."
             )
         values[str(known[name].name)] = _fitting(value, known[name], file, name)
     return values
@@ -129,3 +127,9 @@ _print_config_option = click.option(
     callback=lambda context, option, value: context.meta.update({_ASKED: value}),
     help="Print this command as a file for --config, and do nothing else.",
 )
+
+
+def _name(context: click.Context) -> str:
+    """The command as the user writes it after `sea-export`: two words for one of a group."""
+    parents = [] if context.parent is None or context.parent.parent is None else [str(context.parent.info_name)]
+    return " ".join((*parents, str(context.info_name)))

@@ -45,7 +45,9 @@ class EditedLayers(Mapping[Target, LayerEdits]):
     """
 
     def __init__(self, layers: Mapping[Target, Iterable[LayerEdit]]) -> None:
-        self._layers = {target: LayerEdits(edits) for target, edits in layers.items()}
+        self._layers = {
+            target: edits if isinstance(edits, LayerEdits) else LayerEdits(edits) for target, edits in layers.items()
+        }
 
     @overload
     def __getitem__(self, target: Target) -> LayerEdits: ...

@@ -100,7 +100,10 @@ def layers_of_edit(targets: Sequence[Target], text: str, option: str = "--layers
         raise InputError(f"{option}: the edit changes no decoder layer, so that there is none to choose. Leave it out.")
     if text.startswith("signature:"):
         raise InputError(f"{option}: {text} chooses layers in a fit. Write all, last:K, first:K, or a list of layers.")
-    named = LayerChoice.parse(text, edited[-1] + 1).candidates
+    try:
+        named = LayerChoice.parse(text, edited[-1] + 1).candidates
+    except InputError as error:
+        raise InputError(str(error).replace("--layers", option, 1)) from error
     found = tuple(layer for layer in edited if layer in named)
     if not found:
         raise InputError(

@@ -14,10 +14,11 @@ from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from tests.helpers.parameters import UNMEASURED
 
-COMMANDS = [name for name in main.list_commands(click.Context(main)) if name != "recipes"]
+GROUPS = ("recipes", "patch")
+COMMANDS = [name for name in main.list_commands(click.Context(main)) if name not in GROUPS]
 ARGUMENTS = {
     "inspect": ["edit"], "verify": ["output"], "evaluate": ["model", "--benchmark", "damage"], "doctor": ["model"],
-    "chat": ["edit"],
+    "chat": ["edit"], "extract": ["first", "second", "edit"],
     "import": ["source", "edit", "--model", "model"],
 }  # fmt: skip
 
@@ -40,12 +41,13 @@ def written(folder: Path, text: str | bytes) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "patch make", "patch apply"])
 def test_every_command_prints_a_file_that_gives_the_same_command(command: str, tmp_path: Path) -> None:
-    text = run(command, *ARGUMENTS.get(command, ["first", "second"]), "--print-config").output
+    arguments = ["base", "file", "out"] if command == "patch apply" else ["first", "second"]
+    text = run(*command.split(), *ARGUMENTS.get(command, arguments), "--print-config").output
     file = written(tmp_path, text)
     assert yaml.safe_load(text)["command"] == command
-    assert run(command, "--config", file, "--print-config").output == text
+    assert run(*command.split(), "--config", file, "--print-config").output == text
 
 
 def test_options_come_from_the_file_and_the_command_line_comes_first(tmp_path: Path) -> None:

@@ -118,8 +118,9 @@ def test_layers_are_kept_and_left_out(
         (("c*2",), ("c",)),
         (("a*2", "--strength", 1), ("--strength",)),
         (("a", "--only", "x"), ("--only",)),
-        (("a", "--only", "5"), ("1.mlp",)),
-        (("a", "--except", "0-9"), ("1.mlp",)),
+        (("a", "--only", "5"), ("--only", 5)),
+        (("a", "--except", "0-9"), ("--except", 9)),
+        (("a", "--except", "0-2"), ("1.mlp",)),
         (("a", "-b"), ("-b",)),
     ],
 )
