@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import os
+import pickle
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 import sea_export
 from sea_export.capture.generate import greedy_continuations
@@ -22,6 +26,7 @@ from sea_export.fitting.fit import fit_any_strength
 from sea_export.model.base import open_base
 from sea_export.model.load_model import quiet_transformers
 from sea_export.options import EditOptions, FitOptions
+from sea_export.verification.compare import compared_logits, fixed_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +41,8 @@ PROMPTS = [
 DEMONSTRATIONS = sea_export.load_demonstrations("builtin:truthfulness")
 CHOICES = [{"prompt": f"Q: {row.prompt}\nA:", "choices": [row.positive, row.negative]} for row in DEMONSTRATIONS[:12]]
 UNEDITED = "no edit"
+_EXPECTED = "expected.pickle"
+_NEW_BASE = "base-new"
 
 # Settings of `sea_export.fit`. The tanh edit is of two layers: of more it leaves no sentence whole.
 EDITS: dict[str, dict[str, Any]] = {
@@ -48,7 +55,7 @@ EDITS: dict[str, dict[str, Any]] = {
 # Edits by gradients. All of them follow from one fit of few demonstrations, since its backward passes take minutes.
 # With these strengths the answers change, and are still text.
 NATURAL_GRADIENT = FitOptions(method="natural-gradient", form="linear")
-GRADIENT_DEMONSTRATIONS = DEMONSTRATIONS[:100]
+MOST_FOR_GRADIENTS = 100
 GRADIENT_EDITS = {
     "bias": FitOptions(method="natural-gradient", edit=EditOptions(strength=0.66)),
     "read-bias": FitOptions(method="natural-gradient", center="linear", edit=EditOptions(strength=0.66)),
@@ -66,11 +73,15 @@ class Export:
     adapter_rank: int | None = None
     trusted: bool = False
     """Whether it is loaded with trust_remote_code."""
+    config: str = ""
+    """`new`: the config.json of the base is as transformers 5 writes it, without a rope_theta at its top level.
+    `compatible`: the same, and the export is made with --compatible-config. Else the base has both."""
 
     @property
     def directory(self) -> str:
         """Its directory below `exports`."""
-        return f"{self.edit}-{self.format}" + (f"-{self.adapter_rank}" if self.adapter_rank else "")
+        rank = f"-{self.adapter_rank}" if self.adapter_rank else ""
+        return f"{self.edit}-{self.format}{rank}{self.config and f'-{self.config}'}"
 
     @property
     def reference(self) -> str:
@@ -84,6 +95,8 @@ EXPORTS = {
     "merged, bias": Export("bias", "merged"),
     "merged, read bias": Export("read-bias", "merged"),
     "merged, linear map": Export("linear-map", "merged"),
+    "merged, new config": Export("linear", "merged", config="new"),
+    "merged, compatible config": Export("linear", "merged", config="compatible"),
     "adapter": Export("linear", "adapter"),
     "adapter, rank 16": Export("linear", "adapter", adapter_rank=16),
     "adapter, read bias": Export("read-bias", "adapter"),
@@ -111,6 +124,10 @@ class Expected:
     """By reference: tokens that follow each prompt."""
     log_likelihoods: Mapping[str, list[list[float]]]
     """By reference: of the choices of each row."""
+    sequences: list[list[int]]
+    """The tokens of some texts, all of one length."""
+    logits: Mapping[str, Tensor]
+    """By reference: (sequences, compared tokens, vocabulary), those of these texts."""
 
     def of(self, reference: str, measure: str) -> list:
         """The answers of a reference: a list for each prompt or row."""
@@ -141,26 +158,29 @@ def unpack(gguf: Path, directory: Path) -> None:
         shutil.copytree(unpacked.checkpoint.directory, directory)
 
 
-def make_exports(work: Path, tokens: int, chosen: Mapping[str, Export]) -> Expected:
+def make_exports(work: Path, tokens: int, demonstrations: int | None, chosen: Mapping[str, Export]) -> Expected:
     """Fits the edits, writes the base and the exports below `work`, and asks the base with each edit.
 
     Args:
         work: the work folder. Exports of an earlier run are replaced.
         tokens: how many greedy tokens follow each prompt.
+        demonstrations: how many each edit is fitted to; None for all.
         chosen: the exports, by name.
     """
     quiet_transformers()
     torch.manual_seed(0)
     base, exports = work / "base", work / "exports"
-    for directory in (base, exports):
+    (work / _EXPECTED).unlink(missing_ok=True)
+    for directory in (base, work / _NEW_BASE, exports):
         shutil.rmtree(directory, ignore_errors=True)
     exports.mkdir(parents=True)
     unpack(smollm2_file(), base)
+    _write_new_config(base, work / _NEW_BASE)
     with open_base(str(base)) as resolved:
         model, tokenizer = resolved.load_model(), resolved.tokenizer
-    edits = _fit(model, tokenizer, {export.edit for export in chosen.values()})
+    edits = _fit(model, tokenizer, DEMONSTRATIONS[:demonstrations], {export.edit for export in chosen.values()})
     for export in chosen.values():
-        _save(edits[export.edit], export, base, exports)
+        _save(edits[export.edit], export, work / _NEW_BASE if export.config else base, exports)
 
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
     rows = [
@@ -173,27 +193,62 @@ def make_exports(work: Path, tokens: int, chosen: Mapping[str, Export]) -> Expec
         for export in chosen.values()
         if export.adapter_rank
     }
-    continuations, log_likelihoods = {}, {}
+    sequences = fixed_sequences(tokenizer)
+    continuations, log_likelihoods, logits = {}, {}, {}
     for name, installed in references.items():
         with installed:
             # One at a time, since padding would add rounding of its own.
             said = greedy_continuations(model, prompts, new_tokens=tokens, batch_tokens=1)
             continuations[name] = list(map(list, said))
             log_likelihoods[name] = completion_log_likelihoods(model, rows)
+            with torch.inference_mode():
+                logits[name] = compared_logits(model, sequences)
     ends = model.generation_config.eos_token_id
-    return Expected(tokens, frozenset([ends] if isinstance(ends, int) else ends), continuations, log_likelihoods)
+    ends = frozenset([ends] if isinstance(ends, int) else ends)
+    expected = Expected(tokens, ends, continuations, log_likelihoods, sequences, logits)
+    (work / _EXPECTED).write_bytes(pickle.dumps(expected))
+    return expected
 
 
-def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Collection[str]) -> dict[str, SpectralEdit]:
+def made_exports(work: Path, chosen: Mapping[str, Export]) -> Expected:
+    """What the base says with each edit of the exports that the last run has made.
+
+    Args:
+        work: the work folder of that run.
+        chosen: the exports that are needed, by name.
+    """
+    file = work / _EXPECTED
+    missing = [name for name, export in chosen.items() if not (work / "exports" / export.directory).is_dir()]
+    if missing or not file.is_file():
+        raise SystemExit(f"--reuse: the last run in {work} has not made {', '.join(missing) or 'its exports'}")
+    expected: Expected = pickle.loads(file.read_bytes())
+    return expected
+
+
+def _write_new_config(base: Path, new: Path) -> None:
+    """Writes the base again, with the config.json of transformers 5 alone."""
+    shutil.copytree(base, new, copy_function=os.link)
+    config = json.loads((base / "config.json").read_text())
+    del config["rope_theta"]
+    (new / "config.json").unlink()
+    (new / "config.json").write_text(json.dumps(config))
+
+
+def _fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: list[sea_export.Demonstration],
+    names: Collection[str],
+) -> dict[str, SpectralEdit]:
     """The edits of these names."""
     edits = {
-        name: sea_export.fit(model, tokenizer, DEMONSTRATIONS, **settings)
+        name: sea_export.fit(model, tokenizer, demonstrations, **settings)
         for name, settings in EDITS.items()
         if name in names
     }
     by_gradients = {name: options for name, options in GRADIENT_EDITS.items() if name in names}
     if by_gradients:
-        fit = fit_any_strength(model, tokenizer, GRADIENT_DEMONSTRATIONS, NATURAL_GRADIENT)
+        fit = fit_any_strength(model, tokenizer, demonstrations[:MOST_FOR_GRADIENTS], NATURAL_GRADIENT)
         edits |= {name: replace(fit, options=options).edit() for name, options in by_gradients.items()}
     return edits
 
@@ -201,4 +256,12 @@ def _fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Coll
 def _save(edit: SpectralEdit, export: Export, base: Path, exports: Path) -> None:
     output = exports / export.directory
     if not output.exists():
-        sea_export.save(edit, base, output, format=export.format, adapter_rank=export.adapter_rank, verify=False)
+        sea_export.save(
+            edit,
+            base,
+            output,
+            format=export.format,
+            adapter_rank=export.adapter_rank,
+            compatible_config=export.config == "compatible",
+            verify=False,
+        )

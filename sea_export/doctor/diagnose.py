@@ -259,8 +259,8 @@ def _remarks(base: Base) -> tuple[str, ...]:
     if not missing:
         return ()
     return (
-        f"config.json has {missing} in rope_parameters only, where mlx-lm and mistral.rs do not look: they would "
-        "compute with a value of their own. For them add --compatible-config.",
+        f"config.json has {missing} in rope_parameters only, where mlx-lm and mistral.rs do not look: mlx-lm would "
+        "compute with a value of its own, and mistral.rs may refuse the model. For them add --compatible-config.",
     )
 
 

@@ -1,8 +1,8 @@
 """Entries of config.json that programs look for where transformers 4 wrote them.
 
 transformers 5 writes the base of rotary position embeddings into `rope_parameters` only. Programs with readers of their
-own look for `rope_theta` and `rope_scaling` at the top level. Where these are missing, some of them compute with a
-value of their own (10000 in mlx-lm and mistral.rs) and say nothing.
+own look for `rope_theta` and `rope_scaling` at the top level. Where these are missing, mlx-lm computes with a value of
+its own, 10000, and says nothing. mistral.rs refuses to load a Llama model then.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_biases_that_the_base_does_not_have_are_told(outputs: dict[str, Path]) -
     assert "tensor names and files, and loads" in " ".join(model_card(manifest).split())
     more = model_card({**manifest, "added_tensors": ["a.bias", "b.bias"]})
     assert "tensors and files, and 2 biases more, and loads" in " ".join(more.split())
-    assert "mergekit drops the biases" in " ".join(more.split())
+    assert "mergekit, and mistral.rs with a Llama model, drop the biases" in " ".join(more.split())
 
 
 def test_a_local_base_is_no_model_of_the_hub(outputs: dict[str, Path]) -> None:
