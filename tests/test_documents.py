@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from sea_export.cli import main
 from tests.helpers.benchmark_files import write_jsonl, write_truthfulqa
-from tests.helpers.gguf_files import write_gguf
+from tests.helpers.gguf_files import write_control_vector, write_gguf
 from tests.helpers.hub_client import connected_hub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +167,8 @@ def test_readme_runs_as_it_stands(
     Path("table.csv").write_text("\n".join(lines), encoding="utf-8")
     write_truthfulqa(Path("TruthfulQA.csv"))
     write_gguf(Path("model.gguf"))
+    size = json.loads((tiny_checkpoint / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    write_control_vector(Path("vectors.gguf"), {1: torch.ones(size), 2: -torch.ones(size)})
     ran = 0
     with connected_hub(tmp_path / "home") as hub:
         hub.add_model("org/model", tiny_checkpoint)
