@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from sea_export.model.run_options import RunOptions
     from sea_export.model.targets import Target
     from sea_export.options import CaptureOptions, EditOptions, ExportOptions, FitOptions
-    from sea_export.patches.apply_patch import apply_patch
+    from sea_export.patches.apply_patch import AppliedPatch, apply_patch
     from sea_export.patches.make_patch import MadePatch, make_patch
     from sea_export.saving import SaveResult, save
     from sea_export.verification.reproduce import Reproduction
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AppliedPatch",
     "CaptureOptions",
     "CheckpointDifference",
     "Demonstration",
@@ -192,7 +193,7 @@ _MODULES = {
         "ExportOptions",
         "FitOptions",
     ),
-    "patches.apply_patch": ("apply_patch",),
+    "patches.apply_patch": ("AppliedPatch", "apply_patch"),
     "patches.make_patch": (
         "MadePatch",
         "make_patch",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sea_export.cli.click_options import single_option
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.model.run_options import RunOptions
 
@@ -28,6 +29,7 @@ _SHOWN_OTHERS = 20
 @single_option(RunOptions, "threads")
 @click.option("--overwrite", is_flag=True, help="Replace an edit that sea-export wrote before.")
 @reported
+@json_option
 def command(a: str, b: str, edit: Path, trust_remote_code: bool, threads: int | None, overwrite: bool) -> None:
     """Find the edit of low rank between the checkpoints A and B, and write it to the directory EDIT.
 
@@ -69,6 +71,7 @@ def command(a: str, b: str, edit: Path, trust_remote_code: bool, threads: int | 
         check_room(edit, (*first.paths, *second.paths), needed_bytes=0)
         found = extract_from_bases(first, second, counting_progress)
     _print_changes(found)
+    give_result("extract", found)  # before the edit, because it says why there may be none
     result = found.edit
     with staged_output(edit, overwrite=overwrite) as staging:
         result.save(staging)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import options, single_option
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported
 from sea_export.importing.import_options import ImportOptions
 from sea_export.model.run_options import RunOptions
@@ -21,6 +22,7 @@ from sea_export.model.run_options import RunOptions
 @single_option(RunOptions, "revision")
 @single_option(RunOptions, "trust_remote_code")
 @reported
+@json_option
 def command(
     source: Path,
     edit: Path,
@@ -65,6 +67,7 @@ def command(
     from sea_export.cli.opening import opened_model
     from sea_export.cli.printing import print_commands
     from sea_export.cli.terminal import console
+    from sea_export.evaluation.inspection import inspect
     from sea_export.export.output import check_room
     from sea_export.importing.import_edit import imported_edit
     from sea_export.importing.source_file import read_source_file
@@ -85,3 +88,4 @@ def command(
             "Bake it": ("save", edit, "OUTPUT", "--base", model, *trust),
         }
     )
+    give_result("import", inspect(edit))

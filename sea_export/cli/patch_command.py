@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sea_export.cli.click_options import single_option
+from sea_export.cli.json_output import give_result, json_option
 from sea_export.cli.reporting import reported, reporting_options
 from sea_export.model.run_options import RunOptions
 
@@ -35,6 +36,7 @@ def command() -> None:
 @single_option(RunOptions, "trust_remote_code")
 @click.option("--overwrite", is_flag=True, help="Replace a patch that is there.")
 @reported
+@json_option
 def make(
     output: Path,
     file: Path,
@@ -80,6 +82,7 @@ def make(
         f"{len(made.stored)} are stored.",
         soft_wrap=True,
     )
+    give_result("patch-make", made)
 
 
 @command.command("apply")
@@ -89,6 +92,7 @@ def make(
 @click.option("--revision", help="Revision of the base on the Hub; by default the one that FILE names with its base.")
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that sea-export wrote before.")
 @reported
+@json_option
 def apply(base: str, file: Path, output: Path, revision: str | None, overwrite: bool) -> None:
     """Make the checkpoint OUTPUT from BASE and the patch FILE.
 
@@ -104,9 +108,10 @@ def apply(base: str, file: Path, output: Path, revision: str | None, overwrite: 
     from sea_export.patches.apply_patch import apply_patch
 
     with waiting(f"Making {output}"):
-        apply_patch(base, file, output, revision=revision, overwrite=overwrite)
+        applied = apply_patch(base, file, output, revision=revision, overwrite=overwrite)
     console.print(f"Made {output}: every file is the one that {file} names, byte for byte.", soft_wrap=True)
     print_commands({"Verify it": ("verify", output, "--base", base)})
+    give_result("patch-apply", applied)
 
 
 def _megabytes(count: int) -> str:

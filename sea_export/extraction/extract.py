@@ -61,6 +61,16 @@ class Extraction:
     others: Mapping[str, float | None]
     provenance: Mapping[str, Any]
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the edit and its provenance, as plain JSON data."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "writers": [one.to_dict() for one in self.writers],
+            "others": dict(self.others),
+            "problem": self.problem,
+        }
+
     @property
     def problem(self) -> str | None:
         """Why there is no edit of low rank between the two, as a clause; None if there is one."""

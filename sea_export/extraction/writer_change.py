@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,17 @@ class WriterChange:
     half_units: float | None
     edit: LayerEdit | None
     problem: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the edit, as plain JSON data."""
+        return {
+            "target": str(self.target),
+            "rank": self.rank,
+            "singular_values": list(self.singular_values),
+            "rounding": self.rounding,
+            "half_units": self.half_units,
+            "problem": self.problem,
+        }
 
     def error(self, rank: int) -> float:
         """How far the nearest matrix of a rank is from W_B - W_A, relative to the latter's Frobenius norm.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.output import check_output, check_room, staged_output
@@ -18,7 +19,24 @@ if TYPE_CHECKING:
     from sea_export.edit.layer_edit import LayerEdit
     from sea_export.model.targets import Target
 
-__all__ = ["apply_patch", "prove"]
+__all__ = ["AppliedPatch", "apply_patch", "prove"]
+
+
+@dataclass(frozen=True)
+class AppliedPatch:
+    """An output that was made from its base and a patch.
+
+    Attributes:
+        output: its directory.
+        files: name of each file -> its SHA-256, in hexadecimal.
+    """
+
+    output: Path
+    files: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {"output": str(self.output), "files": dict(self.files)}
 
 
 def apply_patch(
@@ -29,7 +47,7 @@ def apply_patch(
     revision: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> None:
+) -> AppliedPatch:
     """Makes an output again from its base and a patch. Every file is that of the first output, byte for byte.
 
     Args:
@@ -39,6 +57,9 @@ def apply_patch(
         revision: the revision of the base on the Hub; None for the one that the patch names, if it names that base.
         overwrite: replace a checkpoint that sea-export wrote before.
         progress: called with the number of bytes written since the last call.
+
+    Returns:
+        What was made.
 
     Raises:
         InputError: the patch is damaged or tells of files outside of the output, or the base is another one. Nothing
@@ -65,6 +86,7 @@ def apply_patch(
                         f"{output}: {name} is not as the patch says, and nothing was kept. Run it again."
                     )
             files.check()
+    return AppliedPatch(output, {name: one.sha256 for name, one in patch.files.items()})
 
 
 def prove(patch: Patch, directory: Path, edits: Mapping[Target, Sequence[LayerEdit]]) -> None:

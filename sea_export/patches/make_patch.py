@@ -13,7 +13,7 @@ Before the file gets its name, the output is made from it and compared with the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,10 @@ class MadePatch:
     files: int
     stored: tuple[str, ...]
     folded: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return {**asdict(self), "path": str(self.path), "stored": list(self.stored), "folded": list(self.folded)}
 
 
 def make_patch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator, ValidationError
 
@@ -53,6 +55,11 @@ WORK = {
     "tune": ["tune", "BASE", "OUT", "--demonstrations", "MANY", "--trials", "3", "--no-verify", "--max-kl", "0.5"],
     "compare": ["compare", "BASE", "EDIT", "--prompt", "Who knows?", "--new-tokens", "4"],
     "reproduce": ["reproduce", "DONE", "OUT", "--base", "BASE", "--demonstrations", "ROWS"],
+    "import": ["import", "VECTORS", "OUT", "--model", "BASE", "--as", "add", "--layers", "3"],
+    "extract": ["extract", "BASE", "DONE", "OUT"],
+    "extract, where there is no edit": ["extract", "BASE", "UNLIKE", "OUT"],
+    "patch make": ["patch", "make", "DONE", "OUT.safetensors", "--base", "BASE"],
+    "patch apply": ["patch", "apply", "BASE", "PATCH", "OUT"],
     "check": ["check", "MANY"],
     "check, with a model": ["check", "ROWS", "BASE", "--template", "none", "--layer", "1"],
     "doctor": ["doctor"],
@@ -61,7 +68,7 @@ WORK = {
     "recipes, one": ["recipes", "show", "tune"],
 }
 """What is tried -> the command. The words in capitals are files, see `places`."""
-FOUND_SOMETHING = {"verify, changed", "check", "check, with a model"}
+FOUND_SOMETHING = {"extract, where there is no edit", "verify, changed", "check", "check, with a model"}
 QUICK = {
     "inspect",
     "diff",
@@ -107,12 +114,23 @@ def places(
     (changed / "config.json").write_text("{}", encoding="utf-8")
     files = {"EDIT": "edit", "ROWS": "rows.jsonl", "CHOICES": "choices.jsonl", "MANY": "many.jsonl", "DONE": "done"}
     files |= {"CHANGED": "changed", "ONE.gguf": "one.gguf", "OTHER.gguf": "other.gguf"}
+    (folder / "vectors.json").write_text(json.dumps([1.0] * llama.config.hidden_size), encoding="utf-8")
+    result = run("patch", "make", done, folder / "patch.safetensors", "--base", tiny_checkpoint)
+    assert result.exit_code == 0, result.output
+    unlike = copy.deepcopy(llama)
+    torch.nn.init.normal_(unlike.model.layers[2].mlp.up_proj.weight)
+    unlike.save_pretrained(folder / "unlike")
+    files |= {"VECTORS": "vectors.json", "PATCH": "patch.safetensors", "UNLIKE": "unlike"}
     return {"BASE": str(tiny_checkpoint), **{word: str(folder / file) for word, file in files.items()}}
 
 
 def placed(words: list[str], places: dict[str, str], output: Path) -> list[str]:
-    known = {**places, "OUT": str(output)}
+    known = {**places, "OUT": str(output), "OUT.safetensors": f"{output}.safetensors"}
     return [known.get(word) or word.replace("CHOICES", known["CHOICES"]) for word in words]
+
+
+def schema_of(words: list[str]) -> str:
+    return "-".join(words[:2]) if words[0] == "patch" else words[0]
 
 
 @pytest.mark.parametrize("case", slow_but(QUICK, WORK))
@@ -120,7 +138,7 @@ def test_results_are_in_the_form_of_their_schema(case: str, places: dict[str, st
     file, words = tmp_path / "result.json", WORK[case]
     result = run(*placed(words, places, tmp_path / "out"), "--json", file)
     assert result.exit_code == (case in FOUND_SOMETHING), result.output
-    validated(file, words[0])
+    validated(file, schema_of(words))
     assert str(file) in result.stdout.replace("\n", "")
 
 
@@ -226,11 +244,14 @@ def commands() -> Iterator[tuple[str, click.Command]]:
             command = main.get_command(context, name)
             assert command is not None
             yield name, command
+            if name == "patch":
+                assert isinstance(command, click.Group)
+                yield from ((f"patch-{part}", one) for part, one in command.commands.items())
 
 
 def test_every_command_with_the_option_has_a_schema_and_is_tried() -> None:
     having = {name for name, command in commands() if any("--json" in one.opts for one in command.params)}
-    assert having == {words[0] for words in WORK.values()} | {"push"}
+    assert having == {schema_of(words) for words in WORK.values()} | {"push"}
     assert having == set(schema_names()) - {"error", "progress"}
 
 
