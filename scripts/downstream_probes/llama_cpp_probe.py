@@ -49,18 +49,23 @@ def probe(request: dict) -> list[list[int]]:
     return tokens
 
 
-def set_control_vector(llama: Llama, file: Path, tools: Path) -> None:
-    """What llama.cpp's own programs do with --control-vector. What is added to layer 1 comes first."""
+def set_control_vector(
+    llama: Llama, file: Path, tools: Path, scale: float = 1.0, layers: tuple[int, int] | None = None
+) -> None:
+    """What llama.cpp's own programs do with --control-vector-scaled and --control-vector-layer-range.
+
+    What is added to layer 1 comes first.
+    """
     sys.path.insert(0, str(tools / "gguf-py"))
     from gguf import GGUFReader
 
     directions = {int(one.name.removeprefix("direction.")): one.data for one in GGUFReader(file).tensors}
     data = np.zeros((max(directions), llama.n_embd()), np.float32)
     for layer, direction in directions.items():
-        data[layer - 1] = direction
+        data[layer - 1] = scale * direction
     pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    layers = llama_cpp.llama_model_n_layer(llama.model)
-    if llama_cpp.llama_set_adapter_cvec(llama.ctx, pointer, data.size, data.shape[1], 1, layers):
+    first, last = layers or (1, llama_cpp.llama_model_n_layer(llama.model))
+    if llama_cpp.llama_set_adapter_cvec(llama.ctx, pointer, data.size, data.shape[1], first, last):
         raise SystemExit("llama.cpp does not take the control vector")
 
 
