@@ -100,7 +100,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "effect": None if verification is None else f"{verification['effect']['mean_divergence']:.2g}",
         "evaluation": None if evaluation is None else _evaluation_text(evaluation),
         "damage_measured": any(one["benchmark"] == "damage" for one in (evaluation or {}).get("benchmarks", ())),
-        "license": _license_text(base),
+        "license": _license_text(base, foreign=any("imported" in fit or "extracted" in fit for fit in fits)),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
         "reproduction": _reproduction_command(manifest),
     }
@@ -349,15 +349,25 @@ def _metric_cells(metric: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _license_text(base: Mapping[str, Any]) -> Markdown:
-    if warning := license_warning(base["name"], base["metadata"]):
-        return markdown("**License**: {}.", warning)
+_FOREIGN_LICENSE = (
+    "What the edit was made from, named above, may have a license of its own, which its files do not tell: find it out "
+    "before you share this."
+)
+
+
+def _license_text(base: Mapping[str, Any], *, foreign: bool) -> Markdown:
+    """What is known of the license; `foreign` for an edit that comes from somebody else's file or checkpoint."""
     license = base["metadata"].get("license_name") or base["metadata"].get("license")
-    if license is None:
-        return Markdown(
+    if warning := license_warning(base["name"], base["metadata"]):
+        text = markdown("**License**: {}.", warning)
+    elif license is None:
+        text = Markdown(
             "**License**: the files of the base do not tell its license: find it out before you share this."
         )
-    return markdown("**License**: that of the base, {}.", ", ".join(license) if isinstance(license, list) else license)
+    else:
+        listed_ones = ", ".join(license) if isinstance(license, list) else license
+        text = markdown("**License**: that of the base, {}.", listed_ones)
+    return Markdown(f"{text} {_FOREIGN_LICENSE}") if foreign else text
 
 
 def _reproduction_command(manifest: Mapping[str, Any]) -> Markdown | None:

@@ -280,6 +280,7 @@ def test_outputs_tell_where_the_edit_is_from(checkpoint_of: Callable[[str], Path
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert_names(card, "kind.pt", told["sha256"][:16], "coefficient 1.5")
     assert "demonstrations" not in card
+    assert "a license of its own" in " ".join(card.split())
     with pytest.raises(InputError, match=naming("kind.pt", "add", "sea-export save")):
         RecordedRun.of(manifest)
     half = (edit * 0.5).provenance["imported"]
