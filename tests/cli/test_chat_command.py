@@ -159,6 +159,12 @@ def test_a_model_without_an_edit(tiny_checkpoint: Path) -> None:
 # A terminal
 
 
+def _as_at_a_terminal() -> None:
+    """Makes the standard input the terminal of a new process, which obeys Ctrl-C even if the tests ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """The program at a terminal of its own."""
 
@@ -175,7 +181,7 @@ class Terminal:
             stderr=other,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_as_at_a_terminal,
         )
         os.close(other)
 
@@ -196,14 +202,16 @@ class Terminal:
             self.screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x08", "", read)  # without what moves the cursor
         return self.screen
 
-    def ended(self) -> int:
+    def ended(self, seconds: float = 60) -> int:
         """The exit status. What is printed until then is on the screen."""
-        try:
-            while part := os.read(self._main, 65536):
-                self.screen += part.decode(errors="replace")
-        except OSError:
-            pass  # the other end is closed
-        return self._process.wait(30)
+        deadline = time.monotonic() + seconds
+        while select.select([self._main], [], [], max(deadline - time.monotonic(), 0))[0]:
+            try:
+                part = os.read(self._main, 65536)
+            except OSError:
+                break  # the other end is closed
+            self.screen += part.decode(errors="replace")
+        return self._process.wait(max(deadline - time.monotonic(), 1))
 
     def close(self) -> None:
         if self._process.poll() is None:
