@@ -65,7 +65,7 @@ def _command(setting: EditSetting, source: ChatSource, output: Path, format: str
     given: dict[str, tuple[object, object]] = {
         "--base": (source.base, None),
         "--strength": (setting.strength, None),
-        "--layers": (setting.layers, None),
+        "--only": (setting.layers, None),
         "--format": (format, ExportOptions.format),
         "--revision": (run.revision, RunOptions.revision),
         "--dtype": (run.dtype, RunOptions.dtype),

@@ -17,6 +17,7 @@ import sea_export.fitting.collect
 from sea_export.capture.activations import Activations
 from sea_export.capture.cache import ActivationCache
 from sea_export.capture.cache_folder import cached_bytes
+from sea_export.capture.progress_callback import ProgressCallback
 from sea_export.errors import InputError
 from sea_export.model.targets import Target
 from tests.helpers.messages import naming
@@ -175,13 +176,23 @@ def test_a_fit_layer_by_layer_can_use_a_cache(tiny_checkpoint_of, llama, tokeniz
     assert_same_edit(again, plain)
 
 
+def collected(told: list[tuple[str, int, int]]) -> ProgressCallback:
+    return lambda *step: told.append(step)
+
+
 def test_progress_is_complete_whatever_is_cached(llama, tokenizer, demonstrations, tmp_path):
     for _ in range(2):
-        told: list[int] = []
+        told: list[tuple[str, int, int]] = []
         sea_export.fit(
-            llama, tokenizer, demonstrations, layers="1", cache=tmp_path, batch_tokens=50, progress=told.append
+            llama,
+            tokenizer,
+            demonstrations,
+            layers="1",
+            cache=tmp_path,
+            batch_tokens=50,
+            progress=collected(told),
         )
-        assert sum(told) == len(demonstrations)
+        assert told[-1][1:] == (len(demonstrations), len(demonstrations))
 
 
 def test_a_sequential_fit_does_not_read_a_cache(fit):

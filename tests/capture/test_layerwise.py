@@ -371,11 +371,17 @@ def test_what_no_sequential_fit_can_do_is_refused(options, facts, llama, tokeniz
 
 
 def test_progress_counts_every_demonstration_once(llama, tokenizer, demonstrations):
-    told: list[int] = []
+    told: list[tuple[str, int, int]] = []
     sea_export.fit(
-        llama, tokenizer, demonstrations, layers="all", sequential=True, batch_tokens=50, progress=told.append
+        llama,
+        tokenizer,
+        demonstrations,
+        layers="all",
+        sequential=True,
+        batch_tokens=50,
+        progress=lambda *step: told.append(step),
     )
-    assert sum(told) == len(demonstrations)
+    assert told[-1][1:] == (len(demonstrations), len(demonstrations))
     assert len(told) > 1
 
 

@@ -121,7 +121,7 @@ def test_saving_is_save(edit: Path, tiny_checkpoint: Path, tmp_path: Path, chat:
     command = next(line for line in result.stdout.splitlines() if line.startswith("  sea-export save "))
     arguments = command.replace(str(tried), str(baked)).split()[1:]
     assert arguments == [
-        *("save", str(edit), str(baked), "--base", str(tiny_checkpoint), "--strength", "0.6", "--layers", "last:2")
+        *("save", str(edit), str(baked), "--base", str(tiny_checkpoint), "--strength", "0.6", "--only", "last:2")
     ]
     assert run(*arguments).exit_code == 0
     digests = file_digests(tried)
@@ -290,6 +290,15 @@ def test_the_page_ends_quietly(edit: Path, tiny_checkpoint: Path, at_terminal: C
     assert terminal.screen.strip() in ("", "^C")
 
 
+@pytest.fixture
+def obeyed_interrupts() -> Iterator[None]:
+    """Ctrl-C is obeyed, even if the tests were started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("obeyed_interrupts")
 def test_a_second_interrupt_does_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "_IMPATIENCE_SECONDS", 0)
     with stoppable():

@@ -115,7 +115,7 @@ EDITS: dict[str, Attack] = {
     "number without end": number("strength", 10**400),
     "number that is text": number("strength", "1"),
     "number that is true": number("identity", True),
-    "number that is null": number("relative_change", None),
+    "number that is null": number("strength", None),
     "number that is a list": number("signature", [1]),
     "number of nobody's": number("volume", 11),
     "tensor among the numbers": number("positive", [[1.0]]),
