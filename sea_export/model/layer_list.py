@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sea_export.errors import InputError
-from sea_export.model.layer_numbers import layer_range
 from sea_export.model.targets import Target
 
 __all__ = ["LayerChoice", "kept_by_signature", "layers_of_edit"]
@@ -49,15 +48,16 @@ def _part(part: str, text: str, count: int) -> range:
         number = _number(match[2], match[3], count)
         _check_number(number, part, count)
         return range(count - number, count) if match[1] == "last" else range(number)
-    found = layer_range(part)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+    if not match or int(match[2] or match[1]) < int(match[1]):
         raise InputError(
             f"--layers: {text!r} is not understood at {part!r}. Write all, last:K, first:K, signature:K, or a "
             "list such as last:6,10-20,25."
         )
-    if found[-1] >= count:
-        raise InputError(f"--layers: {text} names layer {found[-1]}, which does not exist. Choose 0 to {count - 1}.")
-    return found
+    last = int(match[2] or match[1])
+    if last >= count:
+        raise InputError(f"--layers: {text} names layer {last}, which does not exist. Choose 0 to {count - 1}.")
+    return range(int(match[1]), last + 1)
 
 
 def kept_by_signature(text: str, count: int) -> int | None:
