@@ -23,9 +23,9 @@ def show_page(session: ChatSession, port: int | None) -> None:
         InputError: the port cannot be used.
     """
     server = PageServer(session, port)
-    console.print("Open this address in a browser of this machine. Ctrl-C ends the chat.")
-    console.print(server.address.url, soft_wrap=True)
-    try:
+    try:  # Ctrl-C may come as soon as the address is seen
+        console.print("Open this address in a browser of this machine. Ctrl-C ends the chat.")
+        console.print(server.address.url, soft_wrap=True)
         server.serve()
     except Stopped as stopped:
         if not stopped.by_interrupt:
