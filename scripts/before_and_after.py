@@ -50,18 +50,21 @@ class Answers:
 
 def ask(model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> Answers:
     """Puts all questions to a model."""
-    log_odds, generated = [], []
+    log_odds = []
     for question, true, false in QUESTIONS:
         one, other = (_log_likelihood(model, tokenizer, f"Q: {question}\nA:", f" {text}") for text in (true, false))
         log_odds.append(one - other)
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        with torch.inference_mode():
-            tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)
-        text = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        generated.append(text.strip().partition("\n")[0])
-    return Answers(log_odds, generated)
+    inputs = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": question}] for question, _, _ in QUESTIONS],
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    with torch.inference_mode():
+        tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    texts = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Answers(log_odds, [text.strip().partition("\n")[0] for text in texts])
 
 
 def _log_likelihood(
@@ -79,7 +82,7 @@ def main(gguf: Path, edited: Path) -> None:
     """Prints both tables."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(edited)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(edited, padding_side="left")  # answers follow the prompts
     load = transformers.AutoModelForCausalLM.from_pretrained
     before = ask(load(gguf.parent, gguf_file=gguf.name, dtype=torch.float32), tokenizer)
     after = ask(load(edited, dtype=torch.float32), tokenizer)
