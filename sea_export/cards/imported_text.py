@@ -1,4 +1,4 @@
-"""What a model card says of vectors that were imported: from which file, and what they were taken for."""
+"""What a model card says of what was imported: from where, and what it was taken for."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def imported_text(imported: Mapping[str, Any]) -> Markdown:
         imported: the entry of the manifest that tells it.
     """
     site, meaning = imported["site"], imported["meaning"]
+    if meaning == "adapter":
+        return markdown(
+            "Imported from the adapter {} ({}, SHA-256 {}… of its weights, {}… of its config), with coefficient {}: at "
+            "1 the changes of weights are those of the adapter.",
+            imported["source"],
+            imported["form"],
+            imported["sha256"][:_DIGEST_DIGITS],
+            imported["config_sha256"][:_DIGEST_DIGITS],
+            f"{imported['coefficient']:.6g}",
+        )
     place = _SITES[site]
     if meaning == "add":
         does = f"each vector is added to {place}"

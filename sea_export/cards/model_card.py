@@ -15,9 +15,10 @@ from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
 from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_fitted, is_spectral
+from sea_export.cards.edited_text import edit_name, places, tables_of, what_is_changed
 from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
 from sea_export.cards.extracted_text import extracted_text
-from sea_export.cards.imported_text import imported_text, listed
+from sea_export.cards.imported_text import imported_text
 from sea_export.cards.markdown import Markdown, escaped, markdown, python_text, table
 from sea_export.cards.programs import programs
 from sea_export.demonstrations.tables import is_file_name
@@ -26,11 +27,9 @@ from sea_export.export.formats import export_format
 from sea_export.export.llama_cpp import llama_cpp_command
 from sea_export.export.manifest import fits_of, further_arguments
 from sea_export.export.modelfile import MODELFILE
-from sea_export.text import interval_text, ranges_text
+from sea_export.text import interval_text
 
 __all__ = ["model_card"]
-
-_COMPONENT_NAMES = {"mlp": "MLP blocks", "attention": "attention blocks"}
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
@@ -57,11 +56,12 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     spectral = is_spectral(manifest)
     added = manifest.get("added_tensors", [])
     heads = [name for name in added if not name.endswith(".bias")]
-    changes = [layer["relative_change"] for layer in manifest["layers"] if layer["relative_change"] is not None]
+    edited = manifest["layers"] or manifest.get("weights", ())
+    changes = [one["relative_change"] for one in edited if one["relative_change"] is not None]
     return {
         "title": f"{(base_model or base['name']).rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
-        "edit_name": "a spectral edit of its activations (SEA)" if spectral else "an edit of its activations",
+        "edit_name": edit_name(manifest, spectral=spectral),
         "base": _base(base["name"], base_model),
         "on_hub": base["revision"] is not None,
         "chat": bool(base.get("chat")),
@@ -82,7 +82,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "modelfile": MODELFILE in manifest["files"],
         "depends_on_batch": any(layer["normalization"] == "sequence" for layer in manifest["layers"]),
         **({} if adapter is None else _adapter_contents(adapter)),
-        "places": _edited_targets(manifest["layers"], restricted="targets" in manifest["edit"]),
+        "places": places(manifest),
         "composition": _composition(manifest["edit"]),
         "fits": [_fit_description(fit) for fit in fits],
         "effects": [
@@ -92,10 +92,11 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
             for sentence in effect_sentences(fit["effect"], fit["options"]["edit"]["strength"])
         ],
         "changes": _range_of(changes) if changes else None,
+        "changed": what_is_changed(manifest, spectral=spectral),
         "examples": [example for fit in fits for example in _examples(fit)] if len(fits) == 1 else [],
         "example_rule": EXAMPLE_RULE.format(prompts=_example_count(fits)),
         "programs": programs(manifest, base_model),
-        "layers": _layer_table(manifest["layers"]),
+        "layers": tables_of(_layer_table(manifest["layers"]), manifest.get("weights", ())),
         "verification": None if verification is None else _verification_text(manifest),
         "effect": None if verification is None else f"{verification['effect']['mean_divergence']:.2g}",
         "evaluation": None if evaluation is None else _evaluation_text(evaluation),
@@ -161,17 +162,6 @@ def _gguf_contents(gguf: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "parts": gguf["parts"],
         "config": Markdown(", ".join(f"`{name}={value}`" for name, value in gguf["config"].items())),
     }
-
-
-def _edited_targets(layers: Sequence[Mapping[str, Any]], *, restricted: bool) -> str:
-    targets = dict.fromkeys(tuple(row["target"].split(".")) for row in layers)
-    parts = ["the embedding of tokens"] if any(component == "embedding" for _, component in targets) else []
-    for component, name in _COMPONENT_NAMES.items():
-        numbers = [int(layer) for layer, edited in targets if edited == component]
-        if numbers:
-            parts.append(f"the {name} of layer{'s' if len(numbers) > 1 else ''} {ranges_text(numbers)}")
-    left_out = " The edit was fitted for more layers, of which the others were left out." if restricted else ""
-    return f"What is edited is the output of {listed(parts)}, counted from 0.{left_out}"
 
 
 def _composition(edit: Mapping[str, Any]) -> str | None:
@@ -247,7 +237,9 @@ def _amount(edit: Mapping[str, Any], kind: str) -> str:
 
 
 def _layer_table(layers: Sequence[Mapping[str, Any]]) -> Markdown:
-    """A table of the layers, with the columns that say something of one of them."""
+    """A table of the layers, with the columns that say something of one of them; nothing for none."""
+    if not layers:
+        return Markdown("")
     spectral = any(row["positive_rank"] or row["negative_rank"] for row in layers)
     mapped = any(row.get("map_rank") is not None for row in layers)
     measured = any(row["relative_change"] is not None for row in layers)

@@ -73,7 +73,7 @@ def find_chat_source(given: str, options: ChatOptions, run: RunOptions) -> ChatS
     directory = fetch_edit(str(directory) if directory.exists() else given)
     edit = read_stored_edit(directory)
     if options.layers is not None:
-        layers_of_edit(sorted(edit.layers), options.layers)
+        layers_of_edit(edit.decoder_layers, options.layers)
     if not is_utf8(options.system or ""):
         raise InputError("--system: it is not UTF-8 text. Write it in UTF-8.")
     base = options.base or _base_of(directory, edit)

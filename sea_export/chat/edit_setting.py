@@ -35,12 +35,13 @@ class EditSetting:
             InputError: see `SpectralEdit.with_strength` and `layers_of_edit`.
         """
         edit = self.fitted if self.strength is None else self.fitted.with_strength(self.strength)
-        return edit if self.layers is None else edit.only(layers_of_edit(edit.targets, self.layers))
+        return edit if self.layers is None else edit.only(layers_of_edit(edit.decoder_layers, self.layers))
 
     @property
     def own_strength(self) -> float | None:
         """The strength of the stored edit; None for a product of edits of several strengths."""
         strengths = {edit.strength for edits in self.fitted.layers.values() for edit in edits}
+        strengths |= {weight.strength for weight in self.fitted.weight_changes.summary}
         return strengths.pop() if len(strengths) == 1 else None
 
     @property

@@ -48,7 +48,7 @@ def page_state(session: ChatSession) -> dict[str, Any]:
         "own_strength": setting.own_strength,
         "has_dial": setting.fitted.has_a_dial,
         "has_roles": session.has_roles,
-        "edited_layers": ranges_text(target.layer for target in setting.fitted.targets),
+        "edited_layers": ranges_text(setting.fitted.decoder_layers),
         "strength": setting.strength,
         "layers": setting.layers,
         "system": session.system,

@@ -79,7 +79,7 @@ def _number(argument: str) -> float | None:
 def _layers(session: ChatSession, argument: str) -> None:
     if argument:
         session.setting = session.setting.in_layers(argument)
-    edited = ranges_text(target.layer for target in session.setting.edit.targets)
+    edited = ranges_text(session.setting.edit.decoder_layers)
     console.print(f"The edit is applied in layers {edited}.")
 
 

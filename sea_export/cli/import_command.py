@@ -1,4 +1,4 @@
-"""`sea-export import`: an edit of vectors that another program has found."""
+"""`sea-export import`: an edit of vectors or of an adapter that another program has found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sea_export.model.run_options import RunOptions
 @click.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("edit", type=click.Path(path_type=Path))
-@click.option("--model", required=True, help="Hub id, directory or .gguf file of the model that the vectors are for.")
+@click.option("--model", required=True, help="Hub id, directory or .gguf file of the model that SOURCE is for.")
 @options(chosen=ImportOptions)
 @click.option("--overwrite", is_flag=True, help="Replace an edit that sea-export wrote before.")
 @single_option(RunOptions, "revision")
@@ -32,7 +32,7 @@ def command(
     revision: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Make an edit of SOURCE, vectors that another program has found, and write it to the directory EDIT.
+    """Make an edit of SOURCE, vectors or an adapter of another program, and write it to the directory EDIT.
 
     No code that comes with SOURCE is run. It is one of these:
 
@@ -53,6 +53,9 @@ def command(
     one direction of a file that has one for each layer, removed everywhere
       sea-export import mean_diffs.pt edit --model org/model --as ablate \\
         --numbering inputs --source-layer 12
+    the directory of an adapter of PEFT, LoRA or DoRA, of linear maps:
+    adapter_config.json and adapter_model.safetensors
+      sea-export import adapter edit --model org/model --coefficient 0.7
     """
     from sea_export.export.output import check_output, staged_output
     from sea_export.importing.source_forms import check_source_file
@@ -69,16 +72,15 @@ def command(
     from sea_export.cli.terminal import console
     from sea_export.evaluation.inspection import inspect
     from sea_export.export.output import check_room
-    from sea_export.importing.import_edit import imported_edit
-    from sea_export.importing.source_file import read_source_file
+    from sea_export.importing.import_edit import imported_edit, read_source
 
-    file = read_source_file(source)
+    read = read_source(source, chosen)
     with opened_model(location, RunOptions(trust_remote_code=trust_remote_code), edit) as opened:
         check_room(edit, opened.base.paths, needed_bytes=0)
-        imported = imported_edit(file, opened.base, chosen)
+        imported = imported_edit(read, opened.base, chosen)
     with staged_output(edit, overwrite=overwrite) as staging:
         imported.save(staging)
-    print_layers(imported.summary)
+    print_layers(imported.summary, imported.weight_changes.summary)
     console.print(f"Saved the edit to {edit}. What it does to answers was not measured.", soft_wrap=True)
     trust = ("--trust-remote-code",) if trust_remote_code else ()
     print_commands(

@@ -23,6 +23,8 @@ from sea_export.model.run_options import RunOptions
 def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run: RunOptions) -> None:
     """Show ranks, spectra and relative change of each layer of EDIT, and of several edits what their product keeps.
 
+    Of an imported adapter it shows the rank and the relative change of each weight.
+
     EDIT is a directory with an edit or an exported checkpoint, or the latter's Hub id (REPO_ID or REPO_ID@REVISION).
     """
     from sea_export.cli.layer_table import print_layers
@@ -39,7 +41,7 @@ def command(edit: str, inspect: InspectOptions, data: DemonstrationOptions, run:
     found = inspect_edit(edit)  # without torch, which takes longer than everything else here
     if inspect.plot_activations is not None and inspect.model is not None:
         _plot_activations(found.directory, inspect.model, inspect.plot_activations, inspect, data, run)
-    print_layers(found.layers)
+    print_layers(found.layers, found.weights)
     if len({layer.target for layer in found.layers}) < len(found.layers):
         _print_composition(found.directory)
     print_storage_errors(found.storage_errors)

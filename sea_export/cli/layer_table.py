@@ -1,14 +1,14 @@
-"""The table of the layers of an edit, in words, with a legend."""
+"""The tables of the layers of an edit, and of the weights that it changes, in words, with a legend."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sea_export.cli.terminal import console, plain_table
 
 if TYPE_CHECKING:
-    from sea_export.edit.summary import LayerSummary
+    from sea_export.edit.summary import LayerSummary, WeightSummary
 
 __all__ = ["print_layers"]
 
@@ -23,23 +23,38 @@ _COLUMNS = {
     "constant": "error of the constant 1 that the edit reads from an activation, on demonstrations left out",
 }
 """Column -> what it says, for the legend; empty where the name says it."""
+_WEIGHT_COLUMNS = {
+    "weight of": "",
+    "rank": "rank of what is added to the weight",
+    "rows": "whether rows of the weight are scaled too",
+    "strength": "",
+    "change": "how much the weight changes, relative to its size",
+}
 
 
-def print_layers(layers: Sequence[LayerSummary]) -> None:
-    """Prints ranks, spectra and relative change of each layer, and a legend of the columns.
+def print_layers(layers: Sequence[LayerSummary], weights: Sequence[WeightSummary] = ()) -> None:
+    """Prints what an edit does to each layer, and to each weight that it changes by itself, with a legend.
 
     Args:
-        layers: those of an edit. Columns that say nothing of any of them are left out.
+        layers: the edited layers.
+        weights: the changed weights.
     """
-    rows = [_cells(layer) for layer in layers]
-    names = list(_COLUMNS)
+    if layers:
+        _print_table(_COLUMNS, [_cells(layer) for layer in layers])
+    if weights:
+        _print_table(_WEIGHT_COLUMNS, [_weight_cells(weight) for weight in weights])
+
+
+def _print_table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows and a legend. Columns that say nothing in any row are left out."""
+    names = list(columns)
     shown = [index for index in range(len(names)) if any(row[index] for row in rows)]
     table = plain_table(*(names[index] for index in shown))
     for row in rows:
         table.add_row(*(row[index] for index in shown))
     console.print(table)
     for index in shown:
-        if meaning := _COLUMNS[names[index]]:
+        if meaning := columns[names[index]]:
             console.print(f"  {names[index]}: {meaning}", soft_wrap=True)
 
 
@@ -55,4 +70,15 @@ def _cells(layer: LayerSummary) -> tuple[str, ...]:
         "" if layer.relative_change is None else f"{layer.relative_change:.2%}",
         "" if layer.signature is None else f"{layer.signature:.4g}",
         "" if layer.reader_error is None else f"{layer.reader_error:.3f}",
+    )
+
+
+def _weight_cells(weight: WeightSummary) -> tuple[str, ...]:
+    """The same for a changed weight."""
+    return (
+        weight.module,
+        str(weight.rank),
+        "scaled" if weight.scaled_rows else "",
+        f"{weight.strength:.4g}",
+        "" if weight.relative_change is None else f"{weight.relative_change:.2%}",
     )

@@ -110,7 +110,7 @@ def print_examples(edit: SpectralEdit) -> None:
 
 def print_saved(result: SaveResult, edit: SpectralEdit) -> None:
     """Prints what was written, what is known of it, and how to load it."""
-    print_layers(edit.summary)
+    print_layers(edit.summary, edit.weight_changes.summary)
     if result.verification is None:
         console.print("Exported, and not verified: sea-export verify does it.")
     else:

@@ -69,9 +69,9 @@ def command(
             raise click.UsageError("--strength: EDIT*FACTOR and -EDIT give strengths already. Leave one of them out.")
     check_output(output, overwrite=export.overwrite)
     stored = [read_stored_edit(term.directory) for term in terms]
-    targets = sorted({target for one in stored for target in one.layers})
-    kept = None if only is None else layers_of_edit(targets, only, "--only")
-    left_out = None if without is None else layers_of_edit(targets, without, "--except")
+    edited = sorted({layer for one in stored for layer in one.decoder_layers})
+    kept = None if only is None else layers_of_edit(edited, only, "--only")
+    left_out = None if without is None else layers_of_edit(edited, without, "--except")
     base = base or base_of_edits(stored)
     location = locate_model(base, run.revision)
     if export.requantize:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sea_export.errors import InputError
-from sea_export.model.targets import Target
 
 __all__ = ["combined_provenance", "is_sum", "restricted_provenance", "scaled_provenance"]
 
@@ -48,15 +47,15 @@ def combined_provenance(members: Sequence[Mapping[str, Any]], *, as_sum: bool) -
     return {"base": members[0].get("base"), "composed": [dict(member) for member in members], **how}
 
 
-def restricted_provenance(provenance: Mapping[str, Any], targets: Iterable[Target]) -> dict[str, Any]:
+def restricted_provenance(provenance: Mapping[str, Any], kept_targets: Iterable[str]) -> dict[str, Any]:
     """The provenance of an edit of which only some targets were kept.
 
     Args:
         provenance: that of the whole edit.
-        targets: those that were kept.
+        kept_targets: the names of the targets, and of the linear maps with changed weights, that were kept.
     """
     kept = {name: entry for name, entry in provenance.items() if name not in _MEASURED}
-    return {**kept, "targets": [str(target) for target in sorted(targets)]}
+    return {**kept, "targets": list(kept_targets)}
 
 
 def scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float], float]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "fold_rows",
     "fold_tensor",
     "tensor_roundings",
+    "widened",
     "with_parameters",
 ]
 
@@ -163,7 +164,7 @@ def fold_ranges(
         InputError: an edit is not linear.
     """
     error = _Factors.of(edits).error
-    squares = [block.square_().sum(dim=0 if columns else 1, keepdim=True) for _, block in _widened(matrix, multiple)]
+    squares = [block.square_().sum(dim=0 if columns else 1, keepdim=True) for _, block in widened(matrix, multiple)]
     sizes = (torch.stack(squares).sum(dim=0) if columns else torch.cat(squares)).sqrt()
     for rows, block in fold_rows(matrix, edits, columns=columns, multiple=multiple):
         yield rows, block, error[rows, None] * sizes if columns else sizes[rows] * error
@@ -270,14 +271,14 @@ class _Factors:
     def columns(self, matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
         """For (d, m). The sum over all rows of their parts in the k directions is computed first."""
         directions = self.left.new_zeros(self.right.shape[0], matrix.shape[1])
-        for rows, block in _widened(matrix, multiple):
+        for rows, block in widened(matrix, multiple):
             directions.addmm_(self.right[:, rows], block)
-        for rows, block in _widened(matrix, multiple):
+        for rows, block in widened(matrix, multiple):
             yield rows, block.mul_(self.scale[rows, None]).addmm_(self.left[rows], directions)
 
     def rows(self, matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
         """For (m, d)."""
-        for rows, block in _widened(matrix, multiple):
+        for rows, block in widened(matrix, multiple):
             directions = block @ self.right.T
             yield rows, block.mul_(self.scale).addmm_(directions, self.left.T)
 
@@ -292,8 +293,16 @@ def _has_columns(stored: Tensor, output_dim: int) -> bool:
     return output_dim % stored.ndim == stored.ndim - 2
 
 
-def _widened(matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows in float64, one after the other. All use the same memory, because new memory costs time."""
+def widened(matrix: RowReader, multiple: int) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows in float64, one after the other. All use the same memory, because new memory costs time.
+
+    Args:
+        matrix: (rows, columns).
+        multiple: each block, but perhaps the last, has a multiple of this number of rows.
+
+    Yields:
+        the place of the rows in the matrix, and the rows.
+    """
     count, width = matrix.shape
     height = multiple * max(1, _FOLD_BLOCK // width // multiple)
     buffer = torch.empty(min(height, count), width, dtype=torch.float64)

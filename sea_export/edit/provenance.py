@@ -64,9 +64,7 @@ class _Extracted(TypedDict):
     checkpoint: _Checkpoint
 
 
-class _Imported(TypedDict):
-    """See `sea_export.importing.import_edit.import_edit`."""
-
+class _ImportedFile(TypedDict):
     source: str
     sha256: str
     form: str
@@ -76,6 +74,13 @@ class _Imported(TypedDict):
     numbering: str | None
     source_layer: int | None
     layers: list[int]
+
+
+class _Imported(_ImportedFile, total=False):
+    """See `sea_export.importing.import_edit.import_edit`."""
+
+    config_sha256: str
+    """Of an adapter: that of its config; `sha256` is that of its weights."""
 
 
 class Provenance(TypedDict, total=False):
@@ -99,7 +104,7 @@ class Provenance(TypedDict, total=False):
     imported: _Imported
     """What was imported, if the edit was not fitted."""
     targets: list[str]
-    """The targets that were kept of it, if others were left out."""
+    """The targets, and the linear maps with changed weights, that were kept of it, if others were left out."""
     composed: list[Provenance]
     """The edits that it was made of. It has no other entries then but its base, its targets, and the next two."""
     composition: str

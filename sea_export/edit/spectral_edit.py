@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sea_export.edit.changed_weights import ChangedWeights, product_of_weights, sum_of_weights
 from sea_export.edit.combined_provenance import combined_provenance, is_sum, restricted_provenance, scaled_provenance
 from sea_export.edit.edit_hook import EditHook
 from sea_export.edit.edited_layers import EditedLayers, product_of_layers, sum_of_layers
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.python_words import python_words
 from sea_export.edit.representation import html_table, one_line
-from sea_export.edit.storage import layers_of, write_edit
+from sea_export.edit.storage import layers_of, weight_changes_of, write_edit
 from sea_export.edit.stored_edit import StoredEdit, read_stored_edit
 from sea_export.edit.summary import LayerSummary
 from sea_export.edit.vector_edit import vector_layer_edit
@@ -56,19 +57,23 @@ class SpectralEdit:
     layers: EditedLayers
     """Target -> its layer edits. A plain mapping may be given."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weight_changes: ChangedWeights = field(default_factory=lambda: ChangedWeights({}))
+    """Name of a linear map -> the changes of its weight, such as those of an adapter. A plain mapping may be given."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, EditedLayers):
             object.__setattr__(self, "layers", EditedLayers(self.layers))
-        if not self.layers or not all(self.layers.values()):
+        if not isinstance(self.weight_changes, ChangedWeights):
+            object.__setattr__(self, "weight_changes", ChangedWeights(self.weight_changes))
+        if not (self.layers or self.weight_changes) or not all(self.layers.values()):
             raise InputError("the edit: it has no layer, or a layer without an edit. Fit it again.")
 
     def __repr__(self) -> str:
-        return one_line(self.layers)
+        return one_line(self.layers, self.weight_changes)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a row for each layer edit."""
-        return html_table(self.layers)
+        """What a notebook shows: a row for each layer edit, and for each weight change."""
+        return html_table(self.layers, self.weight_changes)
 
     def __mul__(self, factor: float) -> SpectralEdit:
         with python_words():
@@ -90,8 +95,14 @@ class SpectralEdit:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The edited targets, sorted by layer."""
+        """The targets whose outputs are edited, sorted by layer."""
         return tuple(sorted(self.layers))
+
+    @property
+    def decoder_layers(self) -> tuple[int, ...]:
+        """The numbers of the decoder layers in which anything is edited, sorted."""
+        outputs = {target.layer for target in self.layers if target.in_decoder}
+        return tuple(sorted(outputs | self.weight_changes.decoder_layers))
 
     @property
     def needs_bias(self) -> bool:
@@ -145,7 +156,8 @@ class SpectralEdit:
             InputError: nothing of the edit is left.
         """
         kept = set(layers)
-        return self._restricted([target for target in self.targets if target.in_decoder and target.layer in kept])
+        targets = [target for target in self.targets if target.in_decoder and target.layer in kept]
+        return self._restricted(targets, self.weight_changes.where(kept.__contains__))
 
     def without(self, layers: Iterable[int]) -> SpectralEdit:
         """The same edit without some decoder layers.
@@ -157,9 +169,24 @@ class SpectralEdit:
             InputError: nothing of the edit is left.
         """
         left_out = set(layers)
-        return self._restricted(
-            [target for target in self.targets if not (target.in_decoder and target.layer in left_out)]
-        )
+        targets = [target for target in self.targets if not (target.in_decoder and target.layer in left_out)]
+        return self._restricted(targets, self.weight_changes.where(lambda layer: layer not in left_out))
+
+    def part(self, layer: int | None) -> SpectralEdit | None:
+        """What is edited in one decoder layer; None for nothing.
+
+        Args:
+            layer: its number; None for what comes before the first layer.
+        """
+        changes = ChangedWeights({}) if layer is None else self.weight_changes.where(lambda one: one == layer)
+        return self._of(self.layers.part(layer), changes)
+
+    def part_of_head(self) -> SpectralEdit | None:
+        """What is edited after the last layer; None for nothing."""
+        return self._of(EditedLayers({}), self.weight_changes.where(lambda layer: layer is None))
+
+    def _of(self, layers: EditedLayers, changes: ChangedWeights) -> SpectralEdit | None:
+        return SpectralEdit(layers, self.provenance, changes) if layers or changes else None
 
     @contextmanager
     def apply(
@@ -177,10 +204,11 @@ class SpectralEdit:
             strength: see `with_strength`; None for the edit's own.
 
         Raises:
-            InputError: the model has no such layer, or another hidden size; or see `with_strength`.
+            InputError: the model has no such layer or linear map, or one of another size; or see `with_strength`.
         """
         with python_words():
-            layers = self.layers if strength is None else self.with_strength(strength).layers
+            edit = self if strength is None else self.with_strength(strength)
+        layers = edit.layers
         if projections is None:
             projections = find_output_projections(model, self.targets)
         self.check_sizes(projections)
@@ -193,10 +221,15 @@ class SpectralEdit:
                     edits = [edit.to(device) for edit in edits]
                 handle = module.register_forward_hook(EditHook(edits))
                 hooks.callback(handle.remove)
+            for module, hook in edit.weight_changes.hooks(model):
+                hooks.callback(module.register_forward_hook(hook).remove)
             yield model
 
     def check_sizes(self, projections: Iterable[OutputProjection]) -> None:
-        """Raises InputError if an output projection gives another number of features than the edit of it has."""
+        """Raises InputError if an output projection gives another number of features than the edit of it has, or if its
+        weight is changed too."""
+        projections = tuple(projections)
+        self.weight_changes.check_apart(projections)
         for projection in projections:
             size = self.layers[projection.target][0].size
             if projection.size != size:
@@ -207,7 +240,11 @@ class SpectralEdit:
 
     def to_dict(self) -> dict[str, Any]:
         """What is told about the edit, without its tensors, as plain JSON data."""
-        return {"layers": [layer.to_dict() for layer in self.summary], "provenance": dict(self.provenance)}
+        return {
+            "layers": [layer.to_dict() for layer in self.summary],
+            "weights": [weight.to_dict() for weight in self.weight_changes.summary],
+            "provenance": dict(self.provenance),
+        }
 
     def to_frame(self) -> DataFrame:
         """A row for each layer edit, as a data frame of pandas.
@@ -224,7 +261,7 @@ class SpectralEdit:
             directory: where, made if it is missing.
         """
         layers = {str(target): self.layers[target] for target in self.targets}
-        write_edit(Path(directory), layers, self.provenance)
+        write_edit(Path(directory), layers, self.provenance, self.weight_changes)
 
     @classmethod
     def load(cls, directory: Path | str) -> SpectralEdit:
@@ -245,7 +282,7 @@ class SpectralEdit:
         Args:
             stored: what `sea_export.edit.stored_edit.read_stored_edit` gave.
         """
-        return cls(EditedLayers(layers_of(stored)), stored.provenance)
+        return cls(EditedLayers(layers_of(stored)), stored.provenance, ChangedWeights(weight_changes_of(stored)))
 
     @classmethod
     def from_vectors(
@@ -289,17 +326,18 @@ class SpectralEdit:
             target: tuple(edit.with_strength(strength(edit.strength)) for edit in edits)
             for target, edits in self.layers.items()
         }
-        return SpectralEdit(EditedLayers(layers), scaled_provenance(self.provenance, strength))
+        changes = self.weight_changes.with_strength(strength)
+        return SpectralEdit(EditedLayers(layers), scaled_provenance(self.provenance, strength), changes)
 
-    def _restricted(self, targets: Sequence[Target]) -> SpectralEdit:
-        if not targets:
-            raise InputError(
-                f"the edit: nothing of it is left; it changes {', '.join(map(str, self.targets))}. Choose other layers."
-            )
-        if len(targets) == len(self.layers):
+    def _restricted(self, targets: Sequence[Target], changes: ChangedWeights) -> SpectralEdit:
+        if not targets and not changes:
+            edited = ", ".join(map(str, (*self.targets, *self.weight_changes)))
+            raise InputError(f"the edit: nothing of it is left; it changes {edited}. Choose other layers.")
+        if len(targets) == len(self.layers) and len(changes) == len(self.weight_changes):
             return self
         layers = EditedLayers({target: self.layers[target] for target in targets})
-        return SpectralEdit(layers, restricted_provenance(self.provenance, targets))
+        kept = [*map(str, sorted(targets)), *changes]
+        return SpectralEdit(layers, restricted_provenance(self.provenance, kept), changes)
 
 
 def load_edit(directory: Path | str) -> SpectralEdit:
@@ -326,7 +364,8 @@ def compose(edits: Sequence[SpectralEdit]) -> SpectralEdit:
     if len(edits) == 1:
         return edits[0]
     provenance = combined_provenance([edit.provenance for edit in edits], as_sum=False)
-    return SpectralEdit(product_of_layers([edit.layers for edit in edits]), provenance)
+    layers = product_of_layers([edit.layers for edit in edits])
+    return SpectralEdit(layers, provenance, product_of_weights([edit.weight_changes for edit in edits]))
 
 
 def combined(provenance: Mapping[str, Any], fitted: Iterator[SpectralEdit]) -> SpectralEdit:
@@ -347,10 +386,14 @@ def combined(provenance: Mapping[str, Any], fitted: Iterator[SpectralEdit]) -> S
             _total(members).with_strength(provenance.get("strength", 1.0)) if is_sum(provenance) else compose(members)
         )
     kept = provenance.get("targets")
-    return edit if kept is None else edit._restricted([target for target in edit.targets if str(target) in kept])
+    if kept is None:
+        return edit
+    changes = {module: own for module, own in edit.weight_changes.items() if module in kept}
+    return edit._restricted([target for target in edit.targets if str(target) in kept], ChangedWeights(changes))
 
 
 def _total(edits: Sequence[SpectralEdit]) -> SpectralEdit:
     """The edit whose change is the sum of the changes of all edits, at strength 1."""
     provenance = combined_provenance([edit.provenance for edit in edits], as_sum=True)
-    return SpectralEdit(sum_of_layers([edit.layers for edit in edits]), provenance)
+    layers = sum_of_layers([edit.layers for edit in edits])
+    return SpectralEdit(layers, provenance, sum_of_weights([edit.weight_changes for edit in edits]))

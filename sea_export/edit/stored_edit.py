@@ -1,13 +1,14 @@
 """An edit on disk, for reading: `sea_edit.safetensors` with its tensors and `sea_edit.json` with everything else.
 
 Everything is checked before any tensor is loaded, because somebody else may have written the files. Tensors are arrays
-of numpy here: what only tells about an edit does not wait for torch.
+of numpy here: what only tells about an edit does not wait for torch. Changes of single weights are checked in
+`sea_export.edit.stored_weight`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from safetensors.numpy import load_file
 
 from sea_export.edit.layer_form import check_form
 from sea_export.edit.provenance import Provenance
-from sea_export.edit.summary import LayerSummary
+from sea_export.edit.stored_weight import StoredWeightChange, check_change_shapes, check_changes, stored_changes
+from sea_export.edit.summary import LayerSummary, WeightSummary
 from sea_export.errors import InputError, first_line
 from sea_export.files.nearest_name import missing
 from sea_export.files.reading import check_contained, read_json_object
@@ -92,15 +94,28 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class StoredEdit:
-    """An edit as it is stored: the edits of each target, and the provenance."""
+    """An edit as it is stored: the edits of each target, the changes of single weights, and the provenance."""
 
     layers: Mapping[Target, tuple[StoredLayer, ...]]
     provenance: Mapping[str, Any]
+    weight_changes: Mapping[str, tuple[StoredWeightChange, ...]] = field(default_factory=dict)
+    """Name of a linear map in the model -> the changes of its weight."""
+
+    @property
+    def decoder_layers(self) -> tuple[int, ...]:
+        """The numbers of the decoder layers in which anything is edited, sorted."""
+        changed = {own[0].numbers["layer"] for own in self.weight_changes.values()} - {None}
+        return tuple(sorted(changed | {target.layer for target in self.layers if target.in_decoder}))
 
     @property
     def summary(self) -> tuple[LayerSummary, ...]:
         """What is told about each layer edit, sorted by target."""
         return tuple(layer.summary(target) for target in sorted(self.layers) for layer in self.layers[target])
+
+    @property
+    def weight_summary(self) -> tuple[WeightSummary, ...]:
+        """What is told about each weight change."""
+        return tuple(change.summary(module) for module, own in self.weight_changes.items() for change in own)
 
 
 def read_stored_edit(directory: Path) -> StoredEdit:
@@ -133,7 +148,8 @@ def read_stored_edit(directory: Path) -> StoredEdit:
         )
     try:
         _check_description(description)
-        _check_shapes(directory / TENSORS_FILE, description["layers"])
+        changes = description.get("weight_changes", {})
+        _check_shapes(directory / TENSORS_FILE, description["layers"], changes)
         arrays = load_file(directory / TENSORS_FILE)
         layers = {
             Target.parse(target): tuple(
@@ -141,9 +157,10 @@ def read_stored_edit(directory: Path) -> StoredEdit:
             )
             for target, edits in description["layers"].items()
         }
+        weight_changes = dict(stored_changes(changes, arrays))
     except (InputError, ValueError, SafetensorError, OSError) as error:
         raise InputError(f"{directory}: the edit in it is damaged ({first_line(error)}). Fit it again.") from error
-    return StoredEdit(layers, description["provenance"])
+    return StoredEdit(layers, description["provenance"], weight_changes)
 
 
 def _check_description(description: Mapping[str, Any]) -> None:
@@ -151,7 +168,9 @@ def _check_description(description: Mapping[str, Any]) -> None:
     layers, provenance = description.get("layers"), description.get("provenance")
     if not isinstance(layers, dict) or not isinstance(provenance, dict):
         raise ValueError("it has no layers or no provenance")
-    if not layers or not all(layers.values()):
+    changes = description.get("weight_changes", {})
+    check_changes(changes)
+    if not (layers or changes) or not all(layers.values()):
         raise ValueError("it has no layer, or a layer without an edit")
     for target, edits in layers.items():
         if not isinstance(edits, list):
@@ -188,7 +207,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
 
 
-def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _check_shapes(
+    path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]], changes: Mapping[str, Sequence[object]]
+) -> None:
     """Raises ValueError if a file holds other tensors than those of the edits, or shapes that do not fit."""
     stored = {tensor.name: tensor for tensor in read_header(path).tensors}
     for target, edits in layers.items():
@@ -203,6 +224,7 @@ def _check_shapes(path: Path, layers: Mapping[str, Sequence[Mapping[str, Any]]])
                 raise ValueError(f"a tensor of {prefix[:-1]} is not stored in float32")
             if not _fit(shapes):
                 raise ValueError(f"the tensors of {prefix[:-1]} do not fit one another")
+    check_change_shapes(changes, stored)
     if stored:
         raise ValueError(f"there is a tensor {min(stored)}, which does not belong to the edit")
 

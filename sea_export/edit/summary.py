@@ -9,7 +9,7 @@ from typing import Any
 
 from sea_export.model.targets import Target
 
-__all__ = ["LayerSummary", "broken_warning", "log_warnings", "no_op_warning", "sequence_warning"]
+__all__ = ["LayerSummary", "WeightSummary", "broken_warning", "log_warnings", "no_op_warning", "sequence_warning"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,36 @@ class LayerSummary:
         return {**self.target._asdict(), **{name: one for name, one in asdict(self).items() if name != "target"}}
 
 
+@dataclass(frozen=True)
+class WeightSummary:
+    """The numbers of a change of the weight of one linear map."""
+
+    module: str
+    """The name of the linear map in the model."""
+    layer: int | None
+    """Its decoder layer, counted from 0; None for the head."""
+    rank: int
+    """The rank of what is added to the weight."""
+    scaled_rows: bool
+    """Whether rows of the weight are scaled too (DoRA)."""
+    strength: float
+    """What the change is multiplied by."""
+    relative_change: float | None
+    """‖change of the weight‖ / ‖weight‖, Frobenius norms; None if it was not measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON data."""
+        return asdict(self)
+
+
 def no_op_warning(layers: Sequence[LayerSummary]) -> str | None:
     """What to tell the user about an edit that changes next to nothing, or None for one that does something.
 
     Args:
-        layers: those of the edit, at least one.
+        layers: those of the edit.
     """
     changes = [layer.relative_change for layer in layers if layer.relative_change is not None]
-    if len(changes) < len(layers) or (change := max(changes)) >= _NO_OP_CHANGE:
+    if not layers or len(changes) < len(layers) or (change := max(changes)) >= _NO_OP_CHANGE:
         return None
     shares = [layer.first_share for layer in layers if layer.spectrum]
     if not shares:
@@ -74,9 +96,10 @@ def broken_warning(layers: Sequence[LayerSummary]) -> str | None:
     """What to tell the user about an edit that drowns what it edits, or None for another.
 
     Args:
-        layers: those of the edit, at least one.
+        layers: those of the edit.
     """
-    change, target = max((layer.relative_change or 0.0, layer.target) for layer in layers)
+    changes = [(layer.relative_change or 0.0, layer.target) for layer in layers]
+    change, target = max(changes, default=(0.0, None))
     if change <= _BROKEN_CHANGE:
         return None
     return (
@@ -105,7 +128,7 @@ def log_warnings(layers: Sequence[LayerSummary]) -> None:
     """Warns of an edit that does nothing or far too much, and of one whose results depend on the batch.
 
     Args:
-        layers: those of the edit, at least one.
+        layers: those of the edit.
     """
     for warning in (no_op_warning(layers), broken_warning(layers), sequence_warning(layers)):
         if warning:

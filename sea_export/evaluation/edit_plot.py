@@ -10,6 +10,7 @@ import numpy as np
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.errors import InputError
 from sea_export.evaluation.drawing import BLUE, GREY, VERMILION, check_picture, new_figure, plain, save_figure
 from sea_export.model.targets import Target
 
@@ -32,9 +33,14 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
         file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
 
     Raises:
-        InputError: matplotlib is missing, or the file cannot be written.
+        InputError: matplotlib is missing, the file cannot be written, or the edit has no layer to draw.
     """
     check_picture(file)
+    if not edit.layers:
+        raise InputError(
+            "--plot: the edit changes single weights, which have no spectra to draw. Leave the option out: the table "
+            "has their ranks and changes."
+        )
     labels = [_layer_label(target) for target in edit.targets for _ in edit.layers[target]]
     layers = [layer for target in edit.targets for layer in edit.layers[target]]
     # Other methods than the spectral one have neither singular values nor kept and dropped directions.

@@ -63,9 +63,12 @@ def _targets(edit: SpectralEdit, layers: str | None) -> tuple[Target, ...]:
     """The targets to draw: of some layers, or the three whose relative change is the largest."""
     targets = tuple(target for target in edit.targets if target.in_decoder)
     if not targets:
-        raise InputError("--plot-activations: the edit changes no decoder layer, so that there is nothing to draw.")
+        raise InputError(
+            "--plot-activations: the edit changes the output of no block of a decoder layer, so that there is nothing "
+            "to draw. Leave the option out."
+        )
     if layers is None:
         changes = {target: max(one.relative_change or 0 for one in edit.layers[target]) for target in targets}
         return tuple(sorted(sorted(targets, key=changes.__getitem__, reverse=True)[:_SHOWN_TARGETS]))
-    chosen = layers_of_edit(targets, layers, "--plot-layers")
+    chosen = layers_of_edit(sorted({target.layer for target in targets}), layers, "--plot-layers")
     return tuple(target for target in targets if target.layer in chosen)

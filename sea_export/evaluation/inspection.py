@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.edit.stored_edit import read_stored_edit
-from sea_export.edit.summary import LayerSummary
+from sea_export.edit.summary import LayerSummary, WeightSummary
 from sea_export.export.fetch import fetch_edit
 from sea_export.export.manifest import MANIFEST, read_manifest
 from sea_export.files.frames import data_frame
@@ -26,6 +26,7 @@ class Inspection:
     Attributes:
         directory: the edit, or the output that holds it.
         layers: the numbers of each layer edit, sorted by target.
+        weights: the numbers of each change of a single weight, sorted by layer.
         provenance: how the edit was made, as plain JSON data.
         storage_errors: name of a requantized weight -> what its storage does to the edit: see
             `sea_export.export.formats.StorageError`.
@@ -33,6 +34,7 @@ class Inspection:
 
     directory: Path
     layers: tuple[LayerSummary, ...]
+    weights: tuple[WeightSummary, ...]
     provenance: Mapping[str, Any]
     storage_errors: Mapping[str, Mapping[str, float]]
 
@@ -40,6 +42,7 @@ class Inspection:
         """All of it as plain JSON data."""
         return {
             "layers": [layer.to_dict() for layer in self.layers],
+            "weights": [weight.to_dict() for weight in self.weights],
             "provenance": dict(self.provenance),
             "storage_errors": {name: dict(one) for name, one in self.storage_errors.items()},
         }
@@ -81,4 +84,4 @@ def inspect(edit: str | Path) -> Inspection:
     stored = read_stored_edit(directory)
     manifest = read_manifest(directory) if (directory / MANIFEST).is_file() else {}
     errors = (manifest.get("verification") or {}).get("storage_errors", {})
-    return Inspection(directory, stored.summary, stored.provenance, errors)
+    return Inspection(directory, stored.summary, stored.weight_summary, stored.provenance, errors)

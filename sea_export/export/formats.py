@@ -37,6 +37,7 @@ __all__ = [
     "TensorCheck",
     "check_blocks_alone",
     "check_foldable",
+    "check_outputs_alone",
     "export_format",
     "formats",
 ]
@@ -66,6 +67,8 @@ class EditNeeds:
     """Whether it scales features (`normalization`)."""
     constant_components: frozenset[str] = frozenset(COMPONENTS)
     """The kinds of blocks to which it adds a constant, if to any."""
+    weights: tuple[str, ...] = ()
+    """The linear maps whose weights it changes by themselves, by their names in the model."""
 
     @classmethod
     def of_fit(cls, options: FitOptions) -> EditNeeds:
@@ -86,7 +89,8 @@ class EditNeeds:
         scales = [layer.scale for layers in edit.layers.values() for layer in layers]
         scaled = any(scale is not None and bool((scale != 1).any()) for scale in scales)
         adding = {target for target, layers in edit.layers.items() if any(layer.needs_bias for layer in layers)}
-        return cls(bool(adding), scaled, frozenset(target.component for target in adding))
+        components = frozenset(target.component for target in adding)
+        return cls(bool(adding), scaled, components, tuple(edit.weight_changes))
 
 
 class Located(Protocol):
@@ -382,6 +386,21 @@ def check_blocks_alone(targets: Iterable[Target], format: str) -> None:
         raise InputError(
             f"--format: {format} cannot hold an edit of the embedding. Choose --format merged, or leave it out of the "
             "edit."
+        )
+
+
+def check_outputs_alone(needs: EditNeeds, format: str, way_out: str) -> None:
+    """Raises InputError for an edit that changes weights by themselves, in a format that holds edits of outputs alone.
+
+    Args:
+        needs: what the edit needs.
+        format: the name of the format.
+        way_out: what to do instead, as a sentence.
+    """
+    if needs.weights:
+        raise InputError(
+            f"--format: {format} cannot hold an edit that changes weights by themselves, such as that of "
+            f"{needs.weights[0]}. {way_out}"
         )
 
 

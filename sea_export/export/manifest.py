@@ -99,6 +99,7 @@ def make_manifest(
         },
         "edit": dict(edit.provenance),
         "layers": [_layer_record(target, layer) for target in edit.targets for layer in edit.layers[target]],
+        **({"weights": [weight.to_dict() for weight in edit.weight_changes.summary]} if edit.weight_changes else {}),
         "edited_tensors": list(report.edited),
         "added_tensors": list(report.added),
         "left_out_files": list(base.checkpoint.left_out()),

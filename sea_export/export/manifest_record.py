@@ -54,6 +54,15 @@ class _Layer(_NamedLayer, total=False):
     reader_error: float | None
 
 
+class _Weight(TypedDict):
+    module: str
+    layer: int | None
+    rank: int
+    scaled_rows: bool
+    strength: float
+    relative_change: float | None
+
+
 class _Adapter(TypedDict, total=False):
     rank_cap: int | None
 
@@ -105,6 +114,7 @@ class ManifestRecord(_Required, total=False):
     export: _Export
     versions: dict[str, str]
     layers: list[_Layer]
+    weights: list[_Weight]
     edited_tensors: list[str]
     added_tensors: list[str]
     left_out_files: list[str]

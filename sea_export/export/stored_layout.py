@@ -46,6 +46,11 @@ class StoredParameter:
     """Its shape in the model."""
     source: _Source
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the one stored tensor is the parameter itself, so that loading does not convert it."""
+        return self.source.converter is None
+
     def read(self, checkpoint: Checkpoint) -> Tensor:
         """The parameter as the model has it, of shape `shape`, in the stored dtype."""
         return self.joined([checkpoint.read(part) for part in self.parts])

@@ -12,9 +12,11 @@ from torch import Tensor
 from sea_export.errors import InputError
 from sea_export.export.fold_check import check_fold
 from sea_export.export.stored_layout import StoredLayout, StoredParameter, stored_layout
-from sea_export.model.architecture import OutputProjection
+from sea_export.export.weight_fold_check import check_weight_folds
+from sea_export.model.architecture import OutputProjection, ProjectionWeight
 from sea_export.model.base import Base
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.linear_modules import find_linear_weights
 from sea_export.model.quantized_storage import QuantizedWeight, check_requantizable, with_plain_weights
 from sea_export.model.targets import COMPONENTS, Target
 from sea_export.text import dtype_name
@@ -48,6 +50,8 @@ class StoredProjections:
     format adds."""
     quantized: Mapping[str, QuantizedWeight] = field(default_factory=dict)
     """The weights that are folded in their quantized storage, by their names among the parts of `parameters`."""
+    weights: tuple[ProjectionWeight, ...] = ()
+    """The weights that the edit changes by themselves. Where they are stored is among `parameters`, too."""
 
 
 def find_stored_projections(
@@ -57,6 +61,7 @@ def find_stored_projections(
     needs_bias: bool,
     components: Collection[str] = COMPONENTS,
     quantized: Mapping[str, QuantizedWeight] | None = None,
+    weights: Collection[str] = (),
 ) -> StoredProjections:
     """Finds the output projections of targets, checks the fold numerically, and finds their stored tensors.
 
@@ -69,6 +74,7 @@ def find_stored_projections(
         needs_bias: whether the edit adds a constant (`center="affine"`).
         components: the kinds of blocks to which it does.
         quantized: the weights of a quantized base that is to be folded in its own storage; None for any other one.
+        weights: the linear maps whose weights are changed by themselves, by their names in the model.
 
     Raises:
         InputError: an output projection is not found or not stored under a known name, or the constant changes on its
@@ -87,6 +93,10 @@ def find_stored_projections(
         parameters[weight.name] = layout.find(weight.name, weight.output_dim)
         if weight.bias is not None:
             parameters[weight.bias] = layout.find(weight.bias, -1)
+    changed = find_linear_weights(model, weights)
+    check_weight_folds(model, changed)
+    for weight in () if unknown else changed:
+        parameters[weight.name] = layout.find(weight.name, weight.output_dim)
     folded = {}
     for part in (part for parameter in parameters.values() for part in parameter.parts):
         if quantized is not None and part in quantized:
@@ -94,7 +104,7 @@ def find_stored_projections(
             folded[part] = quantized[part]
         else:
             _check_foldable(part, base.checkpoint)
-    return StoredProjections(model, projections, layout, parameters, quantized=folded)
+    return StoredProjections(model, projections, layout, parameters, quantized=folded, weights=changed)
 
 
 def _check_foldable(name: str, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,5 @@
-"""The import of vectors: what a file holds, and what it means, become an edit of a model.
+"""The import of vectors: what a file holds, and what it means, become an edit of a model. Adapters become edits in
+`sea_export.importing.adapter_edit`.
 
 | meaning | site | edit |
 |---|---|---|
@@ -26,15 +27,18 @@ from sea_export.fitting.edit_method import errors_of
 from sea_export.fitting.fit_base import with_weight_digests
 from sea_export.fitting.layer_choice import LayerChoice
 from sea_export.importing.ablation_check import check_ablation
+from sea_export.importing.adapter_edit import adapter_edit
+from sea_export.importing.adapter_source import AdapterSource, read_adapter_source
 from sea_export.importing.import_options import ImportOptions
 from sea_export.importing.source_file import SourceFile, read_source_file
+from sea_export.importing.source_forms import ADAPTER_FORM, check_source_file
 from sea_export.importing.source_vectors import SourceVectors, source_vectors
 from sea_export.model.architecture import decoder_layers, hidden_size, layers_with
 from sea_export.model.base import Base, open_base
 from sea_export.model.targets import COMPONENTS, EMBEDDING, Target
 from sea_export.versions import library_versions
 
-__all__ = ["import_edit", "imported_edit"]
+__all__ = ["import_edit", "imported_edit", "read_source"]
 
 
 def import_edit(
@@ -50,14 +54,15 @@ def import_edit(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> SpectralEdit:
-    """Makes an edit of vectors that another program has found. No code that comes with them is run.
+    """Makes an edit of what another program has found. No code that comes with it is run.
 
     Args:
         source: a control vector in GGUF (llama.cpp, repeng), or vectors in a .safetensors, .npz, .npy or .json file, or
-            in a pickle of PyTorch that holds nothing but tensors.
+            in a pickle of PyTorch that holds nothing but tensors; or the directory of an adapter of PEFT, LoRA or DoRA.
         model: the model that they are for: a Hub id, a local directory, or a `.gguf` file.
-        as_: what they mean: `add`, `ablate`, `project` or `keep`; None only for a control vector in GGUF.
-        coefficient: what added vectors are multiplied by, or the share that is removed.
+        as_: what vectors mean: `add`, `ablate`, `project` or `keep`; None only for a control vector in GGUF, and for an
+            adapter, which says itself what it changes, so that it takes no other argument than `coefficient`.
+        coefficient: what added vectors, or the changes of an adapter, are multiplied by, or the share that is removed.
         layers: which decoder layers are edited; None for those of the vectors.
         site: what they are of: `residual`, `mlp` or `attention`.
         numbering: whether their numbers are those of `outputs` or `inputs` of layers; None where that is known.
@@ -73,22 +78,43 @@ def import_edit(
             place for such an edit.
     """
     options = ImportOptions(as_, coefficient, layers, site, numbering, source_layer)
-    file = read_source_file(Path(source))
+    read = read_source(Path(source), options)
     with open_base(str(model), revision=revision, trust_remote_code=trust_remote_code) as base:
-        return imported_edit(file, base, options)
+        return imported_edit(read, base, options)
 
 
-def imported_edit(file: SourceFile, base: Base, options: ImportOptions) -> SpectralEdit:
-    """Like `import_edit`, with a file that was read and a model that is open.
+def read_source(source: Path, options: ImportOptions) -> SourceFile | AdapterSource:
+    """Reads what is to be imported.
 
     Args:
-        file: the file.
+        source: a file of vectors, or the directory of an adapter.
+        options: what vectors mean.
+
+    Raises:
+        InputError: see `read_source_file` and `read_adapter_source`; or the options do not say what it means.
+    """
+    form = check_source_file(source)
+    options.meaning(form, source.name)
+    return read_adapter_source(source) if form == ADAPTER_FORM else read_source_file(source)
+
+
+def imported_edit(source: SourceFile | AdapterSource, base: Base, options: ImportOptions) -> SpectralEdit:
+    """Like `import_edit`, with a source that was read and a model that is open.
+
+    Args:
+        source: what `read_source` gave.
         base: the model.
-        options: what the vectors mean.
+        options: what vectors mean.
 
     Raises:
         InputError: see `import_edit`.
     """
+    if isinstance(source, AdapterSource):
+        return adapter_edit(source, base, options.coefficient)
+    return _edit_of_vectors(source, base, options)
+
+
+def _edit_of_vectors(file: SourceFile, base: Base, options: ImportOptions) -> SpectralEdit:
     model = base.skeleton
     meaning = options.meaning(file.form, file.name)
     layer_count = len(decoder_layers(model)[1])

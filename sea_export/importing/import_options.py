@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sea_export.errors import InputError
-from sea_export.importing.source_forms import CONTROL_VECTOR_FORM
+from sea_export.importing.source_forms import ADAPTER_FORM, CONTROL_VECTOR_FORM
 from sea_export.options import check_strength, check_values, option
 
 __all__ = ["ImportOptions"]
@@ -28,7 +28,9 @@ class ImportOptions:
         name="as",
     )
     coefficient: float = option(
-        1.0, "What added vectors are multiplied by, or the share that is removed: the strength of the edit."
+        1.0,
+        "What added vectors, or the changes of an adapter, are multiplied by, or the share that is removed: the "
+        "strength of the edit.",
     )
     layers: str | None = option(
         None,
@@ -77,9 +79,21 @@ class ImportOptions:
             name: its name, for the message.
 
         Raises:
-            InputError: nothing says it.
+            InputError: nothing says it, or an option says of an adapter what it says itself.
         """
+        if form == ADAPTER_FORM:
+            self._check_adapter(name)
+            return "adapter"
         meaning = self.as_ or ("add" if form == CONTROL_VECTOR_FORM else None)
         if meaning is None:
             raise InputError(f"--as: {name} does not say what its vectors mean. Choose add, ablate, project or keep.")
         return meaning
+
+    def _check_adapter(self, name: str) -> None:
+        for field in fields(self):
+            if field.name != "coefficient" and getattr(self, field.name) != field.default:
+                option_name = field.name.strip("_").replace("_", "-")
+                raise InputError(
+                    f"--{option_name}: {name} is an adapter, which says itself what it changes, and where. Leave the "
+                    "option out; save has --only and --except."
+                )

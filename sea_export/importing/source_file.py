@@ -13,7 +13,7 @@ from sea_export.errors import InputError
 from sea_export.files.digests import file_digest
 from sea_export.files.reading import read_json
 from sea_export.importing.array_files import read_npy, read_npz
-from sea_export.importing.source_forms import CONTROL_VECTOR_FORM, check_source_file
+from sea_export.importing.source_forms import ADAPTER_FORM, CONTROL_VECTOR_FORM, check_source_file
 from sea_export.model.gguf_model import check_gguf_package
 from sea_export.model.pickled_weights import is_stored, load_pickle
 from sea_export.model.safetensors_header import read_header
@@ -50,6 +50,8 @@ def read_source_file(path: Path) -> SourceFile:
             numbers, or needs code to be run.
     """
     form = check_source_file(path)
+    if form == ADAPTER_FORM:
+        raise InputError(f"{path}: it is an adapter, and not a file of vectors. Give a file.")
     arrays = {name: tensor.double() for name, tensor in _READERS[form](path).items()}
     if not arrays:
         raise InputError(f"{path}: it holds no array of numbers. Give a file of vectors.")

@@ -1,4 +1,4 @@
-"""The forms of files from which vectors are imported, told by their names. Nothing here needs torch."""
+"""The forms of what is imported, files of vectors and adapters, told by their names. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 from sea_export.errors import InputError
 from sea_export.files.nearest_name import missing
+from sea_export.model.adapter_files import ADAPTER_CONFIG
 
-__all__ = ["CONTROL_VECTOR_FORM", "MAXIMUM_BYTES", "check_source_file"]
+__all__ = ["ADAPTER_FORM", "CONTROL_VECTOR_FORM", "MAXIMUM_BYTES", "check_source_file"]
 
+ADAPTER_FORM = "PEFT adapter"
 CONTROL_VECTOR_FORM = "GGUF control vector"
 MAXIMUM_BYTES = 1 << 27
 """The most bytes of numbers that are read: many times those of a vector for each layer of the largest models."""
@@ -26,22 +28,21 @@ _FORMS = {
 
 
 def check_source_file(path: Path) -> str:
-    """The form of a file that is to be imported, by its name.
+    """The form of what is to be imported, by its name.
 
     Args:
-        path: the file.
+        path: a file of vectors, or the directory of an adapter.
 
     Raises:
         InputError: it does not exist, or is of no form that can be imported.
     """
     if not path.exists():
-        raise missing(path, "Give a file of vectors.")
-    if (path / "adapter_config.json").exists():
-        raise InputError(
-            f"{path}: it is an adapter. What a LoRA adds depends on what a module reads, and an edit changes what a "
-            "module gives, so that it cannot hold one. Merge the adapter into its base with PEFT's merge_and_unload."
-        )
-    if path.is_dir() or path.suffix.lower() not in _FORMS:
+        raise missing(path, "Give a file of vectors, or the directory of an adapter.")
+    if (path / ADAPTER_CONFIG).exists():
+        return ADAPTER_FORM
+    if path.is_dir():
+        raise InputError(f"{path}: it has no {ADAPTER_CONFIG}. Give the directory of an adapter, or a file of vectors.")
+    if path.suffix.lower() not in _FORMS:
         raise InputError(f"{path}: it is no file of vectors. Give one that ends in {', '.join(_FORMS)}.")
     if path.stat().st_size > MAXIMUM_BYTES:
         raise InputError(

@@ -34,7 +34,9 @@ __all__ = [
     "find_output_projections",
     "hidden_size",
     "layers_with",
+    "linear_weight",
     "position_limit",
+    "shared_parameters",
 ]
 
 
@@ -194,7 +196,7 @@ def find_output_projections(model: PreTrainedModel, targets: Iterable[Target]) -
     """
     list_name, layers = decoder_layers(model)
     size = hidden_size(model.config)
-    shared = _shared_parameters(model)
+    shared = shared_parameters(model)
     stacked = any(parameter.ndim > 2 and "experts" in name for name, parameter in layers.named_parameters())
     projections = []
     for target in targets:
@@ -303,7 +305,7 @@ def _named_weights(
             if isinstance(weight, Tensor) and weight.ndim > 2:
                 yield _experts_weight(module, module_name, name, "weight", size)
             elif _is_linear(child) or weight is not None:
-                yield _linear_weight(full_name, child)
+                yield linear_weight(full_name, child)
         for leaf, parameter in child.named_parameters(recurse=False):
             if leaf in wanted and parameter.ndim > 1:
                 yield _experts_weight(module, module_name, name, leaf, size)
@@ -343,7 +345,16 @@ def _is_linear(module: nn.Module) -> bool:
     return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
-def _linear_weight(name: str, module: nn.Module) -> tuple[ProjectionWeight, int]:
+def linear_weight(name: str, module: nn.Module) -> tuple[ProjectionWeight, int]:
+    """The weight of a linear map, and the number of its outputs.
+
+    Args:
+        name: the name of the module in its model.
+        module: the module.
+
+    Raises:
+        InputError: it is not a linear map of a known layout.
+    """
     if _is_linear(module):
         output_dim, outputs = -2, int(module.out_features)  # type: ignore[arg-type]
     elif type(module).__name__ == "Conv1D":  # GPT-2's transposed linear map, from transformers.pytorch_utils
@@ -356,8 +367,12 @@ def _linear_weight(name: str, module: nn.Module) -> tuple[ProjectionWeight, int]
     return ProjectionWeight(f"{name}.weight", output_dim, bias), outputs
 
 
-def _shared_parameters(model: nn.Module) -> dict[str, str]:
-    """The names of parameters that share their tensor with another one, each with the name of that other one."""
+def shared_parameters(model: nn.Module) -> dict[str, str]:
+    """The names of parameters that share their tensor with another one, each with the name of that other one.
+
+    Args:
+        model: the model, on any device (`meta` included).
+    """
     first: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

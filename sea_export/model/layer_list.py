@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sea_export.errors import InputError
-from sea_export.model.targets import Target
 
 __all__ = ["LayerChoice", "kept_by_signature", "layers_of_edit"]
 
@@ -84,18 +83,17 @@ def _check_number(number: int, text: str, count: int) -> None:
         raise InputError(f"--layers: {text} asks for {number} layers, and the model has {count}. Choose 1 to {count}.")
 
 
-def layers_of_edit(targets: Sequence[Target], text: str, option: str = "--layers") -> tuple[int, ...]:
+def layers_of_edit(edited: Sequence[int], text: str, option: str = "--layers") -> tuple[int, ...]:
     """Those edited layers that a list names.
 
     Args:
-        targets: those of the edit, sorted.
+        edited: the numbers of the decoder layers in which the edit changes anything, sorted.
         text: `all`, or a list such as `last:6,10-20`, where the layers end with the last edited one.
         option: the option that the list is the value of, for messages.
 
     Raises:
         InputError: the list is not understood, or names no edited layer.
     """
-    edited = tuple(dict.fromkeys(target.layer for target in targets if target.in_decoder))
     if not edited:
         raise InputError(f"{option}: the edit changes no decoder layer, so that there is none to choose. Leave it out.")
     if text.startswith("signature:"):

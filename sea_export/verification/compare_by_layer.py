@@ -142,10 +142,6 @@ def _logits_by_layer(
 
         return advance_together(turns())
 
-    def part(layer: int | None) -> SpectralEdit | None:
-        edits = edit.layers.part(layer)
-        return SpectralEdit(edits) if edits else None
-
     decoder = model.base_model
     states = HiddenStates(source.layer_device, directory=None)
     stop_before_the_head: dict[object, tuple[nn.Module, ForwardHook]] = {
@@ -156,12 +152,12 @@ def _logits_by_layer(
             stack.callback(one.close)
         stack.enter_context(stops_installed(model, states, stop_before_the_head))
         with source.embedding():
-            stop = advance(model, part(None))
+            stop = advance(model, edit.part(None))
         while isinstance(stop, int):
             with source.layer(stop):
-                stop = advance(model, part(stop))
+                stop = advance(model, edit.part(stop))
         with source.head():
-            advance(model)
+            advance(model, edit.part_of_head())
     return logits
 
 

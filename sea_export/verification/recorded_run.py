@@ -126,10 +126,12 @@ class RecordedRun:
                 "does not name that one, so that the run cannot be repeated. Fit the edit again."
             )
         if imported := next((member["imported"] for member in members if "imported" in member), None):
+            adapter = imported["meaning"] == "adapter"
             raise InputError(
-                f"{MANIFEST}: the edit was imported from {imported['source']} (SHA-256 {imported['sha256'][:12]}…), "
-                f"and not fitted. Import that file again, as {imported['meaning']} with coefficient "
-                f"{imported['coefficient']:g}, and bake it with sea-export save."
+                f"{MANIFEST}: the edit was imported from {imported['source']} (SHA-256 {imported['sha256'][:12]}…"
+                f"{' of its weights' if adapter else ''}), and not fitted. Import that "
+                f"{'adapter' if adapter else 'file'} again, {'' if adapter else 'as ' + imported['meaning'] + ' '}with "
+                f"coefficient {imported['coefficient']:g}, and bake it with sea-export save."
             )
         if not all({"options", "demonstrations", "computation"} <= member.keys() for member in members):
             raise InputError(

@@ -14,7 +14,8 @@ from torch import Tensor
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_plan import AdapterPlan
-from sea_export.export.adapter.build import PREFIX, EditedWeight, edited_weights, read_weight
+from sea_export.export.adapter.build import PREFIX, edited_weights, read_weight
+from sea_export.export.adapter.edited_weight import ChangedWeight, EditedWeight
 from sea_export.export.adapter.parameter_lora import parameter_change
 from sea_export.export.formats import TensorCheck
 from sea_export.files.reading import check_contained
@@ -79,7 +80,7 @@ def check_adapter_weights(directory: Path, edit: SpectralEdit, plan: AdapterPlan
     tolerance = _TOLERANCE if plan.stored_weights else _QUANTIZED_TOLERANCE
     allowed = {module.module: module.relative_error for module in adapter.modules}
     largest, wrong = 0.0, []
-    for part in edited_weights(edit, plan.projections, plan.read):
+    for part in edited_weights(edit, plan.projections, plan.read, plan.weights):
         if part.module not in allowed:
             continue
         weight = read_weight(part.weight, plan.read)
@@ -133,7 +134,7 @@ def read_adapter(directory: Path, plan: AdapterPlan) -> tuple[dict[str, Any], di
 
 
 def _adapted_weight(
-    weight: Tensor, part: EditedWeight, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+    weight: Tensor, part: EditedWeight | ChangedWeight, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> Tensor:
     own = {name: tensors.get(f"{PREFIX}{part.module}.{name}") for name in _NAMES}
     b, a, magnitude = own["lora_B.weight"], own["lora_A.weight"], own["lora_magnitude_vector.weight"]
@@ -152,7 +153,7 @@ def _adapted_weight(
 _NAMES = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight")
 
 
-def _same_bias(part: EditedWeight, tensors: Mapping[str, Tensor]) -> bool:
+def _same_bias(part: EditedWeight | ChangedWeight, tensors: Mapping[str, Tensor]) -> bool:
     stored = tensors.get(f"{PREFIX}{part.module}.lora_B.bias")
     expected = part.constant
     if stored is None:

@@ -70,7 +70,7 @@ class _Adapter:
             )
         targets = tuple(targets)
         check_blocks_alone(targets, self.name)
-        stored = find_stored_projections(targets, base, needs_bias=needs.constant)
+        stored = find_stored_projections(targets, base, needs_bias=needs.constant, weights=needs.weights)
         scaled = needs.row_scales and options.adapter_rank is None
         check_adapter(base, stored, needs_bias=needs.constant, scaled=scaled)
         return stored

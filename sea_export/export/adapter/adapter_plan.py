@@ -18,7 +18,7 @@ from sea_export.export.adapter.build import Adapter, build_adapter, check_parame
 from sea_export.export.stored_layout import StoredParameter
 from sea_export.export.stored_projections import StoredProjections
 from sea_export.model.adapter_files import ADAPTER_CONFIG
-from sea_export.model.architecture import OutputProjection, hidden_size
+from sea_export.model.architecture import OutputProjection, ProjectionWeight, hidden_size
 from sea_export.model.base import Base
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class AdapterPlan:
 
     adapter: Adapter
     projections: tuple[OutputProjection, ...]
+    weights: tuple[ProjectionWeight, ...]
+    """The weights that the edit changes by themselves."""
     read: Callable[[str], Tensor]
     """Reads a parameter of the base by its name in the model."""
     rank_cap: int | None
@@ -162,21 +164,30 @@ def plan_adapter(
     """
     parameters = stored.parameters
     read: Callable[[str], Tensor] = _CheckpointReader(base, parameters) if parameters else _ModelReader(load())
+    of_outputs = (weight for projection in stored.projections for weight in projection.weights)
     weights = tuple(
         part
-        for projection in stored.projections
-        for weight in projection.weights
+        for weight in (*of_outputs, *stored.weights)
         if weight.name in parameters
         for part in parameters[weight.name].parts
     )
     spans = [base.checkpoint.tensors[name] for name in weights]
+    edit.weight_changes.check_shapes(stored.model)
     adapter = build_adapter(
-        edit, stored.projections, read, base=_location(base), revision=base.revision, rank=rank, pad=pad
+        edit,
+        stored.projections,
+        read,
+        base=_location(base),
+        revision=base.revision,
+        rank=rank,
+        pad=pad,
+        weights=stored.weights,
     )
     _check_names(adapter, stored.model)
     return AdapterPlan(
         adapter=adapter,
         projections=stored.projections,
+        weights=stored.weights,
         read=read,
         rank_cap=rank,
         stored_weights=weights,
@@ -214,9 +225,12 @@ def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
 
 def _lora_scale_strength(edit: SpectralEdit, adapter: Adapter) -> float | None:
     layers = [layer for product in edit.layers.values() for layer in product]
-    strengths = {layer.strength for layer in layers}
+    changes = [change for product in edit.weight_changes.values() for change in product]
+    strengths = {one.strength for one in (*layers, *changes)}
     scaled = any(layer.scale is not None or layer.identity != 1 for layer in layers)
-    if scaled or not adapter.exact or len(layers) != len(edit.layers) or len(strengths) != 1:
+    scaled |= any(change.scale is not None for change in changes)
+    products = len(layers) + len(changes) != len(edit.layers) + len(edit.weight_changes)
+    if scaled or not adapter.exact or products or len(strengths) != 1:
         return None
     return strengths.pop()
 

@@ -14,6 +14,8 @@ The constants t = M' b + shift - b, of biases b and of `center="affine"`, go int
 to B. With DoRA this bias would be part of the norms at run time, but not in a merge. So for DoRA the biases of the base
 are replaced (PEFT's `bias="lora_only"`). Where the base has none, a scaled edit with a constant is refused.
 
+A weight that the edit changes by itself, W' = D W + L R = D (W + D⁻¹ L R), has the same two forms.
+
 Stacked weights of experts become PEFT's `target_parameters` (`sea_export.export.adapter.parameter_lora`), which have
 neither DoRA nor biases. In models with such experts the other weights of MLPs become `target_parameters` too, because
 PEFT treats weights of some names as experts.
@@ -29,10 +31,12 @@ import torch
 from torch import Tensor
 
 from sea_export.edit.factors import best_factors
-from sea_export.edit.low_rank import LowRankEdit, low_rank_edit
+from sea_export.edit.low_rank import low_rank_edit
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.weight_change import WeightFactors
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
+from sea_export.export.adapter.edited_weight import ChangedWeight, EditedWeight
 from sea_export.export.adapter.parameter_lora import experts_of, parameter_factors, with_rank
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
 
@@ -40,7 +44,6 @@ __all__ = [
     "PREFIX",
     "AdaptedModule",
     "Adapter",
-    "EditedWeight",
     "build_adapter",
     "check_parameters",
     "edited_weights",
@@ -55,40 +58,6 @@ _FACTORS = ("lora_A.weight", "lora_B.weight")
 
 # A row of W + B A is zero, apart from float32 rounding, if its norm is below this share of the norms of its terms.
 _ROUNDING = 1e-6
-
-
-@dataclass(frozen=True)
-class EditedWeight:
-    """One weight that gives an edited output, and its edit."""
-
-    weight: ProjectionWeight
-    edit: LowRankEdit
-    bias: Tensor | None
-    """(d,) the edited bias b', where the base has one."""
-    constant: Tensor | None
-    """(d,) b' - b; None if it is zero."""
-    is_parameter: bool
-    """Whether PEFT has to adapt the parameter (`target_parameters`), and not the linear map."""
-
-    @property
-    def module(self) -> str:
-        """The name in the model of the linear map, or of the module that holds the experts."""
-        return self.weight.module
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether plain LoRA would need the full rank."""
-        return self.edit.identity != 1 or bool((self.edit.scale != 1).any())
-
-    @property
-    def changes_anything(self) -> bool:
-        """Whether the edit is not the identity."""
-        return self.is_scaled or self.constant is not None or bool((self.edit.left != 0).any())
-
-    def fold(self, weight: Tensor) -> Tensor:
-        """The edited weight W' (..., d, m) of a weight W (..., d, m), both float64."""
-        edit = self.edit
-        return edit.scale[:, None] * (edit.identity * weight + edit.left @ (edit.right @ weight))
 
 
 @dataclass(frozen=True)
@@ -139,6 +108,7 @@ def build_adapter(
     revision: str | None = None,
     rank: int | None = None,
     pad: bool = True,
+    weights: Sequence[ProjectionWeight] = (),
 ) -> Adapter:
     """Makes the adapter that computes the edit on its base.
 
@@ -152,12 +122,13 @@ def build_adapter(
         rank: the largest rank allowed; None for an exact adapter.
         pad: whether all modules get the same rank, with zeros. Some programs (vLLM, llama.cpp's converter) read one
             rank and one alpha for all of them.
+        weights: those that the edit changes by themselves.
 
     Raises:
         InputError: the edit is not linear, has another hidden size than the base, or no adapter can hold it exactly.
         SeaExportError: a value of the adapter is not finite, or the adapter would change nothing.
     """
-    adapted = edited_weights(edit, projections, read)
+    adapted = edited_weights(edit, projections, read, weights)
     scaled = any(part.is_scaled for part in adapted) and rank is None
     constant = any(part.constant is not None for part in adapted)
     if rank is None:
@@ -175,7 +146,9 @@ def build_adapter(
         parts = [_dora(part, read, with_bias=constant) for part in adapted]
     else:
         parts = [
-            _parameter_lora(part, read, rank) if part.is_parameter else _lora(part, read, rank, with_bias=constant)
+            _parameter_lora(part, read, rank)
+            if isinstance(part, EditedWeight) and part.is_parameter
+            else _lora(part, read, rank, with_bias=constant)
             for part in adapted
         ]
     modules = tuple(module for module, _ in parts)
@@ -220,14 +193,21 @@ def build_adapter(
 
 
 def edited_weights(
-    edit: SpectralEdit, projections: Sequence[OutputProjection], read: Callable[[str], Tensor]
-) -> list[EditedWeight]:
-    """The weights that give the outputs of an edit's targets, each with its edit.
+    edit: SpectralEdit,
+    projections: Sequence[OutputProjection],
+    read: Callable[[str], Tensor],
+    weights: Sequence[ProjectionWeight],
+) -> list[EditedWeight | ChangedWeight]:
+    """The weights that give the outputs of an edit's targets, each with its edit, and those that are changed by
+    themselves.
 
     Arguments and errors are those of `build_adapter`.
     """
     edit.check_sizes(projections)
-    return [_edited(weight, projection, edit, read) for projection in projections for weight in projection.weights]
+    return [
+        *(_edited(weight, projection, edit, read) for projection in projections for weight in projection.weights),
+        *(ChangedWeight(weight, WeightFactors.of(edit.weight_changes[weight.module])) for weight in weights),
+    ]
 
 
 def _edited(
@@ -254,9 +234,9 @@ def _edited(
     )
 
 
-def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
+def _check_exact(adapted: Sequence[EditedWeight | ChangedWeight], scaled: bool) -> None:
     for part in adapted:
-        if part.edit.identity == 0:
+        if part.keeps_nothing:
             raise InputError(NO_EXACT_ADAPTER)
         if scaled and part.constant is not None and part.bias is None:
             raise InputError(no_place_for_constant(part.weight))
@@ -297,14 +277,14 @@ def no_place_for_constant(weight: ProjectionWeight) -> str:
 
 
 def _lora(
-    part: EditedWeight, read: Callable[[str], Tensor], rank: int | None, *, with_bias: bool
+    part: EditedWeight | ChangedWeight, read: Callable[[str], Tensor], rank: int | None, *, with_bias: bool
 ) -> tuple[AdaptedModule, dict[str, Tensor]]:
     weight = read_weight(part.weight, read)
     if part.is_scaled:
         left = torch.eye(weight.shape[0], dtype=torch.float64)
         right = part.fold(weight) - weight
     else:
-        left, right = part.edit.left, part.edit.right @ weight
+        left, right = part.low_rank(weight)
     factors = best_factors(left, right, rank)
     tensors = {"lora_A.weight": factors.a, "lora_B.weight": factors.b}
     if with_bias:
@@ -314,10 +294,10 @@ def _lora(
 
 
 def _dora(
-    part: EditedWeight, read: Callable[[str], Tensor], *, with_bias: bool
+    part: EditedWeight | ChangedWeight, read: Callable[[str], Tensor], *, with_bias: bool
 ) -> tuple[AdaptedModule, dict[str, Tensor]]:
     weight = read_weight(part.weight, read)
-    factors = best_factors(part.edit.left, part.edit.right @ weight, None)
+    factors = best_factors(*part.low_rank(weight), None)
     # The norms are those of the rounded factors, because they are what PEFT divides by.
     b, a = factors.b.float().double(), factors.a.float().double()
     change = b @ a
@@ -331,7 +311,7 @@ def _dora(
         "lora_A.weight": a,
         "lora_B.weight": b,
         # PEFT saves it without ".weight" and reads both names. Transformers 5 finds it only with ".weight".
-        "lora_magnitude_vector.weight": part.edit.scale * norms,
+        "lora_magnitude_vector.weight": part.scale * norms,
     }
     if with_bias and part.bias is not None:
         tensors["base_layer.bias"] = part.bias

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_blocks_alone
+from sea_export.export.formats import (
+    BaseMoved,
+    EditInMemory,
+    EditNeeds,
+    ExportFormat,
+    TensorCheck,
+    check_blocks_alone,
+    check_outputs_alone,
+)
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
@@ -54,6 +62,7 @@ class _CustomCode:
             )
         targets = tuple(targets)
         check_blocks_alone(targets, self.name)
+        check_outputs_alone(needs, self.name, "Choose --format merged or adapter.")
         return find_edited_modules(targets, base)
 
     def plan(

@@ -20,6 +20,7 @@ from sea_export.export.formats import (
     TensorCheck,
     check_blocks_alone,
     check_foldable,
+    check_outputs_alone,
 )
 from sea_export.export.gguf_adapter.gguf_adapter_limits import NO_ROW_SCALES
 from sea_export.options import ExportOptions, FitOptions
@@ -65,6 +66,9 @@ class _GgufAdapter:
 
         targets = tuple(targets)
         check_blocks_alone(targets, self.name)
+        check_outputs_alone(
+            needs, self.name, "Choose --format adapter, and convert that with convert_lora_to_gguf.py of llama.cpp."
+        )
         return locate_for_llama_cpp(base, targets, needs)
 
     def plan(

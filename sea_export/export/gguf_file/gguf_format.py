@@ -20,6 +20,7 @@ from sea_export.export.formats import (
     TensorCheck,
     check_blocks_alone,
     check_foldable,
+    check_outputs_alone,
 )
 from sea_export.options import ExportOptions, FitOptions
 
@@ -68,6 +69,9 @@ class _Gguf:
 
         targets = tuple(targets)
         check_blocks_alone(targets, self.name)
+        check_outputs_alone(
+            needs, self.name, "Choose --format merged, and convert that with convert_hf_to_gguf.py of llama.cpp."
+        )
         return locate_in_gguf(base, _gguf_of(base), targets, needs, options)
 
     def plan(

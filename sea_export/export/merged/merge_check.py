@@ -12,12 +12,14 @@ from torch import Tensor
 
 from sea_export.edit.fold import fold_parameters, with_parameters
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.weight_fold import fold_changes
 from sea_export.export.formats import SIDE_FILES_OF_CONVERTED, StorageError, TensorCheck
 from sea_export.export.merged.merge_plan import MergePlan
 from sea_export.export.merged.merge_writer import changed_files
 from sea_export.model.architecture import OutputProjection
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import CheckpointDifference, compare_checkpoints, same_layout
+from sea_export.model.linear_modules import find_linear_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +45,10 @@ def with_folded_weights(
     folded: dict[str, Tensor] = {}
     for projection in projections:
         folded |= fold_parameters(projection, edit.layers[projection.target], parameters)
+    for weight in find_linear_weights(model, edit.weight_changes):
+        folded[weight.name] = fold_changes(
+            parameters[weight.name], edit.weight_changes[weight.module], weight.output_dim
+        )
     with with_parameters(model, folded):
         yield
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from sea_export.edit.fold import bias_roundings, fold_bias, fold_tensor, tensor_roundings
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.weight_change import WeightChange
+from sea_export.edit.weight_fold import fold_changes, folded_roundings
 from sea_export.errors import InputError
 from sea_export.export.merged.requantized_fold import RequantizedFold
 from sea_export.export.stored_layout import StoredParameter
@@ -115,10 +117,11 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, base: Base) -> Mer
         base: the base.
 
     Raises:
-        InputError: the edit has another hidden size than the base.
+        InputError: the edit has another hidden size than the base, or a weight that it changes cannot be changed where
+            it is stored.
     """
     edit.check_sizes(stored.projections)
-    edits: dict[str, Fold] = {}
+    edits: dict[str, Fold] = dict(_weight_folds(edit, stored))
     requantized: dict[str, RequantizedFold] = {}
     dtype = _dtype_of(next(iter(stored.parameters.values())).parts[0], stored, base)
     additions = {name: torch.zeros(bias.shape, dtype=dtype) for name, bias in stored.new_biases.items()}
@@ -144,6 +147,25 @@ def plan_merge(edit: SpectralEdit, stored: StoredProjections, base: Base) -> Mer
     }
     untied, switched = _untied_head(stored, base)
     return MergePlan(edits, additions | untied, {**stored.config_changes, **switched}, requantized, parameters)
+
+
+def _weight_folds(edit: SpectralEdit, stored: StoredProjections) -> Iterator[tuple[str, _ChangeFold]]:
+    """The stored weights that are changed by themselves, each with its fold."""
+    edit.weight_changes.check_shapes(stored.model)
+    for weight in stored.weights:
+        parameter, changes = stored.parameters[weight.name], edit.weight_changes[weight.module]
+        part = parameter.parts[0]
+        if not parameter.is_plain:
+            raise InputError(
+                f"{weight.name}: it is stored as {part}, which transformers converts, so that its change cannot be "
+                "folded into what is stored. Choose --format adapter."
+            )
+        if part in stored.quantized:
+            raise InputError(
+                f"{weight.name}: it is stored quantized, and the change of a weight is not folded into that. Choose "
+                "--dequantize instead of --requantize, or --format adapter."
+            )
+        yield part, _ChangeFold(changes, weight.output_dim)
 
 
 def _untied_head(stored: StoredProjections, base: Base) -> tuple[dict[str, Tensor], dict[str, bool]]:
@@ -177,6 +199,18 @@ class _WeightFold:
 
     def roundings(self, stored: Tensor) -> tuple[Tensor, Tensor]:
         return tensor_roundings(stored, self.edits, self.output_dim)
+
+
+@dataclass(frozen=True)
+class _ChangeFold:
+    changes: Sequence[WeightChange]
+    output_dim: int
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        return fold_changes(stored, self.changes, self.output_dim)
+
+    def roundings(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        return folded_roundings(stored, self.changes, self.output_dim)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,12 @@ class _Merged:
         quantized = quantized_weights(base) if options.requantize else None
         components = needs.constant_components if needs.constant else frozenset()
         stored = find_stored_projections(
-            targets, base, needs_bias=needs.constant, components=components, quantized=quantized
+            targets,
+            base,
+            needs_bias=needs.constant,
+            components=components,
+            quantized=quantized,
+            weights=needs.weights,
         )
         if needs.constant:
             stored = with_new_biases(stored, base, components)
