@@ -33,7 +33,8 @@ def one_line(layers: Mapping[Target, Sequence[LayerEdit]], changes: ChangedWeigh
     )
     edits = [edit for own in layers.values() for edit in own]
     of_weights = [change for own in changes.values() for change in own]
-    strengths = " and ".join(f"{strength:.4g}" for strength in sorted({one.strength for one in (*edits, *of_weights)}))
+    values = {edit.strength for edit in edits} | {change.strength for change in of_weights}
+    strengths = " and ".join(f"{strength:.4g}" for strength in sorted(values))
     measured = [edit.relative_change for edit in edits if edit.relative_change is not None]
     change = f"; relative change {max(measured):.1%}" if measured else ""
     size = f"; hidden size {edits[0].size}" if edits else ""

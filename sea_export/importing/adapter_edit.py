@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from sea_export.edit.edited_layers import EditedLayers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.edit.weight_change import WeightChange
 from sea_export.errors import InputError, refused_by_library
-from sea_export.export.stored_layout import stored_layout
+from sea_export.export.stored_layout import StoredLayout, stored_layout
 from sea_export.fitting.fit_base import with_weight_digests
 from sea_export.importing.adapter_source import AdapterSource
 from sea_export.model.architecture import ProjectionWeight, decoder_layers
@@ -62,9 +62,10 @@ def adapter_edit(source: AdapterSource, base: Base, strength: float) -> Spectral
     """
     _warn_of_other_base(source, base)
     model = base.skeleton
-    layers = _peft_layers(source, model)
-    weights = find_linear_weights(model, layers)
     layout = stored_layout(model, base.checkpoint)
+    layers, copies = _peft_layers(source, model)
+    _check_copies(source, base, copies, layout)
+    weights = find_linear_weights(model, layers)
     changes = {}
     for weight in weights:
         stored = None
@@ -103,8 +104,9 @@ def _warn_of_other_base(source: AdapterSource, base: Base) -> None:
         logger.warning("%s: the adapter was made for %s, and not for %s.", source.name, source.base, base.name)
 
 
-def _peft_layers(source: AdapterSource, model: PreTrainedModel) -> dict[str, Linear]:
-    """The layers that PEFT makes of the adapter, with its tensors in them, by the names of the linear maps."""
+def _peft_layers(source: AdapterSource, model: PreTrainedModel) -> tuple[dict[str, Linear], dict[str, Tensor]]:
+    """What PEFT makes of the adapter: its layers, with the tensors in them, by the names of the linear maps; and the
+    parameters of the base that it replaces, by name."""
     runnable = with_random_weights(model)
     with (
         warnings.catch_warnings(),
@@ -112,14 +114,20 @@ def _peft_layers(source: AdapterSource, model: PreTrainedModel) -> dict[str, Lin
     ):
         warnings.simplefilter("ignore")  # about layouts of weights that PEFT then sets right by itself
         adapted: Any = get_peft_model(runnable, source.config, low_cpu_mem_usage=True)
+        own = dict(adapted.get_base_model().named_parameters())
         report: Any = set_peft_model_state_dict(adapted, dict(source.tensors), low_cpu_mem_usage=True)
     if report.unexpected_keys:
         raise InputError(
             f"{source.name}: it has a tensor {report.unexpected_keys[0]}, which belongs to no module of the model that "
             "its config names. Give the model that the adapter was made for."
         )
+    replaced = {
+        name.replace(".base_layer.", "."): parameter.detach()
+        for name, parameter in adapted.get_base_model().named_parameters()
+        if own[name] is not parameter and not any(part.startswith("lora_") for part in name.split("."))
+    }
     found = {}
-    used = 0
+    used = len(replaced)
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
             if type(module) is not Linear:
@@ -137,14 +145,27 @@ def _peft_layers(source: AdapterSource, model: PreTrainedModel) -> dict[str, Lin
         raise InputError(
             f"{source.name}: it has {len(source.tensors)} tensors, and PEFT uses {used} of them. Get the adapter again."
         )
-    return found
+    return found, replaced
+
+
+def _check_copies(source: AdapterSource, base: Base, copies: Mapping[str, Tensor], layout: StoredLayout) -> None:
+    """Refuses an adapter with other weights of the base than the base has. PEFT saves the head and the embedding too,
+    where an adapter changes them."""
+    for name, copy in copies.items():
+        stored = None if base.is_quantized else layout.find(name, -2).read(base.checkpoint)
+        if stored is None or stored.shape != copy.shape or not torch.equal(stored.to(copy.dtype), copy):
+            raise InputError(
+                f"{source.name}: it replaces {name} of the model by another one, and only changes of linear maps by LoRA "
+                "and DoRA are imported. Merge the adapter into its base with PEFT's merge_and_unload."
+            )
 
 
 def _tensors(module: Linear) -> dict[str, Tensor]:
-    tensors = {"lora_A": module.lora_A[_ADAPTER].weight, "lora_B": module.lora_B[_ADAPTER].weight}
-    if _ADAPTER in module.lora_magnitude_vector:
-        tensors["lora_magnitude_vector"] = module.lora_magnitude_vector[_ADAPTER].weight
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    kinds = ("lora_A", "lora_B", "lora_magnitude_vector")
+    parts = {kind: module.get_submodule(kind) for kind in kinds}
+    return {
+        kind: part.get_parameter(f"{_ADAPTER}.weight").detach() for kind, part in parts.items() if len(list(part.parameters()))
+    }
 
 
 def _layer_of(weight: ProjectionWeight, model: PreTrainedModel) -> int | None:

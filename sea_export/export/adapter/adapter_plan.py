@@ -226,7 +226,7 @@ def _check_names(adapter: Adapter, model: PreTrainedModel) -> None:
 def _lora_scale_strength(edit: SpectralEdit, adapter: Adapter) -> float | None:
     layers = [layer for product in edit.layers.values() for layer in product]
     changes = [change for product in edit.weight_changes.values() for change in product]
-    strengths = {one.strength for one in (*layers, *changes)}
+    strengths = {layer.strength for layer in layers} | {change.strength for change in changes}
     scaled = any(layer.scale is not None or layer.identity != 1 for layer in layers)
     scaled |= any(change.scale is not None for change in changes)
     products = len(layers) + len(changes) != len(edit.layers) + len(edit.weight_changes)
