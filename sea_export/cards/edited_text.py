@@ -65,7 +65,7 @@ def _changed_weights(weights: Sequence[Mapping[str, Any]]) -> str:
         f"{kind} of layer{'s' if len(layers) > 1 else ''} {ranges_text(layers)}" for kind, layers in kinds.items()
     ]
     parts = [*of_layers, *dict.fromkeys(parts)]
-    return f"The weights of these linear maps are changed: {listed(parts)}, counted from 0." if parts else ""
+    return f"The weights of these linear maps are changed, of layers counted from 0: {listed(parts)}." if parts else ""
 
 
 def what_is_changed(manifest: Mapping[str, Any], *, spectral: bool) -> str:

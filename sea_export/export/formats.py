@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sea_export.edit.layer_form import why_unfoldable
 from sea_export.errors import InputError
 from sea_export.model.targets import COMPONENTS
 from sea_export.options import FORMATS, ExportOptions, FitOptions
@@ -35,9 +34,6 @@ __all__ = [
     "Located",
     "StorageError",
     "TensorCheck",
-    "check_blocks_alone",
-    "check_foldable",
-    "check_outputs_alone",
     "export_format",
     "formats",
 ]
@@ -378,38 +374,3 @@ def export_format(name: str) -> ExportFormat[Any, Any]:
 def formats() -> list[ExportFormat[Any, Any]]:
     """All formats, in the order of the registry."""
     return [export_format(name) for name in FORMATS]
-
-
-def check_blocks_alone(targets: Iterable[Target], format: str) -> None:
-    """Raises InputError for an edit of the embedding, which only a merge holds, in the format of another name."""
-    if not all(target.in_decoder for target in targets):
-        raise InputError(
-            f"--format: {format} cannot hold an edit of the embedding. Choose --format merged, or leave it out of the "
-            "edit."
-        )
-
-
-def check_outputs_alone(needs: EditNeeds, format: str, way_out: str) -> None:
-    """Raises InputError for an edit that changes weights by themselves, in a format that holds edits of outputs alone.
-
-    Args:
-        needs: what the edit needs.
-        format: the name of the format.
-        way_out: what to do instead, as a sentence.
-    """
-    if needs.weights:
-        raise InputError(
-            f"--format: {format} cannot hold an edit that changes weights by themselves, such as that of "
-            f"{needs.weights[0]}. {way_out}"
-        )
-
-
-def check_foldable(fit: FitOptions) -> None:
-    """Raises InputError if weights cannot hold the edit that a fit would make.
-
-    Args:
-        fit: the options of the fit.
-    """
-    reason = why_unfoldable(fit.feature_function, fit.edit.normalization)
-    if reason:
-        raise InputError(reason)

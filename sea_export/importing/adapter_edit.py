@@ -155,8 +155,8 @@ def _check_copies(source: AdapterSource, base: Base, copies: Mapping[str, Tensor
         stored = None if base.is_quantized else layout.find(name, -2).read(base.checkpoint)
         if stored is None or stored.shape != copy.shape or not torch.equal(stored.to(copy.dtype), copy):
             raise InputError(
-                f"{source.name}: it replaces {name} of the model by another one, and only changes of linear maps by LoRA "
-                "and DoRA are imported. Merge the adapter into its base with PEFT's merge_and_unload."
+                f"{source.name}: it replaces {name} of the model by another one, and only changes of linear maps by "
+                "LoRA and DoRA are imported. Merge the adapter into its base with PEFT's merge_and_unload."
             )
 
 
@@ -164,7 +164,9 @@ def _tensors(module: Linear) -> dict[str, Tensor]:
     kinds = ("lora_A", "lora_B", "lora_magnitude_vector")
     parts = {kind: module.get_submodule(kind) for kind in kinds}
     return {
-        kind: part.get_parameter(f"{_ADAPTER}.weight").detach() for kind, part in parts.items() if len(list(part.parameters()))
+        kind: part.get_parameter(f"{_ADAPTER}.weight").detach()
+        for kind, part in parts.items()
+        if len(list(part.parameters()))
     }
 
 

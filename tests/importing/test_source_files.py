@@ -201,7 +201,7 @@ def test_directories_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=naming(tmp_path)):
         read_source_file(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=naming("adapter", "merge_and_unload")):
+    with pytest.raises(InputError, match=naming("adapter", "file")):
         read_source_file(tmp_path)
 
 

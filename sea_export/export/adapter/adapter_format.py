@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
-from sea_export.export.formats import (
-    BaseMoved,
-    EditInMemory,
-    EditNeeds,
-    ExportFormat,
-    TensorCheck,
-    check_blocks_alone,
-    check_foldable,
-)
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck
+from sea_export.export.held_edits import check_blocks_alone, check_foldable
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.text import is_utf8
 

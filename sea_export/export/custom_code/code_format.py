@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import (
-    BaseMoved,
-    EditInMemory,
-    EditNeeds,
-    ExportFormat,
-    TensorCheck,
-    check_blocks_alone,
-    check_outputs_alone,
-)
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck
+from sea_export.export.held_edits import check_blocks_alone, check_outputs_alone
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:

@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.errors import InputError
-from sea_export.export.formats import (
-    BaseMoved,
-    EditInMemory,
-    EditNeeds,
-    ExportFormat,
-    TensorCheck,
-    check_blocks_alone,
-    check_foldable,
-    check_outputs_alone,
-)
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck
 from sea_export.export.gguf_adapter.gguf_adapter_limits import NO_ROW_SCALES
+from sea_export.export.held_edits import check_blocks_alone, check_foldable, check_outputs_alone
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck, check_foldable
+from sea_export.export.formats import BaseMoved, EditInMemory, EditNeeds, ExportFormat, TensorCheck
+from sea_export.export.held_edits import check_foldable
 from sea_export.options import ExportOptions, FitOptions
 
 if TYPE_CHECKING:
