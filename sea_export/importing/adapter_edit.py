@@ -64,8 +64,8 @@ def adapter_edit(source: AdapterSource, base: Base, strength: float) -> Spectral
     model = base.skeleton
     layout = stored_layout(model, base.checkpoint)
     layers, copies = _peft_layers(source, model)
-    _check_copies(source, base, copies, layout)
     weights = find_linear_weights(model, layers)
+    _check_copies(source, base, copies, layout)
     changes = {}
     for weight in weights:
         stored = None
@@ -152,7 +152,8 @@ def _check_copies(source: AdapterSource, base: Base, copies: Mapping[str, Tensor
     """Refuses an adapter with other weights of the base than the base has. PEFT saves the head and the embedding too,
     where an adapter changes them."""
     for name, copy in copies.items():
-        stored = None if base.is_quantized else layout.find(name, -2).read(base.checkpoint)
+        known = copy.ndim == 2 and not base.is_quantized
+        stored = layout.find(name, -2).read(base.checkpoint) if known else None
         if stored is None or stored.shape != copy.shape or not torch.equal(stored.to(copy.dtype), copy):
             raise InputError(
                 f"{source.name}: it replaces {name} of the model by another one, and only changes of linear maps by "
