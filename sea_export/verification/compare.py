@@ -255,13 +255,16 @@ def fixed_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return [sequence[:length] for sequence in tokens]
 
 
-def compared_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+def compared_logits(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, in_one_batch: bool = False
+) -> Tensor:
     """The logits of a model that are compared.
 
     Args:
         model: the model.
         sequences: token ids, all of one length. They are computed in one batch, but in half precision a few at a time:
             there a product with the whole vocabulary takes several times the memory of its result.
+        in_one_batch: whether they are so in half precision too, for a model that is run once, layer by layer.
 
     Returns:
         (sequences, compared tokens, vocabulary), float32, on the CPU.
@@ -269,7 +272,7 @@ def compared_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) 
     options: dict[str, Any] = {"use_cache": False}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = COMPARED_TOKENS + 1
-    at_once = len(sequences) if model.dtype.itemsize >= 4 else _AT_ONCE_IN_HALF_PRECISION
+    at_once = len(sequences) if in_one_batch or model.dtype.itemsize >= 4 else _AT_ONCE_IN_HALF_PRECISION
     batches = torch.tensor(sequences, device=next(model.parameters()).device).split(at_once)
     return torch.cat([compared(model(batch, **options).logits) for batch in batches])
 

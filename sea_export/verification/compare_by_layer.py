@@ -117,7 +117,7 @@ def _logits_by_layer(
     logits: dict[str, Tensor] = {}
 
     def run(variant: str) -> None:
-        logits[variant] = compared_logits(model, sequences)
+        logits[variant] = compared_logits(model, sequences, in_one_batch=True)
 
     variants = [_ROUNDED, _UNEDITED, _RUN_TIME, *([_IN_MEMORY] if export_in_memory else [])]
     passes = {variant: SuspendedPass(partial(run, variant)) for variant in variants}
