@@ -28,7 +28,7 @@ def write_adapter(directory: Path) -> Path:
         alpha_pattern={modules[1]: 3},
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(copy.deepcopy(tiny_model("llama")), config)
+    adapted = _with_random_factors(get_peft_model(copy.deepcopy(tiny_model("llama")), config), 3)
     adapted.peft_config["default"].base_model_name_or_path = "org/tiny"  # PEFT puts the name of the model there
     adapted.save_pretrained(directory, save_embedding_layers=False)
     return directory
@@ -47,7 +47,12 @@ def random_adapter(model: PreTrainedModel, directory: Path, *, seed: int = 3, **
         A copy of the model with the adapter on it, as PEFT runs it.
     """
     config = LoraConfig(task_type="CAUSAL_LM", **entries)
-    adapted = get_peft_model(copy.deepcopy(model), config)
+    adapted = _with_random_factors(get_peft_model(copy.deepcopy(model), config), seed)
+    adapted.save_pretrained(directory)
+    return adapted.eval()
+
+
+def _with_random_factors(adapted: PeftModel, seed: int) -> PeftModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -55,8 +60,7 @@ def random_adapter(model: PreTrainedModel, directory: Path, *, seed: int = 3, **
                 parameter.mul_(0.7 + 0.6 * torch.rand(parameter.shape, generator=generator))
             elif "lora_" in name:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    adapted.save_pretrained(directory)
-    return adapted.eval()
+    return adapted
 
 
 def change_config(directory: Path, **entries: Any) -> None:

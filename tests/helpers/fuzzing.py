@@ -29,11 +29,14 @@ from sea_export.demonstrations.chat_template import chat_texts
 from sea_export.demonstrations.demonstration import Demonstration, DemonstrationOrigin
 from sea_export.demonstrations.tokenize import tokenize
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.edit.stored_edit import DESCRIPTION_FILE, TENSORS_FILE
+from sea_export.edit.weight_fold import fold_changes
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.manifest import read_manifest
 from sea_export.files.digests import file_digests
 from sea_export.files.reading import read_json
 from sea_export.fitting.layer_choice import choose_targets
+from sea_export.importing.import_edit import imported_edit, read_source
 from sea_export.importing.import_options import ImportOptions
 from sea_export.importing.source_file import read_source_file
 from sea_export.importing.source_vectors import source_vectors
@@ -56,7 +59,7 @@ from tests.helpers.checkpoint_files import INDEX, tensors_of_many_dtypes
 from tests.helpers.fuzzed_hub import HUB_PROPERTIES
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.patch_files import description_of, patch_bytes, with_description
-from tests.helpers.template_folders import scratch_folder, template_folder
+from tests.helpers.template_folders import Kind, scratch_folder, template_folder
 from tests.helpers.tiny_edits import spectral_edit
 from tests.helpers.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.helpers.vector_files import VECTOR_LAYERS, VECTOR_SIZE, vector_file
@@ -114,6 +117,12 @@ def edit_of_any_description_is_read_or_refused(text: bytes) -> None:
         _use(SpectralEdit.load(folder))
 
 
+def edit_of_weights_is_read_or_refused(contents: bytes, file: str) -> None:
+    with scratch_folder(_OF_WEIGHTS) as folder:
+        (folder / file).write_bytes(contents)
+        _use(SpectralEdit.load(folder))
+
+
 def edit_of_any_tensors_is_read_or_refused(contents: bytes) -> None:
     with scratch_folder("edit") as folder:
         (folder / "sea_edit.safetensors").write_bytes(contents)
@@ -125,9 +134,16 @@ def _use(edit: SpectralEdit) -> None:
     for layers in edit.layers.values():
         for layer in layers:
             layer.apply(torch.ones(2, layer.size))
+    for changes in edit.weight_changes.values():
+        for change in changes:
+            outputs, inputs = change.shape
+            assert change.of_output(torch.ones(2, inputs), torch.ones(2, outputs)).shape == (2, outputs)
+            fold_changes(torch.ones(outputs, inputs), [change], -2)
     with scratch_folder() as folder:
         edit.save(folder)
-        assert SpectralEdit.load(folder).targets == edit.targets
+        again = SpectralEdit.load(folder)
+        assert again.targets == edit.targets
+        assert list(again.weight_changes) == list(edit.weight_changes)
 
 
 def adapter_is_applied_or_refused(contents: bytes, file: str) -> None:
@@ -138,6 +154,22 @@ def adapter_is_applied_or_refused(contents: bytes, file: str) -> None:
         adapted = put_adapter_on(copy.deepcopy(tiny_model("llama")), folder)
         with torch.inference_mode():
             assert adapted(torch.tensor([[7, 60, 31]])).logits.shape == (1, 3, VOCABULARY)
+
+
+def adapter_is_imported_or_refused(contents: bytes, file: str) -> None:
+    """One that is imported does what PEFT does with it."""
+    with scratch_folder("adapter") as folder:
+        (folder / file).write_bytes(contents)
+        source = read_source(folder, ImportOptions())
+        with open_base(str(template_folder("model"))) as base:
+            edit = imported_edit(source, base, ImportOptions())
+        model, tokens = tiny_model("llama"), torch.tensor([[7, 60, 31]])
+        with torch.inference_mode():
+            with edit.apply(model):
+                found = model(tokens).logits
+            expected = put_adapter_on(copy.deepcopy(model), folder)(tokens).logits
+    if expected.isfinite().all():
+        assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 def manifest_is_read_or_refused(text: bytes) -> None:
@@ -375,6 +407,7 @@ def _of_model(file: str) -> Any:
     return json.loads((template_folder("model") / file).read_text(encoding="utf-8"))
 
 
+_OF_WEIGHTS: Kind = "edit of weights"
 _VECTORS = {
     ".gguf": st.deferred(lambda: changed_bytes(vector_file("v.gguf"))),
     ".safetensors": changed_safetensors(lambda: vector_file("v.safetensors")),
@@ -405,6 +438,22 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
     "tensors of an adapter": (
         functools.partial(adapter_is_applied_or_refused, file=ADAPTER_WEIGHTS),
         changed_safetensors(lambda: (template_folder("adapter") / ADAPTER_WEIGHTS).read_bytes()),
+    ),
+    "config of an imported adapter": (
+        functools.partial(adapter_is_imported_or_refused, file=ADAPTER_CONFIG),
+        st.deferred(lambda: changed_text(json.loads((template_folder("adapter") / ADAPTER_CONFIG).read_text()))),
+    ),
+    "tensors of an imported adapter": (
+        functools.partial(adapter_is_imported_or_refused, file=ADAPTER_WEIGHTS),
+        changed_safetensors(lambda: (template_folder("adapter") / ADAPTER_WEIGHTS).read_bytes()),
+    ),
+    "description of an edit of weights": (
+        functools.partial(edit_of_weights_is_read_or_refused, file=DESCRIPTION_FILE),
+        st.deferred(lambda: changed_text(json.loads((template_folder(_OF_WEIGHTS) / DESCRIPTION_FILE).read_text()))),
+    ),
+    "tensors of an edit of weights": (
+        functools.partial(edit_of_weights_is_read_or_refused, file=TENSORS_FILE),
+        changed_safetensors(lambda: (template_folder(_OF_WEIGHTS) / TENSORS_FILE).read_bytes()),
     ),
     "manifest": (manifest_is_read_or_refused, changed_text(_MANIFEST)),
     "JSON": (json_is_read_as_python_reads_it, changed_text(_MANIFEST) | st.binary(max_size=50)),

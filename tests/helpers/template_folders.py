@@ -13,14 +13,15 @@ from typing import Literal
 import sea_export
 from tests.helpers.adapter_files import write_adapter
 from tests.helpers.checkpoint_files import tensors_of_many_dtypes, write_sharded
-from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
+from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit, weight_edit
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
-Kind = Literal["adapter", "checkpoint", "edit", "model", "output", "weights"]
+Kind = Literal["adapter", "checkpoint", "edit", "edit of weights", "model", "output", "weights"]
 
 
 def template_folder(kind: Kind) -> Path:
-    """A valid adapter, sharded checkpoint, edit, model, merged output, or model without a tokenizer. Read only."""
+    """A valid adapter, sharded checkpoint, edit of outputs or of weights, model, merged output, or model without a
+    tokenizer. Read only."""
     return Path(_kept(kind).name)
 
 
@@ -44,6 +45,8 @@ def _kept(kind: Kind) -> tempfile.TemporaryDirectory[str]:
         write_sharded(directory, tensors_of_many_dtypes())
     elif kind == "edit":
         spectral_edit(MLP_TARGETS).save(directory)
+    elif kind == "edit of weights":
+        weight_edit().save(directory)
     elif kind == "model":
         tiny_model("llama").save_pretrained(directory)
         tiny_tokenizer().save_pretrained(directory)

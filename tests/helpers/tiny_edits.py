@@ -9,6 +9,7 @@ import torch
 from sea_export.capture.activations import Activations
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
+from sea_export.export.weight_fold_check import random_change
 from sea_export.fitting.spectrum import SpectrumFitter
 from sea_export.fitting.truncate import build_layer_edit
 from sea_export.model.targets import Target
@@ -58,6 +59,21 @@ def constant_edit(targets: list[Target], *, size: int = SIZE) -> SpectralEdit:
         for target in targets
     }
     return SpectralEdit(edits, provenance={"base": {"name": "org/tiny"}})
+
+
+def weight_edit() -> SpectralEdit:
+    """Changes of some weights of the tiny `llama`: one of low rank, one with scaled rows, and a product of two."""
+    generator = torch.Generator().manual_seed(0)
+    plain, scaled = (
+        replace(
+            random_change(SIZE, SIZE, generator), layer=layer, scale=None if layer == 1 else torch.full((SIZE,), 1.5)
+        )
+        for layer in (1, 3)
+    )
+    names = [f"model.layers.{layer}.self_attn.o_proj" for layer in (1, 3)]
+    query = replace(random_change(SIZE, SIZE, generator), layer=1, relative_change=0.5)
+    changes = {names[0]: [plain], names[1]: [scaled], "model.layers.1.self_attn.q_proj": [query, plain]}
+    return SpectralEdit({}, provenance={"base": {"name": "org/tiny"}}, weight_changes=changes)
 
 
 MLP_TARGETS = [Target(1, "mlp"), Target(3, "mlp")]
