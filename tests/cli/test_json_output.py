@@ -19,12 +19,14 @@ from sea_export.cli import main
 from sea_export.demonstrations.demonstration import Demonstration
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.files.schemas import read_schema, schema_names
+from tests.helpers.adapter_files import write_adapter
 from tests.helpers.benchmark_files import choice_rows, write_jsonl
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.hub_client import connected_hub
 from tests.helpers.messages import assert_names
 from tests.helpers.parameters import UNMEASURED, slow_but
 from tests.helpers.schemas import closed, validated
+from tests.helpers.tiny_edits import weight_edit
 
 MEASURED = ("--strength", "1", "--layers", "last:2", "--explained-variance", "0.7", "--held-out", "0.25")
 BRIEF = (*UNMEASURED, "--layers", "last:2", "--explained-variance", "0.7")
@@ -56,6 +58,9 @@ WORK = {
     "compare": ["compare", "BASE", "EDIT", "--prompt", "Who knows?", "--new-tokens", "4"],
     "reproduce": ["reproduce", "DONE", "OUT", "--base", "BASE", "--demonstrations", "ROWS"],
     "import": ["import", "VECTORS", "OUT", "--model", "BASE", "--as", "add", "--layers", "3"],
+    "import, of an adapter": ["import", "ADAPTER", "OUT", "--model", "BASE"],
+    "inspect, of weights": ["inspect", "WEIGHTS"],
+    "save, of weights": ["save", "WEIGHTS", "OUT", "--base", "BASE", "--no-verify"],
     "extract": ["extract", "BASE", "DONE", "OUT"],
     "extract, where there is no edit": ["extract", "BASE", "UNLIKE", "OUT"],
     "patch make": ["patch", "make", "DONE", "OUT.safetensors", "--base", "BASE"],
@@ -120,7 +125,15 @@ def places(
     unlike = copy.deepcopy(llama)
     torch.nn.init.normal_(unlike.model.layers[2].mlp.up_proj.weight)
     unlike.save_pretrained(folder / "unlike")
-    files |= {"VECTORS": "vectors.json", "PATCH": "patch.safetensors", "UNLIKE": "unlike"}
+    write_adapter(folder / "adapter")
+    weight_edit().save(folder / "weights")
+    files |= {
+        "ADAPTER": "adapter",
+        "WEIGHTS": "weights",
+        "VECTORS": "vectors.json",
+        "PATCH": "patch.safetensors",
+        "UNLIKE": "unlike",
+    }
     return {"BASE": str(tiny_checkpoint), **{word: str(folder / file) for word, file in files.items()}}
 
 
