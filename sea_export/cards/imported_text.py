@@ -37,6 +37,13 @@ def imported_text(imported: Mapping[str, Any]) -> Markdown:
     place = _SITES[site]
     if meaning == "add":
         does = f"each vector is added to {place}"
+    elif "keep_norm" in imported:
+        blocks = {"mlp": "MLPs", "attention": "attention blocks"}.get(site, "attention blocks and MLPs")
+        does = (
+            f"directions are removed from the weights that write the outputs of {blocks}, whose rows keep their norms"
+        )
+        if (strength := imported.get("strength", 1.0)) != 1:
+            does += f" (that change times {strength:.6g})"
     elif meaning == "ablate" and site == "residual":
         does = "a direction is removed from everything that the embedding, the attention blocks and the MLPs write"
     elif meaning == "keep":

@@ -52,7 +52,7 @@ def command(
       sea-export import v.pt edit --model org/model --as add --site mlp
     one direction of a file that has one for each layer, removed everywhere
       sea-export import mean_diffs.pt edit --model org/model --as ablate \\
-        --numbering inputs --source-layer 12
+        --numbering inputs --source-layer 12 [--keep-norm rows]
     the directory of an adapter of PEFT, LoRA or DoRA, of linear maps:
     adapter_config.json and adapter_model.safetensors
       sea-export import adapter edit --model org/model --coefficient 0.7

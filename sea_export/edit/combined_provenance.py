@@ -75,5 +75,7 @@ def scaled_provenance(provenance: Mapping[str, Any], strength: Callable[[float],
         scaled["options"] = {**options, "edit": {**options["edit"], "strength": strength(fitted)}}
         scaled["fitted_strength"] = provenance.get("fitted_strength", fitted)
     elif imported := provenance.get("imported"):
-        scaled["imported"] = {**imported, "coefficient": strength(imported["coefficient"])}
+        # Of weights that keep their norms the change is scaled, which is not that of another coefficient.
+        entry, default = ("strength", 1.0) if "keep_norm" in imported else ("coefficient", imported["coefficient"])
+        scaled["imported"] = {**imported, entry: strength(imported.get(entry, default))}
     return scaled

@@ -81,6 +81,9 @@ class _Imported(_ImportedFile, total=False):
 
     config_sha256: str
     """Of an adapter: that of its config; `sha256` is that of its weights."""
+    keep_norm: str
+    """Which norms of weights were kept, if any; then `strength` is what the change of weights was scaled by."""
+    strength: float
 
 
 class Provenance(TypedDict, total=False):

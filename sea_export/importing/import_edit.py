@@ -7,20 +7,24 @@
 | `add` | `mlp`, `attention` | it is added to what that block gives |
 | `ablate` | `residual` | one direction is removed from what the embedding, all attention blocks and all MLPs give, after a check that nothing else writes into the residual stream |
 | `ablate` | `mlp`, `attention` | one direction is removed from what these blocks of all layers, or of those that are named, give |
+| `ablate` with `keep_norm` | any | the same of the weights that write these outputs of blocks, whose rows keep their norms |
 | `project`, `keep` | `mlp`, `attention` | the directions of layer i are removed from what its block gives, or are all that is kept of it |
 """  # noqa: E501 - the rows of a table
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from sea_export.edit.changed_weights import ChangedWeights
 from sea_export.edit.edited_layers import EditedLayers
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.edit.vector_edit import vector_layer_edit
+from sea_export.edit.weight_change import WeightChange
 from sea_export.errors import InputError
 from sea_export.export.stream_sums import LARGEST_SUM_ERROR, sum_errors
 from sea_export.fitting.edit_method import errors_of
@@ -30,6 +34,7 @@ from sea_export.importing.ablation_check import check_ablation
 from sea_export.importing.adapter_edit import adapter_edit
 from sea_export.importing.adapter_source import AdapterSource, read_adapter_source
 from sea_export.importing.import_options import ImportOptions
+from sea_export.importing.norm_keeping_ablation import norm_keeping_changes
 from sea_export.importing.source_file import SourceFile, read_source_file
 from sea_export.importing.source_forms import ADAPTER_FORM, check_source_file
 from sea_export.importing.source_vectors import SourceVectors, source_vectors
@@ -51,6 +56,7 @@ def import_edit(
     site: str = ImportOptions.site,
     numbering: str | None = ImportOptions.numbering,
     source_layer: int | None = ImportOptions.source_layer,
+    keep_norm: str | None = ImportOptions.keep_norm,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> SpectralEdit:
@@ -67,6 +73,8 @@ def import_edit(
         site: what they are of: `residual`, `mlp` or `attention`.
         numbering: whether their numbers are those of `outputs` or `inputs` of layers; None where that is known.
         source_layer: the number of the vector that is used alone; None for all.
+        keep_norm: `rows` if directions are removed from weights whose rows keep their norms: see
+            `sea_export.importing.norm_keeping_ablation`; None if they do not.
         revision: the revision of the model on the Hub.
         trust_remote_code: whether code that comes with the model may run.
 
@@ -77,7 +85,7 @@ def import_edit(
         InputError: the file or the model is not usable, something has to be said by an argument, or the model has no
             place for such an edit.
     """
-    options = ImportOptions(as_, coefficient, layers, site, numbering, source_layer)
+    options = ImportOptions(as_, coefficient, layers, site, numbering, source_layer, keep_norm)
     read = read_source(Path(source), options)
     with open_base(str(model), revision=revision, trust_remote_code=trust_remote_code) as base:
         return imported_edit(read, base, options)
@@ -119,11 +127,17 @@ def _edit_of_vectors(file: SourceFile, base: Base, options: ImportOptions) -> Sp
     meaning = options.meaning(file.form, file.name)
     layer_count = len(decoder_layers(model)[1])
     found = source_vectors(file, layer_count, hidden_size(model.config), options)
+    edits: dict[Target, list[LayerEdit]] = {}
+    changes: dict[str, list[WeightChange]] = {}
     if meaning == "ablate":
-        edits = _ablation(file, found, base, layer_count, options)
+        rows, targets = _ablated(file, found, base, layer_count, options)
+        if options.keep_norm is None:
+            edits = {target: [vector_layer_edit(rows, "ablate", options.coefficient)] for target in targets}
+        else:
+            changes = norm_keeping_changes(base, base.output_projections(targets), rows, options.coefficient)
     else:
         edits = _of_layers(file, found, base, layer_count, meaning, options)
-    record = {
+    record: dict[str, object] = {
         "source": file.name,
         "sha256": file.sha256,
         "form": file.form,
@@ -132,10 +146,12 @@ def _edit_of_vectors(file: SourceFile, base: Base, options: ImportOptions) -> Sp
         "site": options.site,
         "numbering": found.numbering,
         "source_layer": options.source_layer,
-        "layers": sorted({target.layer for target in edits if target.in_decoder}),
     }
-    edit = SpectralEdit(EditedLayers(edits), {"imported": record, "versions": library_versions()})
-    return with_weight_digests(edit, base)
+    if options.keep_norm is not None:
+        record["keep_norm"] = options.keep_norm
+    edit = SpectralEdit(EditedLayers(edits), {"versions": library_versions()}, ChangedWeights(changes))
+    record["layers"] = list(edit.decoder_layers)
+    return with_weight_digests(replace(edit, provenance={"imported": record, **edit.provenance}), base)
 
 
 def _of_layers(
@@ -194,10 +210,10 @@ def _check_sums(base: Base, targets: Iterable[Target]) -> None:
             )
 
 
-def _ablation(
+def _ablated(
     file: SourceFile, found: SourceVectors, base: Base, layer_count: int, options: ImportOptions
-) -> dict[Target, list[LayerEdit]]:
-    """The removal of the directions of one place from everything, or from the blocks of one kind."""
+) -> tuple[Tensor, list[Target]]:
+    """The directions (k, d) of one place, and what they are removed from: everything, or the blocks of one kind."""
     rows = found.alone
     if rows is None and found.by_layer is not None and len(found.by_layer) == 1:
         (rows,) = found.by_layer.values()
@@ -216,7 +232,7 @@ def _ablation(
         for component in components
         if wanted.listed or layer in having[component]
     ]
-    if options.site == "residual":
+    if options.site == "residual" and options.keep_norm is None:
         targets.insert(0, EMBEDDING)
         check_ablation(model, base.output_projections(targets))
-    return {target: [vector_layer_edit(rows, "ablate", options.coefficient)] for target in targets}
+    return rows, targets

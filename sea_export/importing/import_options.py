@@ -13,6 +13,7 @@ __all__ = ["ImportOptions"]
 _MEANINGS = ("add", "ablate", "project", "keep")
 _SITES = ("residual", "mlp", "attention")
 _NUMBERINGS = ("outputs", "inputs")
+_KEPT_NORMS = ("rows",)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class ImportOptions:
         None, "Use the vector of this number alone, as if the file had no other. Negative ones count from the end."
     )
 
+    keep_norm: str | None = option(
+        None,
+        "With --as ablate: change the weights that write the outputs of blocks so that their rows keep their norms, as "
+        "the full row normalization of heretic does. The embedding and biases stay as they are, and --layers may name "
+        "layers. By default the directions are removed without that.",
+        _KEPT_NORMS,
+    )
+
     def __post_init__(self) -> None:
         check_values(self)
         check_strength(self.coefficient)
@@ -65,7 +74,9 @@ class ImportOptions:
                 f"--site: no weight of a layer writes all of the residual stream that passes it, so that {self.as_} "
                 "has no place there. Choose mlp or attention, or --as ablate for one direction."
             )
-        if self.as_ == "ablate" and self.site == "residual" and self.layers is not None:
+        if self.keep_norm is not None and self.as_ != "ablate":
+            raise InputError("--keep-norm: it is of directions that are removed. Choose --as ablate, or leave it out.")
+        if self.as_ == "ablate" and self.site == "residual" and self.layers is not None and self.keep_norm is None:
             raise InputError(
                 "--layers: ablate removes a direction from everything that all layers write. Leave it out, or choose "
                 "--site mlp or attention."

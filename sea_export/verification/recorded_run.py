@@ -127,11 +127,12 @@ class RecordedRun:
             )
         if imported := next((member["imported"] for member in members if "imported" in member), None):
             adapter = imported["meaning"] == "adapter"
+            norm = f" and --keep-norm {imported['keep_norm']}" if "keep_norm" in imported else ""
             raise InputError(
                 f"{MANIFEST}: the edit was imported from {imported['source']} (SHA-256 {imported['sha256'][:12]}…"
                 f"{' of its weights' if adapter else ''}), and not fitted. Import that "
                 f"{'adapter' if adapter else 'file'} again, {'' if adapter else 'as ' + imported['meaning'] + ' '}with "
-                f"coefficient {imported['coefficient']:g}, and bake it with sea-export save."
+                f"coefficient {imported['coefficient']:g}{norm}, and bake it with sea-export save."
             )
         if not all({"options", "demonstrations", "computation"} <= member.keys() for member in members):
             raise InputError(
