@@ -101,8 +101,8 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
         for weight in projection.weights:
             if weight.bias_name is None:
                 raise InputError(
-                    f"{weight.name}: it has no bias that could hold the constant of an affine edit. Choose --center "
-                    "linear."
+                    f"{weight.name}: it has no bias that could hold the constant of the edit. Choose --format "
+                    "custom-code, or --center linear for a fit."
                 )
     output = run_module(module, arguments, keywords)
     generator = torch.Generator().manual_seed(0)
@@ -117,8 +117,8 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
         names = ", ".join(weight.name for weight in projection.weights)
         if edit is not linear:
             raise InputError(
-                f"{projection.module_name}: the constant of an affine edit does not go through {names} to its output "
-                f"unchanged (relative error {error:.1e}). Choose --center linear."
+                f"{projection.module_name}: the constant of the edit does not go through {names} to its output "
+                f"unchanged (relative error {error:.1e}). Choose --format custom-code, or --center linear for a fit."
             )
         raise SeaExportError(
             f"{projection.module_name}: folding {names} does not edit its output (relative error {error:.1e}), so this "

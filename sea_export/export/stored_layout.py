@@ -115,7 +115,9 @@ class StoredLayout:
         """
         source = self.sources.get(f"{name.removesuffix('bias')}weight")
         if source is None or source.converter is not None or not source.parts[0].endswith(".weight"):
-            raise InputError(f"{name}: the checkpoint has no name for it. Choose --center linear.")
+            raise InputError(
+                f"{name}: the checkpoint has no name for it. Choose --format custom-code, or --center linear for a fit."
+            )
         return f"{source.parts[0].removesuffix('weight')}bias"
 
 

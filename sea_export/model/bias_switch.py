@@ -52,7 +52,7 @@ def bias_switch(
     needed = {name for one in projections for weight in one.weights if (name := weight.bias_name) is not None}
     if not needed <= added.keys() or not all(name.endswith(".bias") for name in added):
         raise InputError(
-            f"{sorted(needed)[0]}: {model.config.model_type} has no config switch that adds this bias. Choose --center "
-            "linear, or another --format."
+            f"{sorted(needed)[0]}: {model.config.model_type} has no config switch that adds this bias. Choose --format "
+            "custom-code, or --center linear for a fit."
         )
     return changes, dict(added)

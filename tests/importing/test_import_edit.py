@@ -322,3 +322,18 @@ def test_an_edited_embedding_is_verified_layer_by_layer(
     assert result.verification.passed
     assert result.verification.fold_error.max_logit_difference < 1e-4
     assert result.verification.effect.max_logit_difference > 0.1
+
+
+def test_a_constant_without_a_bias_is_held_by_custom_code(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Qwen 3 has no biases, and no config switch that adds them."""
+    base, model = checkpoint_of("qwen3"), model_of("qwen3")
+    added = vectors(model, [1, 3])
+    save_file({f"{layer}": vector for layer, vector in added.items()}, tmp_path / "v.safetensors")
+    edit = import_edit(tmp_path / "v.safetensors", base, as_="add")
+    with pytest.raises(InputError, match=naming("format", "custom-code", "bias")):
+        sea_export.save(edit, base, tmp_path / "merged")
+    sea_export.save(edit, base, tmp_path / "out", format="custom-code", verify=False)
+    with hooked({layers_of(model)[layer]: (lambda h, v=vector: h + v) for layer, vector in added.items()}):
+        expected = logits(model)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    check_equal(logits(exported), expected, logits(model))

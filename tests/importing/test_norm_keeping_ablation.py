@@ -120,7 +120,7 @@ def test_experts_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path)
     model.save_pretrained(tmp_path / "base")
     direction.write_text(json.dumps([1.0] * model.config.hidden_size))
     tokenizer.save_pretrained(tmp_path / "base")
-    with pytest.raises(InputError, match=naming("experts", "site")):
+    with pytest.raises(InputError, match=naming("experts", "--site")):
         import_edit(direction, tmp_path / "base", as_="ablate", keep_norm="rows")
     edit = import_edit(direction, tmp_path / "base", as_="ablate", keep_norm="rows", site="attention")
     assert edit.weight_changes
