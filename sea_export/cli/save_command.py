@@ -53,7 +53,8 @@ def command(
     sea-export save --base org/model -- truthful -rude out
 
     A LoRA that was baked is taken off its output again by EDIT*-1 with --force. What remains is rounding: at most one
-    unit in the last place of each number of a changed weight, before or after, whichever is larger.
+    unit in the last place of each number of a changed weight, before or after, whichever is larger. Of a DoRA, whose
+    change depends on the weight, EDIT*-1 is not the inverse.
     """
     from sea_export.cli.early_process import early_process
     from sea_export.edit.base_of_edit import base_of_edits
