@@ -139,8 +139,8 @@ def check_change_shapes(changes: Mapping[str, Sequence[object]], stored: Mutable
 
 
 def _fit(left: tuple[int, ...], right: tuple[int, ...], scale: tuple[int, ...] | None = None) -> bool:
-    """Whether these are the shapes of one change: (out, r), (r, in) and (out,)."""
-    if len(left) != 2 or len(right) != 2 or left[1] != right[0] or not left[0] or not right[1]:
+    """Whether these are the shapes of one change: (out, r), (r, in) and (out,), none of them empty."""
+    if len(left) != 2 or len(right) != 2 or left[1] != right[0] or not all((*left, *right)):
         return False
     return scale is None or scale == left[:1]
 

@@ -34,7 +34,7 @@ class WeightChange:
     """The change of the weight of one linear map: W ↦ W + s (D W + L R - W). Float32 tensors."""
 
     left: Tensor
-    """(out, r) L."""
+    """(out, r) L. r is at least 1, and L may be zero."""
     right: Tensor
     """(r, in) R."""
     scale: Tensor | None
@@ -208,9 +208,13 @@ def sum_of_weight_changes(members: Sequence[Sequence[WeightChange]]) -> WeightCh
     # Of changes that cancel only their rounding remains.
     remaining = factors.a.norm(dim=1) > torch.finfo(torch.float32).eps * left.norm() * right.norm()
     remaining &= factors.b.any(dim=0)
+    if remaining.any():
+        left, right = factors.b[:, remaining], factors.a[remaining]
+    else:  # a rank is never 0, so that the size of a file bounds the shapes in it
+        left, right = torch.zeros_like(left[:, :1]), torch.zeros_like(right[:1])
     return WeightChange(
-        left=factors.b[:, remaining],
-        right=factors.a[remaining],
+        left=left,
+        right=right,
         scale=scale if (scale != 1).any() else None,
         strength=1.0,
         layer=members[0][0].layer,
