@@ -141,11 +141,13 @@ def print_next_steps(output: Path, base: str, *, pushed: bool = False) -> None:
     """
     manifest = read_manifest(output)
     format = export_format(manifest["format"])
-    trust = ("--trust-remote-code",) if format.runs_code or manifest["base"].get("own_code") else ()
+    own_code = ("--trust-remote-code",) if manifest["base"].get("own_code") else ()
+    trust = ("--trust-remote-code",) if format.runs_code or own_code else ()
     # Where transformers does not load the output, its edit is applied to the base at run time.
     edited, record = (output, ("--record",)) if format.loads_in_transformers else (output / EDIT_DIRECTORY, ())
     commands: dict[str, tuple[object, ...]] = {
         "Read answers of both": ("compare", base, edited, *trust),
+        "Talk with both": ("chat", output, "--base", base, *own_code),
         "Measure both": ("evaluate", edited, "--against", base, "--benchmark", "damage", *record, *trust),
     }
     if not pushed and (manifest["base"]["revision"] is not None or not format.names_location):

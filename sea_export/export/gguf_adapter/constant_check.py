@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sea_export.errors import InputError
+from sea_export.export.constant_place import NoPlaceForConstantError
 from sea_export.export.stream_sums import LARGEST_SUM_ERROR, sum_errors
 from sea_export.model.architecture import OutputProjection
 
@@ -31,16 +31,18 @@ def check_constants(model: PreTrainedModel, projections: Sequence[OutputProjecti
     """
     for projection in projections:
         if projection.target.layer == 0:
-            raise InputError(
+            raise NoPlaceForConstantError(
                 f"{projection.target}: llama.cpp adds control vectors to layers from 1 on, and the edit needs a "
-                f"constant in layer 0. Choose {_ways_out(projection)}."
+                "constant in layer 0",
+                _ways_out(projection),
             )
     for projection, error in sum_errors(model, projections):
         if not error <= LARGEST_SUM_ERROR:
-            raise InputError(
+            raise NoPlaceForConstantError(
                 f"{projection.module_name}: what it gives is read by another block or changed by a norm or a factor on "
                 f"its way out of layer {projection.target.layer} (relative error {error:.1e}), so that no control "
-                f"vector of llama.cpp can hold the constant of the edit. Choose {_ways_out(projection)}."
+                "vector of llama.cpp can hold the constant of the edit",
+                _ways_out(projection),
             )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from sea_export.edit.fold import changes_weights, fold_bias
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError
+from sea_export.export.constant_place import NoPlaceForConstantError
 from sea_export.export.formats import EditNeeds
 from sea_export.export.gguf_file.base_entries import new_entries
 from sea_export.export.gguf_file.encoding import GgufEdit, asked_type, check_finite, output_type
@@ -198,14 +199,15 @@ def _new_bias(weight: ProjectionWeight, tensor: GgufTensor, parts: Sequence[Gguf
     """The names in the model and in the file of a bias that is to be added beside a tensor."""
     architecture, taken = str(parts[0].header.value("general.architecture")), tensor.name.split(".")[-2]
     if weight.bias_name is None or taken not in TAKEN_BIASES.get(architecture, ()):
-        raise InputError(
+        raise NoPlaceForConstantError(
             f"{tensor.name}: the edit needs a bias beside it, which llama.cpp does not read for the architecture "
-            f"{architecture}. Choose --center linear, which needs none."
+            f"{architecture}",
+            "--center linear, which needs none",
         )
     if len(parts) > 1:
-        raise InputError(
-            f"{parts[0].path.name}: the edit needs new biases, and the parts of a model state how many tensors it has. "
-            "Choose --center linear, or join the parts with llama.cpp's llama-gguf-split --merge."
+        raise NoPlaceForConstantError(
+            f"{parts[0].path.name}: the edit needs new biases, and the parts of a model state how many tensors it has",
+            "--center linear, or join the parts with llama.cpp's llama-gguf-split --merge",
         )
     return {weight.bias_name: f"{tensor.name.removesuffix('weight')}bias"}
 
