@@ -14,7 +14,7 @@ from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
 from sea_export.model.location import is_hub_id
 
-__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_fitted", "is_spectral"]
+__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_fitted", "is_spectral", "short_name"]
 
 MULTIMODAL = "AutoModelForImageTextToText"
 SPECTRAL = "spectral"
@@ -54,6 +54,11 @@ def hub_base(base: Mapping[str, Any]) -> str | None:
     return str(name) if name is not None and is_hub_id(name) else None
 
 
+def short_name(base: Mapping[str, Any]) -> str:
+    """The name of the base that a manifest names, without its organization and without the ending of a file."""
+    return str(hub_base(base) or base["name"]).rpartition("/")[2].removesuffix(".gguf")
+
+
 def is_fitted(fit: Mapping[str, Any]) -> bool:
     """Whether an edit, or a part of one, was fitted, and neither imported nor extracted.
 
@@ -70,8 +75,8 @@ def is_spectral(manifest: Mapping[str, Any]) -> bool:
 
 
 def _model_name(manifest: Mapping[str, Any]) -> str:
-    base = manifest["base"]
-    repository = manifest.get("repository") or f"{hub_base(base) or base['name']}-spectrally-edited"
+    edited = "spectrally-edited" if is_spectral(manifest) else "edited"
+    repository = manifest.get("repository") or f"{short_name(manifest['base'])}-{edited}"
     return str(repository).rpartition("/")[2]
 
 

@@ -14,7 +14,15 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
-from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_fitted, is_spectral
+from sea_export.cards.card_metadata import (
+    MULTIMODAL,
+    SPECTRAL,
+    card_metadata,
+    hub_base,
+    is_fitted,
+    is_spectral,
+    short_name,
+)
 from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
 from sea_export.cards.extracted_text import extracted_text
 from sea_export.cards.imported_text import imported_text, listed
@@ -59,7 +67,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     heads = [name for name in added if not name.endswith(".bias")]
     changes = [layer["relative_change"] for layer in manifest["layers"] if layer["relative_change"] is not None]
     return {
-        "title": f"{(base_model or base['name']).rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
+        "title": f"{short_name(base)}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
         "edit_name": "a spectral edit of its activations (SEA)" if spectral else "an edit of its activations",
         "base": _base(base["name"], base_model),
@@ -67,6 +75,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "chat": bool(base.get("chat")),
         "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
+        "converted": _converted_to(manifest),
+        "folded": bool(manifest["edited_tensors"]),
         "added_biases": len(added) - len(heads),
         "untied": bool(heads),
         "fitted": any(map(is_fitted, fits)),
@@ -109,6 +119,13 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _base(name: str, hub_id: str | None) -> Markdown:
     """The name of the base, with a link to it if it is on the Hub, or a copy of what is there."""
     return escaped(name) if hub_id is None else markdown(f"[{{}}](https://huggingface.co/{hub_id})", hub_id)
+
+
+def _converted_to(manifest: Mapping[str, Any]) -> str | None:
+    """The dtype to which the weights of the base were converted; None if they are as they were."""
+    base = manifest["base"]
+    from_gguf = base["name"].endswith(".gguf") and not (manifest.get("gguf") or manifest.get("gguf_adapter"))
+    return str(base["dtype"]) if base["dequantized"] or from_gguf else None
 
 
 def _range_of(shares: Sequence[float]) -> str:

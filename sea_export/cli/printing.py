@@ -99,7 +99,8 @@ def print_examples(edit: SpectralEdit) -> None:
     record = edit.provenance.get("examples")
     if record is None:
         return
-    console.print(f"\n{EXAMPLE_RULE.format(prompts=record['prompts'])}", soft_wrap=True)
+    rule = EXAMPLE_RULE.format(prompts=record["prompts"])
+    console.print(f"\nWhat it says, before and after. {rule}", soft_wrap=True)
     for one in record["shown"]:
         console.print(f"\n> {one['prompt']}", soft_wrap=True)
         for label, kind in (("before", "base"), ("after", "edited")):

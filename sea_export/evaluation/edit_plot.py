@@ -40,7 +40,8 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
     spectral = any(layer.positive_values.numel() or layer.negative_values.numel() for layer in layers)
     rows = 3 if spectral else 1
     with picture(file, 2.4 * rows) as figure:
-        axes = figure.subplots(rows, 2, squeeze=False)
+        # Each row has its own columns: the bars of colours in the first one take no width from the others.
+        axes = np.array([part.subplots(1, 2) for part in figure.subfigures(rows, 1, squeeze=False)[:, 0]])
         if spectral:
             for column, kind in enumerate(("positive", "negative")):
                 _draw_spectra(axes[0, column], layers, labels, kind)
@@ -96,6 +97,7 @@ def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]
     _label_layers(axis.yaxis, labels)
     sign = "+" if kind == "positive" else "-"
     axis.set(title=f"Spectrum of Ω{sign}", xlabel="direction", ylabel=_layer_axis(labels))
+    axis.locator_params(axis="x", integer=True)
     axis.figure.colorbar(image, ax=axis, label="share of Σ σ²")
 
 
