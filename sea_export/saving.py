@@ -20,13 +20,13 @@ from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.benchmark import Progress, no_progress
-from sea_export.export.constant_place import advice_on_constants
 from sea_export.export.formats import EditNeeds, Located, export_format
 from sea_export.export.manifest import MANIFEST, fits_of, make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.constant_place import advice_on_constants
 from sea_export.model.run_options import check_conversion
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions

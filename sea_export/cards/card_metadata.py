@@ -14,7 +14,16 @@ from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
 from sea_export.model.location import is_hub_id
 
-__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_fitted", "is_spectral", "short_name"]
+__all__ = [
+    "MULTIMODAL",
+    "SPECTRAL",
+    "card_metadata",
+    "converted_to",
+    "hub_base",
+    "is_fitted",
+    "is_spectral",
+    "short_name",
+]
 
 MULTIMODAL = "AutoModelForImageTextToText"
 SPECTRAL = "spectral"
@@ -57,6 +66,13 @@ def hub_base(base: Mapping[str, Any]) -> str | None:
 def short_name(base: Mapping[str, Any]) -> str:
     """The name of the base that a manifest names, without its organization and without the ending of a file."""
     return str(hub_base(base) or base["name"]).rpartition("/")[2].removesuffix(".gguf")
+
+
+def converted_to(manifest: Mapping[str, Any]) -> str | None:
+    """The dtype to which the weights of the base were converted; None if they are as they were."""
+    base = manifest["base"]
+    from_gguf = base["name"].endswith(".gguf") and not (manifest.get("gguf") or manifest.get("gguf_adapter"))
+    return str(base["dtype"]) if base["dequantized"] or from_gguf else None
 
 
 def is_fitted(fit: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from sea_export.cards.card_metadata import (
     MULTIMODAL,
     SPECTRAL,
     card_metadata,
+    converted_to,
     hub_base,
     is_fitted,
     is_spectral,
@@ -75,7 +76,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "chat": bool(base.get("chat")),
         "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
-        "converted": _converted_to(manifest),
+        "converted": converted_to(manifest),
         "folded": bool(manifest["edited_tensors"]),
         "added_biases": len(added) - len(heads),
         "untied": bool(heads),
@@ -119,13 +120,6 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _base(name: str, hub_id: str | None) -> Markdown:
     """The name of the base, with a link to it if it is on the Hub, or a copy of what is there."""
     return escaped(name) if hub_id is None else markdown(f"[{{}}](https://huggingface.co/{hub_id})", hub_id)
-
-
-def _converted_to(manifest: Mapping[str, Any]) -> str | None:
-    """The dtype to which the weights of the base were converted; None if they are as they were."""
-    base = manifest["base"]
-    from_gguf = base["name"].endswith(".gguf") and not (manifest.get("gguf") or manifest.get("gguf_adapter"))
-    return str(base["dtype"]) if base["dequantized"] or from_gguf else None
 
 
 def _range_of(shares: Sequence[float]) -> str:

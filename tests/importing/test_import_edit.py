@@ -334,11 +334,11 @@ def test_what_has_no_place_for_a_constant_tells_what_helps(
     source = tmp_path / "vectors.safetensors"
     save_file({f"layer.{layer}": vector for layer, vector in vectors(model_of("mistral"), [1, 2]).items()}, source)
     edit = import_edit(source, base, as_="add", site="mlp")
-    with pytest.raises(InputError, match=naming("no bias", "--format custom-code")) as error:
+    with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj.bias", "--format custom-code")) as error:
         save(edit, base, tmp_path / "out")
     assert "center" not in str(error.value)
     saved = sea_export.save(edit, base, tmp_path / "out", format="custom-code")
     assert saved.verification is not None
     assert saved.verification.passed
-    with pytest.raises(InputError, match=naming("no bias", "--center linear")):
+    with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj.bias", "--center linear")):
         save(replace(edit, provenance={}), base, tmp_path / "fitted")

@@ -34,8 +34,8 @@ from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
 from sea_export.export.adapter.parameter_lora import experts_of, parameter_factors, with_rank
-from sea_export.export.constant_place import NoPlaceForConstantError
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
+from sea_export.model.constant_place import NoPlaceForConstantError
 
 __all__ = [
     "PREFIX",
@@ -241,8 +241,8 @@ def _edited(
     product = low_rank_edit(layers)
     if len(projection.weights) > 1 and product.shift.any():
         raise NoPlaceForConstantError(
-            f"{projection.module_name}: it sums {len(projection.weights)} weighted experts, which cannot hold the "
-            "constant of an affine edit"
+            projection.module_name,
+            f"it sums {len(projection.weights)} weighted experts, which cannot hold the constant of an affine edit",
         )
     bias = None
     constant = product.shift
@@ -291,8 +291,9 @@ def no_place_for_constant(weight: ProjectionWeight) -> NoPlaceForConstantError:
         weight: a weight without a bias.
     """
     return NoPlaceForConstantError(
-        f"{weight.name.removesuffix('.weight')}: it has no bias, and PEFT cannot store both the constant of an affine "
-        "edit and the row scales of a normalized one",
+        weight.name.removesuffix(".weight"),
+        "it has no bias, and PEFT cannot store both the constant of an affine edit and the row scales of a normalized "
+        "one",
         "--center linear, --normalization none, or another --format",
     )
 

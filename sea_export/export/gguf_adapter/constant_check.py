@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sea_export.export.constant_place import NoPlaceForConstantError
 from sea_export.export.stream_sums import LARGEST_SUM_ERROR, sum_errors
 from sea_export.model.architecture import OutputProjection
+from sea_export.model.constant_place import NoPlaceForConstantError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,16 +32,17 @@ def check_constants(model: PreTrainedModel, projections: Sequence[OutputProjecti
     for projection in projections:
         if projection.target.layer == 0:
             raise NoPlaceForConstantError(
-                f"{projection.target}: llama.cpp adds control vectors to layers from 1 on, and the edit needs a "
-                "constant in layer 0",
+                projection.target,
+                "llama.cpp adds control vectors to layers from 1 on, and the edit needs a constant in layer 0",
                 _ways_out(projection),
             )
     for projection, error in sum_errors(model, projections):
         if not error <= LARGEST_SUM_ERROR:
             raise NoPlaceForConstantError(
-                f"{projection.module_name}: what it gives is read by another block or changed by a norm or a factor on "
-                f"its way out of layer {projection.target.layer} (relative error {error:.1e}), so that no control "
-                "vector of llama.cpp can hold the constant of the edit",
+                projection.module_name,
+                f"what it gives is read by another block or changed by a norm or a factor on its way out of layer "
+                f"{projection.target.layer} (relative error {error:.1e}), so that no control vector of llama.cpp can "
+                "hold the constant of the edit",
                 _ways_out(projection),
             )
 

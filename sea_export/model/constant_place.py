@@ -16,15 +16,16 @@ __all__ = ["NoPlaceForConstantError", "advice_on_constants"]
 class NoPlaceForConstantError(InputError):
     """There is no place for the constant of an edit."""
 
-    def __init__(self, problem: str, choices: str = "--center linear") -> None:
+    def __init__(self, subject: object, problem: str, choices: str = "--center linear") -> None:
         """Tells what to do about the edit of a fit.
 
         Args:
-            problem: which module or weight has no place, and why, without a full stop.
+            subject: the module, the weight or the file that has no place.
+            problem: why, without a full stop.
             choices: what to choose for a fit.
         """
-        super().__init__(f"{problem}. Choose {choices}.")
-        self.problem = problem
+        super().__init__(f"{subject}: {problem}. Choose {choices}.")
+        self.subject, self.problem = subject, problem
 
 
 @contextmanager
@@ -43,6 +44,6 @@ def advice_on_constants(*, fitted: bool) -> Iterator[None]:
         if fitted:
             raise
         raise InputError(
-            f"{error.problem}. The edit was not fitted, so that it cannot do without the constant. Choose --format "
-            "custom-code, which adds it at run time."
+            f"{error.subject}: {error.problem}. The edit was not fitted, so that it cannot do without the constant. "
+            "Choose --format custom-code, which adds it at run time."
         ) from error
