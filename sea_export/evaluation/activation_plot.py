@@ -104,7 +104,7 @@ def _draw(axis: Axes, positions: _Positions) -> None:
         heights = row + generator.uniform(-_HEIGHT, _HEIGHT, len(shown))
         inside = "none" if "edited" in name else color
         look: dict[str, Any] = {"marker": marker, "edgecolors": color, "facecolors": inside, "linewidths": 0.8}
-        axis.scatter(shown, heights, s=12, alpha=0.6, label=name, **look)
+        axis.scatter(shown, heights, s=12, alpha=0.8, label=name, **look)
         mean = float(shown.mean())
         axis.plot([mean, mean], [row - 0.42, row + 0.42], color=INK, linewidth=2.5)
         ends += [*np.percentile(shown, [_FEWEST, _MOST]), mean]

@@ -50,7 +50,7 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
         positions = np.arange(len(layers))
         change, signature = axes[-1]
         change.bar(positions, [100 * (layer.relative_change or 0) for layer in layers], color=INK)
-        change.set(title="Relative change of neutral activations", ylabel="%")
+        change.set(title=f"Relative change of {'neutral activations' if spectral else 'outputs'}", ylabel="%")
         signature.bar(positions, [layer.signature or 0 for layer in layers], color=INK)
         signature.set(title="Signature", ylabel="sum of singular values" if spectral else "norm")
         for axis in (*([axes[1, 1]] if spectral else []), change, signature):

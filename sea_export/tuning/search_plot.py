@@ -76,6 +76,6 @@ def plot_search(tuning: DrawnSearch, file: Path) -> None:
             ylabel=shown_label(f"{tuning.settings.metric} on the choosing rows{unit}"),
         )
         axis.set_xlim(left=-0.02 * budget)
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=3, labelspacing=0.9)
         axis.grid()
         plain(axis)

@@ -57,7 +57,7 @@ def test_an_edit_without_spectra_has_no_empty_panels(drawn: list[Figure], tmp_pa
     values = {"positive_values": torch.zeros(0), "negative_values": torch.zeros(0)}
     layers = {target: (replace(own[0], **none, **values),) for target, own in edit.layers.items()}
     plot_edit(SpectralEdit(layers), tmp_path / "edit.png")
-    assert [axes.get_title() for axes in drawn[0].axes] == ["Relative change of neutral activations", "Signature"]
+    assert [axes.get_title() for axes in drawn[0].axes] == ["Relative change of outputs", "Signature"]
     assert all(axes.patches for axes in drawn[0].axes)
 
 
