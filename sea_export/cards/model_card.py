@@ -14,7 +14,16 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
-from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_fitted, is_spectral
+from sea_export.cards.card_metadata import (
+    MULTIMODAL,
+    SPECTRAL,
+    card_metadata,
+    converted_to,
+    hub_base,
+    is_fitted,
+    is_spectral,
+    short_name,
+)
 from sea_export.cards.edited_text import edit_name, places, tables_of, what_is_changed
 from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
 from sea_export.cards.extracted_text import extracted_text
@@ -59,7 +68,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     edited = manifest["layers"] or manifest.get("weights", ())
     changes = [one["relative_change"] for one in edited if one["relative_change"] is not None]
     return {
-        "title": f"{(base_model or base['name']).rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
+        "title": f"{short_name(base)}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
         "edit_name": edit_name(manifest, spectral=spectral),
         "base": _base(base["name"], base_model),
@@ -67,6 +76,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "chat": bool(base.get("chat")),
         "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
+        "converted": converted_to(manifest),
+        "folded": bool(manifest["edited_tensors"]),
         "added_biases": len(added) - len(heads),
         "untied": bool(heads),
         "fitted": any(map(is_fitted, fits)),
