@@ -258,7 +258,9 @@ class FitOptions:
         TEMPLATES,
     )
     sequential: bool = option(
-        False, "Read each layer with the edits of the earlier layers applied, so that the edits agree with one another."
+        False,
+        "Read each layer with the edits of the earlier layers applied, so that the edits agree with one another. They "
+        "are applied unrounded: what --format gguf and others round when they store edited weights is not read.",
     )
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     edit: EditOptions = field(default_factory=EditOptions)
