@@ -380,8 +380,8 @@ class ExportOptions:
     )
     compatible_config: bool = option(
         False,
-        "Add the entries of config.json that mlx-lm and mistral.rs look for, and transformers 5 writes elsewhere: "
-        "rope_theta and rope_scaling.",
+        "Add the entries of config.json that transformers 4, CTranslate2, mlx-lm and mistral.rs look for, and "
+        "transformers 5 writes elsewhere: rope_theta and rope_scaling.",
         format="merged",
     )
     base_id: str | None = option(

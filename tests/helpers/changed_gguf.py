@@ -102,7 +102,7 @@ def _value(value: Any, kind: Any) -> Iterator[bytes]:
         yield _number(inner, "I") + _number(len(_list(values)), "Q")
         for one in _list(values):
             yield from _value(one, inner)
-    elif kind in _NUMBERS and not isinstance(kind, bool):
+    elif type(kind) is int and kind in _NUMBERS:
         yield _number(value, _NUMBERS[kind])
     else:
         yield _text(value)

@@ -25,15 +25,16 @@ from sea_export.evaluation.inspection import inspect
 from sea_export.evaluation.loaded_model import check_loadable
 from sea_export.export.formats import EditNeeds, export_format
 from sea_export.export.manifest import read_manifest
-from sea_export.files.digests import file_digests
+from sea_export.files.digests import file_digest
 from sea_export.model.base import Base, open_base
 from sea_export.model.diff_models import diff
 from sea_export.model.run_options import RunOptions
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.verification.clean_process import CleanProcess
 from sea_export.verification.recorded_run import RecordedRun
-from sea_export.verification.reproduce import IDENTICAL, compare_runs
+from sea_export.verification.reproduce import compare_runs
 from sea_export.verification.verify import SoundOutput, check_output_files
+from sea_export.versions import library_versions
 from tests.helpers.changed_files import changed_bytes, changed_text
 from tests.helpers.changed_gguf import changed_gguf
 from tests.helpers.tampering import forged
@@ -44,13 +45,18 @@ __all__ = ["GGUF_ADAPTER_PROPERTIES", "gguf_adapter_outputs"]
 
 LORA, CONTROL_VECTOR, MODELFILE, MANIFEST = "sea-lora.gguf", "sea-control-vector.gguf", "Modelfile", "sea_export.json"
 _FORMAT = export_format("gguf-adapter")
-_PROVENANCE = {
-    "base": {"name": "org/tiny", "revision": None, "weights": {"model.safetensors": "0"}},
-    "demonstrations": {"count": 2, "sha256": "0", "origin": asdict(DemonstrationOrigin("builtin:truthfulness"))},
-    "options": asdict(FitOptions()),
-    "computation": {"dtype": "float32", "device": "cpu", "layerwise": False, "threads": 1, "processes": 1},
-    "versions": {"sea-export": "0.1.0", "torch": "2.13.0"},
-}
+
+
+def _provenance() -> dict[str, Any]:
+    """What a fit on the model among the templates would say of itself."""
+    weights = {"model.safetensors": file_digest(template_folder("model") / "model.safetensors")}
+    return {
+        "base": {"name": "org/tiny", "revision": None, "weights": weights},
+        "demonstrations": {"count": 2, "sha256": "0", "origin": asdict(DemonstrationOrigin("builtin:truthfulness"))},
+        "options": asdict(FitOptions()),
+        "computation": {"dtype": "float32", "device": "cpu", "layerwise": False, "threads": 1, "processes": 1},
+        "versions": library_versions(),
+    }
 
 
 def write_outputs(directory: Path) -> None:
@@ -59,9 +65,9 @@ def write_outputs(directory: Path) -> None:
     `affine` is a LoRA and a control vector, `linear` a LoRA and a Modelfile.
     """
     for center in ("affine", "off"):
-        edit = replace(spectral_edit(MLP_TARGETS, center=center, normalization="none"), provenance=_PROVENANCE)
+        edit = replace(spectral_edit(MLP_TARGETS, center=center, normalization="none"), provenance=_provenance())
         output = directory / ("affine" if center == "affine" else "linear")
-        sea_export.save(edit, template_folder("model"), output, format="gguf-adapter", verify=False, force=True)
+        sea_export.save(edit, template_folder("model"), output, format="gguf-adapter", verify=False)
 
 
 @functools.cache
@@ -148,7 +154,6 @@ def _is_compared_with_a_repeated_run(output: Path, name: str) -> None:
     RecordedRun.of(manifest)
     found = compare_runs(manifest, output, gguf_adapter_outputs() / name)
     json.dumps(found.to_dict())
-    assert found.verdict != IDENTICAL or file_digests(output) == file_digests(gguf_adapter_outputs() / name)
     _refuse_problems(found.problems)
 
 

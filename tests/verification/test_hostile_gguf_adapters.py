@@ -31,6 +31,8 @@ pytest.importorskip("gguf")
 pytestmark = pytest.mark.slow
 
 FOUND = "An export with a false manifest, edit or adapter is refused in one sentence, and nothing is written"
+# As numbers of 64 bits and all at once, both sides of a comparison would need more than a command may take.
+_LARGE_BYTES = 300_000_000
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,8 @@ def told(commands: Commands, arena: Path, *arguments: object) -> Outcome:
     assert "Traceback" not in outcome.output
     assert "does not expect this error" not in outcome.output, outcome.output
     assert all(line.isprintable() for line in outcome.output.splitlines()), outcome.output
-    assert outcome.output.count("Error: ") == (outcome.status == 2), outcome.output
+    errors = [line for line in outcome.output.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == (outcome.status == 2), outcome.output
     assert state_of(arena) == before
     assert outcome.peak_bytes < MAXIMUM_PEAK_BYTES
     return outcome
@@ -111,11 +114,10 @@ def test_a_file_of_forty_gigabytes_takes_no_memory_and_no_time(arena: Path, comm
 
 
 def test_the_values_of_a_large_tensor_are_compared_in_little_memory(arena: Path, commands: Commands) -> None:
-    attack = GGUF_FILES["hole of gigabytes that is a tensor"]
     for output in ("good", "out"):
-        attack(arena / output)
+        sparse(_LARGE_BYTES, values=_LARGE_BYTES // 4 - 1000)(arena / output)
     with open(arena / "out" / LORA, "r+b") as stream:
-        stream.seek(10**9 + 1)
+        stream.seek(_LARGE_BYTES // 2 + 1)
         stream.write(b"\x01\x02")
     outcome = told(commands, arena, "diff", arena / "good" / LORA, arena / "out" / LORA)
     assert outcome.status == 0, outcome.output
