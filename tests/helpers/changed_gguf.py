@@ -121,7 +121,7 @@ def _number(value: Any, form: str) -> bytes:
     """A number in as many bytes as its form has."""
     value = value if isinstance(value, (int, float)) else 0
     if form in "fd":
-        return struct.pack(f"<{form}", value if abs(value) < 1e38 else math.inf)
+        return struct.pack(f"<{form}", math.inf if abs(value) > 1e38 else value)
     size = struct.calcsize(form)
-    whole = int(value) if math.isfinite(value) else 0
+    whole = int(value) if isinstance(value, int) or math.isfinite(value) else 0
     return (whole % 256**size).to_bytes(size, "little")
