@@ -8,11 +8,13 @@
         sea_export.save(edit, base, "out")
 
 Everything that a command does is a function of its name here, and its arguments have the names of the options:
-`fit_and_save`, `fit`, `save`, `verify`, `inspect`, `diff`, `evaluate`, `tune`, `compare`, `push`, `reproduce`, `check`,
-`recipes`, and `diagnose` for `doctor`. `load` opens a base once, for several calls. Results are frozen. Their
-`to_dict()` is what `--json` writes, many have `to_frame()` for pandas, and where a command draws a picture they have
-`plot(file)`. Functions that take long take `progress`: a function that is told a stage, how much of it is done, and how
-much there is to do.
+`fit_and_save`, `save`, `verify`, `inspect`, `diff`, `evaluate`, `tune`, `compare`, `push`, `reproduce`, `extract`,
+`check` and `recipes`; `import_edit`, `make_patch` and `apply_patch`; `diagnose` for `doctor`; and `fit_and_measure` for
+`fit`, because `fit` here is the fit alone, of a model of transformers, at the strength that is given. Edits can be
+calculated with: `edit * 0.5`, `edit.only([28, 29])`, `edit.without([0])`, `compose([edit, other])`. `load` opens a base
+once, for several calls. Results are frozen. Their `to_dict()` is what `--json` writes, many have `to_frame()` for
+pandas, and where a command draws a picture they have `plot(file)`. Functions that take long take `progress`: a function
+that is told a stage, how much of it is done, and how much there is to do.
 
 Names are loaded when they are first used, so that importing the package costs nothing.
 """
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from sea_export.effect.effect_options import EffectOptions
     from sea_export.errors import InputError, SeaExportError
     from sea_export.evaluation.evaluate import Evaluation
-    from sea_export.evaluation.inspection import Inspection, inspect
+    from sea_export.evaluation.inspection import Inspection
     from sea_export.evaluation.side_by_side import ModelComparison
     from sea_export.extraction.extract import Extraction, extract
     from sea_export.files.recipes import Recipes, recipes
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
     from sea_export.importing.import_edit import import_edit
     from sea_export.interface.examining import check, diagnose
     from sea_export.interface.fitting_and_saving import fit_and_save
+    from sea_export.interface.inspecting import inspect
     from sea_export.interface.loaded_base import LoadedBase, load
+    from sea_export.interface.measured_fit import fit_and_measure
     from sea_export.interface.measuring import compare, evaluate
     from sea_export.interface.repeating import reproduce
     from sea_export.interface.searching import TunedModel, tune
@@ -108,6 +112,7 @@ __all__ = [
     "evaluate",
     "extract",
     "fit",
+    "fit_and_measure",
     "fit_and_save",
     "import_edit",
     "inspect",
@@ -144,10 +149,7 @@ _MODULES = {
         "SeaExportError",
     ),
     "evaluation.evaluate": ("Evaluation",),
-    "evaluation.inspection": (
-        "Inspection",
-        "inspect",
-    ),
+    "evaluation.inspection": ("Inspection",),
     "evaluation.side_by_side": ("ModelComparison",),
     "extraction.extract": (
         "Extraction",
@@ -169,10 +171,12 @@ _MODULES = {
         "diagnose",
     ),
     "interface.fitting_and_saving": ("fit_and_save",),
+    "interface.inspecting": ("inspect",),
     "interface.loaded_base": (
         "LoadedBase",
         "load",
     ),
+    "interface.measured_fit": ("fit_and_measure",),
     "interface.measuring": (
         "compare",
         "evaluate",

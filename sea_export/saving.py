@@ -15,16 +15,18 @@ from sea_export.capture.offloaded import StoredModel, check_layers_loadable
 from sea_export.capture.opened_model import OpenedModel
 from sea_export.capture.progress_callback import ProgressCallback, progress_of
 from sea_export.cards.base_card import base_facts, base_metadata, license_warning
+from sea_export.cards.card_metadata import is_fitted
 from sea_export.cards.description import check_describable, write_description
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.evaluation.benchmark import Progress, no_progress
 from sea_export.export.formats import EditNeeds, Located, export_format
-from sea_export.export.manifest import MANIFEST, make_manifest
+from sea_export.export.manifest import MANIFEST, fits_of, make_manifest
 from sea_export.export.output import EDIT_DIRECTORY, check_output, check_room, staged_output
 from sea_export.export.write_report import NOTHING_WRITTEN, WriteReport
 from sea_export.model.base import Base, open_base
 from sea_export.model.checkpoint import CARD
+from sea_export.model.constant_place import advice_on_constants
 from sea_export.model.run_options import check_conversion
 from sea_export.model.targets import Target
 from sea_export.options import ExportOptions, FitOptions
@@ -256,16 +258,18 @@ def save_checkpoint(
         raise InputError(edit.why_unfoldable)
     if layerwise and options.verify:
         check_layers_loadable(base)
+    fitted = all(map(is_fitted, fits_of(edit.provenance)))
     # A fit with `--layers signature:K` edits fewer targets than were located before it.
     if located is None or {one.target for one in located.projections} != set(edit.targets):
-        located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)
+        with advice_on_constants(fitted=fitted):
+            located = format.locate(base, edit.targets, EditNeeds.of_edit(edit), options)
 
     def load() -> PreTrainedModel:
         nonlocal model
         model = loaded = unrounded_model(base, model)
         return loaded
 
-    with progress("Preparing the edited weights", 0):
+    with advice_on_constants(fitted=fitted), progress("Preparing the edited weights", 0):
         plan = format.plan(edit, base, located, options, load)
     facts = base_facts(base, options.base_id)
     details = {} if format.details_key is None else {format.details_key: format.details(plan)}

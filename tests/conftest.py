@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from tests.helpers.guarantees import PLUGIN, GuaranteeCounter, count_case  # noq
 from tests.helpers.refusals import Commands, little_growth
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
 from tests.helpers.tiny_models import family_parameters, random_model, tiny_config, tiny_model, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 torch.set_num_threads(1)  # tiny models are slower with more
 transformers.logging.set_verbosity_error()
@@ -226,3 +230,19 @@ def little_memory() -> Iterator[None]:
     """Fails a test that at any time takes more memory than refusing an input may."""
     with little_growth():
         yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved, for a look inside."""
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

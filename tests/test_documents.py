@@ -181,6 +181,7 @@ def test_readme_runs_as_it_stands(
                 assert result.exit_code == 0, f"{shlex.join(arguments)}\n{result.output}"
                 ran += 1
     assert ran > 10
+    assert {"README.md", "sea_export.json", "sea_edit"} <= {file.name for file in Path("out").iterdir()}
 
 
 def test_the_map_is_what_import_linter_checks() -> None:

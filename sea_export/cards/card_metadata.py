@@ -14,7 +14,16 @@ from sea_export.export.formats import export_format
 from sea_export.export.manifest import fits_of
 from sea_export.model.location import is_hub_id
 
-__all__ = ["MULTIMODAL", "SPECTRAL", "card_metadata", "hub_base", "is_fitted", "is_spectral"]
+__all__ = [
+    "MULTIMODAL",
+    "SPECTRAL",
+    "card_metadata",
+    "converted_to",
+    "hub_base",
+    "is_fitted",
+    "is_spectral",
+    "short_name",
+]
 
 MULTIMODAL = "AutoModelForImageTextToText"
 SPECTRAL = "spectral"
@@ -54,6 +63,18 @@ def hub_base(base: Mapping[str, Any]) -> str | None:
     return str(name) if name is not None and is_hub_id(name) else None
 
 
+def short_name(base: Mapping[str, Any]) -> str:
+    """The name of the base that a manifest names, without its organization and without the ending of a file."""
+    return str(hub_base(base) or base["name"]).rpartition("/")[2].removesuffix(".gguf")
+
+
+def converted_to(manifest: Mapping[str, Any]) -> str | None:
+    """The dtype to which the weights of the base were converted; None if they are as they were."""
+    base = manifest["base"]
+    from_gguf = base["name"].endswith(".gguf") and not (manifest.get("gguf") or manifest.get("gguf_adapter"))
+    return str(base["dtype"]) if base["dequantized"] or from_gguf else None
+
+
 def is_fitted(fit: Mapping[str, Any]) -> bool:
     """Whether an edit, or a part of one, was fitted, and neither imported nor extracted.
 
@@ -70,8 +91,8 @@ def is_spectral(manifest: Mapping[str, Any]) -> bool:
 
 
 def _model_name(manifest: Mapping[str, Any]) -> str:
-    base = manifest["base"]
-    repository = manifest.get("repository") or f"{hub_base(base) or base['name']}-spectrally-edited"
+    edited = "spectrally-edited" if is_spectral(manifest) else "edited"
+    repository = manifest.get("repository") or f"{short_name(manifest['base'])}-{edited}"
     return str(repository).rpartition("/")[2]
 
 

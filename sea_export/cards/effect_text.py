@@ -10,9 +10,9 @@ from sea_export.text import interval_text
 __all__ = ["EXAMPLE_RULE", "effect_sentences"]
 
 EXAMPLE_RULE = (
-    "What it says, before and after. {prompts} built-in prompts were answered greedily and sorted by how unlikely the "
-    "base finds what the edited model says, loops last. Of the answers that the edit changes these are the first one, "
-    "the one in the middle, and the last one, which is the worst."
+    "{prompts} built-in prompts were answered greedily and sorted by how unlikely the base finds what the edited model "
+    "says, loops last. Of the answers that the edit changes these are the first one, the one in the middle, and the "
+    "last one, which is the worst."
 )
 """How `sea_export.evaluation.example_answers` chooses what is shown."""
 

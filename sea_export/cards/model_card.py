@@ -14,7 +14,16 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sea_export.cards.base_card import license_warning
-from sea_export.cards.card_metadata import MULTIMODAL, SPECTRAL, card_metadata, hub_base, is_fitted, is_spectral
+from sea_export.cards.card_metadata import (
+    MULTIMODAL,
+    SPECTRAL,
+    card_metadata,
+    converted_to,
+    hub_base,
+    is_fitted,
+    is_spectral,
+    short_name,
+)
 from sea_export.cards.effect_text import EXAMPLE_RULE, effect_sentences
 from sea_export.cards.extracted_text import extracted_text
 from sea_export.cards.imported_text import imported_text, listed
@@ -59,7 +68,7 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
     heads = [name for name in added if not name.endswith(".bias")]
     changes = [layer["relative_change"] for layer in manifest["layers"] if layer["relative_change"] is not None]
     return {
-        "title": f"{(base_model or base['name']).rpartition('/')[2]}, {'spectrally ' if spectral else ''}edited",
+        "title": f"{short_name(base)}, {'spectrally ' if spectral else ''}edited",
         "spectral": spectral,
         "edit_name": "a spectral edit of its activations (SEA)" if spectral else "an edit of its activations",
         "base": _base(base["name"], base_model),
@@ -67,6 +76,8 @@ def _contents(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "chat": bool(base.get("chat")),
         "beside_base": format.loads_beside_base and format.loads_in_transformers,
         "own_code": format.runs_code,
+        "converted": converted_to(manifest),
+        "folded": bool(manifest["edited_tensors"]),
         "added_biases": len(added) - len(heads),
         "untied": bool(heads),
         "fitted": any(map(is_fitted, fits)),

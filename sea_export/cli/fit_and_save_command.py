@@ -76,35 +76,32 @@ def command(
         from sea_export.cli.progress import counting_progress, fit_progress, loaded, saving_progress
         from sea_export.cli.push_output import push_saved
         from sea_export.cli.terminal import console
-        from sea_export.demonstrations.hold_out import hold_out
         from sea_export.edit.summary import log_warnings
-        from sea_export.effect.measure import measured_edit
-        from sea_export.evaluation.example_answers import with_examples
-        from sea_export.fitting.fit_base import fit_base, usable_by
         from sea_export.fitting.layer_choice import choose_targets
         from sea_export.hub.push import SavedAndPushed, prepare_push
+        from sea_export.interface.measured_fit import measured_fit, split_demonstrations
         from sea_export.saving import check_room_for, locate_fit, save_checkpoint
 
         with joined_job() as processes, opened_model(location, run, output) as opened:
             if opened.is_layerwise:
                 process.end()  # memory is short
-            usable = usable_by(opened.base, read, fit.template)
-            demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
+            split = split_demonstrations(opened, data.demonstrations, read, fit, effect)
             check_room_for(opened.base, output, export)
             targets = choose_targets(opened.base.skeleton, fit)
             located = locate_fit(opened.base, targets, fit, export)
             if repo_id is not None and processes.is_first:
                 prepare_push(opened.base, format, repo_id, public=public)
             loaded(opened)
-            with fit_progress(len(demonstrations.fitted), processes) as progress:
-                fitted = fit_base(
-                    opened, demonstrations.fitted, fit, progress, targets=targets, cache=cache, processes=processes
-                )
-            if not processes.is_first:
+            edit = measured_fit(
+                *(opened, split, fit, effect),
+                fit_progress(len(split.fitted), processes),
+                counting_progress,
+                targets=targets,
+                cache=cache,
+                processes=processes,
+            )
+            if edit is None:
                 return
-            edit = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
-            if effect.measure:
-                edit = with_examples(edit, opened, counting_progress)
             log_warnings(edit.summary)
             result = save_checkpoint(
                 edit,

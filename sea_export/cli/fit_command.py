@@ -59,25 +59,24 @@ def command(
     from sea_export.cli.printing import print_commands, print_effect, print_examples
     from sea_export.cli.progress import counting_progress, fit_progress, loaded
     from sea_export.cli.terminal import console
-    from sea_export.demonstrations.hold_out import hold_out
     from sea_export.edit.summary import log_warnings
-    from sea_export.effect.measure import measured_edit
-    from sea_export.evaluation.example_answers import with_examples
-    from sea_export.fitting.fit_base import fit_base, usable_by, with_weight_digests
+    from sea_export.fitting.fit_base import with_weight_digests
+    from sea_export.interface.measured_fit import measured_fit, split_demonstrations
 
     begin_computing(run.threads)
     with joined_job() as processes, opened_model(location, run, edit) as opened:
-        usable = usable_by(opened.base, read, fit.template)
-        demonstrations = hold_out(usable, effect.held_out_share, fit.capture.seed)
+        split = split_demonstrations(opened, data.demonstrations, read, fit, effect)
         check_room(edit, opened.base.paths, needed_bytes=0)
         loaded(opened)
-        with fit_progress(len(demonstrations.fitted), processes) as progress:
-            fitted = fit_base(opened, demonstrations.fitted, fit, progress, cache=cache, processes=processes)
-        if not processes.is_first:
+        measured = measured_fit(
+            *(opened, split, fit, effect),
+            fit_progress(len(split.fitted), processes),
+            counting_progress,
+            cache=cache,
+            processes=processes,
+        )
+        if measured is None:
             return
-        measured = measured_edit(fitted, opened, demonstrations, effect, counting_progress)
-        if effect.measure:
-            measured = with_examples(measured, opened, counting_progress)
         result = with_weight_digests(measured, opened.base)
     with staged_output(edit, overwrite=overwrite) as staging:
         result.save(staging)
@@ -93,6 +92,7 @@ def command(
         {
             "Try it": ("compare", model, edit, *trust),
             **({"Try half of it": ("compare", model, edit, "--strength", half, *trust)} if result.has_a_dial else {}),
+            "Talk with both": ("chat", edit, "--base", model, *trust),
             "Measure it": ("evaluate", edit, "--base", model, "--benchmark", "damage", *trust),
             "Bake it": ("save", edit, "OUTPUT", "--base", model, *trust),
         }

@@ -99,7 +99,8 @@ def print_examples(edit: SpectralEdit) -> None:
     record = edit.provenance.get("examples")
     if record is None:
         return
-    console.print(f"\n{EXAMPLE_RULE.format(prompts=record['prompts'])}", soft_wrap=True)
+    rule = EXAMPLE_RULE.format(prompts=record["prompts"])
+    console.print(f"\nWhat it says, before and after. {rule}", soft_wrap=True)
     for one in record["shown"]:
         console.print(f"\n> {one['prompt']}", soft_wrap=True)
         for label, kind in (("before", "base"), ("after", "edited")):
@@ -141,11 +142,13 @@ def print_next_steps(output: Path, base: str, *, pushed: bool = False) -> None:
     """
     manifest = read_manifest(output)
     format = export_format(manifest["format"])
-    trust = ("--trust-remote-code",) if format.runs_code or manifest["base"].get("own_code") else ()
+    own_code = ("--trust-remote-code",) if manifest["base"].get("own_code") else ()
+    trust = ("--trust-remote-code",) if format.runs_code or own_code else ()
     # Where transformers does not load the output, its edit is applied to the base at run time.
     edited, record = (output, ("--record",)) if format.loads_in_transformers else (output / EDIT_DIRECTORY, ())
     commands: dict[str, tuple[object, ...]] = {
         "Read answers of both": ("compare", base, edited, *trust),
+        "Talk with both": ("chat", output, "--base", base, *own_code),
         "Measure both": ("evaluate", edited, "--against", base, "--benchmark", "damage", *record, *trust),
     }
     if not pushed and (manifest["base"]["revision"] is not None or not format.names_location):

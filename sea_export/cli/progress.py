@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from rich.progress import (
     BarColumn,
@@ -17,11 +18,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sea_export.capture.opened_model import OpenedModel
 from sea_export.cli.consoles import errors
 from sea_export.cli.stages import Stage, shows_bars, told, waiting
-from sea_export.fitting.distributed import Processes
 from sea_export.text import visible
+
+if TYPE_CHECKING:  # a push shows progress without torch
+    from sea_export.capture.opened_model import OpenedModel
+    from sea_export.fitting.distributed import Processes
 
 __all__ = ["counting_progress", "fit_progress", "loaded", "progress_bar", "saving_progress"]
 

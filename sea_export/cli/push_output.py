@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sea_export.cli.progress import saving_progress
 from sea_export.cli.terminal import console
+from sea_export.cli.upload_progress import upload_progress
 from sea_export.errors import SeaExportError
 from sea_export.export.manifest import further_arguments, read_manifest
-from sea_export.hub.push import Pushed, push
+from sea_export.hub.push import Pushed, push_files
 
 __all__ = ["push_output", "push_saved"]
 
@@ -20,7 +22,15 @@ def push_output(
     def announce(remark: str) -> None:
         console.print(remark, soft_wrap=True)
 
-    pushed = push(output, repo_id, public=public, revision=revision, create_pr=create_pr, announce=announce)
+    pushed = push_files(
+        *(output, repo_id),
+        public=public,
+        revision=revision,
+        create_pr=create_pr,
+        announce=announce,
+        progress=saving_progress,
+        uploading=upload_progress,
+    )
     there = pushed.destination
     visibility = "private" if there.private else "public"
     if not pushed.changed:

@@ -42,13 +42,15 @@ def command(
     Exits with 1 when it is not that edit, or when the edit does nothing.
     """
     from sea_export.cli.printing import print_verdict, print_verification
+    from sea_export.cli.terminal import waiting
     from sea_export.export.manifest import read_manifest, write_manifest
     from sea_export.locks import taking_turns
     from sea_export.verification.clean_process import CleanProcess
     from sea_export.verification.verification import Verification
     from sea_export.verification.verify import check_output_files
 
-    verification = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
+    with waiting("Comparing files"):
+        verification = check_output_files(output, base, revision=revision, trust_remote_code=trust_remote_code)
     if not isinstance(verification, Verification):
         with CleanProcess() as process:
             if verification.format.loads_in_transformers:
@@ -56,7 +58,8 @@ def command(
             from sea_export.cli.opening import begin_computing
 
             begin_computing(threads)
-            verification = verification.verify(process, layerwise=layerwise)
+            with waiting("Verifying"):
+                verification = verification.verify(process, layerwise=layerwise)
     print_verification(verification)
     print_verdict(verification, output)
     directory = Path(output)

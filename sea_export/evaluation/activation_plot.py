@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sea_export.capture.activations import Activations
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.evaluation.drawing import BLUE, GREY, VERMILION, check_picture, new_figure, plain, save_figure
+from sea_export.evaluation.drawing import BLUE, INK, VERMILION, picture, plain
 from sea_export.model.targets import Target
 
 if TYPE_CHECKING:
@@ -51,26 +51,19 @@ def plot_activations(activations: Mapping[Target, Activations], edit: SpectralEd
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
-    check_picture(file)
-    columns = min(len(activations), 3)
-    rows = -(-len(activations) // columns)
-    figure = new_figure(4.6 * columns, 3.4 * rows + 0.5)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axis in grid.flat[len(activations) :]:
-        axis.set_visible(False)
-    for axis, (target, kinds) in zip(grid.flat, sorted(activations.items()), strict=False):
-        positions = _positions(kinds, edit, target)
-        _draw(axis, positions, named=axis in grid[:, 0])
-        before, after = (_nearer_positive(one) for one in (positions.negative, positions.negative_edited))
-        axis.set_title(
-            f"layer {target.layer}, {target.component}\nnegative nearer the positive: {before:.0%}, edited {after:.0%}",
-            fontsize=10,
+    with picture(file, 2.1 * len(activations) + 0.5) as figure:
+        panels = figure.subplots(len(activations), 1, squeeze=False)[:, 0]
+        for axis, (target, kinds) in zip(panels, sorted(activations.items()), strict=True):
+            positions = _positions(kinds, edit, target)
+            _draw(axis, positions)
+            before, after = (_nearer_positive(one) for one in (positions.negative, positions.negative_edited))
+            shares = f"{before:.0%}, edited {after:.0%}"
+            axis.set_title(f"layer {target.layer}, {target.component}. Negative nearer the positive: {shares}")
+        figure.supxlabel(
+            "0: mean of the negative activations of the base; 1: of the positive ones\n"
+            "thick lines: means; dashed line: the middle",
+            fontsize="medium",
         )
-    figure.supxlabel(
-        "0: mean of the negative activations of the base; 1: of the positive; thick lines: means; dashed: the middle",
-        fontsize=9,
-    )
-    save_figure(figure, file)
 
 
 def _positions(kinds: Activations, edit: SpectralEdit, target: Target) -> _Positions:
@@ -96,7 +89,7 @@ def _nearer_positive(positions: Tensor) -> float:
     return float((positions > 0.5).double().mean())
 
 
-def _draw(axis: Axes, positions: _Positions, *, named: bool) -> None:
+def _draw(axis: Axes, positions: _Positions) -> None:
     kinds = (
         ("positive", positions.positive, "^", BLUE),
         ("positive, edited", positions.positive_edited, "^", BLUE),
@@ -104,18 +97,18 @@ def _draw(axis: Axes, positions: _Positions, *, named: bool) -> None:
         ("negative, edited", positions.negative_edited, "v", VERMILION),
     )
     generator = np.random.default_rng(0)
-    axis.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axis.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     ends = []
     for row, (name, values, marker, color) in enumerate(kinds):
         shown = values.numpy()
         heights = row + generator.uniform(-_HEIGHT, _HEIGHT, len(shown))
         inside = "none" if "edited" in name else color
         look: dict[str, Any] = {"marker": marker, "edgecolors": color, "facecolors": inside, "linewidths": 0.8}
-        axis.scatter(shown, heights, s=12, alpha=0.45, label=name, **look)
+        axis.scatter(shown, heights, s=12, alpha=0.8, label=name, **look)
         mean = float(shown.mean())
-        axis.plot([mean, mean], [row - 0.42, row + 0.42], color="black", linewidth=2)
+        axis.plot([mean, mean], [row - 0.42, row + 0.42], color=INK, linewidth=2.5)
         ends += [*np.percentile(shown, [_FEWEST, _MOST]), mean]
     margin = 0.05 * (max(ends) - min(ends)) + 1e-9
     axis.set(xlim=(min(ends) - margin, max(ends) + margin), ylim=(len(kinds) - 0.5, -0.5))
-    axis.set_yticks(range(len(kinds)), [name for name, *_ in kinds] if named else [""] * len(kinds))
+    axis.set_yticks(range(len(kinds)), [name for name, *_ in kinds])
     plain(axis)

@@ -1,9 +1,15 @@
-"""What all pictures share: colours, and how a picture is started and written."""
+"""What all pictures share: their look, and how one is begun and written.
+
+Pictures stand on white pages and on dark ones. So they have no background of their own, and nothing in them is nearly
+white or nearly black. They are as wide as a column of text, in which letters of their size can be read.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +24,32 @@ if TYPE_CHECKING:
 __all__ = [
     "BLUE",
     "GREEN",
-    "GREY",
+    "INK",
     "ORANGE",
+    "PURPLE",
     "VERMILION",
+    "WIDTH",
     "check_picture",
-    "new_figure",
+    "picture",
     "plain",
-    "save_figure",
     "shown_label",
 ]
 
 # The colours of Okabe and Ito, which all common kinds of colour vision can tell apart. Markers and hatches differ too.
-BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#555555"
+BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#B5659A"
+INK = "#767B82"
+"""Text, axes and what has no colour of its own: a grey with equal contrast to white and to a dark page."""
 
+WIDTH = 7.0
+"""Inches."""
+
+_LOOK: Any = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **{"grid.color": INK, "grid.alpha": 0.3, "legend.frameon": False},
+    **{"font.size": 9.5, "axes.titlesize": 10.5, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9},
+}
+_DOTS_PER_INCH = 200
 _FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -45,25 +64,34 @@ def check_picture(file: Path) -> None:
     check_destinations([file])
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches."""
-    from matplotlib.figure import Figure
+@contextmanager
+def picture(file: Path, height: float) -> Iterator[Figure]:
+    """A context with an empty figure, which is written when the context ends.
 
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure: Figure, file: Path) -> None:
-    """Writes a figure. The ending of the file name decides the format.
+    Args:
+        file: the picture to write. Its ending decides the format (.png, .pdf, .svg).
+        height: that of the figure in inches.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: matplotlib is missing, or the file cannot be written.
     """
+    check_picture(file)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_LOOK):  # axes take their colours when they are made
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure
+        _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
     format = file.suffix.lower()[1:]
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format, {})
-    picture = io.BytesIO()
-    figure.savefig(picture, format=format, dpi=150, metadata=metadata)
+    written = io.BytesIO()
+    figure.savefig(written, format=format, dpi=_DOTS_PER_INCH, metadata=metadata)
     try:
-        write_result(file, picture.getvalue())
+        write_result(file, written.getvalue())
     except OSError as error:
         raise InputError(f"{file}: it cannot be written ({reason(error)}). Choose another file.") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.edit.spectral_edit import SpectralEdit
-from sea_export.evaluation.drawing import BLUE, GREY, VERMILION, check_picture, new_figure, plain, save_figure
+from sea_export.evaluation.drawing import BLUE, GREEN, INK, PURPLE, VERMILION, picture, plain
 from sea_export.model.targets import Target
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_edit"]
 
 _SHOWN_VALUES = 64
-_LABELLED_LAYERS = 16
+_LABELLED_LAYERS = 10
 _SMALLEST_SHARE = 1e-6
 """A direction of less of a spectrum is not told from rounding."""
 
@@ -34,30 +34,29 @@ def plot_edit(edit: SpectralEdit, file: Path) -> None:
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
-    check_picture(file)
     labels = [_layer_label(target) for target in edit.targets for _ in edit.layers[target]]
     layers = [layer for target in edit.targets for layer in edit.layers[target]]
     # Other methods than the spectral one have neither singular values nor kept and dropped directions.
     spectral = any(layer.positive_values.numel() or layer.negative_values.numel() for layer in layers)
     rows = 3 if spectral else 1
-    figure = new_figure(11, 10 / 3 * rows)
-    axes = figure.subplots(rows, 2, squeeze=False)
-    if spectral:
-        for column, kind in enumerate(("positive", "negative")):
-            _draw_spectra(axes[0, column], layers, labels, kind)
-        _draw_cumulative(axes[1, 0], layers, labels)
-        _draw_ranks(axes[1, 1], layers)
-    positions = np.arange(len(layers))
-    change, signature = axes[-1]
-    change.bar(positions, [100 * (layer.relative_change or 0) for layer in layers], color=GREY)
-    change.set(title="Relative change of neutral activations", ylabel="%")
-    signature.bar(positions, [layer.signature or 0 for layer in layers], color=GREY)
-    signature.set(title="Signature", ylabel="sum of singular values" if spectral else "norm")
-    for axis in (*([axes[1, 1]] if spectral else []), change, signature):
-        _label_layers(axis.xaxis, labels)
-        axis.set_xlabel(_layer_axis(labels))
-        plain(axis)
-    save_figure(figure, file)
+    with picture(file, 2.4 * rows) as figure:
+        # Each row has its own columns: the bars of colours in the first one take no width from the others.
+        axes = np.array([part.subplots(1, 2) for part in figure.subfigures(rows, 1, squeeze=False)[:, 0]])
+        if spectral:
+            for column, kind in enumerate(("positive", "negative")):
+                _draw_spectra(axes[0, column], layers, labels, kind)
+            _draw_cumulative(axes[1, 0], layers, labels)
+            _draw_ranks(axes[1, 1], layers)
+        positions = np.arange(len(layers))
+        change, signature = axes[-1]
+        change.bar(positions, [100 * (layer.relative_change or 0) for layer in layers], color=INK)
+        change.set(title=f"Relative change of {'neutral activations' if spectral else 'outputs'}", ylabel="%")
+        signature.bar(positions, [layer.signature or 0 for layer in layers], color=INK)
+        signature.set(title="Signature", ylabel="sum of singular values" if spectral else "norm")
+        for axis in (*([axes[1, 1]] if spectral else []), change, signature):
+            _label_layers(axis.xaxis, labels)
+            axis.set_xlabel(_layer_axis(labels))
+            plain(axis)
 
 
 def _layer_label(target: Target) -> str:
@@ -76,7 +75,11 @@ def _label_layers(axis: Any, labels: Sequence[str]) -> None:
 
 def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str], kind: str) -> None:
     """Heat map of the share of the squared spectrum by layer and direction, on a logarithmic scale."""
-    from matplotlib.colors import LogNorm
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    # Without its darkest part, which a dark page swallows.
+    shares_map = LinearSegmentedColormap.from_list("shares", colormaps["cividis"](np.linspace(0.2, 1, 256)))
 
     rows = [_shares(layer, kind)[:_SHOWN_VALUES] for layer in layers]
     width = max(1, *(int(np.count_nonzero(row > _SMALLEST_SHARE)) for row in rows))
@@ -86,7 +89,7 @@ def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]
     image = axis.imshow(
         shares,
         aspect="auto",
-        cmap="cividis",
+        cmap=shares_map,
         interpolation="nearest",
         norm=LogNorm(vmin=min(np.nanmin(shares), 0.1), vmax=1),
         extent=(0.5, width + 0.5, len(layers) - 0.5, -0.5),
@@ -94,6 +97,7 @@ def _draw_spectra(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]
     _label_layers(axis.yaxis, labels)
     sign = "+" if kind == "positive" else "-"
     axis.set(title=f"Spectrum of Ω{sign}", xlabel="direction", ylabel=_layer_axis(labels))
+    axis.locator_params(axis="x", integer=True)
     axis.figure.colorbar(image, ax=axis, label="share of Σ σ²")
 
 
@@ -109,7 +113,9 @@ def _draw_ranks(axis: Axes, layers: Sequence[LayerEdit]) -> None:
     bars = ((-0.2, "positive", BLUE, "", "kept"), (0.2, "negative", VERMILION, "///", "dropped"))
     for offset, kind, color, hatch, name in bars:
         ranks = [getattr(layer, kind).shape[1] for layer in layers]
-        axis.bar(positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", label=name)
+        axis.bar(
+            positions + offset, ranks, width=0.4, color=color, hatch=hatch, edgecolor="white", linewidth=0, label=name
+        )
     axis.set(title="Rank of the edit", ylabel="directions")
     axis.locator_params(axis="y", integer=True)
     _legend_above(axis, lines=1)
@@ -117,9 +123,9 @@ def _draw_ranks(axis: Axes, layers: Sequence[LayerEdit]) -> None:
 
 def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[str]) -> None:
     """Share of the squared spectra that the first k directions explain, one line per layer."""
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
 
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    colors = LinearSegmentedColormap.from_list("first to last layer", [GREEN, PURPLE])(np.linspace(0, 1, len(layers)))
     ends = {0: f"layer {labels[0]}", len(layers) - 1: f"layer {labels[-1]}"}
     for kind, style, name in (("positive", "-", "Ω+"), ("negative", "--", "Ω-")):
         for index, layer in enumerate(layers):
@@ -131,11 +137,11 @@ def _draw_cumulative(axis: Axes, layers: Sequence[LayerEdit], labels: Sequence[s
     most = max(max(layer.positive_values.numel(), layer.negative_values.numel(), 1) for layer in layers)
     axis.set(title="Explained variance", xlabel="directions", ylabel="% of Σ σ²", xscale="log", xlim=(1, most))
     _legend_above(axis, lines=2)
-    axis.grid(alpha=0.3)
+    axis.grid()
     plain(axis)
 
 
 def _legend_above(axis: Axes, lines: int) -> None:
     """A legend between the title and the frame, where it covers nothing."""
-    axis.set_title(axis.get_title(), pad=8 + 14 * lines)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2, ncols=2, frameon=False, fontsize=8)
+    axis.set_title(axis.get_title(), pad=8 + 13 * lines)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2, ncols=2)

@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sea_export.evaluation.drawing import (
-    BLUE,
-    GREY,
-    VERMILION,
-    check_picture,
-    new_figure,
-    plain,
-    save_figure,
-    shown_label,
-)
+from sea_export.evaluation.drawing import BLUE, INK, VERMILION, picture, plain, shown_label
 from sea_export.evaluation.report import BenchmarkReport, MetricReport
 from sea_export.evaluation.statistics import Interval
 
@@ -28,8 +19,8 @@ __all__ = ["plot_reports"]
 _LOOKS = {
     "better": ("^", BLUE, "better"),
     "worse": ("v", VERMILION, "worse"),
-    "no measurable gain": ("o", GREY, "no measurable difference"),
-    "": ("s", "black", "neither better nor worse"),
+    "no measurable gain": ("o", INK, "no measurable difference"),
+    "": ("s", INK, "neither better nor worse"),
 }
 _VALUE = ("s", BLUE, "this model")
 
@@ -46,17 +37,15 @@ def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
-    check_picture(file)
     panels = [panel for report in reports for panel in _panels(report)]
-    heights = [0.42 * len(metrics) + 1.0 for _, metrics in panels]
-    figure = new_figure(9, sum(heights) + 0.5)
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (report, metrics) in zip(axes, panels, strict=True):
-        _draw(axis, metrics)
-        axis.set_title(shown_label(f"{report.benchmark} ({report.rows} rows)"), loc="left")
-    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    save_figure(figure, file)
+    heights = [0.42 * len(metrics) + 0.9 for _, metrics in panels]
+    with picture(file, sum(heights) + 0.6) as figure:
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, (report, metrics) in zip(axes, panels, strict=True):
+            _draw(axis, metrics)
+            axis.set_title(shown_label(f"{report.benchmark} ({report.rows} rows)"), loc="left")
+        known = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=2)
 
 
 def _panels(report: BenchmarkReport) -> list[tuple[BenchmarkReport, list[MetricReport]]]:
@@ -75,15 +64,15 @@ def _draw(axis: Axes, metrics: Sequence[MetricReport]) -> None:
         interval = metric.value if metric.difference is None else metric.difference
         marker, color, name = _VALUE if metric.difference is None else _LOOKS[metric.verdict]
         _draw_interval(axis, row, interval, factor, marker, color, name)
-        axis.annotate(_values(metric, factor), (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        axis.annotate(_values(metric, factor), (1.01, row), xycoords=("axes fraction", "data"), va="center")
     axis.set_yticks(range(len(metrics)), [_name(metric) for metric in metrics])
     axis.set_ylim(len(metrics) - 0.5, -0.5)
     shown = unit or "perplexity"
     if compared:
-        axis.axvline(0, color="black", linewidth=1)
+        axis.axvline(0, color=INK, linewidth=1)
         shown = f"difference to the base ({'points' if unit == '%' else shown})"
     axis.set_xlabel(shown_label(f"{shown}, 95 % intervals"))
-    axis.grid(axis="x", alpha=0.3)
+    axis.grid(axis="x")
     plain(axis)
 
 
@@ -96,8 +85,8 @@ def _draw_interval(
 
 
 def _name(metric: MetricReport) -> str:
-    better = f" ({metric.aim} is better)" if metric.aim and metric.difference is not None else ""
-    return shown_label(f"{metric.name}{better}")
+    better = f"\n({metric.aim} is better)" if metric.aim and metric.difference is not None else ""
+    return shown_label(metric.name) + better
 
 
 def _values(metric: MetricReport, factor: float) -> str:

@@ -22,6 +22,7 @@ from sea_export.edit.fold import fold_parameters, with_parameters
 from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError, SeaExportError, first_line
 from sea_export.model.architecture import OutputProjection, decoder_layers
+from sea_export.model.constant_place import NoPlaceForConstantError
 from sea_export.model.random_weights import with_random_weights, without_numbers
 
 if TYPE_CHECKING:
@@ -100,9 +101,8 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
     if needs_bias:
         for weight in projection.weights:
             if weight.bias_name is None:
-                raise InputError(
-                    f"{weight.name}: it has no bias that could hold the constant of an affine edit. Choose --center "
-                    "linear."
+                raise NoPlaceForConstantError(
+                    weight.name, "it has no bias that could hold the constant of an affine edit"
                 )
     output = run_module(module, arguments, keywords)
     generator = torch.Generator().manual_seed(0)
@@ -116,9 +116,10 @@ def _check_projection(model: PreTrainedModel, projection: OutputProjection, *, n
             continue
         names = ", ".join(weight.name for weight in projection.weights)
         if edit is not linear:
-            raise InputError(
-                f"{projection.module_name}: the constant of an affine edit does not go through {names} to its output "
-                f"unchanged (relative error {error:.1e}). Choose --center linear."
+            raise NoPlaceForConstantError(
+                projection.module_name,
+                f"the constant of an affine edit does not go through {names} to its output unchanged (relative error "
+                f"{error:.1e})",
             )
         raise SeaExportError(
             f"{projection.module_name}: folding {names} does not edit its output (relative error {error:.1e}), so this "

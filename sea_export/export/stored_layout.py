@@ -22,6 +22,7 @@ from sea_export.edit.layer_edit import LayerEdit
 from sea_export.errors import InputError
 from sea_export.export.fold_check import random_edit
 from sea_export.model.checkpoint import Checkpoint
+from sea_export.model.constant_place import NoPlaceForConstantError
 from sea_export.model.stored_names import conversions_of, parameter_names
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class StoredLayout:
         """
         source = self.sources.get(f"{name.removesuffix('bias')}weight")
         if source is None or source.converter is not None or not source.parts[0].endswith(".weight"):
-            raise InputError(f"{name}: the checkpoint has no name for it. Choose --center linear.")
+            raise NoPlaceForConstantError(name, "the checkpoint has no name for it")
         return f"{source.parts[0].removesuffix('weight')}bias"
 
 

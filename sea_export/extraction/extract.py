@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sea_export.capture.progress_callback import Progress, ProgressCallback, no_progress, progress_of
 from sea_export.edit.edited_layers import EditedLayers
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
-from sea_export.evaluation.benchmark import Progress, no_progress
 from sea_export.export.fold_check import check_fold
 from sea_export.export.stored_layout import StoredLayout, stored_layout
 from sea_export.extraction.writer_change import Writer, WriterChange, change_of
@@ -26,6 +26,7 @@ from sea_export.model.bias_switch import BIAS_SWITCHES
 from sea_export.model.checkpoint import Checkpoint
 from sea_export.model.diff import CheckpointDifference, compare_checkpoints
 from sea_export.model.targets import COMPONENTS, EMBEDDING, Target
+from sea_export.model.threads import use_threads
 from sea_export.model.tied_head import tied_head
 from sea_export.versions import library_versions
 
@@ -102,7 +103,14 @@ def _listed(names: Iterable[str], separator: str = ", ") -> str:
     return separator.join([*names[:_NAMED], *more])
 
 
-def extract(a: str | Path, b: str | Path, *, trust_remote_code: bool = False) -> Extraction:
+def extract(
+    a: str | Path,
+    b: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    threads: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Extraction:
     """Finds the edit of low rank between two checkpoints of one architecture, where there is one.
 
     Sought are, for each output projection that differs, a map D of low rank and a constant c with W_B = (I + D) W_A and
@@ -113,6 +121,8 @@ def extract(a: str | Path, b: str | Path, *, trust_remote_code: bool = False) ->
         a: the base: a Hub id, a local directory, or a `.gguf` file.
         b: the checkpoint made from it.
         trust_remote_code: whether code that comes with `a` may run.
+        threads: how many threads torch computes with from now on; None for as many as before.
+        progress: told a stage, how much of it is done, and how much there is to do.
 
     Returns:
         What was found, with the singular values. Its attribute `edit` is the edit, and raises an error that says why
@@ -122,11 +132,13 @@ def extract(a: str | Path, b: str | Path, *, trust_remote_code: bool = False) ->
         InputError: one of them is no model, they are not of one architecture, or they hold the same weights.
         SeaExportError: a file changed while it was read.
     """
+    if threads is not None:
+        use_threads(threads)
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(open_base(str(one), trust_remote_code=trust_remote_code)) for one in (a, b)
         )
-        return extract_from_bases(first, second)
+        return extract_from_bases(first, second, progress_of(progress))
 
 
 def extract_from_bases(a: Base, b: Base, progress: Progress = no_progress) -> Extraction:

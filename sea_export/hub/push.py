@@ -7,11 +7,12 @@ where `hf auth login` keeps it, or from HF_TOKEN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sea_export.capture.progress_callback import Progress, ProgressCallback, no_progress, progress_of
 from sea_export.cards.description import check_describable, update_description
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import ExportFormat, export_format
@@ -21,12 +22,15 @@ from sea_export.hub.destination import Destination, hub_client, open_destination
 from sea_export.model.hub_errors import hub_errors_explained
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 
     from sea_export.model.base import Base
     from sea_export.saving import SaveResult
 
-__all__ = ["Pushed", "SavedAndPushed", "check_published_base", "prepare_push", "push"]
+__all__ = ["Pushed", "SavedAndPushed", "check_published_base", "prepare_push", "push", "push_files"]
+
+_BYTES_AT_ONCE = 1_000_000_000
+"""About how much is uploaded before the progress is told again."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     announce: Callable[[str], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Pushed:
     """Pushes an output to the Hub in one commit. Before that, its files are compared with its manifest.
 
@@ -81,13 +86,53 @@ def push(
         revision: the branch, which is made if it is missing; None for the main branch.
         create_pr: whether to open a pull request instead of changing the main branch.
         announce: told facts about the base, and about files that are not pushed, one line at a time.
+        progress: told a stage, how much of it is done, and how much there is to do. huggingface_hub shows bars of its
+            own, unless they are disabled there.
 
     Raises:
         InputError: the output is not as it was written, or others could not load it; there is no token, it may not
             write, or the branch holds files that sea-export did not push.
         SeaExportError: the Hub or the connection failed. The same push again continues with what is missing.
     """
-    output = Path(output)
+    shown = progress_of(progress)
+    return push_files(
+        *(Path(output), repo_id),
+        public=public,
+        revision=revision,
+        create_pr=create_pr,
+        announce=announce,
+        progress=shown,
+        uploading=shown,
+    )
+
+
+def push_files(
+    output: Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    announce: Callable[[str], None] | None = None,
+    progress: Progress = no_progress,
+    uploading: Progress = no_progress,
+) -> Pushed:
+    """Like `push`, with progress as a command shows it.
+
+    Args:
+        output: see `push`.
+        repo_id: see `push`.
+        public: see `push`.
+        revision: see `push`.
+        create_pr: see `push`.
+        announce: see `push`.
+        progress: shows the progress of each stage but the upload. It is given the stage, and its bytes, or 0.
+        uploading: shows the progress of the upload, during which huggingface_hub shows bars of its own.
+
+    Raises:
+        InputError: see `push`.
+        SeaExportError: see `push`.
+    """
     if create_pr and revision is not None:
         raise InputError(
             "--create-pr: a pull request is for the main branch, and --revision names another. Leave one of them out."
@@ -95,7 +140,7 @@ def push(
     manifest = read_manifest(output)
     check_describable(manifest, str(output / MANIFEST), "Export the edit again.")
     check_published_base(export_format(manifest["format"]).base_of(output))
-    digests = _checked_digests(output, manifest)
+    digests = _checked_digests(output, manifest, progress)
     destination = open_destination(repo_id, public=public, revision=revision)
     if manifest.get("repository") != destination.repo_id:  # the code in the model card loads from there
         update_description(output, {"repository": destination.repo_id})
@@ -106,7 +151,9 @@ def push(
         for remark in (*_unlisted(output, digests), *_base_remarks(api, manifest, private=destination.private)):
             if announce is not None:
                 announce(remark)
-        commit = _commit(api, destination, output, digests, manifest, create_pr=create_pr)
+        additions = _uploaded(api, destination, output, digests, uploading, create_pr=create_pr)
+        with progress("Making the commit", 0):
+            commit = _commit(api, destination, additions, manifest, create_pr=create_pr)
         missing = digests.keys() - set(api.list_repo_files(destination.repo_id, revision=commit.oid))
     if missing:
         raise SeaExportError(
@@ -155,10 +202,16 @@ def check_published_base(location: str | None) -> None:
         )
 
 
-def _checked_digests(output: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+def _checked_digests(output: Path, manifest: Mapping[str, Any], progress: Progress) -> dict[str, str]:
     """SHA-256 of every file to push, by path. They are those of the manifest."""
     listed: dict[str, str] = manifest["files"]
-    wrong = [file for file in listed if not (output / file).is_file() or file_digest(output / file) != listed[file]]
+    there = {file: (output / file).stat().st_size for file in listed if (output / file).is_file()}
+    wrong = sorted(listed.keys() - there.keys())
+    with progress("Checking the files", sum(there.values())) as advance:
+        for file, size in there.items():
+            if file_digest(output / file) != listed[file]:
+                wrong.append(file)
+            advance(size)
     if wrong:
         raise InputError(
             f"{output}: its {', '.join(wrong)} is missing or not as {MANIFEST} says. Push what was verified, or make "
@@ -167,32 +220,67 @@ def _checked_digests(output: Path, manifest: Mapping[str, Any]) -> dict[str, str
     return {**listed, MANIFEST: file_digest(output / MANIFEST)}
 
 
-def _commit(
+def _uploaded(
     api: HfApi,
     destination: Destination,
     output: Path,
     digests: Mapping[str, str],
-    manifest: Mapping[str, Any],
+    uploading: Progress,
     *,
     create_pr: bool,
-) -> CommitInfo:
-    """Uploads the files, and then makes all of them visible in one commit."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+) -> list[CommitOperationAdd]:
+    """Uploads the large files, which nobody sees yet.
+
+    Returns:
+        What a commit adds: these files, and the small ones, which go with it.
+    """
+    from huggingface_hub import CommitOperationAdd
 
     additions = [CommitOperationAdd(file, output / file) for file in digests]
-    deletions = [CommitOperationDelete(file) for file in sorted(destination.leftovers - digests.keys())]
-    api.preupload_lfs_files(
-        destination.repo_id,
-        additions,
-        revision=destination.branch,
-        create_pr=create_pr,
-        free_memory=False,
-    )
+    total = sum(addition.upload_info.size for addition in additions)
+    with uploading(f"Uploading {len(additions)} files", total) as advance:
+        for group in _groups(additions):
+            api.preupload_lfs_files(
+                destination.repo_id,
+                group,
+                revision=destination.branch,
+                create_pr=create_pr,
+                free_memory=False,
+            )
+            advance(sum(addition.upload_info.size for addition in group))
     # What was uploaded must be what was checked, even if a file was changed in between.
     for addition in additions:
         if addition.upload_info.sha256.hex() != digests[addition.path_in_repo]:
             file = output / addition.path_in_repo
             raise SeaExportError(f"{file}: it was changed during the push, and nothing was committed. Push again.")
+    return additions
+
+
+def _groups(additions: Sequence[CommitOperationAdd]) -> Iterator[list[CommitOperationAdd]]:
+    """The files in groups, each of which is uploaded at once."""
+    group: list[CommitOperationAdd] = []
+    for addition in additions:
+        group.append(addition)
+        if sum(one.upload_info.size for one in group) >= _BYTES_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _commit(
+    api: HfApi,
+    destination: Destination,
+    additions: Sequence[CommitOperationAdd],
+    manifest: Mapping[str, Any],
+    *,
+    create_pr: bool,
+) -> CommitInfo:
+    """Makes all files visible in one commit, and removes those of an earlier push."""
+    from huggingface_hub import CommitOperationDelete
+
+    added = {addition.path_in_repo for addition in additions}
+    deletions = [CommitOperationDelete(file) for file in sorted(destination.leftovers - added)]
     return api.create_commit(
         destination.repo_id,
         [*additions, *deletions],

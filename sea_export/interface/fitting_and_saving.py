@@ -6,19 +6,16 @@ from pathlib import Path
 
 from sea_export.capture.progress_callback import ProgressCallback, progress_of
 from sea_export.demonstrations.demonstration_options import DemonstrationOptions
-from sea_export.demonstrations.hold_out import hold_out
 from sea_export.demonstrations.load import DemonstrationData
 from sea_export.edit.summary import log_warnings
 from sea_export.effect.effect_options import EffectOptions
-from sea_export.effect.measure import measured_edit
-from sea_export.evaluation.example_answers import with_examples
 from sea_export.export.formats import export_format
 from sea_export.export.output import check_beside, check_output
-from sea_export.fitting.fit_base import fit_base, usable_by
 from sea_export.fitting.layer_choice import choose_targets
 from sea_export.hub.push import SavedAndPushed, prepare_push, push
 from sea_export.interface.examining import read_data
 from sea_export.interface.loaded_base import LoadedBase, opened_base
+from sea_export.interface.measured_fit import measured_fit, split_demonstrations
 from sea_export.model.run_options import RunOptions, check_conversion
 from sea_export.options import ExportOptions, FitOptions
 from sea_export.saving import check_room_for, locate_fit, save_checkpoint
@@ -79,20 +76,15 @@ def fit_and_save(
     effect.check_texts()
     read = read_data(demonstrations, data, fit.capture.seed)
     with opened_base(model, run, place.resolve().parent, progress) as opened:
-        usable = usable_by(opened.base, read, fit.template)
-        # Rows in memory have no source from which a run could be repeated.
-        known = usable if isinstance(demonstrations, (str, Path)) else tuple(usable)
-        split = hold_out(known, effect.held_out_share, fit.capture.seed)
+        split = split_demonstrations(opened, demonstrations, read, fit, effect)
         check_room_for(opened.base, place, export)
         targets = choose_targets(opened.base.skeleton, fit)
         located = locate_fit(opened.base, targets, fit, export)
         if push_to is not None:
             prepare_push(opened.base, format, push_to, public=public)
-        with shown("Reading demonstrations", len(split.fitted)) as advance:
-            fitted = fit_base(opened, split.fitted, fit, advance, targets=targets, cache=kept)
-        edit = measured_edit(fitted, opened, split, effect, shown)
-        if effect.measure:
-            edit = with_examples(edit, opened, shown)
+        reading = shown("Reading demonstrations", len(split.fitted))
+        edit = measured_fit(opened, split, fit, effect, reading, shown, targets=targets, cache=kept)
+        assert edit is not None
         log_warnings(edit.summary)
         saved = save_checkpoint(
             *(edit, opened.base, place, export),
@@ -101,4 +93,4 @@ def fit_and_save(
             model=opened.model if not isinstance(model, LoadedBase) else None,  # verifying may change its dtype
             progress=shown,
         )
-    return SavedAndPushed(saved, None if push_to is None else push(place, push_to, public=public))
+    return SavedAndPushed(saved, None if push_to is None else push(place, push_to, public=public, progress=progress))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sea_export.errors import InputError
 from sea_export.model.architecture import OutputProjection
+from sea_export.model.constant_place import NoPlaceForConstantError
 from sea_export.model.load_model import skeleton
 from sea_export.model.targets import COMPONENTS
 
@@ -51,8 +51,9 @@ def bias_switch(
     added = {name: tensor for name, tensor in with_biases.named_parameters() if name not in original}
     needed = {name for one in projections for weight in one.weights if (name := weight.bias_name) is not None}
     if not needed <= added.keys() or not all(name.endswith(".bias") for name in added):
-        raise InputError(
-            f"{sorted(needed)[0]}: {model.config.model_type} has no config switch that adds this bias. Choose --center "
-            "linear, or another --format."
+        raise NoPlaceForConstantError(
+            sorted(needed)[0],
+            f"{model.config.model_type} has no config switch that adds this bias",
+            "--center linear, or another --format",
         )
     return changes, dict(added)

@@ -6,17 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sea_export.evaluation.drawing import (
-    BLUE,
-    GREY,
-    ORANGE,
-    VERMILION,
-    check_picture,
-    new_figure,
-    plain,
-    save_figure,
-    shown_label,
-)
+from sea_export.evaluation.drawing import BLUE, GREEN, INK, ORANGE, VERMILION, picture, plain, shown_label
 
 if TYPE_CHECKING:
     from sea_export.evaluation.metrics import Metric
@@ -58,7 +48,6 @@ def plot_search(tuning: DrawnSearch, file: Path) -> None:
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
     """
-    check_picture(file)
     base, budget = tuning.base, tuning.settings.space.max_kl
     factor = 100 if base.unit == "%" else 1
 
@@ -68,25 +57,25 @@ def plot_search(tuning: DrawnSearch, file: Path) -> None:
         ]
         return [divergence for divergence, _ in shown], [value for _, value in shown]
 
-    figure = new_figure(7.5, 5)
-    axis = figure.subplots()
-    axis.axvline(budget, color=GREY, linestyle=":", label="damage budget")
-    axis.axhline(factor * base.value, color=GREY, linewidth=0.8, alpha=0.5)
+    unit = f" ({base.unit})" if base.unit else ""
     measured = [result for result in tuning.trials if result.value is not None]
-    axis.scatter(*points(measured), s=28, color="#999999", label="trial")
-    axis.plot(*points(tuning.front), "-", color=BLUE, linewidth=1.5, marker="o", markersize=6, label="Pareto front")
-    axis.scatter([0], [factor * base.value], s=130, marker="*", color="black", zorder=3, label="base")
-    if tuning.default is not None and tuning.default.value is not None:
-        look: dict[str, Any] = {"marker": "D", "color": ORANGE, "edgecolor": "black"}
-        axis.scatter(*points([tuning.default]), s=70, zorder=3, label="default edit", **look)
-    ring: dict[str, Any] = {"marker": "o", "facecolor": "none", "edgecolor": VERMILION, "linewidth": 2.2}
-    axis.scatter(*points([tuning.chosen]), s=190, zorder=3, label="chosen", **ring)
-    axis.set(
-        xlabel="KL from the base on neutral text (nats per token)",
-        ylabel=shown_label(f"{tuning.settings.metric} on the choosing rows" + (f" ({base.unit})" if base.unit else "")),
-    )
-    axis.set_xlim(left=-0.02 * budget)
-    figure.legend(loc="outside right upper", frameon=False)
-    axis.grid(alpha=0.3)
-    plain(axis)
-    save_figure(figure, file)
+    with picture(file, 4.6) as figure:
+        axis = figure.subplots()
+        axis.axvline(budget, color=INK, linestyle=":", label="damage budget")
+        axis.axhline(factor * base.value, color=INK, linewidth=0.8, alpha=0.5)
+        axis.scatter(*points(measured), s=28, color=INK, label="trial")
+        axis.plot(*points(tuning.front), "-", color=BLUE, linewidth=1.5, marker="o", markersize=6, label="Pareto front")
+        axis.scatter([0], [factor * base.value], s=130, marker="*", color=GREEN, zorder=3, label="base")
+        if tuning.default is not None and tuning.default.value is not None:
+            look: dict[str, Any] = {"marker": "D", "color": ORANGE, "edgecolor": INK}
+            axis.scatter(*points([tuning.default]), s=70, zorder=3, label="default edit", **look)
+        ring: dict[str, Any] = {"marker": "o", "facecolor": "none", "edgecolor": VERMILION, "linewidth": 2.2}
+        axis.scatter(*points([tuning.chosen]), s=190, zorder=3, label="chosen", **ring)
+        axis.set(
+            xlabel="KL from the base on neutral text (nats per token)",
+            ylabel=shown_label(f"{tuning.settings.metric} on the choosing rows{unit}"),
+        )
+        axis.set_xlim(left=-0.02 * budget)
+        figure.legend(loc="outside lower center", ncols=3, labelspacing=0.9)
+        axis.grid()
+        plain(axis)

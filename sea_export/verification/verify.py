@@ -138,6 +138,7 @@ def verify(
     revision: str | None = None,
     trust_remote_code: bool = False,
     layerwise: bool | None = None,
+    threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Verification:
     """Verifies a checkpoint that sea-export wrote: all its files, its tensors, and its predictions.
@@ -149,6 +150,7 @@ def verify(
         trust_remote_code: whether code may run that comes with the base, or that is in the output and is not what this
             version of sea-export writes.
         layerwise: whether only one layer of the base at a time is in memory; None decides by the free memory.
+        threads: how many threads torch computes with from now on; None for as many as before.
         progress: told a stage, how much of it is done, and how much there is to do.
 
     Raises:
@@ -164,6 +166,10 @@ def verify(
     with CleanProcess() as process, waiting("Verifying"):
         if found.format.loads_in_transformers:
             process.begin()  # it imports what it needs while the base is compared with the manifest
+        if threads is not None:
+            from sea_export.model.threads import use_threads  # torch takes seconds to import
+
+            use_threads(threads)
         return found.verify(process, layerwise=layerwise)
 
 

@@ -124,7 +124,7 @@ def test_biases_that_the_base_does_not_have_are_told(outputs: dict[str, Path]) -
     assert "tensor names and files, and loads" in " ".join(model_card(manifest).split())
     more = model_card({**manifest, "added_tensors": ["a.bias", "b.bias"]})
     assert "tensors and files, and 2 biases more, and loads" in " ".join(more.split())
-    assert "mergekit, and mistral.rs with a Llama model, drop the biases" in " ".join(more.split())
+    assert "mergekit, and mistral.rs with a Llama model, drop added biases" in " ".join(more.split())
 
 
 def test_a_local_base_is_no_model_of_the_hub(outputs: dict[str, Path]) -> None:
@@ -308,6 +308,20 @@ def test_it_tells_what_was_edited_and_how_to_repeat_it(outputs: dict[str, Path],
         assert "{%" not in card
         assert not re.search("\n\n\n", card)
         assert card.index("## Layers") > card.index("## Citation"), "the longest table is the last"
+
+
+@pytest.mark.parametrize("form", ["merged", "custom-code"])
+def test_a_converted_base_is_not_told_to_be_as_it_was(form: str, outputs: dict[str, Path]) -> None:
+    manifest = read_manifest(outputs[form])
+    as_it_was = {"merged": "wherever the original loads", "custom-code": "as they were"}[form]
+    assert as_it_was in " ".join(model_card(manifest).split())
+    for change in ({"name": "model.Q4_1.gguf"}, {"dequantized": True}):
+        card = model_card({**manifest, "base": {**manifest["base"], **change, "dtype": "bfloat16"}})
+        assert "converted to bfloat16" in card
+        assert as_it_was not in " ".join(card.split())
+    assert "# model.Q4_1, spectrally edited" in model_card(
+        {**manifest, "base": {**manifest["base"], "name": "model.Q4_1.gguf"}}
+    )
 
 
 def test_figures_stand_in_the_card_with_intervals(outputs: dict[str, Path]) -> None:

@@ -86,9 +86,9 @@ def test_the_printed_commands_work(finished: tuple[Path, str]) -> None:
     _, said = finished
     for command in printed_commands(said):
         if command[0] != "push":
-            result = run(*command)
+            result = run(*command)  # a chat reads prompts from standard input, which is empty
             assert result.exit_code == 0, result.output
-    assert {command[0] for command in printed_commands(said)} == {"compare", "evaluate", "push"}
+    assert {command[0] for command in printed_commands(said)} == {"compare", "chat", "evaluate", "push"}
 
 
 @pytest.mark.slow

@@ -25,24 +25,12 @@ from sea_export.evaluation.edit_plot import plot_edit
 from sea_export.evaluation.metrics import mean_metric
 from sea_export.evaluation.report import make_reports
 from sea_export.evaluation.report_plot import plot_reports
+from sea_export.model.targets import Target
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.parameters import slow_but
+from tests.helpers.pictures import assert_readable
 from tests.helpers.reference import random_activations
 from tests.helpers.tiny_edits import SIZE, TARGET_SETS, spectral_edit
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, for a look inside."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
 
 
 @pytest.mark.parametrize("targets", slow_but(["both"], TARGET_SETS))
@@ -69,7 +57,7 @@ def test_an_edit_without_spectra_has_no_empty_panels(drawn: list[Figure], tmp_pa
     values = {"positive_values": torch.zeros(0), "negative_values": torch.zeros(0)}
     layers = {target: (replace(own[0], **none, **values),) for target, own in edit.layers.items()}
     plot_edit(SpectralEdit(layers), tmp_path / "edit.png")
-    assert [axes.get_title() for axes in drawn[0].axes] == ["Relative change of neutral activations", "Signature"]
+    assert [axes.get_title() for axes in drawn[0].axes] == ["Relative change of outputs", "Signature"]
     assert all(axes.patches for axes in drawn[0].axes)
 
 
@@ -165,6 +153,31 @@ def test_metrics_are_drawn_as_differences_to_the_base(drawn: list[Figure], tmp_p
     plot_reports(make_reports([own]), tmp_path / "alone.png")
     assert [len(axes.containers) for axes in drawn[1].axes] == [2, 1]
     assert not any("difference" in axes.get_xlabel() for axes in drawn[1].axes)
+
+
+@pytest.mark.parametrize("number_of_layers", [1, 30])
+def test_pictures_can_be_read_on_any_page(number_of_layers: int, drawn: list[Figure], tmp_path: Path) -> None:
+    targets = [Target(layer, component) for layer in range(number_of_layers) for component in ("attention", "mlp")]
+    edit = spectral_edit(targets, center="linear")
+    plot_edit(edit, tmp_path / "edit.png")
+    own = random_activations(30, SIZE, seed=0)
+    plot_activations(dict.fromkeys(targets[:3], own), edit, tmp_path / "activations.png")
+    rows = [0.0, 1.0, 1.0, 0.0]
+    names = ("accuracy, disambiguated", "stereotypical preferences", "bias score, ambiguous")
+    long = [mean_metric(name, rows) for name in names] + [mean_metric("NLL of true answers", rows, unit="nats")]
+    measured = [Measurement(label, 4, tuple(long)) for label in ("bbq", "damage")]
+    reports = [*make_reports(measured[:1], measured[:1]), *make_reports(measured[1:])]
+    plot_reports(reports, tmp_path / "reports.png")
+    assert len(drawn) == 3
+    for figure in drawn:
+        assert_readable(figure)
+
+
+def test_a_black_letter_is_not_readable_on_every_page() -> None:
+    figure = Figure(facecolor="none")
+    figure.text(0.5, 0.5, "black", color="black")
+    with pytest.raises(AssertionError, match="black"):
+        assert_readable(figure)
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,18 +11,22 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 import sea_export
 from sea_export.cards.description import update_description
-from sea_export.cli import main
+from sea_export.cli import main, stages
+from sea_export.cli import upload_progress as upload_progress_module
 from sea_export.edit.spectral_edit import SpectralEdit
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.fetch import fetch_output
+from sea_export.hub import push as push_module
 from sea_export.hub.push import push
 from tests.helpers.hub_client import OWNER, TOKEN, connected_hub
 from tests.helpers.loopback_hub import LoopbackHub, Repository, User
 from tests.helpers.messages import assert_names, naming
 from tests.helpers.parameters import slow_but
+from tests.helpers.schemas import validated
 from tests.helpers.tiny_models import tiny_model
 
 REPO = f"{OWNER}/edited"
@@ -116,6 +121,61 @@ def test_large_files_go_up_in_parts(hub: LoopbackHub, merged: Path) -> None:
     push(merged, REPO)
     assert len(hub.lines(r"^PUT .*/\d+$")) > len(hub.lines(r"^POST /storage")) > 0
     assert_complete(hub.repositories[REPO], merged)
+
+
+def test_a_push_tells_how_far_it_is(hub: LoopbackHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files go up in groups, and what is told moves with them."""
+    monkeypatch.setattr(push_module, "_BYTES_AT_ONCE", 5000)
+    told: list[tuple[str, int, int]] = []
+    files = files_of(merged)
+    checked = sum(len(content) for file, content in files.items() if file != "sea_export.json")
+    push(merged, REPO, progress=lambda stage, done, total: told.append((stage, done, total)))
+    uploading = f"Uploading {len(files)} files"
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["Checking the files", uploading, "Making the commit"]
+    done = [done for stage, done, _ in told if stage == stages[0]]
+    assert (told[0], done) == ((stages[0], 0, checked), sorted(done))
+    assert done[-1] == checked
+    sent = [(done, total) for stage, done, total in told if stage == uploading]
+    assert len(sent) > 3
+    assert sent == sorted(sent)
+    assert (sent[0], sent[-1]) == ((0, sent[0][1]), (sent[0][1], sent[0][1]))
+    assert len(main_history(hub.repositories[REPO])) == 2, "the first commit of the repository, and this one"
+    assert_complete(hub.repositories[REPO], merged)
+
+
+def test_a_program_can_read_how_far_a_push_is(hub: LoopbackHub, merged: Path) -> None:
+    result = run("push", merged, REPO, "--progress", "json")
+    assert result.exit_code == 0, result.output
+    found = [validated(line, "progress") for line in result.stderr.splitlines()]
+    assert list(dict.fromkeys(one["stage"].split()[0] for one in found)) == ["Checking", "Uploading", "Making"]
+    assert all(one["done"] == one["total"] for one in found[1::2])
+
+
+def test_a_long_push_is_told_regularly(hub: LoopbackHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the bars of huggingface_hub, which would fill a log."""
+    monkeypatch.setattr(stages, "_SECONDS_BETWEEN_LINES", 0.05)
+    hub.fail("^PUT", pause=0.3)
+    enable_progress_bars()
+    result = run("push", merged, REPO)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Uploading ")]
+    assert lines
+    assert all(re.fullmatch(r"Uploading \d+ files: 0 bytes of [\d.]+ kB \(\d+ s\)", line) for line in lines)
+    assert "%|" not in result.stderr
+    assert not are_progress_bars_disabled(), "as before"
+    disable_progress_bars()
+
+
+def test_a_terminal_shows_the_bars_of_the_hub(hub: LoopbackHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a fit has switched them off."""
+    disable_progress_bars()
+    monkeypatch.setattr(upload_progress_module, "shows_bars", lambda: True)
+    result = run("push", merged, REPO)
+    assert result.exit_code == 0, result.output
+    assert "Uploading " in result.stderr
+    assert "%|" in result.stderr
+    assert are_progress_bars_disabled(), "as before"
 
 
 def test_an_earlier_push_is_replaced_and_what_others_added_stays(

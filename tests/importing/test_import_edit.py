@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sea_export.export.manifest import read_manifest
 from sea_export.importing.import_edit import import_edit
 from sea_export.model.architecture import hidden_size
 from sea_export.model.targets import EMBEDDING, Target
+from sea_export.saving import save
 from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.family_configs import tiny_family_config
 from tests.helpers.messages import assert_names, naming
@@ -322,3 +324,21 @@ def test_an_edited_embedding_is_verified_layer_by_layer(
     assert result.verification.passed
     assert result.verification.fold_error.max_logit_difference < 1e-4
     assert result.verification.effect.max_logit_difference > 0.1
+
+
+def test_what_has_no_place_for_a_constant_tells_what_helps(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """No option of a fit helps an edit that was imported; the same edit as one of a fit is told of it."""
+    base = checkpoint_of("mistral")
+    source = tmp_path / "vectors.safetensors"
+    save_file({f"layer.{layer}": vector for layer, vector in vectors(model_of("mistral"), [1, 2]).items()}, source)
+    edit = import_edit(source, base, as_="add", site="mlp")
+    with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj.bias", "--format custom-code")) as error:
+        save(edit, base, tmp_path / "out")
+    assert "center" not in str(error.value)
+    saved = sea_export.save(edit, base, tmp_path / "out", format="custom-code")
+    assert saved.verification is not None
+    assert saved.verification.passed
+    with pytest.raises(InputError, match=naming("model.layers.1.mlp.down_proj.bias", "--center linear")):
+        save(replace(edit, provenance={}), base, tmp_path / "fitted")

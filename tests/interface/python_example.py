@@ -46,10 +46,26 @@ def work(model: str, rows: Path, folder: Path) -> dict[str, object]:
         found["save"] = saved.to_dict()
 
     edit.save(folder / "edit")
-    inspection: sea_export.Inspection = sea_export.inspect(folder / "edit")
+    inspection: sea_export.Inspection = sea_export.inspect(
+        folder / "edit",
+        plot_activations=folder / "activations.svg",
+        model=model,
+        plot_layers="2",
+        demonstrations=demonstrations,
+        run=run,
+        progress=progress,
+    )
     inspection.plot(folder / "edit.svg")
     found["inspect"] = inspection.to_frame()
 
+    measured_edit: sea_export.SpectralEdit = sea_export.fit_and_measure(
+        *(model, rows),
+        fit=sea_export.FitOptions(layers="last:1"),
+        effect=sea_export.EffectOptions(strength=0.5, measure=False),
+        run=run,
+        progress=progress,
+    )
+    found["fit_and_measure"] = measured_edit.to_frame()
     whole = sea_export.fit_and_save(
         *(model, folder / "out", rows),
         fit=sea_export.FitOptions(layers="last:2", edit=sea_export.EditOptions(explained_variance=0.7)),
@@ -67,7 +83,7 @@ def work(model: str, rows: Path, folder: Path) -> dict[str, object]:
         *(output, folder / "again"), base=model, demonstrations=rows, progress=progress
     )
     found["reproduce"] = again.verdict
-    pushed: sea_export.Pushed = sea_export.push(output, "edited")
+    pushed: sea_export.Pushed = sea_export.push(output, "edited", progress=progress)
     found["push"] = pushed.to_dict()
     found["recipes"] = [one.name for one in sea_export.recipes().recipes]
     found["stages"] = stages

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,15 @@ def test_the_example_runs(tiny_checkpoint: Path, rows: Path, tmp_path: Path) -> 
     assert found["version"] == sea_export.__version__
     assert found["verify"] is True
     assert found["reproduce"] == "byte-identical"
-    for name in ("check", "diagnose", "fit", "compare", "evaluate", "inspect", "diff"):
+    for name in ("check", "diagnose", "fit", "fit_and_measure", "compare", "evaluate", "inspect", "diff"):
         assert isinstance(found[name], pandas.DataFrame), name
     assert len(found["diagnose"]) == 5
     assert list(found["fit"]["layer"]) == list(found["inspect"]["layer"]) == [2, 3]
     assert found["push"]["repo_id"] == "me/edited"
-    pictures = ("answers.html", "damage.svg", "edit.svg")
+    pictures = ("answers.html", "damage.svg", "activations.svg", "edit.svg")
     assert all((tmp_path / file).stat().st_size > 500 for file in pictures)
     stages = {stage for stage, _, _ in found["stages"]}
-    assert {"Reading demonstrations", "Writing", "Verifying"} <= stages
+    assert {"Reading demonstrations", "Writing", "Verifying", "Checking the files"} <= stages
     assert any(stage.startswith("edit: ") for stage in stages)
     assert all(0 <= done <= total for _, done, total in found["stages"])
 
@@ -97,12 +99,88 @@ def test_the_example_has_types(checker: str, tmp_path: Path) -> None:
     assert "threads" in done.stdout
 
 
-def test_every_command_is_a_call() -> None:
+CALLS = {
+    "doctor": "diagnose",
+    "fit": "fit_and_measure",
+    "import": "import_edit",
+    "patch apply": "apply_patch",
+    "patch make": "make_patch",
+}
+"""The calls that do not have the name of their command."""
+
+SETTINGS = "the settings one by one"
+BASE = "a base that load has opened"
+
+NO_CALLS = ("chat", "patch", "recipes", "recipes show")
+"""A conversation has no result, a group is no command of its own, and `sea_export.recipes` has no arguments."""
+
+OTHERWISE = {
+    "compare": {"html": "ModelComparison.save_page"},
+    "evaluate": {"plot": "Evaluation.plot"},
+    "extract": {"edit": "SpectralEdit.save", "overwrite": "SpectralEdit.save"},
+    "fit": {"overwrite": "SpectralEdit.save", "preset": SETTINGS},
+    "fit-and-save": {"preset": SETTINGS, "push": "push_to"},
+    "import": {"as": "as_", "edit": "SpectralEdit.save", "overwrite": "SpectralEdit.save"},
+    "patch make": {"threads": "set_num_threads of torch"},
+    "save": {
+        "device": BASE,
+        "device_map": BASE,
+        "edits": "edit",
+        "except": "SpectralEdit.without",
+        "only": "SpectralEdit.only",
+        "strength": "SpectralEdit.with_strength",
+        "threads": BASE,
+    },
+    "tune": {"plot": "TunedModel.plot"},
+}
+"""What is said in Python by other words than the option."""
+
+
+def commands_of(group: click.Group, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """The name of each command, with that of its group, and the command."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {rest}", one) for rest, one in commands_of(command, context))
+        yield name, command
+
+
+def words_of(command: click.Command) -> set[str]:
+    """Its arguments and its options, as names."""
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    arguments = {str(one.name) for one in command.params if isinstance(one, click.Argument)}
+    return arguments | {one.opts[0].removeprefix("--").replace("-", "_") for one in options}
+
+
+def words_of_call(name: str) -> set[str]:
+    """The arguments of a call, and the fields of those that are objects of options."""
+
+    def fields_of(value: object) -> set[str]:
+        if not is_dataclass(value):
+            return set()
+        own = {one.name: getattr(value, one.name) for one in fields(value)}
+        return set(own).union(*map(fields_of, own.values()))
+
+    parameters = inspect.signature(getattr(sea_export, name)).parameters
+    return set(parameters).union(*(fields_of(one.default) for one in parameters.values()))
+
+
+def test_every_command_and_option_is_a_call() -> None:
     with click.Context(main) as context:
-        commands = {name.replace("-", "_") for name in main.list_commands(context)}
-    known = {"doctor": "diagnose", "import": "import_edit", "patch": "make_patch"}
-    calls = {known.get(name, name) for name in commands - {"chat"}}  # a conversation has no result
-    assert calls | {"apply_patch"} <= set(sea_export.__all__)
+        commands = {name: one for name, one in commands_of(main, context) if name not in NO_CALLS}
+    of_all = set.intersection(*map(words_of, commands.values()))
+    assert {"progress", "config", "quiet"} <= of_all
+    missing = {}
+    for name, command in commands.items():
+        known = words_of_call(CALLS.get(name, name.replace("-", "_")))
+        missing[name] = words_of(command) - known - of_all
+    assert {name: set(words) for name, words in OTHERWISE.items()} == {
+        name: words for name, words in missing.items() if words
+    }
+    for word in (word for words in OTHERWISE.values() for word in words.values() if "." in word):
+        found, _, method = word.partition(".")
+        assert callable(getattr(getattr(sea_export, found), method))
 
 
 def test_all_names_are_there_and_documented() -> None:

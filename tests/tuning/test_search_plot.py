@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from matplotlib.figure import Figure
 
 from sea_export.evaluation.metrics import mean_metric
@@ -15,21 +14,8 @@ from sea_export.tuning.search_space import Candidate, SearchSpace
 from sea_export.tuning.study import SearchSettings
 from sea_export.tuning.trial import TrialResult
 from sea_export.tuning.tune import Tuning
+from tests.helpers.pictures import assert_readable
 from tests.helpers.tiny_edits import MLP_TARGETS, spectral_edit
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, for a look inside."""
-    figures: list[Figure] = []
-    save = search_plot.save_figure
-
-    def keep(figure: Figure, file: Path) -> None:
-        figures.append(figure)
-        save(figure, file)
-
-    monkeypatch.setattr(search_plot, "save_figure", keep)
-    return figures
 
 
 def trial(number: int, value: float | None, divergence: float) -> TrialResult:
@@ -60,3 +46,4 @@ def test_a_search_is_drawn_with_its_marks(drawn: list[Figure], tmp_path: Path) -
     assert points.get_offsets().tolist() == [[0.1, 50.0], [0.2, 60.0]]
     assert "default edit" not in [text.get_text() for text in drawn[1].legends[0].get_texts()]
     assert "nats" in drawn[0].axes[0].get_xlabel()
+    assert_readable(drawn[0])

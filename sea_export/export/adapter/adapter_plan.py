@@ -120,7 +120,7 @@ def check_adapter(base: Base, stored: StoredProjections, *, needs_bias: bool, sc
     check_parameters(stored.projections, scaled=scaled, constant=needs_bias or biases)
     for weight in weights:
         if needs_bias and scaled and weight.bias is None:
-            raise InputError(no_place_for_constant(weight))
+            raise no_place_for_constant(weight)
 
 
 def estimated_bytes(base: Base, targets: int, rank: int) -> int:

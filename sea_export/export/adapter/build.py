@@ -35,6 +35,7 @@ from sea_export.errors import InputError, SeaExportError
 from sea_export.export.adapter.adapter_limits import NO_EXACT_ADAPTER
 from sea_export.export.adapter.parameter_lora import experts_of, parameter_factors, with_rank
 from sea_export.model.architecture import OutputProjection, ProjectionWeight
+from sea_export.model.constant_place import NoPlaceForConstantError
 
 __all__ = [
     "PREFIX",
@@ -239,9 +240,9 @@ def _edited(
             raise InputError(layer.why_unfoldable)
     product = low_rank_edit(layers)
     if len(projection.weights) > 1 and product.shift.any():
-        raise InputError(
-            f"{projection.module_name}: it sums {len(projection.weights)} weighted experts, which cannot hold the "
-            "constant of an affine edit. Choose --center linear."
+        raise NoPlaceForConstantError(
+            projection.module_name,
+            f"it sums {len(projection.weights)} weighted experts, which cannot hold the constant of an affine edit",
         )
     bias = None
     constant = product.shift
@@ -259,7 +260,7 @@ def _check_exact(adapted: Sequence[EditedWeight], scaled: bool) -> None:
         if part.edit.identity == 0:
             raise InputError(NO_EXACT_ADAPTER)
         if scaled and part.constant is not None and part.bias is None:
-            raise InputError(no_place_for_constant(part.weight))
+            raise no_place_for_constant(part.weight)
 
 
 def check_parameters(projections: Sequence[OutputProjection], *, scaled: bool, constant: bool) -> None:
@@ -283,16 +284,17 @@ def check_parameters(projections: Sequence[OutputProjection], *, scaled: bool, c
                 )
 
 
-def no_place_for_constant(weight: ProjectionWeight) -> str:
-    """Why an adapter cannot hold a scaled edit with a constant where the base has no bias, and what to choose.
+def no_place_for_constant(weight: ProjectionWeight) -> NoPlaceForConstantError:
+    """Why an adapter cannot hold a scaled edit with a constant where the base has no bias.
 
     Args:
         weight: a weight without a bias.
     """
-    return (
-        f"{weight.name.removesuffix('.weight')}: it has no bias, and PEFT cannot store both the constant of an affine "
-        "edit and the row scales of a normalized one. Choose --center linear, --normalization none, or another "
-        "--format."
+    return NoPlaceForConstantError(
+        weight.name.removesuffix(".weight"),
+        "it has no bias, and PEFT cannot store both the constant of an affine edit and the row scales of a normalized "
+        "one",
+        "--center linear, --normalization none, or another --format",
     )
 
 

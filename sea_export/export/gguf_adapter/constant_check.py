@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sea_export.errors import InputError
 from sea_export.export.stream_sums import LARGEST_SUM_ERROR, sum_errors
 from sea_export.model.architecture import OutputProjection
+from sea_export.model.constant_place import NoPlaceForConstantError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,16 +31,19 @@ def check_constants(model: PreTrainedModel, projections: Sequence[OutputProjecti
     """
     for projection in projections:
         if projection.target.layer == 0:
-            raise InputError(
-                f"{projection.target}: llama.cpp adds control vectors to layers from 1 on, and the edit needs a "
-                f"constant in layer 0. Choose {_ways_out(projection)}."
+            raise NoPlaceForConstantError(
+                projection.target,
+                "llama.cpp adds control vectors to layers from 1 on, and the edit needs a constant in layer 0",
+                _ways_out(projection),
             )
     for projection, error in sum_errors(model, projections):
         if not error <= LARGEST_SUM_ERROR:
-            raise InputError(
-                f"{projection.module_name}: what it gives is read by another block or changed by a norm or a factor on "
-                f"its way out of layer {projection.target.layer} (relative error {error:.1e}), so that no control "
-                f"vector of llama.cpp can hold the constant of the edit. Choose {_ways_out(projection)}."
+            raise NoPlaceForConstantError(
+                projection.module_name,
+                f"what it gives is read by another block or changed by a norm or a factor on its way out of layer "
+                f"{projection.target.layer} (relative error {error:.1e}), so that no control vector of llama.cpp can "
+                "hold the constant of the edit",
+                _ways_out(projection),
             )
 
 

@@ -25,6 +25,7 @@ from sea_export.export.stored_projections import StoredProjections, find_stored_
 from sea_export.model.architecture import OutputProjection, ProjectionWeight, decoder_layers
 from sea_export.model.base import Base
 from sea_export.model.base_files import BaseFiles
+from sea_export.model.constant_place import NoPlaceForConstantError
 from sea_export.model.gguf_header import GgufTensor
 from sea_export.model.gguf_parts import GgufPart, read_parts
 from sea_export.model.gguf_values import read_tensor
@@ -198,14 +199,16 @@ def _new_bias(weight: ProjectionWeight, tensor: GgufTensor, parts: Sequence[Gguf
     """The names in the model and in the file of a bias that is to be added beside a tensor."""
     architecture, taken = str(parts[0].header.value("general.architecture")), tensor.name.split(".")[-2]
     if weight.bias_name is None or taken not in TAKEN_BIASES.get(architecture, ()):
-        raise InputError(
-            f"{tensor.name}: the edit needs a bias beside it, which llama.cpp does not read for the architecture "
-            f"{architecture}. Choose --center linear, which needs none."
+        raise NoPlaceForConstantError(
+            tensor.name,
+            f"the edit needs a bias beside it, which llama.cpp does not read for the architecture {architecture}",
+            "--center linear, which needs none",
         )
     if len(parts) > 1:
-        raise InputError(
-            f"{parts[0].path.name}: the edit needs new biases, and the parts of a model state how many tensors it has. "
-            "Choose --center linear, or join the parts with llama.cpp's llama-gguf-split --merge."
+        raise NoPlaceForConstantError(
+            parts[0].path.name,
+            "the edit needs new biases, and the parts of a model state how many tensors it has",
+            "--center linear, or join the parts with llama.cpp's llama-gguf-split --merge",
         )
     return {weight.bias_name: f"{tensor.name.removesuffix('weight')}bias"}
 
