@@ -183,11 +183,8 @@ PROGRAMS = (
         "mergekit 0.1.5",
         MERGEKIT,
         "mergekit_probe.py",
-        loads=("merged", NEW_CONFIG),
-        alters={
-            "merged, affine": "its llama has no biases, which hold a part of the edit",
-            "custom code": "it drops the code and the tensors of the edit",
-        },
+        loads=("merged", NEW_CONFIG, "custom code"),
+        alters={"merged, affine": "its llama has no biases, which hold a part of the edit"},
     ),
     Program(
         "ONNX Runtime GenAI 0.18.0",
