@@ -259,7 +259,7 @@ class FitOptions:
     )
     sequential: bool = option(
         False,
-        "Read each layer with the edits of earlier layers applied, which no format has rounded yet, so that they agree.",
+        "Read each layer with the edits of earlier layers applied, not yet rounded by a format, so that they agree.",
     )
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     edit: EditOptions = field(default_factory=EditOptions)
