@@ -6,6 +6,9 @@ from downstream_programs import TORCH, Environment, Program
 
 UNTRUSTED = "custom code, not trusted"
 MERGED = ("merged", "merged, affine", "merged, bias", "merged, read bias", "merged, linear map")
+# One whose config.json is as transformers 5 writes it, and the same with --compatible-config.
+NEW_CONFIG, COMPATIBLE_CONFIG = "merged, new config", "merged, compatible config"
+OTHER_THETA = "it computes with a rope_theta of 10000, and not with that in rope_parameters"
 PLAIN_LORA = ("adapter", "adapter, rank 16", "adapter, read bias", "adapter, low-rank map")
 ADAPTERS = (*PLAIN_LORA, "adapter, DoRA", "adapter, affine")
 FOR_LLAMA_CPP = ("GGUF adapter", "GGUF adapter, affine", "GGUF adapter, bias")
@@ -51,6 +54,7 @@ ONNX = Environment(
         TORCH,
     ),
 )
+MERGEKIT = Environment("mergekit-0.1.5", ("mergekit==0.1.5", TORCH))
 TORCHAO = Environment("torchao-0.18.0", ("torchao==0.18.0", "transformers==5.24.0", "accelerate==1.15.0", TORCH))
 CTRANSLATE2 = Environment("ctranslate2-4.8.5", ("ctranslate2==4.8.5", "transformers==4.57.6", TORCH))
 
@@ -66,11 +70,15 @@ PROGRAMS = (
             f"{environment.name.replace('-', ' ')}, {call}",
             environment,
             "transformers_probe.py",
-            loads=(*MERGED, *ADAPTERS, *CODE),
+            loads=(*MERGED, *configs, *ADAPTERS, *CODE),
             refuses={UNTRUSTED: UNTRUSTED_CODE},
+            alters=alters,
             call=call,
         )
-        for environment in (OLD, NEW)
+        for environment, configs, alters in (
+            (OLD, (COMPATIBLE_CONFIG,), {NEW_CONFIG: OTHER_THETA}),
+            (NEW, (NEW_CONFIG, COMPATIBLE_CONFIG), {}),
+        )
         for call in ("pipeline", "generate")
     ),
     *(
@@ -94,7 +102,7 @@ PROGRAMS = (
         "lm-eval 0.4.13",
         LM_EVAL,
         "lm_eval_probe.py",
-        loads=(*MERGED, *ADAPTERS, *CODE),
+        loads=(*MERGED, NEW_CONFIG, *ADAPTERS, *CODE),
         refuses={UNTRUSTED: UNTRUSTED_CODE},
         measure="log-likelihoods",
     ),
@@ -102,7 +110,7 @@ PROGRAMS = (
         "vLLM 0.32.0 (CPU)",
         VLLM,
         "vllm_probe.py",
-        loads=(*MERGED, *PLAIN_LORA, *CODE),
+        loads=(*MERGED, NEW_CONFIG, *PLAIN_LORA, *CODE),
         refuses={
             "adapter, DoRA": "does not yet support DoRA",
             "adapter, affine": "does not support LoRA bias",
@@ -113,7 +121,7 @@ PROGRAMS = (
         "llama.cpp (llama-cpp-python 0.3.36)",
         LLAMA_CPP,
         "llama_cpp_probe.py",
-        loads=(*MERGED, *PLAIN_LORA, *FOR_LLAMA_CPP),
+        loads=(*MERGED, NEW_CONFIG, COMPATIBLE_CONFIG, *PLAIN_LORA, *FOR_LLAMA_CPP),
         refuses={
             "adapter, DoRA": "lora_magnitude_vector.weight': Not a lora_A or lora_B tensor",
             "adapter, affine": "lora_B.bias': Not a lora_A or lora_B tensor",
@@ -124,17 +132,18 @@ PROGRAMS = (
         "CTranslate2 4.8.5",
         CTRANSLATE2,
         "ctranslate2_probe.py",
-        loads=MERGED,
+        loads=(*MERGED, COMPATIBLE_CONFIG),
         refuses={
             "custom code": "No conversion is registered for the model configuration SeaLlamaConfig",
             UNTRUSTED: UNTRUSTED_CODE,
         },
+        alters={NEW_CONFIG: OTHER_THETA},
     ),
     Program(
         "transformers serve 5.24.0",
         NEW,
         "transformers_serve_probe.py",
-        loads=("merged", "merged, affine"),
+        loads=("merged", "merged, affine", NEW_CONFIG),
         # It looks for the class in transformers itself, whatever is trusted.
         refuses={"custom code": "module transformers has no attribute SeaLlamaForCausalLM"},
     ),
@@ -148,40 +157,47 @@ PROGRAMS = (
         "mlx-lm 0.32.2 (CPU)",
         MLX_LM,
         "mlx_lm_probe.py",
-        loads=("merged", "merged, affine", "merged, compatible config"),
+        loads=("merged", "merged, affine", COMPATIBLE_CONFIG),
         refuses={
             "adapter": "object has no attribute 'num_layers'",
             "custom code": "No safetensors found",
         },
-        alters={"merged, new config": "it computes with a rope_theta of 10000, and not with that in rope_parameters"},
+        alters={NEW_CONFIG: OTHER_THETA},
     ),
     Program(
         "mistral.rs 0.9.5",
         MISTRAL_RS,
         "mistral_rs_probe.py",
-        loads=("merged", "merged, compatible config"),
-        refuses={"merged, new config": "missing field `rope_theta`", "custom code": "SeaLlamaForCausalLM"},
+        loads=("merged", COMPATIBLE_CONFIG),
+        refuses={NEW_CONFIG: "missing field `rope_theta`", "custom code": "SeaLlamaForCausalLM"},
         alters={"merged, affine": "its llama reads no biases, which hold a part of the edit"},
     ),
     Program(
         "LitGPT 0.5.13",
         LITGPT,
         "litgpt_probe.py",
-        loads=("merged",),
+        loads=("merged", NEW_CONFIG),
         refuses={"merged, affine": "_proj.bias'", "custom code": "sea_edit"},
+    ),
+    Program(
+        "mergekit 0.1.5",
+        MERGEKIT,
+        "mergekit_probe.py",
+        loads=("merged", NEW_CONFIG, "custom code"),
+        alters={"merged, affine": "its llama has no biases, which hold a part of the edit"},
     ),
     Program(
         "ONNX Runtime GenAI 0.18.0",
         ONNX,
         "onnxruntime_genai_probe.py",
-        loads=("merged", "merged, affine"),
+        loads=("merged", "merged, affine", NEW_CONFIG),
         refuses={"custom code": "SeaLlamaForCausalLM"},
     ),
     Program(
         "OpenVINO 2026.4.1 (optimum-intel 2.2.0)",
         OPENVINO,
         "openvino_probe.py",
-        loads=("merged", "merged, affine"),
+        loads=("merged", "merged, affine", NEW_CONFIG),
         refuses={"custom code": "sea_llama"},
     ),
     *(

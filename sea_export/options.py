@@ -258,7 +258,8 @@ class FitOptions:
         TEMPLATES,
     )
     sequential: bool = option(
-        False, "Read each layer with the edits of the earlier layers applied, so that the edits agree with one another."
+        False,
+        "Read each layer with the edits of earlier layers applied, not yet rounded by a format, so that they agree.",
     )
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     edit: EditOptions = field(default_factory=EditOptions)
@@ -378,8 +379,7 @@ class ExportOptions:
     )
     compatible_config: bool = option(
         False,
-        "Add the entries of config.json that mlx-lm and mistral.rs look for, and transformers 5 writes elsewhere: "
-        "rope_theta and rope_scaling.",
+        "Add rope_theta and rope_scaling to config.json, for transformers 4, CTranslate2, mlx-lm and mistral.rs.",
         format="merged",
     )
     base_id: str | None = option(

@@ -259,8 +259,9 @@ def _remarks(base: Base) -> tuple[str, ...]:
     if not missing:
         return ()
     return (
-        f"config.json has {missing} in rope_parameters only, where mlx-lm and mistral.rs do not look: mlx-lm would "
-        "compute with a value of its own, and mistral.rs may refuse the model. For them add --compatible-config.",
+        f"config.json has {missing} in rope_parameters only, where transformers 4 (and CTranslate2 with it), mlx-lm "
+        "and mistral.rs do not look. They would compute with a value of their own, but for mistral.rs, which may "
+        "refuse the model. For them add --compatible-config.",
     )
 
 

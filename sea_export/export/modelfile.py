@@ -128,4 +128,5 @@ def has_modelfile(directory: Path, contents: str | None) -> bool:
     path = directory / MODELFILE
     if contents is None:
         return not path.exists()
-    return path.is_file() and path.read_bytes() == contents.encode()
+    planned = contents.encode()
+    return path.is_file() and path.stat().st_size == len(planned) and path.read_bytes() == planned

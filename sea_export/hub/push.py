@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sea_export.capture.progress_callback import Progress, ProgressCallback, no_progress, progress_of
-from sea_export.cards.description import update_description
+from sea_export.cards.description import check_describable, update_description
 from sea_export.errors import InputError, SeaExportError
 from sea_export.export.formats import ExportFormat, export_format
 from sea_export.export.manifest import MANIFEST, read_manifest
@@ -138,6 +138,7 @@ def push_files(
             "--create-pr: a pull request is for the main branch, and --revision names another. Leave one of them out."
         )
     manifest = read_manifest(output)
+    check_describable(manifest, str(output / MANIFEST), "Export the edit again.")
     check_published_base(export_format(manifest["format"]).base_of(output))
     digests = _checked_digests(output, manifest, progress)
     destination = open_destination(repo_id, public=public, revision=revision)
@@ -324,8 +325,9 @@ def _description(manifest: Mapping[str, Any]) -> str:
     base = manifest["base"]
     revision = f" at revision {base['revision']}" if base["revision"] else ""
     targets = ", ".join(layer["target"] for layer in manifest["layers"])
-    verified = "Verified" if manifest["verification"] else "Not verified"
+    verified = "Verified" if manifest.get("verification") else "Not verified"
+    version = manifest["versions"].get("sea-export", "of an unknown version")
     return (
-        f"Base: {base['name']}{revision}. Edited: {targets}. {verified}, by sea-export "
-        f"{manifest['versions']['sea-export']}; {MANIFEST} has every option and measurement."
+        f"Base: {base['name']}{revision}. Edited: {targets}. {verified}, by sea-export {version}; {MANIFEST} has every "
+        "option and measurement."
     )

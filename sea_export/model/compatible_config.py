@@ -1,8 +1,9 @@
 """Entries of config.json that programs look for where transformers 4 wrote them.
 
-transformers 5 writes the base of rotary position embeddings into `rope_parameters` only. Programs with readers of their
-own look for `rope_theta` and `rope_scaling` at the top level. Where these are missing, mlx-lm computes with a value of
-its own, 10000, and says nothing. mistral.rs refuses to load a Llama model then.
+transformers 5 writes the base of rotary position embeddings into `rope_parameters` only. transformers 4, and programs
+with readers of their own, look for `rope_theta` and `rope_scaling` at the top level. Where these are missing,
+transformers 4, CTranslate2 beside it, and mlx-lm compute with a value of their own, 10000, and say nothing. mistral.rs
+refuses to load a Llama model then.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sea_export.files.frames import data_frame
 from sea_export.model.diff import TensorDifference
 from sea_export.model.gguf_header import GgufTensor
 from sea_export.model.gguf_parts import GgufPart, read_parts
-from sea_export.model.gguf_values import read_tensor
+from sea_export.model.gguf_values import read_pieces
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -89,7 +89,7 @@ class GgufDifference:
 
 
 def compare_gguf(a: Path, b: Path) -> GgufDifference:
-    """Compare two GGUF models tensor by tensor, one matrix at a time in memory.
+    """Compare two GGUF models tensor by tensor, in little memory.
 
     Args:
         a: the only file of the first model, or the first of its parts.
@@ -109,7 +109,7 @@ def compare_gguf(a: Path, b: Path) -> GgufDifference:
         if name not in other_shape and not (
             one.type == other.type and same_bytes(part_a.path, one, part_b.path, other)
         ):
-            changed[name] = (one, other, _difference(first, one, second, other))
+            changed[name] = (one, other, _difference(part_a.path, one, part_b.path, other))
     entries_a = {entry.key: entry.data for entry in first[0].header.entries}
     entries_b = {entry.key: entry.data for entry in second[0].header.entries}
     shared = entries_a.keys() & entries_b.keys()
@@ -165,13 +165,11 @@ def _tensors(parts: tuple[GgufPart, ...]) -> dict[str, tuple[GgufPart, GgufTenso
     return {tensor.name: (part, tensor) for part in parts for tensor in part.header.tensors}
 
 
-def _difference(
-    first: tuple[GgufPart, ...], a: GgufTensor, second: tuple[GgufPart, ...], b: GgufTensor
-) -> TensorDifference:
+def _difference(path_a: Path, a: GgufTensor, path_b: Path, b: GgufTensor) -> TensorDifference:
     """How far the values of b are from those of a, in float64."""
     maximum = torch.zeros((), dtype=torch.float64)
     square, square_of_a = maximum.clone(), maximum.clone()
-    for values_a, values_b in zip(read_tensor(first, a), read_tensor(second, b), strict=True):
+    for values_a, values_b in zip(read_pieces(path_a, a), read_pieces(path_b, b), strict=True):
         # The difference of two equal infinities is NaN, and must count as zero.
         distance = torch.where(values_a == values_b, 0, values_b.double() - values_a.double())
         maximum = torch.maximum(maximum, distance.abs().max())

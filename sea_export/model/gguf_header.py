@@ -300,7 +300,7 @@ def _records(reader: _Reader, count: int) -> Iterator[tuple[str, tuple[int, ...]
         kind = next((one for one in GGML_QUANT_SIZES if one == number), None)
         if kind is None:
             raise ValueError(f"{name} has values of the unknown type {number}")
-        if math.prod(shape) > _MAXIMUM_SIZE or (shape and shape[-1] % GGML_QUANT_SIZES[kind][0]):
+        if math.prod(shape) > _MAXIMUM_SIZE or (shape[-1] if shape else 1) % GGML_QUANT_SIZES[kind][0]:
             raise ValueError(f"{name} has the shape {list(shape)}, which no tensor of {kind.name} has")
         yield name, shape, kind, reader.number("<Q")
 

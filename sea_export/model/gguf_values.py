@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
-from sea_export.errors import InputError
+from sea_export.errors import InputError, SeaExportError
 from sea_export.model.gguf_header import GgufTensor
 from sea_export.model.gguf_parts import GgufPart
 
-__all__ = ["decode", "matrices", "read_bytes", "read_tensor"]
+__all__ = ["decode", "matrices", "read_bytes", "read_pieces", "read_tensor"]
+
+# A multiple of the number of values in a block of every type, so that no block is cut.
+_PIECE_VALUES = 1 << 20
 
 # The types that the gguf package has no decoder for, because they are types of numpy.
 _NUMBERS: Mapping[GGMLQuantizationType, np.dtype[Any]] = {
@@ -40,7 +44,10 @@ def decode(data: np.ndarray, shape: Sequence[int], type: GGMLQuantizationType) -
     """
     if type in _NUMBERS:
         return torch.from_numpy(np.array(data.view(_NUMBERS[type]), dtype=np.float32)).reshape(tuple(shape))
-    rows = np.ascontiguousarray(data).reshape(-1, shape[-1] // GGML_QUANT_SIZES[type][0] * GGML_QUANT_SIZES[type][1])
+    if not math.prod(shape):
+        return torch.empty(tuple(shape))
+    width = shape[-1] if shape else 1
+    rows = np.ascontiguousarray(data).reshape(-1, width // GGML_QUANT_SIZES[type][0] * GGML_QUANT_SIZES[type][1])
     try:
         # What is not a number is found later, and told.
         with np.errstate(invalid="ignore", over="ignore"):
@@ -79,5 +86,34 @@ def read_bytes(path: Path, tensor: GgufTensor) -> np.ndarray:
     Args:
         path: the file that holds it.
         tensor: the tensor.
+
+    Raises:
+        SeaExportError: the file became shorter since its header was read.
     """
-    return np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.start)
+    return _read(path, tensor.start, tensor.nbytes)
+
+
+def read_pieces(path: Path, tensor: GgufTensor) -> Iterator[Tensor]:
+    """All values of a tensor in their order, in float32 and in pieces of one dimension, so that few are in memory.
+
+    Args:
+        path: the file that holds it.
+        tensor: the tensor.
+
+    Raises:
+        InputError: the gguf package cannot decode its type.
+        SeaExportError: the file became shorter since its header was read.
+    """
+    values, size = GGML_QUANT_SIZES[tensor.type]
+    count = math.prod(tensor.shape)
+    for first in range(0, count, _PIECE_VALUES):
+        some = min(_PIECE_VALUES, count - first)
+        data = _read(path, tensor.start + first // values * size, some // values * size)
+        yield decode(data, (some,), tensor.type)
+
+
+def _read(path: Path, start: int, count: int) -> np.ndarray:
+    data = np.fromfile(path, np.uint8, count, offset=start)
+    if data.size != count:
+        raise SeaExportError(f"{path}: it became shorter while it was read. Make sure that nothing writes to it.")
+    return data

@@ -117,7 +117,7 @@ def compare_runs(manifest: Mapping[str, Any], directory: Path, output: Path) -> 
             edit, reasons = _compare_edits(directory, output, then, tolerance)
             problems += reasons
         stored = tolerance + _precision(manifest["base"]["dtype"])
-        problems += _beyond_rounding(tensors, set(manifest["added_tensors"]), stored)
+        problems += _beyond_rounding(tensors, set(manifest.get("added_tensors", ())), stored)
     return Reproduction(
         verdict=IDENTICAL if not changed else DIFFERENT if problems else EQUAL_TO_ROUNDING,
         identical_files=sum(now.get(name) == digest for name, digest in then.items()),
@@ -188,7 +188,10 @@ def _compare_edits(
     if first.targets != second.targets:
         layers = {str(target) for target in set(first.targets) ^ set(second.targets)}
         return {}, [f"{', '.join(sorted(layers))}: only one of the runs edits it."]
-    found = {str(target): _relative(first.layers[target], second.layers[target]) for target in first.targets}
+    pairs = {str(target): (first.layers[target], second.layers[target]) for target in first.targets}
+    if others := [target for target, (one, other) in pairs.items() if one[0].size != other[0].size]:
+        return {}, [f"{', '.join(others)}: its edit is of another hidden size."]
+    found = {target: _relative(one, other) for target, (one, other) in pairs.items()}
     problems = [
         f"{target}: its edit differs by {value:.1e} of what it does."
         for target, value in found.items()

@@ -105,8 +105,10 @@ class SoundOutput:
             requantize=self.manifest.get("export", {}).get("requantize", False),
             compatible_config=self.manifest.get("export", {}).get("compatible_config", False),
         )
+        # Its files are compared with the manifest. What it is called here is not: a copy may have another name.
+        recorded = replace(self.base, name=named["name"], revision=named["revision"])
         with open_base(
-            self.base,
+            recorded,
             dtype=getattr(torch, named["dtype"]),
             dequantize=named["dequantized"],
             trust_remote_code=self.trust_remote_code,

@@ -358,6 +358,15 @@ def test_an_adapter_of_another_base_is_refused(exported: Path, tmp_path: Path) -
         verify(exported / "out", base(tmp_path, types={"ffn_down": "Q4_0"}))
 
 
+def test_a_base_may_be_moved(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The files name the base as it was called. Its digests say that it is the same one."""
+    save(edit([Target(1, "mlp")], size=24), tiny_checkpoint, tmp_path / "out", format="gguf-adapter", verify=False)
+    shutil.copytree(tiny_checkpoint, tmp_path / "moved")
+    assert fields(tmp_path / "out" / LORA)["general.base_model.0.name"] == tiny_checkpoint.name
+    assert f"FROM ./{tiny_checkpoint.name}.gguf" in (tmp_path / "out" / "Modelfile").read_text()
+    assert verify(tmp_path / "out", tmp_path / "moved").passed
+
+
 def test_commands_know_the_format(exported: Path, tmp_path: Path) -> None:
     edit(MLPS, center="affine").save(tmp_path / "edit")
     output = tmp_path / "my output"

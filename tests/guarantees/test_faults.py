@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 FORMATS = ("merged", "adapter", "custom-code")
 EXPORTS = [*itertools.product(FORMATS, ("single", "sharded"), (False,)), ("merged", "sharded", True)]
-GGUF_EXPORTS = [(layout, overwrite) for layout in ("single", "sharded") for overwrite in (False, True)]
+GGUF_EXPORTS = list(itertools.product(("gguf", "gguf-adapter"), ("single", "sharded"), (False, True)))
 
 LAST_CHANGES = 10
 
@@ -67,8 +67,8 @@ def export(request, tiny_checkpoint, tiny_sharded_checkpoint, edit_directory, di
 @pytest.fixture(params=GGUF_EXPORTS, ids=lambda export: "-".join(map(str, export)))
 def gguf_export(request, directories, tmp_path) -> FaultyExport:
     pytest.importorskip("gguf")
-    layout, overwrite = request.param
-    return faulty_gguf_export(tmp_path, *directories, parts=layout == "sharded", overwrite=overwrite)
+    format, layout, overwrite = request.param
+    return faulty_gguf_export(tmp_path, *directories, parts=layout == "sharded", overwrite=overwrite, format=format)
 
 
 def over_all(kind: str, end: End, count: int, export: FaultyExport) -> list[Fault]:

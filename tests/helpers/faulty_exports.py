@@ -181,9 +181,11 @@ class FaultyPatch(FaultyExport):
 
 
 def faulty_gguf_export(
-    directory: Path, outputs: Path, temporary: Path, *, parts: bool, overwrite: bool
+    directory: Path, outputs: Path, temporary: Path, *, parts: bool, overwrite: bool, format: str = "gguf"
 ) -> FaultyExport:
     """An export of a GGUF model. Faults begin before it is converted, as every export of one does.
+
+    What is beside the model, `gguf-adapter`, is a LoRA and a control vector.
 
     Args:
         directory: an empty directory for the base and the edit.
@@ -191,15 +193,17 @@ def faulty_gguf_export(
         temporary: the system's directory for temporary files, which is empty.
         parts: whether the model is in several files.
         overwrite: whether an older output is replaced.
+        format: `gguf` or `gguf-adapter`.
     """
     base, edit = directory / "base", directory / "edit"
     base.mkdir()
     edit.mkdir()
     write_gguf(base / "m.gguf", layers=3, split=10 if parts else 0)
-    spectral_edit([Target(1, "mlp")], size=32).save(edit)
+    center, normalization = ("affine", "none") if format == "gguf-adapter" else ("off", "calibrated")
+    spectral_edit([Target(1, "mlp")], size=32, center=center, normalization=normalization).save(edit)
     first = min(path.name for path in base.iterdir())
     point = (sea_export.model.base, "scratch_directory")
-    return FaultyExport("gguf", base, edit, outputs, temporary, overwrite, point, first)
+    return FaultyExport(format, base, edit, outputs, temporary, overwrite, point, first)
 
 
 def assert_complete(output: Path) -> None:

@@ -56,6 +56,7 @@ from sea_export.saving import locate_fit, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.changed_files import changed_bytes, changed_json, changed_safetensors, changed_text, text_of
 from tests.helpers.checkpoint_files import INDEX, tensors_of_many_dtypes
+from tests.helpers.fuzzed_gguf_adapter import GGUF_ADAPTER_PROPERTIES
 from tests.helpers.fuzzed_hub import HUB_PROPERTIES
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.patch_files import description_of, patch_bytes, with_description
@@ -497,5 +498,6 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
             )
         ),
     ),
+    **GGUF_ADAPTER_PROPERTIES,
     **HUB_PROPERTIES,
 }

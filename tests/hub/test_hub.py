@@ -266,6 +266,21 @@ def test_a_file_that_is_not_as_the_manifest_says_is_refused(hub: LoopbackHub, ou
     assert not hub.requests, "nothing was asked of the Hub"
 
 
+@pytest.mark.parametrize("entry", ["layers", "versions", "verification", "added_tensors"])
+def test_an_entry_that_the_manifest_lacks_is_told_before_anything_is_asked(
+    hub: LoopbackHub, output: Path, entry: str
+) -> None:
+    manifest = json.loads((output / "sea_export.json").read_text()) | {"repository": REPO}
+    del manifest[entry]
+    (output / "sea_export.json").write_text(json.dumps(manifest))
+    if entry in ("layers", "versions"):
+        with pytest.raises(InputError, match=naming("sea_export.json", entry)):
+            push(output, REPO)
+        assert not hub.requests, "nothing was asked of the Hub"
+    else:
+        assert push(output, REPO).changed
+
+
 def test_a_file_that_changes_during_the_push_is_not_committed(
     hub: LoopbackHub, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

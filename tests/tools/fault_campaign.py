@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import os
 import random
 import subprocess
@@ -25,7 +26,9 @@ from tests.helpers.faults import End, Fault
 from tests.helpers.faulty_exports import READ_FAULTS, STATUS_OF_SIGNAL, WRITE_FAULTS, FaultyExport, faulty_gguf_export
 from tests.helpers.tiny_models import tiny_model, tiny_tokenizer
 
-FORMATS = ("merged", "adapter", "custom-code", "gguf")
+OF_SAFETENSORS = ("merged", "adapter", "custom-code")
+OF_GGUF = ("gguf", "gguf-adapter")
+FORMATS = (*OF_SAFETENSORS, *OF_GGUF)
 MEMORY = 8 << 20
 
 
@@ -68,17 +71,18 @@ def faulty_exports(directory: Path, outputs: Path) -> Iterator[FaultyExport]:
         base = directory / layout
         model.save_pretrained(base, max_shard_size=size)
         tokenizer.save_pretrained(base)
-        for format in FORMATS[:-1]:
+        for format in OF_SAFETENSORS:
             for overwrite in (False, True):
                 written = outputs / f"{format}-{layout}-{overwrite}"
                 written.mkdir()
                 yield FaultyExport(format, base, directory / "edit", written, directory / "temporary", overwrite)
-        for overwrite in (False, True):
-            own, written = directory / f"gguf-{layout}-{overwrite}", outputs / f"gguf-{layout}-{overwrite}"
+        for format, overwrite in itertools.product(OF_GGUF, (False, True)):
+            own, written = (folder / f"{format}-{layout}-{overwrite}" for folder in (directory, outputs))
             own.mkdir()
             written.mkdir()
+            parts = layout == "sharded"
             yield faulty_gguf_export(
-                own, written, directory / "temporary", parts=layout == "sharded", overwrite=overwrite
+                own, written, directory / "temporary", parts=parts, overwrite=overwrite, format=format
             )
 
 

@@ -56,6 +56,7 @@ def main(cases: int, start: int, doors: tuple[str, ...]) -> None:
     """Exits with 1 if an input was neither read nor refused, or time or memory grew without bound."""
     disable_progress_bars()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     click.echo("| door | inputs | refused | accepted | tracebacks | more memory at most (MB) | slowest (s) |")
     click.echo("|---|---|---|---|---|---|---|")

@@ -281,6 +281,26 @@ def test_other_ranks_are_different(
     assert any("shape" in problem for problem in result.problems)
 
 
+def test_another_hidden_size_is_different(copied: Path, first: Path) -> None:
+    """No base has both: the first run lies."""
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if "values" not in name and tensor.ndim:
+                tensors[name] = torch.nn.functional.pad(tensor, (0, 0, 0, 1) if tensor.ndim == 2 else (0, 1))
+
+    change_tensors(copied, "sea_edit/sea_edit.safetensors", widen)
+    result = compare_runs(manifest_of(copied), copied, first)
+    assert result.verdict == "different"
+    assert any("hidden size" in problem for problem in result.problems)
+
+
+def test_a_manifest_that_lists_no_added_tensors_is_compared(copied: Path, first: Path) -> None:
+    change_tensors(copied, "model.safetensors", lambda tensors: tensors[WEIGHT].mul_(1 + 1e-4))
+    change_manifest(copied, lambda manifest: manifest.pop("added_tensors"))
+    assert compare_runs(manifest_of(copied), copied, first).verdict == "equal to rounding"
+
+
 def test_a_manifest_without_its_checkpoint_tells_less(
     copied: Path, tiny_checkpoint: Path, pairs: Path, tmp_path: Path
 ) -> None:
