@@ -105,7 +105,7 @@ class SoundOutput:
             requantize=self.manifest.get("export", {}).get("requantize", False),
             compatible_config=self.manifest.get("export", {}).get("compatible_config", False),
         )
-        # Its files are compared with the manifest. What it is called here is not: a copy may have another name.
+        # A copy of the base may have another name: messages about its files use it, and the plan the recorded one.
         recorded = replace(self.base, name=named["name"], revision=named["revision"])
         with open_base(
             recorded,
@@ -113,7 +113,7 @@ class SoundOutput:
             dequantize=named["dequantized"],
             trust_remote_code=self.trust_remote_code,
         ) as opened:
-            check_base(opened, named["files"])
+            check_base(replace(opened, name=self.base.name), named["files"])
             located = format.locate(opened, edit.targets, EditNeeds.of_edit(edit), options)
             model: PreTrainedModel | None = None
 
