@@ -36,7 +36,7 @@ def places(manifest: Mapping[str, Any]) -> str:
     """
     weights = manifest.get("weights", ())
     restricted = "targets" in manifest["edit"]
-    left_out = " The edit was made for more, of which the others were left out." if restricted else ""
+    left_out = " The edit was made for more layers, and the others were left out." if restricted else ""
     outputs = _edited_outputs(manifest["layers"]) if manifest["layers"] or not weights else ""
     return " ".join(filter(None, (outputs, _changed_weights(weights)))) + left_out
 

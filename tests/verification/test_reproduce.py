@@ -152,7 +152,7 @@ def test_an_edit_that_was_reduced_to_some_layers(kept: str, tiny_checkpoint: Pat
     edit = SpectralEdit.load(output)
     assert {target.layer for target in edit.targets} == {int(kept)}
     card = " ".join((output / "README.md").read_text(encoding="utf-8").split())
-    assert f"layer {kept}, counted from 0. The edit was fitted for more layers" in card
+    assert f"layer {kept}, counted from 0. The edit was made for more layers" in card
     assert len(edit.layers[edit.targets[0]]) == (2 if kept == "3" else 1)
     result = repeat(output, tmp_path / "again", tiny_checkpoint, pairs, "--demonstrations", pairs)
     assert "byte-identical" in result.output, result.output
