@@ -140,6 +140,6 @@ def _check_entries(file: Path, entries: Mapping[str, Any]) -> None:
         if name in defaults:
             raise InputError(
                 f"{file}: its {name} is not supported, and it changes what the adapter does. Merge the adapter into "
-                "its base with PEFT's merge_and_unload, and find the edit with sea-export extract."
+                "its base with PEFT's merge_and_unload."
             )
         raise InputError(f"{file}: it has an entry {name}, which is not known. Upgrade PEFT, or remove the entry.")
