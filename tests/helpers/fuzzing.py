@@ -55,6 +55,7 @@ from sea_export.patches.apply_patch import apply_patch
 from sea_export.saving import locate_fit, save_checkpoint
 from sea_export.verification.recorded_run import RecordedRun
 from tests.helpers.changed_files import changed_bytes, changed_json, changed_safetensors, changed_text, text_of
+from tests.helpers.changed_gguf import changed_gguf
 from tests.helpers.checkpoint_files import INDEX, tensors_of_many_dtypes
 from tests.helpers.fuzzed_gguf_adapter import GGUF_ADAPTER_PROPERTIES
 from tests.helpers.fuzzed_hub import HUB_PROPERTIES
@@ -410,7 +411,7 @@ def _of_model(file: str) -> Any:
 
 _OF_WEIGHTS: Kind = "edit of weights"
 _VECTORS = {
-    ".gguf": st.deferred(lambda: changed_bytes(vector_file("v.gguf"))),
+    ".gguf": changed_gguf(lambda: vector_file("v.gguf")),
     ".safetensors": changed_safetensors(lambda: vector_file("v.safetensors")),
     ".npy": st.deferred(lambda: changed_bytes(vector_file("v.npy"))),
     ".npz": st.deferred(lambda: changed_bytes(vector_file("v.npz"))),
@@ -488,7 +489,7 @@ PROPERTIES: dict[str, tuple[Property, st.SearchStrategy[bytes]]] = {
         f"vectors in {form}": (functools.partial(vectors_are_read_or_refused, file=f"v{form}"), files)
         for form, files in _VECTORS.items()
     },
-    "GGUF": (gguf_is_converted_and_edited_or_refused, st.deferred(lambda: changed_bytes(_gguf_file()))),
+    "GGUF": (gguf_is_converted_and_edited_or_refused, changed_gguf(_gguf_file)),
     "patch": (patch_is_applied_or_refused, changed_safetensors(patch_bytes)),
     "description of a patch": (
         patch_is_applied_or_refused,
