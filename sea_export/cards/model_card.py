@@ -331,7 +331,8 @@ def _evaluation_text(evaluation: Mapping[str, Any]) -> Markdown:
     header = ("benchmark", "figure", "better", evaluation["against"], "this model", "difference", "p", "result")
     return markdown(
         "Measured on {}, in {}. In brackets 95 % bootstrap intervals; differences are paired by row, p is of a paired "
-        "permutation test. Where the interval of a difference holds 0 there is no measurable gain.\n\n{}",
+        "permutation test. Where the interval of a difference holds 0, or p is above 0.05, there is no measurable "
+        "gain.\n\n{}",
         counts,
         evaluation["dtype"],
         table(header, rows),
@@ -348,7 +349,7 @@ def _metric_cells(metric: Mapping[str, Any]) -> tuple[str, ...]:
         Markdown(interval_text(value, unit)),
         Markdown(interval_text(difference, unit, signed=True)),
         "" if metric["p_value"] is None else f"{metric['p_value']:.2g}",
-        verdict_of(unit, best, value, base, difference),
+        verdict_of(unit, best, value, base, difference, metric["p_value"]),
     )
 
 

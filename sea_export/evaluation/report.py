@@ -45,7 +45,7 @@ class MetricReport:
     @property
     def verdict(self) -> str:
         """Whether the model is better than its base; empty if there is none, or if no values are better."""
-        return verdict_of(self.unit, self.best, self.value, self.base, self.difference)
+        return verdict_of(self.unit, self.best, self.value, self.base, self.difference, self.p_value)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 __all__ = ["aim_of", "verdict_of"]
 
 _NEUTRAL_UNIT = "tokens"
+# As far apart as chance alone puts two models that are alike in one of twenty comparisons.
+_SIGNIFICANT = 0.05
 
 
 def aim_of(unit: str, best: float | None, values: Sequence[float]) -> str:
@@ -36,6 +38,7 @@ def verdict_of(
     value: Sequence[float],
     base: Sequence[float] | None,
     difference: Sequence[float] | None,
+    p_value: float | None,
 ) -> str:
     """Whether a metric is better than that of a base.
 
@@ -45,14 +48,16 @@ def verdict_of(
         value: mean and interval of the model.
         base: the same of the base; None if there is none.
         difference: mean and interval of the paired difference; None if there is no base.
+        p_value: of the paired permutation test; None if there is no base.
 
     Returns:
-        `better` or `worse`, where the interval of the difference does not hold 0; else `no measurable gain`.
+        `better` or `worse`, where the interval of the difference does not hold 0 and p is at most 0.05; else
+        `no measurable gain`. Both are asked for, because the interval alone is too narrow where few rows differ.
     """
-    if base is None or difference is None or unit == _NEUTRAL_UNIT:
+    if base is None or difference is None or p_value is None or unit == _NEUTRAL_UNIT:
         return ""
     _, low, high = difference
-    if not (low > 0 or high < 0):
+    if not (low > 0 or high < 0) or p_value > _SIGNIFICANT:
         return "no measurable gain"
     rises = value[0] > base[0] if best is None or math.isinf(best) else abs(value[0] - best) < abs(base[0] - best)
     return "better" if rises else "worse"

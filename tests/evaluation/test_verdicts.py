@@ -25,22 +25,24 @@ def test_the_better_direction(unit: str, best: float | None, values: tuple[float
 
 
 @pytest.mark.parametrize(
-    ("unit", "best", "value", "base", "difference", "verdict"),
+    ("unit", "best", "value", "base", "difference", "p_value", "verdict"),
     [
-        ("%", 1.0, 0.6, 0.5, (0.1, 0.02, 0.2), "better"),
-        ("%", 1.0, 0.4, 0.5, (-0.1, -0.2, -0.02), "worse"),
-        ("%", 1.0, 0.6, 0.5, (0.1, -0.02, 0.2), "no measurable gain"),
-        ("%", 1.0, 0.5, 0.5, (0.0, 0.0, 0.0), "no measurable gain"),
-        ("nats", 0.0, 2.4, 2.5, (-0.1, -0.2, -0.02), "better"),
-        ("nats", float("inf"), 2.4, 2.5, (-0.1, -0.2, -0.02), "worse"),
-        ("%", 0.5, 0.55, 0.65, (-0.1, -0.2, -0.02), "better"),
-        ("%", 0.5, 0.35, 0.45, (-0.1, -0.2, -0.02), "worse"),
-        ("%", 1.0, 0.6, 0.5, (float("nan"),) * 3, "no measurable gain"),
-        ("tokens", 0.0, 20.0, 30.0, (-10.0, -12.0, -8.0), ""),
+        ("%", 1.0, 0.6, 0.5, (0.1, 0.02, 0.2), 0.01, "better"),
+        ("%", 1.0, 0.4, 0.5, (-0.1, -0.2, -0.02), 0.01, "worse"),
+        ("%", 1.0, 0.6, 0.5, (0.1, -0.02, 0.2), 0.2, "no measurable gain"),
+        ("%", 1.0, 0.6, 0.5, (0.1, 0.02, 0.2), 0.06, "no measurable gain"),
+        ("%", 1.0, 0.6, 0.5, (0.1, -0.02, 0.2), 0.04, "no measurable gain"),
+        ("%", 1.0, 0.5, 0.5, (0.0, 0.0, 0.0), 1.0, "no measurable gain"),
+        ("nats", 0.0, 2.4, 2.5, (-0.1, -0.2, -0.02), 0.01, "better"),
+        ("nats", float("inf"), 2.4, 2.5, (-0.1, -0.2, -0.02), 0.01, "worse"),
+        ("%", 0.5, 0.55, 0.65, (-0.1, -0.2, -0.02), 0.01, "better"),
+        ("%", 0.5, 0.35, 0.45, (-0.1, -0.2, -0.02), 0.01, "worse"),
+        ("%", 1.0, 0.6, 0.5, (float("nan"),) * 3, 0.01, "no measurable gain"),
+        ("tokens", 0.0, 20.0, 30.0, (-10.0, -12.0, -8.0), 0.01, ""),
     ],
 )
 def test_the_verdict(
-    unit: str, best: float, value: float, base: float, difference: tuple[float, ...], verdict: str
+    unit: str, best: float, value: float, base: float, difference: tuple[float, ...], p_value: float, verdict: str
 ) -> None:
-    assert verdict_of(unit, best, (value,) * 3, (base,) * 3, difference) == verdict
-    assert verdict_of(unit, best, (value,) * 3, None, None) == ""
+    assert verdict_of(unit, best, (value,) * 3, (base,) * 3, difference, p_value) == verdict
+    assert verdict_of(unit, best, (value,) * 3, None, None, None) == ""
