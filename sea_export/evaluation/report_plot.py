@@ -23,6 +23,8 @@ _LOOKS = {
     "": ("s", INK, "neither better nor worse"),
 }
 _VALUE = ("s", BLUE, "this model")
+# With more, numbers of four digits touch each other.
+_MOST_TICKS = 7
 
 
 def plot_reports(reports: Sequence[BenchmarkReport], file: Path) -> None:
@@ -73,6 +75,7 @@ def _draw(axis: Axes, metrics: Sequence[MetricReport]) -> None:
         shown = f"difference to the base ({'points' if unit == '%' else shown})"
     axis.set_xlabel(shown_label(f"{shown}, 95 % intervals"))
     axis.grid(axis="x")
+    axis.locator_params(axis="x", nbins=_MOST_TICKS)
     plain(axis)
 
 
