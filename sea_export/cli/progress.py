@@ -31,7 +31,11 @@ __all__ = ["counting_progress", "fit_progress", "loaded", "progress_bar", "savin
 
 @contextmanager
 def counting_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that counts to `total`. Its value is told how many more are done."""
+    """A progress bar that counts to `total`, or only its name for 0. Its value is told how many more are done."""
+    if not total:
+        with waiting(description):
+            yield lambda count: None
+        return
     stage = Stage(description, total, "items")
     with told(stage), progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task(visible(description), total=total)

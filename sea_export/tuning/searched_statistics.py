@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 from sea_export.capture.opened_model import OpenedModel
@@ -86,7 +86,7 @@ def searched_statistics(
     passes = len(sites) + (gradients is not None)
     # Small gradients are lost in half precision.
     precise = opened.in_full_precision() if gradients is not None and opened.dtype is None else nullcontext()
-    with progress("Capturing", len(demonstrations) * passes) as advance, precise:
+    with _reading_and_fitting(progress, len(demonstrations) * passes) as advance, precise:
         return StatisticsBank(
             opened.whole_model,
             opened.base.tokenizer,
@@ -97,6 +97,24 @@ def searched_statistics(
             gradients=gradients,
             progress=advance,
         )
+
+
+@contextmanager
+def _reading_and_fitting(progress: Progress, demonstrations: int) -> Iterator[Callable[[int], None]]:
+    """A stage that counts demonstrations, and one without a number for what follows when all of them are read."""
+    with ExitStack() as stages:
+        tell = stages.enter_context(progress("Reading demonstrations", demonstrations))
+        missing = demonstrations
+
+        def advance(count: int) -> None:
+            nonlocal missing
+            tell(count)
+            missing -= count
+            if missing == 0:
+                stages.pop_all().close()
+                stages.enter_context(progress("Fitting", 0))
+
+        yield advance
 
 
 def _centers(opened: OpenedModel, options: TuneOptions, export: ExportOptions) -> tuple[str, ...]:

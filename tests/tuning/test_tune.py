@@ -44,10 +44,15 @@ def test_tune_bakes_what_it_chose_and_reports_on_other_rows(
     result = run(
         *("tune", tiny_checkpoint, output, "--demonstrations", demonstrations_file),
         *("--benchmark", f"truthfulqa:plain={questions}", "--max-kl", 0.1, "--trials", 12, "--choosing", 0.5),
-        *("--storage", tmp_path / "study.log", "--plot", tmp_path / "search.png"),
+        *("--storage", tmp_path / "study.log", "--plot", tmp_path / "search.png", "--progress", "json"),
     )
     assert result.exit_code == 0, result.output
     assert_names(result.output, "Pareto front", "4 reporting rows")
+    told = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    read = [(one["done"], one["total"]) for one in told if one["stage"] == "Reading demonstrations"]
+    fitted = [(one["done"], one["total"]) for one in told if one["stage"] == "Fitting"]
+    assert read[-1][0] == read[-1][1], "what follows does not belong to the reading"
+    assert fitted == [(0, 1), (1, 1)]
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "out.tune.json").read_text(encoding="utf-8"))
     assert len(record["trials"]) == 12
