@@ -93,7 +93,7 @@ def _print_reports(reports: Sequence[BenchmarkReport]) -> None:
     if any(metric.difference is not None for report in reports for metric in report.metrics):
         console.print(
             "In brackets: 95 % intervals. difference: this model minus base, paired by row. p: of a paired "
-            "permutation test. Where the interval of the difference holds 0, or p is above 0.05, there is no measurable "
-            "gain.",
+            "permutation test. Where the interval of the difference holds 0, or p is above 0.05, there is no "
+            "measurable gain.",
             soft_wrap=True,
         )
