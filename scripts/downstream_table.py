@@ -191,7 +191,7 @@ PROGRAMS = (
         ONNX,
         "onnxruntime_genai_probe.py",
         loads=("merged", "merged, affine", NEW_CONFIG),
-        refuses={"custom code": "SeaLlamaForCausalLM"},
+        refuses={"custom code": "model is not currently supported"},
     ),
     Program(
         "OpenVINO 2026.4.1 (optimum-intel 2.2.0)",
