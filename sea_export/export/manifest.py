@@ -176,6 +176,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise missing(path, f"Give a checkpoint that sea-export wrote, or its {MANIFEST}.")
+    if path.is_file() and path.suffix != ".json":
+        raise InputError(f"{path}: it is no manifest. Give the directory that sea-export wrote, or its {MANIFEST}.")
     file = path if path.is_file() else path / MANIFEST
     if not file.is_file():
         raise InputError(

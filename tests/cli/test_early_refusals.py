@@ -240,3 +240,14 @@ def test_names_that_are_no_text(tiny_checkpoint: Path, tmp_path: Path, monkeypat
     result = run("fit", ".", tmp_path / "out", *UNMEASURED)
     assert result.exit_code == 2
     assert_names(result.stderr, "UTF-8")
+
+
+@pytest.mark.parametrize("command", [("verify",), ("reproduce", "out")])
+def test_a_weight_file_is_no_manifest(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Not "it is not valid JSON": that file is as it should be."""
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"GGUF")
+    first, *others = command
+    result = run(first, weights, *others)
+    assert result.exit_code == 2
+    assert_names(result.stderr, "model.gguf", "no manifest", "sea_export.json")

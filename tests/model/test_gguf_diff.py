@@ -14,7 +14,8 @@ from tests.helpers.gguf_files import write_gguf
 gguf = pytest.importorskip("gguf")
 
 from sea_export.model import gguf_values  # noqa: E402
-from sea_export.model.gguf_diff import compare_gguf  # noqa: E402
+from sea_export.model.diff_models import diff  # noqa: E402
+from sea_export.model.gguf_diff import GgufDifference, compare_gguf  # noqa: E402
 from sea_export.model.gguf_header import read_gguf_header  # noqa: E402
 
 
@@ -118,6 +119,28 @@ def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes((tmp_path / "a.gguf").read_bytes()[: tensor.start + 4])
     with pytest.raises(SeaExportError, match="it became shorter"):
         gguf_values.read_bytes(tmp_path / "a.gguf", tensor)
+
+
+@pytest.mark.parametrize("split", [0, 2])
+def test_a_directory_with_the_files_of_one_model_is_that_model(split: int, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for directory, types in ((one, {}), (two, {"ffn_down": "F32"})):
+        directory.mkdir()
+        write_gguf(directory / "m.gguf", split=split, types=types)
+    (first, *_) = sorted(one.glob("*.gguf"))
+    difference = diff(first, two)
+    assert isinstance(difference, GgufDifference)
+    assert difference == diff(one, two)
+    assert list(difference.tensors_changed) == ["blk.0.ffn_down.weight"]
+
+
+def test_a_gguf_file_is_compared_with_another_one_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    for pair in ((tmp_path / "m.gguf", tiny_checkpoint), (tiny_checkpoint, tmp_path / "m.gguf")):
+        with pytest.raises(InputError, match=f"{tiny_checkpoint}: it is no .gguf file"):
+            diff(*pair)
+    with pytest.raises(InputError, match=r"x\.gguf: there is no such file"):
+        diff(tmp_path / "m.gguf", tmp_path / "x.gguf")
 
 
 def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
