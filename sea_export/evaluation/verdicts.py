@@ -8,7 +8,7 @@ from collections.abc import Sequence
 __all__ = ["aim_of", "verdict_of"]
 
 _NEUTRAL_UNIT = "tokens"
-# As far apart as chance alone puts two models that are alike in one of twenty comparisons.
+# The usual level: of twenty metrics of two models that are alike, about one seems to differ.
 _SIGNIFICANT = 0.05
 
 
