@@ -36,8 +36,8 @@ def diff(a: str | Path, b: str | Path) -> CheckpointDifference | GgufDifference:
     if len(ggufs) == 1:
         (other,) = {first, second} - {*ggufs}
         raise InputError(
-            f"{other}: it is no .gguf file, and {ggufs[0]} can be compared with such a file only. Give two .gguf files, "
-            "or two directories of safetensors."
+            f"{other}: it is no .gguf file, and {ggufs[0]} can be compared with such a file only. Give two .gguf "
+            "files, or two directories of safetensors."
         )
     if not ggufs:
         return compare_checkpoints(Checkpoint.open(first), Checkpoint.open(second))
