@@ -16,6 +16,7 @@ from sea_export.cli.stopping import Stopped, Stops, stoppable
 from sea_export.cli.streams import lasting_streams
 from sea_export.cli.terminal import print_error
 from sea_export.errors import SeaExportError, printable, reason
+from sea_export.files.nearest_name import meant
 from sea_export.text import is_utf8
 
 __all__ = ["main"]
@@ -53,6 +54,15 @@ class _CommandGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"sea_export.cli.{name.replace('-', '_')}_command").command
         return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0]
+        # Click looks for the nearest name among commands that are imported already, which are none.
+        if name not in _COMMANDS and not name.startswith("-") and not context.resilient_parsing:
+            context.fail(f"{name}: there is no such command{meant(name, _COMMANDS)}. sea-export --help lists them.")
+        return super().resolve_command(context, arguments)
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         try:

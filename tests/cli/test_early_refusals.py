@@ -251,3 +251,9 @@ def test_a_weight_file_is_no_manifest(command: tuple[str, ...], tmp_path: Path) 
     result = run(first, weights, *others)
     assert result.exit_code == 2
     assert_names(result.stderr, "model.gguf", "no manifest", "sea_export.json")
+
+
+def test_the_nearest_command_is_named() -> None:
+    result = run("verfy", "out")
+    assert result.exit_code == 2
+    assert_names(result.stderr, "verfy", "did you mean verify?")
