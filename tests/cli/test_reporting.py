@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,16 +43,24 @@ FAILURES = {
 }
 
 
+def act_in_diff(act: Callable[[], None], directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`diff nowhere elsewhere` finds both directories, and calls `act` where it would open the first."""
+    for name in ("nowhere", "elsewhere"):
+        (directory / name).mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(Checkpoint, "open", lambda directory: act())
+
+
 @pytest.fixture(params=FAILURES)
-def failure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+def failure(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
     """`diff` fails in some way; gives the exit status and what the error must name."""
     error, status, facts = FAILURES[request.param]
     if error is not None:
 
-        def fail(directory: Path) -> None:
+        def fail() -> None:
             raise error
 
-        monkeypatch.setattr(Checkpoint, "open", fail)
+        act_in_diff(fail, tmp_path, monkeypatch)
     return status, facts
 
 
@@ -111,16 +120,16 @@ def test_every_command_takes_the_options(command: str) -> None:
 )
 @pytest.mark.parametrize("first", [True, False], ids=["of the program", "of the command"])
 def test_how_much_is_said(
-    options: tuple[str, ...], shown: set[str], first: bool, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, ...], shown: set[str], first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def talk(directory: Path) -> None:
+    def talk() -> None:
         logger = logging.getLogger("sea_export.somewhere")
         logger.debug("detail")
         logger.info("note")
         logger.warning("warning")
         raise OSError("the end")
 
-    monkeypatch.setattr(Checkpoint, "open", talk)
+    act_in_diff(talk, tmp_path, monkeypatch)
     before = list(logging.getLogger().handlers), logging.getLogger().level
     command = ("diff", "nowhere", "elsewhere")
     result = run(*(*options, *command) if first else (*command, *options))
