@@ -18,18 +18,23 @@ def aim_of(unit: str, best: float | None, values: Sequence[float]) -> str:
     Args:
         unit: see `sea_export.evaluation.metrics.Metric`.
         best: the same; None, or infinity, where more is always better.
-        values: those that are shown. A metric on one side of its best value is better the lower, or the higher, it is.
+        values: those that are shown. If all are on one side of a best value at an end of the scale, it is enough to
+            say `higher` or `lower`. Between the ends it is not: groups of one benchmark are on both sides.
 
     Returns:
         `higher`, `lower`, `nearer` some value, or nothing for a number of tokens, which is neither.
     """
     if unit == _NEUTRAL_UNIT:
         return ""
-    if best is None or math.isinf(best) or all(value <= best for value in values):
+    is_share = unit == "%"
+    if best is None or math.isinf(best):
         return "higher"
-    if all(value >= best for value in values):
-        return "lower"
-    return f"nearer {100 * best if unit == '%' else best:g}"
+    if not (is_share and 0 < best < 1):
+        if all(value <= best for value in values):
+            return "higher"
+        if all(value >= best for value in values):
+            return "lower"
+    return f"nearer {100 * best if is_share else best:g}"
 
 
 def verdict_of(

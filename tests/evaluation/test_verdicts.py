@@ -17,6 +17,7 @@ from sea_export.evaluation.verdicts import aim_of, verdict_of
         ("", 1.0, (9.5, 9.4, 9.6), "lower"),
         ("%", 0.0, (0.05, -0.01, 0.1), "nearer 0"),
         ("%", 0.5, (0.55, 0.45, 0.65), "nearer 50"),
+        ("%", 0.5, (0.75, 0.65, 0.85), "nearer 50"),
         ("tokens", 0.0, (20.0, 19.0, 21.0), ""),
     ],
 )
