@@ -21,6 +21,8 @@ __all__ = ["plot_edit"]
 
 _SHOWN_VALUES = 64
 _LABELLED_LAYERS = 10
+_LABEL_CHARACTERS = 24
+"""So many stand below a panel with space between the labels."""
 _SMALLEST_SHARE = 1e-6
 """A direction of less of a spectrum is not told from rounding."""
 
@@ -75,7 +77,8 @@ def _layer_axis(labels: Sequence[str]) -> str:
 
 def _label_layers(axis: Any, labels: Sequence[str]) -> None:
     """Labels every layer, or every second, third, … if not all labels fit beside each other."""
-    step = -(-len(labels) // _LABELLED_LAYERS)
+    shown = min(_LABELLED_LAYERS, _LABEL_CHARACTERS // max(map(len, labels)))
+    step = -(-len(labels) // shown)
     axis.set_ticks(np.arange(0, len(labels), step), labels[::step])
 
 

@@ -18,8 +18,8 @@ def aim_of(unit: str, best: float | None, values: Sequence[float]) -> str:
     Args:
         unit: see `sea_export.evaluation.metrics.Metric`.
         best: the same; None, or infinity, where more is always better.
-        values: those that are shown. If all are on one side of a best value at an end of the scale, it is enough to
-            say `higher` or `lower`. Between the ends it is not: groups of one benchmark are on both sides.
+        values: those that are shown. If all are on one side of the best value, it is enough to say `higher` or `lower`,
+            except of a share whose best value is neither 0 nor 1: of some groups it is above, of others below.
 
     Returns:
         `higher`, `lower`, `nearer` some value, or nothing for a number of tokens, which is neither.

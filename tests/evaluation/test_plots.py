@@ -155,9 +155,9 @@ def test_metrics_are_drawn_as_differences_to_the_base(drawn: list[Figure], tmp_p
     assert not any("difference" in axes.get_xlabel() for axes in drawn[1].axes)
 
 
-@pytest.mark.parametrize("number_of_layers", [1, 30])
-def test_pictures_can_be_read_on_any_page(number_of_layers: int, drawn: list[Figure], tmp_path: Path) -> None:
-    targets = [Target(layer, component) for layer in range(number_of_layers) for component in ("attention", "mlp")]
+@pytest.mark.parametrize("layers", [range(1), range(30), range(12, 30), range(100, 112)], ids=str)
+def test_pictures_can_be_read_on_any_page(layers: range, drawn: list[Figure], tmp_path: Path) -> None:
+    targets = [Target(layer, component) for layer in layers for component in ("attention", "mlp")]
     edit = spectral_edit(targets, center="linear")
     plot_edit(edit, tmp_path / "edit.png")
     own = random_activations(30, SIZE, seed=0)

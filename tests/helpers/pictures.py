@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,7 +22,7 @@ _TEXT_CONTRAST, _LINE_CONTRAST = 4.2, 3.0
 
 
 def assert_readable(figure: Figure) -> None:
-    """Without a background, with colours that stand out on both pages, with letters large enough, and nothing cut."""
+    """Without a background, with colours that stand out on both pages, letters large enough and apart, nothing cut."""
     figure.draw_without_rendering()
     assert figure.get_facecolor()[3] == 0
     assert all(axes.get_facecolor()[3] == 0 for axes in figure.axes)
@@ -30,11 +32,23 @@ def assert_readable(figure: Figure) -> None:
         assert text.get_fontsize() / 72 / width * COLUMN >= _SMALLEST_LETTERS, text.get_text()
     for line in figure.findobj(Line2D):
         assert contrast(line.get_color()) >= _LINE_CONTRAST, line.get_label()
+    for axes in figure.axes:
+        _assert_ticks_are_apart(axes)
     inside = figure.get_tightbbox()
     assert inside.x0 >= 0
     assert inside.y0 >= 0
     assert inside.x1 <= width
     assert inside.y1 <= figure.get_figheight()
+
+
+def _assert_ticks_are_apart(axes: Axes) -> None:
+    """Between labels side by side half the size of a letter is free; those above each other do not touch."""
+    for axis, start, end, space in ((axes.xaxis, "x0", "x1", 0.5), (axes.yaxis, "y0", "y1", 0.0)):
+        labels = [one for one in axis.get_ticklabels() if one.get_text() and one.get_visible()]
+        boxes = {one: one.get_window_extent() for one in labels}
+        for one, other in pairwise(sorted(labels, key=lambda label: getattr(boxes[label], start))):
+            free = getattr(boxes[other], start) - getattr(boxes[one], end)
+            assert free >= space * one.get_fontsize() / 72 * axes.figure.dpi, (one.get_text(), other.get_text())
 
 
 def contrast(color: Any) -> float:
