@@ -61,7 +61,10 @@ def _not_read(error: Exception, model: str, revision: str | None) -> InputError:
             "and the Hub cannot be asked (no connection, or HF_HUB_OFFLINE is set). Download it first, or give a local "
             "copy."
         )
-    return InputError(f"{model}: the download failed ({_told(error)}). Try again later.")
+    return InputError(
+        f"{model}: there is no such directory here{_meant(model)}, and the download from the Hub failed "
+        f"({_told(error)}). Check the name, or try again later."
+    )
 
 
 def _meant(model: str) -> str:
@@ -104,4 +107,4 @@ def _told(error: BaseException) -> str:
     """What an error says, with its kind where the text alone says little."""
     if isinstance(error, (OSError, RuntimeError)):
         return reason(error)
-    return f"the answer is not one of the Hub's, {type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
